@@ -1,0 +1,232 @@
+"""What every model is made of, as frozen dataclasses, and their way from and to JSON.
+
+Field names are those of the released `config.json` files, so that a reader of one knows the other. Where the released
+files hold one number or a list with one entry per level, we hold the list.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from .errors import InputError, unknown
+
+# The released domain table: which row of `context_embedding` asks for which G-buffer.
+DOMAINS = {"basecolor": 0, "metallic": 1, "roughness": 2, "normal": 3, "depth": 4, "diffuse_albedo": 5}
+# The order in which the forward renderer's UNet takes its G-buffer latents.
+CONDITIONS = ("basecolor", "normal", "depth", "roughness", "metallic")
+# The order in which the environment encoder takes its images.
+ENVIRONMENT_LABELS = ("env_ldr", "env_log", "env_nrm")
+
+_CROSS_DOWN, _DOWN = "CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"
+_CROSS_UP, _UP = "CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal"
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The spatio-temporal UNet. The defaults are Stable Video Diffusion's, and what the released configs leave out."""
+
+    in_channels: int = 8
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    down_block_types: tuple[str, ...] = (_CROSS_DOWN, _CROSS_DOWN, _CROSS_DOWN, _DOWN)
+    up_block_types: tuple[str, ...] = (_UP, _CROSS_UP, _CROSS_UP, _CROSS_UP)
+    layers_per_block: tuple[int, ...] = (2, 2, 2, 2)
+    transformer_layers_per_block: tuple[int, ...] = (1, 1, 1, 1)
+    num_attention_heads: tuple[int, ...] = (5, 10, 20, 20)
+    cross_attention_dim: tuple[int, ...] = (1024, 1024, 1024, 1024)
+    temporal_cross_attention_dim: int | None = 1024  # None: temporal blocks have no cross-attention
+    addition_time_embed_dim: int = 256
+    projection_class_embeddings_input_dim: int = 768
+    multi_res_encoder_hidden_states: bool = False  # the context is a list, one entry per level
+    context_embedding_type: Literal["clip"] | None = None  # "clip": a learned domain embedding is added to the context
+    context_vocab_size: int = 16
+    norm_num_groups: int = 32
+    num_frames: int = 25  # clip length the model was trained on; the network itself takes any
+    sample_size: int = 64
+
+    def __post_init__(self):
+        levels = len(self.block_out_channels)
+        for name in ("layers_per_block", "transformer_layers_per_block", "num_attention_heads", "cross_attention_dim"):
+            self._per_level(name, levels)
+        for name, allowed in (("down_block_types", (_CROSS_DOWN, _DOWN)), ("up_block_types", (_CROSS_UP, _UP))):
+            self._per_level(name, levels)
+            for kind in getattr(self, name):
+                if kind not in allowed:
+                    raise unknown(f"UNet {name} entry", kind, allowed)
+        for channels, heads in zip(self.block_out_channels, self.num_attention_heads, strict=True):
+            if channels % heads or channels % self.norm_num_groups:
+                raise InputError(
+                    f"UNet block_out_channels: {channels} is not divisible by its {heads} attention heads "
+                    f"and norm_num_groups {self.norm_num_groups}"
+                )
+
+    def _per_level(self, name: str, levels: int) -> None:
+        """Spreads a single number over all levels, and checks the length of a list."""
+        value = getattr(self, name)
+        value = (value,) * levels if isinstance(value, int) else tuple(value)
+        if len(value) != levels:
+            raise InputError(
+                f"UNet {name} has {len(value)} entries {value}, but block_out_channels has {levels} levels"
+            )
+        object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """The video auto-encoder with temporal decoder (`AutoencoderKLTemporalDecoder`)."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2  # in the encoder; the decoder has one more
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.18215
+    sample_size: int = 768
+
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent along each side."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+@dataclass(frozen=True)
+class EnvEncoderConfig:
+    """The environment encoder: latents (or pixels) of the environment images to one feature map per UNet level."""
+
+    in_channels: int = 12
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    num_res_blocks: int = 2
+    latent_encoder: bool = True  # False: pixels enter through a small conv stem
+    in_labels: tuple[str, ...] = ENVIRONMENT_LABELS
+    norm_num_groups: int = 32
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """The noise schedule (EDM with Karras sigmas, Karras et al. 2022, eq. 5)."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 700.0
+    timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
+
+
+@dataclass(frozen=True)
+class RendererConfig:
+    """One checkpoint: its networks and how they work together."""
+
+    kind: Literal["inverse", "forward", "svd"]
+    unet: UNetConfig = UNetConfig()
+    vae: VAEConfig = VAEConfig()
+    env_encoder: EnvEncoderConfig | None = None
+    scheduler: SchedulerConfig = SchedulerConfig()
+    scale_cond_latents: bool = False  # are conditioning latents multiplied by the VAE's scaling factor?
+    domains: dict[str, int] = field(default_factory=lambda: dict(DOMAINS))
+    conditions: tuple[str, ...] = CONDITIONS
+    environment_size: tuple[int, int] = (512, 512)  # height, width of the environment maps it was trained with
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample; keyword arguments of both renderers and options of `sample.py`.
+
+    Attributes:
+      num_steps: calls of the network per pass.
+      guidance: classifier-free guidance scale, or one for the first and one for the last frame; used when over 1.
+      dynamic_guidance: lets the guidance grow over the steps.
+      fps, motion_bucket_id, noise_aug_strength: SVD's micro-conditioning; the last also adds Gaussian noise of that
+        strength to the images that condition, in the VAE's range [-1, 1], as SVD does.
+      decode_chunk_size: frames that the VAE decodes together.
+      seed: of the initial noise, the same for every pass and clip.
+      deterministic: one step from zeros instead of num_steps, for models trained so.
+    """
+
+    num_steps: int = 20
+    guidance: tuple[float, ...] = (1.0, 1.0)
+    dynamic_guidance: bool = False
+    fps: float = 7.0
+    motion_bucket_id: float = 127.0
+    noise_aug_strength: float = 0.0
+    decode_chunk_size: int = 8
+    seed: int = 0
+    deterministic: bool = False
+
+    def __post_init__(self):
+        for name, least in (("num_steps", 1), ("decode_chunk_size", 1), ("seed", 0), ("noise_aug_strength", 0)):
+            if not getattr(self, name) >= least:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be {least} or more")
+        if isinstance(self.guidance, float):
+            object.__setattr__(self, "guidance", (self.guidance, self.guidance))
+        if len(self.guidance) != 2 or not all(math.isfinite(g) for g in self.guidance):
+            raise InputError(f"guidance is {self.guidance}; expected two numbers, for the first and the last frame")
+
+
+def from_dict(cls: type, data: dict, where: str, ignore_unknown: bool = False) -> Any:
+    """Fills a configuration dataclass from plain JSON values.
+
+    Args:
+      cls: one of the dataclasses above.
+      data: keys and values; absent keys take the defaults.
+      where: file or option that `data` comes from, for messages.
+      ignore_unknown: drop keys that nobody uses (released files carry some) instead of failing.
+    Raises:
+      InputError: an unknown key (with the nearest known one), or a value of the wrong type.
+    """
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: expected a mapping of names to values, found {type(data).__name__}")
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in data.items():
+        if key not in hints:
+            if ignore_unknown:
+                continue
+            raise InputError(f"{where}: {unknown('key', key, hints)}")
+        values[key] = _convert(hints[key], value, f"{where}: {key}")
+    missing = [f.name for f in dataclasses.fields(cls) if f.name not in values and _required(f)]
+    if missing:
+        raise InputError(f"{where}: missing key {missing[0]!r}")
+    return cls(**values)
+
+
+def to_dict(config: Any) -> dict:
+    """The plain JSON values of a configuration; `from_dict` reads them back."""
+    return dataclasses.asdict(config)
+
+
+def _required(f: dataclasses.Field) -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint`, or an InputError that names both."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _convert(next(a for a in args if a is not type(None)), value, where)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise InputError(f"{where}: {value!r} is none of {', '.join(map(repr, args))}")
+    if origin is tuple:
+        if isinstance(value, (list, tuple)):
+            return tuple(_convert(args[0], item, where) for item in value)
+        # One number for all levels; the dataclass spreads it.
+        return _convert(args[0], value, where)
+    if origin is dict:
+        if isinstance(value, dict):
+            return {_convert(args[0], k, where): _convert(args[1], v, where) for k, v in value.items()}
+    elif dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where)
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise InputError(f"{where}: expected {getattr(hint, '__name__', hint)}, found {value!r}")

@@ -1,0 +1,16 @@
+"""Errors that a user can mend: one line that names the file or option, the value and the remedy."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """A bad input. The scripts print its one line and exit with code 2, without a traceback."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that is not among the `known` ones; it proposes the nearest."""
+    known = sorted(known)
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
+    return InputError(f"unknown {kind} {name!r}; {hint}")
