@@ -17,6 +17,8 @@ from .errors import InputError, unknown
 
 # The released domain table: which row of `context_embedding` asks for which G-buffer.
 DOMAINS = {"basecolor": 0, "metallic": 1, "roughness": 2, "normal": 3, "depth": 4, "diffuse_albedo": 5}
+# What the inverse renderer estimates unless told otherwise.
+DEFAULT_PASSES = ("basecolor", "metallic", "roughness", "normal", "depth")
 # The order in which the forward renderer's UNet takes its G-buffer latents.
 CONDITIONS = ("basecolor", "normal", "depth", "roughness", "metallic")
 # The order in which the environment encoder takes its images.

@@ -8,20 +8,20 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from .config import EnvEncoderConfig
-from .layers import Keys, conv
+from .layers import Keys, conv, strided_conv
 from .vae import DownEncoderBlock
 
 STEM_CHANNELS = (16, 32, 96, 256)
 
 
 class PixelStem(nnx.Module):
-    """For `latent_encoder: false`: pixels to an eighth of their size, by pairs of a plain and a stride-2 convolution."""
+    """For `latent_encoder: false`: pixels to an eighth of their size, by plain and stride-2 convolutions."""
 
     def __init__(self, inputs: int, outputs: int, *, rngs: Keys):
         self.conv_in = conv(inputs, STEM_CHANNELS[0], rngs=rngs)
         blocks = []
         for before, after in itertools.pairwise(STEM_CHANNELS):
-            blocks += [conv(before, before, rngs=rngs), conv(before, after, stride=2, rngs=rngs)]
+            blocks += [conv(before, before, rngs=rngs), strided_conv(before, after, rngs=rngs)]
         self.blocks = nnx.List(blocks)
         self.conv_out = conv(STEM_CHANNELS[-1], outputs, rngs=rngs)
 

@@ -6,6 +6,7 @@ computes in the dtype of its parameters; norms take their statistics in float32.
 Shapes: b batch, f frames, h w grid, s = h·w positions, c channels, t tokens, n heads, d head size.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -16,6 +17,9 @@ from jaxtyping import Array, Bool, Float
 
 # Attention logits above this many elements are computed in pieces, so that memory stays bounded (1 GiB in float32).
 MAX_LOGITS = 2**28
+# Up to this many positions a convolution is a matrix product: reading the kernel is then most of the work, and XLA's
+# convolutions for CPUs first copy it into another layout.
+FEW_POSITIONS = 128
 
 
 class Keys:
@@ -32,6 +36,7 @@ class Keys:
         return jax.random.fold_in(self.key, self.count)
 
 
+@functools.cache
 def structure(network: type[nnx.Module], config: Any) -> tuple[nnx.GraphDef, dict]:
     """The graph definition of a network, and its parameters as a nested dict of shapes, without their memory.
 
@@ -41,11 +46,33 @@ def structure(network: type[nnx.Module], config: Any) -> tuple[nnx.GraphDef, dic
     return graphdef, nnx.to_pure_dict(state)
 
 
-def conv(inputs: int, outputs: int, kernel: int | tuple = 3, stride: int = 1, *, rngs: Keys) -> nnx.Conv:
-    """A convolution with the padding that keeps the grid, as torch writes `padding=kernel // 2`."""
-    kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
-    padding = [(k // 2, k // 2) for k in kernel]
-    return nnx.Conv(inputs, outputs, kernel, strides=stride, padding=padding, rngs=rngs)
+class Conv(nnx.Conv):
+    """A convolution of stride 1 with the padding that keeps the grid, as torch writes `padding=kernel // 2`."""
+
+    def __call__(self, x: Float[Array, "*rows h w c"]) -> Float[Array, "*rows h w c2"]:
+        rows, x = x.shape[:-3], x.reshape(-1, *x.shape[-3:])
+        # Taps that would see nothing but padding are left out: on a grid one wide (the temporal convolution of a single
+        # image, the deepest level of a small one) that is all but the middle.
+        kernel = self.kernel[...]
+        reach = [min(k // 2, size - 1) for k, size in zip(kernel.shape[:2], x.shape[1:3], strict=True)]
+        middle = [slice(k // 2 - r, k // 2 + r + 1) for k, r in zip(kernel.shape[:2], reach, strict=True)]
+        y = _correlate(x, kernel[*middle], [(r, r) for r in reach])
+        y = y + self.bias[...]
+        return y.reshape(*rows, *y.shape[1:])
+
+
+def _correlate(x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c c2"], padding) -> Float[Array, "n h w c2"]:
+    n, h, w, _ = x.shape
+    kh, kw, c, outputs = kernel.shape
+    if n * h * w > FEW_POSITIONS:
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
+    patches = jnp.concatenate([x[:, i : i + h, j : j + w] for i in range(kh) for j in range(kw)], axis=-1)
+    return patches @ kernel.reshape(kh * kw * c, outputs)
+
+
+def conv(inputs: int, outputs: int, kernel: int | tuple = 3, *, rngs: Keys) -> Conv:
+    return Conv(inputs, outputs, (kernel, kernel) if isinstance(kernel, int) else kernel, rngs=rngs)
 
 
 def group_norm(channels: int, groups: int, eps: float, *, rngs: Keys) -> nnx.GroupNorm:
@@ -142,12 +169,16 @@ class SpatioTemporalResBlock(nnx.Module):
         return rearrange(self.time_mixer(spatial, temporal, image_only), "b f (h w) c -> b f h w c", h=h)
 
 
+def strided_conv(inputs: int, outputs: int, one_sided: bool = False, *, rngs: Keys) -> nnx.Conv:
+    """A 3×3 convolution of stride 2, padded by one all around, or on the right and bottom only."""
+    return nnx.Conv(inputs, outputs, (3, 3), strides=2, padding=[(int(not one_sided), 1)] * 2, rngs=rngs)
+
+
 class Downsample(nnx.Module):
-    """A convolution of stride 2; the VAE and the environment encoder pad on the right and bottom only."""
+    """Half the size; the VAE and the environment encoder pad on one side only."""
 
     def __init__(self, channels: int, one_sided: bool = False, *, rngs: Keys):
-        padding = [(0, 1)] * 2 if one_sided else [(1, 1)] * 2
-        self.conv = nnx.Conv(channels, channels, (3, 3), strides=2, padding=padding, rngs=rngs)
+        self.conv = strided_conv(channels, channels, one_sided, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*rows h w c"]) -> Float[Array, "*rows h2 w2 c"]:
         return self.conv(x)

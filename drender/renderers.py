@@ -14,11 +14,9 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from . import checkpoint, lora
-from .config import RendererConfig, Sampling, from_dict
+from .config import DEFAULT_PASSES, RendererConfig, Sampling, from_dict
 from .errors import InputError, unknown
 from .stages import Renderer, in_runs
-
-DEFAULT_PASSES = ("basecolor", "metallic", "roughness", "normal", "depth")
 
 
 class InverseRenderer(Renderer):

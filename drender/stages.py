@@ -75,10 +75,6 @@ class Renderer:
         abstract = {name: structure(NETWORKS[name], getattr(config, name))[1] for name in names}
         return {name: checkpoint.load(path, name, abstract[name], dtype) for name in names}
 
-    def to(self, device: jax.Device) -> Self:
-        """The same renderer on another device of this machine."""
-        return type(self)(self.config, jax.device_put(self.params, device))
-
     def encode_images(self, images: Float[np.ndarray, "n h w 3"]) -> Float[Array, "n h8 w8 c"]:
         """VAE means of images in [0, 1], unscaled."""
         return in_runs(lambda run: self._encode(self.params["vae"], run[:, None] * 2 - 1)[:, 0], jnp.asarray(images))
@@ -132,10 +128,11 @@ class Renderer:
         down = self.config.vae.downscale
         wanted = (b, f, h // down, w // down, self.config.vae.latent_channels)
         if noise is None:
-            return jax.random.normal(jax.random.key(seed), wanted)
+            noise = jax.random.normal(jax.random.key(seed), wanted)
         if np.shape(noise) != wanted:
             raise InputError(f"noise has shape {np.shape(noise)}, but these images need {wanted}")
-        return jnp.asarray(noise, jnp.float32)
+        # Committed to the parameters' device like the results of a step, which would else be compiled twice.
+        return jax.device_put(jnp.asarray(noise, jnp.float32), jax.tree.leaves(self.params)[0].sharding)
 
     def check_images(self, name: str, images, shape: tuple[int, ...] | None = None) -> Float[np.ndarray, "b f h w 3"]:
         """The images as float32 of a shape that the networks take, or an InputError."""

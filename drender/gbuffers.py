@@ -1,0 +1,130 @@
+"""G-buffers: their names, their encodings, and folders of them on disk.
+
+All are stored in [0, 1]. Basecolor and diffuse albedo are sRGB-encoded; roughness, metallic and depth are one channel
+repeated to three. Depth is relative: 0 near, 1 far and background. Normals are in camera space with OpenGL's axes (x
+right, y up, z toward the camera), stored as n·½ + ½; a horizontal flip of the image negates their x.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+from .config import CONDITIONS, DOMAINS
+from .errors import InputError
+from .media import HDR_SUFFIXES, IMAGE_SUFFIXES, natural_order, read_image, visible_entries
+
+# ---- Encodings ----
+
+
+def encode_normal(normal: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3"]:
+    """Unit vectors, in [−1, 1], as the colours in [0, 1] that are stored."""
+    return normal * 0.5 + 0.5
+
+
+def decode_normal(colour: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3"]:
+    """Stored colours in [0, 1] as unit vectors. The colour ½, which has no direction, gives the zero vector."""
+    normal = colour * 2 - 1
+    length = np.linalg.norm(normal, axis=-1, keepdims=True)
+    return normal / np.maximum(length, 1e-6)
+
+
+# ---- Folders ----
+
+
+def frame_path(folder: str | Path, chunk: int, frame: int, label: str) -> Path:
+    """Where the released layout keeps a frame of a clip: `label` is a buffer's name, `rgb`, `env0000`, …"""
+    return Path(folder) / f"{chunk:04d}.{frame:04d}.{label}.png"
+
+
+@dataclass(frozen=True)
+class GBufferClip:
+    """The G-buffers of a clip on disk, from `find_gbuffer_clips`: one file per buffer and frame."""
+
+    name: str  # of its folder
+    labels: tuple[str, ...]  # the buffers that every frame has
+    chunks: dict[int, int]  # number of frames of each chunk; layouts without chunks have one, chunk 0
+    paths: dict[tuple[str, int], tuple[Path, ...]]  # (label, chunk) -> the frames in order
+
+    def read(
+        self, label: str, chunk: int = 0, start: int = 0, stop: int | None = None
+    ) -> Float32[np.ndarray, "f h w 3"]:
+        """Frames start to stop − 1 (by default to the end of the chunk) of one buffer, as stored, in [0, 1].
+
+        InputError naming the file if one cannot be read or differs from the first in size.
+        """
+        paths = self.paths[label, chunk][start:stop]
+        images = [read_image(path) for path in paths]
+        for path, image in zip(paths, images, strict=True):
+            if image.shape != images[0].shape:
+                found, first = (f"{width}x{height}" for height, width, _ in (image.shape, images[0].shape))
+                raise InputError(f"{path} has {found} pixels, {paths[0].name} {first}; a clip needs one size")
+        return np.stack(images)
+
+
+def find_gbuffer_clips(path: str | Path, required: Sequence[str] = CONDITIONS) -> list[GBufferClip]:
+    """The clips at `path`, in natural order: the folder of one clip, or a folder of such folders.
+
+    A clip's folder holds `{chunk:04d}.{frame:04d}.{label}.png` (the released layout), `{stem}.{label}.png` (webdataset
+    style, frames in the natural order of their stems), or `{label}/{stem}.png`; or EXR and the other stills that
+    `read_image` reads. Files with other labels, such as `rgb`, are passed over. InputError if there is no clip, or if a
+    frame lacks one of the `required` buffers.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"{path} is not a folder" if path.exists() else f"{path} does not exist")
+    try:
+        found = {path: _files_of_clip(path)}
+        if not found[path]:
+            found = {entry: _files_of_clip(entry) for entry in visible_entries(path) if entry.is_dir()}
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename or path}: {error.strerror}") from error
+    clips = [_clip(folder.resolve().name, files, required) for folder, files in found.items() if files]
+    if not clips:
+        raise InputError(f"{path}: no G-buffers there; expected files such as {frame_path('clip', 0, 0, 'basecolor')}")
+    return clips
+
+
+def _files_of_clip(folder: Path) -> dict[str, dict[str, Path]]:
+    """The G-buffers that lie in a clip's folder: label -> stem of the frame -> file."""
+    files = {}
+    for entry in visible_entries(folder):
+        stem, _, label = entry.stem.rpartition(".")
+        found = [(label, stem, entry)]
+        if entry.name in DOMAINS and entry.is_dir():
+            found = [(entry.name, image.stem, image) for image in visible_entries(entry)]
+        for label, stem, file in found:
+            if label not in DOMAINS or not stem or file.suffix.lower() not in IMAGE_SUFFIXES + HDR_SUFFIXES:
+                continue
+            if (other := files.setdefault(label, {}).setdefault(stem, file)) is not file:
+                raise InputError(f"{other} and {file.name} are the same buffer of the same frame; remove one")
+    return files
+
+
+def _clip(name: str, files: dict[str, dict[str, Path]], required: Sequence[str]) -> GBufferClip:
+    """A clip of the frames that any of the `required` buffers has, all of which must have them all."""
+    stems = {stem for label in required or files for stem in files.get(label, {})}
+    stems = sorted(stems, key=natural_order)
+    _require_all(name, files, required, stems)
+    labels = tuple(label for label in DOMAINS if label in files and files[label].keys() >= set(stems))
+    numbered = all(re.fullmatch(r"\d{4,}\.\d{4,}", stem) for stem in stems)
+    chunks = {}
+    for stem in stems:
+        chunks.setdefault(int(stem.split(".")[0]) if numbered else 0, []).append(stem)
+    paths = {(x, chunk): tuple(files[x][stem] for stem in frames) for x in labels for chunk, frames in chunks.items()}
+    return GBufferClip(name, labels, {chunk: len(frames) for chunk, frames in chunks.items()}, paths)
+
+
+def _require_all(name: str, files: dict[str, dict[str, Path]], required: Sequence[str], stems: list[str]) -> None:
+    """InputError saying which required buffer lacks which frames."""
+    lacks = []
+    for label in required:
+        missing = [stem for stem in stems if stem not in files.get(label, {})]
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        if missing or not stems:
+            lacks.append(f"{label!r}" + (f" (frame {missing[0]}{more})" if missing else ""))
+    if lacks:
+        raise InputError(f"clip {name!r} has no {', no '.join(lacks)}; add the files, or drop the condition")

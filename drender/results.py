@@ -1,0 +1,116 @@
+"""What a run writes: frames, a record of what is complete, and a video that shows the clip's images side by side.
+
+A clip's results lie in `O/{clip}/{chunk:04d}.{frame:04d}.{label}.png`, as the released scripts name them; the record
+beside them lets an interrupted run go on where it stopped.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from .errors import InputError
+from .gbuffers import frame_path
+from .media import read_image, replacing, write_png, write_video
+from .windows import Chunk
+
+
+class ClipFolder:
+    """The folder of one clip's results, with the record of what is complete.
+
+    Args:
+      output: the run's folder; the clip's is `output/name`.
+      command: "inverse" or "forward"; a folder may hold the results of one run of each.
+      settings: what the results depend on, as JSON. Results of other settings are not mixed with these.
+      overwrite: delete such results, instead of raising InputError.
+    """
+
+    def __init__(self, output: Path, name: str, command: str, settings: dict, overwrite: bool = False):
+        self.output, self.name = Path(output), name
+        self.path = self.output / name
+        self._record_path = self.path / f"{command}.json"
+        settings = json.loads(json.dumps(settings))  # as it will be read back: lists for tuples
+        self._record = {"settings": settings, "labels": [], "chunks": [], "finished": False}
+        if self._record_path.is_file():
+            found = read_record(self._record_path)
+            if found.get("settings") == settings:
+                self._record |= found
+            elif overwrite:
+                self._clear(found.get("labels", []))
+            else:
+                other = next(k for k in settings if found.get("settings", {}).get(k) != settings[k])
+                raise InputError(
+                    f"{self.path} holds results made with another {other} "
+                    f"({found.get('settings', {}).get(other)!r}, now {settings[other]!r}); "
+                    "give another --output, or --overwrite"
+                )
+
+    @property
+    def finished(self) -> bool:
+        return self._record["finished"]
+
+    @property
+    def done(self) -> set[int]:
+        """Indices of the chunks whose files are all there."""
+        return set(self._record["chunks"])
+
+    def write(self, chunk: Chunk, results: dict[str, np.ndarray], bits: int) -> None:
+        """Writes a chunk's frames `f h w 3` of every label, without the repeated ones, then records it as done."""
+        for label, frames in results.items():
+            for i, frame in enumerate(frames[: chunk.num_frames]):
+                write_png(frame_path(self.path, chunk.index, i, label), frame, bits)
+        labels = dict.fromkeys([*self._record["labels"], *results])
+        self._save(labels=list(labels), chunks=sorted(self.done | {chunk.index}))
+
+    def read(self, chunk: Chunk, frame: int, label: str) -> np.ndarray:
+        return read_image(frame_path(self.path, chunk.index, frame, label))
+
+    def finish(self, frames: Iterable[np.ndarray] | None, fps: float) -> None:
+        """Writes the video of `frames`, if any, and records the clip as finished."""
+        if frames is not None:
+            write_video(self.output / f"{self.name}.viz.mp4", frames, fps)
+        self._save(finished=True)
+
+    def _save(self, **changes) -> None:
+        self._record |= changes
+        with replacing(self._record_path) as temporary:
+            temporary.write_text(json.dumps(self._record, indent=1))
+
+    def _clear(self, labels: list[str]) -> None:
+        for label in labels:
+            for path in self.path.glob(f"*.{label}.png"):
+                path.unlink()
+        self._record_path.unlink()
+
+
+def read_record(path: Path) -> dict:
+    """The record of an earlier run, or nothing where it cannot be read: the run is then done again."""
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def shown_frames(chunks: list[Chunk], overlap: int) -> Iterator[tuple[Chunk, int]]:
+    """Every frame of the clip once: those that two chunks share are taken from the first."""
+    for chunk in chunks:
+        for i in range(overlap if chunk.index else 0, chunk.num_frames):
+            yield chunk, i
+
+
+def side_by_side(images: list[np.ndarray], columns: int = 3) -> np.ndarray:
+    """Images `h w 3` of one size in rows of at most `columns`; empty places are black."""
+    columns = min(columns, len(images))
+    images = images + [np.zeros_like(images[0])] * (-len(images) % columns)
+    rows = [np.concatenate(images[i : i + columns], axis=1) for i in range(0, len(images), columns)]
+    return np.concatenate(rows)
+
+
+def inset(image: np.ndarray, environment: np.ndarray) -> np.ndarray:
+    """The image with the environment that lights it in its lower left corner."""
+    image = image.copy()
+    h, w = environment.shape[:2]
+    image[-h:, :w] = environment
+    return image

@@ -1,0 +1,110 @@
+"""The schedule, the preconditioning and the sampler, against numbers computed by hand and against diffusers."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from diffusers import EulerDiscreteScheduler
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drender import diffusion
+
+SIGMA_MIN, SIGMA_MAX = 0.002, 700.0
+sigmas_of_all_sizes = st.floats(SIGMA_MIN, SIGMA_MAX)
+
+
+def scheduler(spacing: str) -> EulerDiscreteScheduler:
+    """SVD's scheduler, as the released checkpoints configure it."""
+    return EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        sigma_min=SIGMA_MIN,
+        sigma_max=SIGMA_MAX,
+        steps_offset=1,
+        timestep_spacing=spacing,
+        timestep_type="continuous",
+        use_karras_sigmas=True,
+    )
+
+
+@pytest.mark.parametrize("num_steps", [2, 20, 50])
+def test_sigmas_are_those_of_diffusers(num_steps):
+    oracle = scheduler("leading")
+    oracle.set_timesteps(num_steps)
+    np.testing.assert_allclose(diffusion.karras_sigmas(num_steps, SIGMA_MIN, SIGMA_MAX), oracle.sigmas, rtol=1e-5)
+
+
+def test_twenty_steps_begin_as_published():
+    np.testing.assert_allclose(diffusion.karras_sigmas(20, SIGMA_MIN, SIGMA_MAX)[:3], [700, 510.36, 366.57], rtol=1e-5)
+
+
+def test_one_step_begins_at_the_top():
+    np.testing.assert_array_equal(diffusion.karras_sigmas(1, SIGMA_MIN, SIGMA_MAX), np.float32([SIGMA_MAX, 0]))
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_initial_scale_is_that_of_diffusers(spacing):
+    oracle = scheduler(spacing)
+    oracle.set_timesteps(20)
+    assert diffusion.initial_scale(SIGMA_MAX, spacing) == pytest.approx(float(oracle.init_noise_sigma), rel=1e-6)
+
+
+@given(sigma=sigmas_of_all_sizes)
+def test_denoised_is_exact_for_the_true_prediction(sigma):
+    """From x₀ + σε and v = (ε − σ·x₀)/√(1+σ²) comes x₀ again."""
+    x0, noise = np.random.default_rng(0).standard_normal((2, 8))
+    noisy = x0 + sigma * noise
+    v = (noise - sigma * x0) / np.sqrt(1 + sigma**2)
+    sigma = jnp.float32(sigma)
+    x0_again = diffusion.denoised(jnp.float32(noisy), jnp.float32(v), sigma)
+    # The cancellation of σε costs float32 as many digits as σ has.
+    np.testing.assert_allclose(x0_again, x0, atol=2e-6 * (1 + float(sigma)))
+
+
+@given(sigma=sigmas_of_all_sizes, ratio=st.floats(0, 1))
+def test_euler_step_is_exact_for_a_single_point(sigma, ratio):
+    """If all data is one point, the ODE's solution is a straight line to it."""
+    x0, noise = np.random.default_rng(1).standard_normal((2, 8)).astype(np.float32)
+    following = np.float32(sigma * ratio)
+    stepped = diffusion.euler_step(x0 + np.float32(sigma) * noise, x0, np.float32(sigma), following)
+    np.testing.assert_allclose(stepped, x0 + following * noise, rtol=1e-4, atol=1e-4)
+
+
+def test_sampler_takes_the_steps_of_diffusers():
+    """With a made-up network, twenty steps give diffusers' result."""
+    import torch
+
+    network = lambda scaled: 0.3 * scaled + 0.1
+    noise = np.random.default_rng(2).standard_normal((1, 2, 4, 4, 4)).astype(np.float32)
+    oracle = scheduler("leading")
+    oracle.set_timesteps(20)
+    x = torch.from_numpy(noise) * oracle.init_noise_sigma
+    for t in oracle.timesteps:
+        x = oracle.step(network(oracle.scale_model_input(x, t)), t, x).prev_sample
+
+    def step(x, i, sigma, next_sigma):
+        prediction = network(diffusion.scaled_input(x, sigma))
+        return diffusion.euler_step(x, diffusion.denoised(x, prediction, sigma), sigma, next_sigma)
+
+    sigmas = diffusion.karras_sigmas(20, SIGMA_MIN, SIGMA_MAX)
+    ours = diffusion.sample(step, jnp.asarray(noise), sigmas, diffusion.initial_scale(SIGMA_MAX, "leading"))
+    np.testing.assert_allclose(ours, x.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@given(scale=st.floats(0, 20))
+def test_guidance_of_equal_halves_changes_nothing(scale):
+    prediction = np.float32([0.5, -2.0])
+    np.testing.assert_array_equal(diffusion.guide(prediction, prediction, np.float32(scale)), prediction)
+
+
+def test_guidance_scales():
+    np.testing.assert_allclose(diffusion.guidance_scales((1.0, 3.0), 5), [1, 1.5, 2, 2.5, 3])
+    np.testing.assert_array_equal(diffusion.guidance_scales((1.2, 1.2), 1), np.float32([1.2]))
+    grown = [float(diffusion.dynamic_guidance_scales(np.float32(3.0), i, 4)) for i in range(5)]
+    np.testing.assert_allclose(grown, [1, 1 + 2 * (1 - np.sqrt(0.5)), 3, 1 + 2 * (1 + np.sqrt(0.5)), 5], rtol=1e-6)
+
+
+def test_network_is_told_a_quarter_of_the_logarithm():
+    assert float(diffusion.network_time(jnp.float32(700.0))) == pytest.approx(np.log(700) / 4, rel=1e-6)
