@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 RHO = 7.0
 
@@ -22,27 +22,27 @@ def initial_scale(sigma_max: float, timestep_spacing: str) -> float:
     return (sigma_max**2 + 1) ** 0.5 if timestep_spacing == "leading" else sigma_max
 
 
-def scaled_input(x: Array, sigma: Float[Array, ""]) -> Array:
+def scaled_input(x: ArrayLike, sigma: Float[ArrayLike, ""]) -> ArrayLike:
     """The network's input x/√(σ²+1), of unit variance."""
     return x / jnp.sqrt(sigma**2 + 1)
 
 
-def network_time(sigma: Float[Array, ""]) -> Float[Array, ""]:
+def network_time(sigma: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
     """The noise level as the network is told it: ¼·ln σ."""
     return jnp.log(sigma) / 4
 
 
-def denoised(x: Array, prediction: Array, sigma: Float[Array, ""]) -> Array:
+def denoised(x: ArrayLike, prediction: ArrayLike, sigma: Float[ArrayLike, ""]) -> ArrayLike:
     """x̂₀ from the network's v-prediction F: −σ/√(σ²+1)·F + x/(σ²+1)."""
     return -sigma / jnp.sqrt(sigma**2 + 1) * prediction + x / (sigma**2 + 1)
 
 
-def euler_step(x: Array, x0: Array, sigma: Float[Array, ""], next_sigma: Float[Array, ""]) -> Array:
+def euler_step(x: ArrayLike, x0: ArrayLike, sigma: Float[ArrayLike, ""], next_sigma: Float[ArrayLike, ""]) -> ArrayLike:
     """One step along the probability-flow ODE: x + (σ' − σ)·(x − x̂₀)/σ."""
     return x + (next_sigma - sigma) * (x - x0) / sigma
 
 
-def guide(unconditional: Array, conditional: Array, scale: Array) -> Array:
+def guide(unconditional: ArrayLike, conditional: ArrayLike, scale: ArrayLike) -> ArrayLike:
     """Classifier-free guidance on F: F_uncond + g·(F_cond − F_uncond) (Ho & Salimans 2022, eq. 6)."""
     return unconditional + scale * (conditional - unconditional)
 
@@ -52,14 +52,17 @@ def guidance_scales(guidance: tuple[float, float], num_frames: int) -> Float[np.
     return np.linspace(*guidance, num_frames).astype(np.float32)
 
 
-def dynamic_guidance_scales(scales: Array, step: int, num_steps: int) -> Array:
+def dynamic_guidance_scales(scales: ArrayLike, step: int, num_steps: int) -> ArrayLike:
     """Guidance that grows over the steps i of n: (1 − cos(π i / n))·(g − 1) + 1."""
     return (1 - np.cos(np.pi * step / num_steps)) * (scales - 1) + 1
 
 
 def sample(
-    step: Callable[[Array, int, float, float], Array], noise: Array, sigmas: Float[np.ndarray, " steps+1"], scale: float
-) -> Array:
+    step: Callable[[Array, int, np.float32, np.float32], Array],
+    noise: Array,
+    sigmas: Float[np.ndarray, " steps+1"],
+    scale: float,
+) -> ArrayLike:
     """Runs `step(x, i, sigma, next_sigma)` down the schedule from unit noise."""
     x = noise * scale
     for i, (sigma, next_sigma) in enumerate(itertools.pairwise(sigmas)):

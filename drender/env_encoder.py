@@ -42,7 +42,13 @@ class EnvEncoder(nnx.Module):
         self.down_blocks = nnx.List(
             [
                 DownEncoderBlock(
-                    channels[max(i - 1, 0)], c, config.num_res_blocks, config.norm_num_groups, i > 0, rngs=rngs
+                    channels[max(i - 1, 0)],
+                    c,
+                    config.num_res_blocks,
+                    config.norm_num_groups,
+                    i > 0,
+                    one_sided=False,
+                    rngs=rngs,
                 )
                 for i, c in enumerate(channels)
             ]

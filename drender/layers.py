@@ -175,7 +175,7 @@ def strided_conv(inputs: int, outputs: int, one_sided: bool = False, *, rngs: Ke
 
 
 class Downsample(nnx.Module):
-    """Half the size; the VAE and the environment encoder pad on one side only."""
+    """Half the size; the VAE pads on one side only."""
 
     def __init__(self, channels: int, one_sided: bool = False, *, rngs: Keys):
         self.conv = strided_conv(channels, channels, one_sided, rngs=rngs)
@@ -205,10 +205,19 @@ def attend(
     q: Float[Array, "rows t n d"], k: Float[Array, "rows u n d"], v: Float[Array, "rows u n d"]
 ) -> Float[Array, "rows t n d"]:
     """softmax(q kᵀ / √d) v, by a fused kernel where the device has one, else in pieces of at most MAX_LOGITS logits."""
-    fused = q.dtype != jnp.float32 and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
-    if not fused:
-        return _attend_in_pieces(q, k, v)
-    return jax.lax.platform_dependent(q, k, v, cuda=_attend_fused, default=_attend_in_pieces)
+    half = q.dtype != jnp.float32
+    if half and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0 and _has_fused_attention():
+        return jax.lax.platform_dependent(q, k, v, cuda=_attend_fused, default=_attend_in_pieces)
+    return _attend_in_pieces(q, k, v)
+
+
+@functools.cache
+def _has_fused_attention() -> bool:
+    """Is there a card of Ampere or later, on which cuDNN has flash attention?"""
+    try:
+        return all(float(device.compute_capability) >= 8 for device in jax.devices("cuda"))
+    except RuntimeError:
+        return False
 
 
 def _attend_fused(q, k, v):
@@ -216,6 +225,9 @@ def _attend_fused(q, k, v):
 
 
 def _attend_in_pieces(q, k, v):
+    if q.dtype == jnp.float16:
+        # XLA has no float16 products with a float32 sum for CPUs.
+        return _attend_in_pieces(*(x.astype(jnp.float32) for x in (q, k, v))).astype(q.dtype)
     attention = jax.nn.dot_product_attention
     rows, tokens, heads, _ = q.shape
     per_query = heads * k.shape[1]

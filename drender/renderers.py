@@ -4,7 +4,6 @@ environment to an RGB clip (Liang et al. 2025, sections 4.1 and 4.2).
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +76,7 @@ class ForwardRenderer(Renderer):
     @classmethod
     def load(
         cls, path: str | Path, dtype: str | None = None, device: jax.Device | None = None, lora_scale: float = 0.25
-    ) -> Self:
+    ) -> "ForwardRenderer":
         """As `Renderer.load`.
 
         lora_scale: how much to merge of the factors trained on real footage, where the checkpoint has them: 0.25 suits

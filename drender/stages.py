@@ -7,7 +7,6 @@ import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +47,7 @@ class Renderer:
             self._encode_light = _method(graphs["env_encoder"], "__call__")
 
     @classmethod
-    def load(cls, path: str | Path, dtype: str | None = None, device: jax.Device | None = None, **how) -> Self:
+    def load(cls, path: str | Path, dtype: str | None = None, device: jax.Device | None = None, **how) -> "Renderer":
         """Loads a converted checkpoint.
 
         Args:

@@ -14,12 +14,12 @@ TEMPORAL_EPS = 1e-5
 
 
 class DownEncoderBlock(nnx.Module):
-    """Residual blocks, then half the size."""
+    """Residual blocks, then half the size where wanted; the VAE pads that on one side only."""
 
-    def __init__(self, inputs, outputs, num_layers, groups, downsample: bool, *, rngs: Keys):
+    def __init__(self, inputs, outputs, num_layers, groups, downsample: bool, one_sided: bool = True, *, rngs: Keys):
         channels = [inputs] + [outputs] * (num_layers - 1)
         self.resnets = nnx.List([ResnetBlock(c, outputs, None, groups, EPS, rngs=rngs) for c in channels])
-        self.downsamplers = nnx.List([Downsample(outputs, one_sided=True, rngs=rngs)] if downsample else [])
+        self.downsamplers = nnx.List([Downsample(outputs, one_sided, rngs=rngs)] if downsample else [])
 
     def __call__(self, x: Float[Array, "rows h w c"]) -> Float[Array, "rows h2 w2 c2"]:
         for layer in (*self.resnets, *self.downsamplers):

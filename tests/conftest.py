@@ -1,0 +1,44 @@
+"""What all tests share: signatures are checked, and the tiny checkpoints are converted once."""
+
+import os
+from pathlib import Path
+
+# Compiling is most of what the tests do; LLVM optimising less halves it. Two devices show that placement works.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+
+import hypothesis
+import jaxtyping
+import pytest
+
+# Before anything of drender is imported: from here on every annotated shape and type is checked at each call.
+CHECKED = ("checkpoint", "convert", "lora", "released", "torch_files")
+jaxtyping.install_import_hook([f"drender.{name}" for name in CHECKED], "beartype.beartype")
+
+# The first call of a test compiles, however long that takes; and every run tries the same examples.
+hypothesis.settings.register_profile("drender", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("drender")
+
+import tiny  # noqa: E402
+
+from drender import convert  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def inverse_checkpoint(tmp_path_factory) -> Path:
+    """The tiny inverse renderer, converted."""
+    return _converted(tmp_path_factory, "inverse")
+
+
+@pytest.fixture(scope="session")
+def forward_checkpoint(tmp_path_factory) -> Path:
+    """The tiny forward renderer with its LoRA, converted."""
+    return _converted(tmp_path_factory, "forward")
+
+
+def _converted(tmp_path_factory, kind: str) -> Path:
+    folder = tmp_path_factory.mktemp(kind)
+    convert.from_released(
+        str(tiny.write_released(folder / "released", kind)), folder / "checkpoint", log=lambda _: None
+    )
+    return folder / "checkpoint"
