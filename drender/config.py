@@ -24,6 +24,9 @@ CONDITIONS = ("basecolor", "normal", "depth", "roughness", "metallic")
 # The order in which the environment encoder takes its images.
 ENVIRONMENT_LABELS = ("env_ldr", "env_log", "env_nrm")
 
+# One number for all levels of the UNet, or one for each.
+PerLevel = int | tuple[int, ...]
+
 _CROSS_DOWN, _DOWN = "CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"
 _CROSS_UP, _UP = "CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal"
 
@@ -37,10 +40,10 @@ class UNetConfig:
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
     down_block_types: tuple[str, ...] = (_CROSS_DOWN, _CROSS_DOWN, _CROSS_DOWN, _DOWN)
     up_block_types: tuple[str, ...] = (_UP, _CROSS_UP, _CROSS_UP, _CROSS_UP)
-    layers_per_block: tuple[int, ...] = (2, 2, 2, 2)
-    transformer_layers_per_block: tuple[int, ...] = (1, 1, 1, 1)
-    num_attention_heads: tuple[int, ...] = (5, 10, 20, 20)
-    cross_attention_dim: tuple[int, ...] = (1024, 1024, 1024, 1024)
+    layers_per_block: PerLevel = (2, 2, 2, 2)
+    transformer_layers_per_block: PerLevel = (1, 1, 1, 1)
+    num_attention_heads: PerLevel = (5, 10, 20, 20)
+    cross_attention_dim: PerLevel = (1024, 1024, 1024, 1024)
     temporal_cross_attention_dim: int | None = 1024  # None: temporal blocks have no cross-attention
     addition_time_embed_dim: int = 256
     projection_class_embeddings_input_dim: int = 768
@@ -149,7 +152,7 @@ class Sampling:
     """
 
     num_steps: int = 20
-    guidance: tuple[float, ...] = (1.0, 1.0)
+    guidance: float | tuple[float, ...] = (1.0, 1.0)
     dynamic_guidance: bool = False
     fps: float = 7.0
     motion_bucket_id: float = 127.0
@@ -212,7 +215,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return _convert(next(a for a in args if a is not type(None)), value, where)
+        # A list can only be meant for the member that takes lists.
+        members = [a for a in args if a is not type(None)]
+        fitting = [a for a in members if (typing.get_origin(a) is tuple) == isinstance(value, (list, tuple))]
+        return _convert((fitting or members)[0], value, where)
     if origin is Literal:
         if value in args:
             return value
@@ -220,9 +226,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         if isinstance(value, (list, tuple)):
             return tuple(_convert(args[0], item, where) for item in value)
-        # One number for all levels; the dataclass spreads it.
-        return _convert(args[0], value, where)
-    if origin is dict:
+    elif origin is dict:
         if isinstance(value, dict):
             return {_convert(args[0], k, where): _convert(args[1], v, where) for k, v in value.items()}
     elif dataclasses.is_dataclass(hint):

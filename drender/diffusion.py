@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float
 RHO = 7.0
 
 
-def karras_sigmas(num_steps: int, sigma_min: float, sigma_max: float) -> Float[np.ndarray, " steps+1"]:
+def karras_sigmas(num_steps: int, sigma_min: float, sigma_max: float) -> Float[np.ndarray, " n"]:
     """Noise levels from sigma_max down to sigma_min in `num_steps` steps, then 0 (EDM, eq. 5)."""
     ramp = np.linspace(0, 1, num_steps)
     low, high = sigma_min ** (1 / RHO), sigma_max ** (1 / RHO)
@@ -60,7 +60,7 @@ def dynamic_guidance_scales(scales: ArrayLike, step: int, num_steps: int) -> Arr
 def sample(
     step: Callable[[Array, int, np.float32, np.float32], Array],
     noise: Array,
-    sigmas: Float[np.ndarray, " steps+1"],
+    sigmas: Float[np.ndarray, " n"],
     scale: float,
 ) -> ArrayLike:
     """Runs `step(x, i, sigma, next_sigma)` down the schedule from unit noise."""

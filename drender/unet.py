@@ -26,7 +26,8 @@ from .layers import (
 # A domain embedding longer than this is scaled back to it when looked up, as torch's `nn.Embedding(max_norm=10)` does.
 MAX_DOMAIN_NORM = 10.0
 
-Context = Float[Array, "b f n e"] | list[Float[Array, "b f n e"]]
+# Levels differ in tokens and channels; their batch and frames may be fewer than the latents' (see `UNet.__call__`).
+Context = Float[Array, "b2 f2 n e"] | list[Float[Array, "_ _ _ _"]]
 
 
 class Block(nnx.Module):

@@ -12,8 +12,7 @@ import jaxtyping
 import pytest
 
 # Before anything of drender is imported: from here on every annotated shape and type is checked at each call.
-CHECKED = ("checkpoint", "convert", "lora", "released", "torch_files")
-jaxtyping.install_import_hook([f"drender.{name}" for name in CHECKED], "beartype.beartype")
+jaxtyping.install_import_hook("drender", "beartype.beartype")
 
 # The first call of a test compiles, however long that takes; and every run tries the same examples.
 hypothesis.settings.register_profile("drender", deadline=None, derandomize=True, database=None)
