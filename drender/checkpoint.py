@@ -86,14 +86,14 @@ def load(path: str | Path, component: str, abstract: dict | None = None, dtype: 
     if not folder.is_dir():
         raise InputError(f"{path}: no component {component!r}; it has {', '.join(components(path))}")
     stored = _stored(folder)
-    leaves, tree = jax.tree_util.tree_flatten_with_path(unflatten(stored) if abstract is None else abstract)
-    leaves = {_name(path): leaf for path, leaf in leaves}
-    _check(folder, {name: leaf.shape for name, leaf in leaves.items()}, {n: leaf.shape for n, leaf in stored.items()})
+    abstract = unflatten(stored) if abstract is None else abstract
+    leaves = flatten(abstract)
+    shapes = lambda leaves: {name: leaf.shape for name, leaf in leaves.items()}
+    _check(folder, shapes(leaves), shapes(stored))
     default = jnp.zeros(()).sharding
+    place = lambda leaf: getattr(leaf, "sharding", None) or default
     target = {
-        name: jax.ShapeDtypeStruct(
-            leaf.shape, dtype or stored[name].dtype, sharding=getattr(leaf, "sharding", None) or default
-        )
+        name: jax.ShapeDtypeStruct(leaf.shape, dtype or stored[name].dtype, sharding=place(leaf))
         for name, leaf in leaves.items()
     }
     context = ocp.Context()
@@ -103,7 +103,7 @@ def load(path: str | Path, component: str, abstract: dict | None = None, dtype: 
             arrays = ocp.load(folder, target)
     except Exception as error:
         raise _damaged(folder, error) from error
-    return tree.unflatten(arrays[name] for name in leaves)
+    return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in leaves])
 
 
 def _stored(folder: Path) -> dict[str, Any]:
@@ -145,7 +145,8 @@ def components(path: str | Path) -> list[str]:
 
 def flatten(tree: Mapping) -> dict[str, Any]:
     """A nested dict's leaves by dotted path, in a dict of one level."""
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
+    return {name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict:
@@ -158,10 +159,6 @@ def unflatten(leaves: Mapping[str, Any]) -> dict:
             branch = branch.setdefault(part, {})
         branch[last] = leaf
     return tree
-
-
-def _name(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def _check(folder: Path, wanted: dict[str, tuple], found: dict[str, tuple]) -> None:
@@ -209,7 +206,7 @@ def complete_folder(path: str | Path, overwrite: bool, replaceable: Callable[[Pa
     Args are those of `check_destination`. Raises InputError where the folder cannot be written.
     """
     folder = Path(path).expanduser().resolve()
-    partial, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("partial", "old"))
+    partial, old = (folder.parent / f".{folder.name}.{suffix}" for suffix in ("partial", "old"))
     _tidy(folder, partial, old)  # after a process that was killed
     check_destination(path, overwrite, replaceable)
     try:

@@ -165,6 +165,11 @@ class Sampling:
         for name, least in (("num_steps", 1), ("decode_chunk_size", 1), ("seed", 0), ("noise_aug_strength", 0)):
             if not getattr(self, name) >= least:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be {least} or more")
+        if self.seed >= 2**63:
+            raise InputError(f"seed is {self.seed}; it must be less than 2**63")
+        for name in ("fps", "motion_bucket_id", "noise_aug_strength"):
+            if not math.isfinite(getattr(self, name)):
+                raise InputError(f"{name} is {getattr(self, name)}; it must be a number")
         if isinstance(self.guidance, float):
             object.__setattr__(self, "guidance", (self.guidance, self.guidance))
         if len(self.guidance) != 2 or not all(math.isfinite(g) for g in self.guidance):

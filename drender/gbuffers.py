@@ -6,7 +6,7 @@ right, y up, z toward the camera), stored as n·½ + ½; a horizontal flip of th
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from jaxtyping import Float, Float32
 
 from .config import CONDITIONS, DOMAINS
 from .errors import InputError
-from .media import HDR_SUFFIXES, IMAGE_SUFFIXES, natural_order, read_image, visible_entries
+from .media import HDR_SUFFIXES, IMAGE_SUFFIXES, natural_order, read_image, readable, visible_entries
 
 # ---- Encodings ----
 
@@ -65,13 +65,18 @@ class GBufferClip:
         return np.stack(images)
 
 
-def find_gbuffer_clips(path: str | Path, required: Sequence[str] = CONDITIONS) -> list[GBufferClip]:
+def find_gbuffer_clips(
+    path: str | Path,
+    required: Sequence[str] = CONDITIONS,
+    failed: Callable[[InputError], None] | None = None,
+) -> list[GBufferClip]:
     """The clips at `path`, in natural order: the folder of one clip, or a folder of such folders.
 
     A clip's folder holds `{chunk:04d}.{frame:04d}.{label}.png` (the released layout), `{stem}.{label}.png` (webdataset
     style, frames in the natural order of their stems), or `{label}/{stem}.png`; or EXR and the other stills that
     `read_image` reads. Files with other labels, such as `rgb`, are passed over. InputError if there is no clip, or if a
-    frame lacks one of the `required` buffers.
+    frame lacks one of the `required` buffers; of many clips, `failed` takes these last errors, and the others are
+    returned.
     """
     path = Path(path)
     if not path.is_dir():
@@ -82,10 +87,10 @@ def find_gbuffer_clips(path: str | Path, required: Sequence[str] = CONDITIONS) -
             found = {entry: _files_of_clip(entry) for entry in visible_entries(path) if entry.is_dir()}
     except OSError as error:
         raise InputError(f"cannot read {error.filename or path}: {error.strerror}") from error
-    clips = [_clip(folder.resolve().name, files, required) for folder, files in found.items() if files]
+    clips = [(folder.resolve().name, files, required) for folder, files in found.items() if files]
     if not clips:
         raise InputError(f"{path}: no G-buffers there; expected files such as {frame_path('clip', 0, 0, 'basecolor')}")
-    return clips
+    return readable(_clip, clips, failed)
 
 
 def _files_of_clip(folder: Path) -> dict[str, dict[str, Path]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange, repeat
+from einops import rearrange, reduce, repeat
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -75,9 +75,24 @@ def conv(inputs: int, outputs: int, kernel: int | tuple = 3, *, rngs: Keys) -> C
     return Conv(inputs, outputs, (kernel, kernel) if isinstance(kernel, int) else kernel, rngs=rngs)
 
 
-def group_norm(channels: int, groups: int, eps: float, *, rngs: Keys) -> nnx.GroupNorm:
-    """Normalises over all axes but the first, per group of channels."""
-    return nnx.GroupNorm(channels, groups, epsilon=eps, use_fast_variance=False, rngs=rngs)
+class GroupNorm(nnx.GroupNorm):
+    """Normalises over all axes but the first, per group of channels (Wu & He 2018)."""
+
+    def __call__(self, x: Float[Array, "rows *grid c"]) -> Float[Array, "rows *grid c"]:
+        y = x.astype(jnp.float32)
+        y = y - self._group_means(y)
+        y = y * (jax.lax.rsqrt(self._group_means(y**2) + self.epsilon) * self.scale[...]) + self.bias[...]
+        return y.astype(x.dtype)
+
+    def _group_means(self, y: Float[Array, "rows *grid c"]) -> Float[Array, "rows *ones c"]:
+        # Over positions first, channel by channel: that loop is vectorised, one over groups is not.
+        means = reduce(reduce(y, "r ... c -> r c", "mean"), "r (g c) -> r g 1", "mean", g=self.num_groups)
+        means = jnp.broadcast_to(means, (*means.shape[:2], y.shape[-1] // self.num_groups))
+        return means.reshape(len(y), *[1] * (y.ndim - 2), y.shape[-1])
+
+
+def group_norm(channels: int, groups: int, eps: float, *, rngs: Keys) -> GroupNorm:
+    return GroupNorm(channels, groups, epsilon=eps, rngs=rngs)
 
 
 def layer_norm(channels: int, *, rngs: Keys) -> nnx.LayerNorm:

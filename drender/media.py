@@ -7,15 +7,15 @@ WebP, linear in Radiance .hdr and OpenEXR. A file that is written appears under 
 import os
 import re
 import struct
-import uuid
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import av
 import jax
@@ -29,6 +29,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 HDR_SUFFIXES = (".hdr", ".exr")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+T = TypeVar("T")
 DEFAULT_FPS = 7.0  # for images, which have no speed: what the released models are sampled at
 MAX_PIXELS = 2**28  # of one still; a header that claims more is an error before any memory is taken
 
@@ -244,27 +245,41 @@ class Clip:
         return _video_frames(self.paths[0], start, stop)
 
 
-def find_clips(path: str | Path) -> list[Clip]:
+def find_clips(path: str | Path, failed: Callable[[InputError], None] | None = None) -> list[Clip]:
     """The clips at `path`, in natural order: an image, a video, a folder of frames, or a folder of such things.
 
     A folder that holds only images is one clip. Beside videos or folders with clips, each image is a clip of its own.
     Hidden files and files of other kinds are passed over; folders are searched to any depth. InputError if there is
-    nothing to read, if the frames of a folder differ in size, or if two clips have the same name.
+    nothing to read, if two clips have the same name, or if a clip cannot be read or its frames differ in size; of many
+    clips, `failed` takes these last errors, and the others are returned.
     """
     path = Path(path)
     try:
         if not path.is_dir():
             _require_file(path)
-        clips = _clips_at(path)
+        found = _clips_at(path)
+        if not found:
+            raise InputError(f"{path}: no images or videos there; known: {' '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)}")
+        named = {}
+        for name, paths in found:
+            if (first := named.setdefault(name, paths)) is not paths:
+                raise InputError(f"two clips are named {name!r}: {first[0]} and {paths[0]}; rename one")
+        return readable(_open_clip, found, failed)
     except OSError as error:
         raise InputError(f"cannot read {error.filename or path}: {error.strerror}") from error
-    if not clips:
-        raise InputError(f"{path}: no images or videos there; known: {' '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)}")
-    named = {}
-    for clip in clips:
-        if (first := named.setdefault(clip.name, clip)) is not clip:
-            raise InputError(f"two clips are named {clip.name!r}: {first.paths[0]} and {clip.paths[0]}; rename one")
-    return clips
+
+
+def readable(read: Callable[..., T], found: list[tuple], failed: Callable[[InputError], None] | None) -> list[T]:
+    """`read` of all that was found; where that is more than one thing, `failed`, if given, takes their InputErrors."""
+    results = []
+    for arguments in found:
+        try:
+            results.append(read(*arguments))
+        except InputError as error:
+            if failed is None or len(found) == 1:
+                raise
+            failed(error)
+    return results
 
 
 def natural_order(name: str) -> tuple[list[str | int], str]:
@@ -279,18 +294,20 @@ def visible_entries(folder: Path) -> list[Path]:
     return sorted(entries, key=lambda entry: natural_order(entry.name))
 
 
-def _clips_at(path: Path) -> list[Clip]:
-    """The clips of a file or folder; none if it is of another kind."""
-    suffix = path.suffix.lower()
+def _clips_at(path: Path) -> list[tuple[str, list[Path]]]:
+    """Names and files of the clips that a file or folder is; none if it is of another kind."""
     if not path.is_dir():
-        images = [_image_clip(path.stem, [path])] if suffix in IMAGE_SUFFIXES else []
-        return [_video_clip(path)] if suffix in VIDEO_SUFFIXES else images
+        return [(path.stem, [path])] if path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES else []
     entries = visible_entries(path)
     images = {entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES and not entry.is_dir()}
     others = {entry: _clips_at(entry) for entry in entries if entry not in images}
     if images and not any(others.values()):
-        return [_image_clip(path.resolve().name, [entry for entry in entries if entry in images])]
+        return [(path.resolve().name, [entry for entry in entries if entry in images])]
     return [clip for entry in entries for clip in (_clips_at(entry) if entry in images else others[entry])]
+
+
+def _open_clip(name: str, paths: list[Path]) -> Clip:
+    return _video_clip(paths[0]) if paths[0].suffix.lower() in VIDEO_SUFFIXES else _image_clip(name, paths)
 
 
 def _image_clip(name: str, paths: list[Path]) -> Clip:
@@ -347,7 +364,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     The folder is made. An OSError, or one of FFmpeg's, becomes an InputError naming `path`.
     """
     path = Path(path)
-    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")  # always the same: what a killed run left goes too
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

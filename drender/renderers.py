@@ -47,9 +47,7 @@ class InverseRenderer(Renderer):
         """
         sampling = from_dict(Sampling, sampling, "sampling")
         rgb = self.check_images("rgb", rgb)
-        for name in passes:
-            if name not in self.config.domains:
-                raise unknown("pass", name, self.config.domains)
+        passes = chosen_passes(self.config, passes)
         noise = self.initial_noise(noise, sampling.seed, rgb.shape)
         b, f = rgb.shape[:2]
         pixels = rearrange(_augment(rgb, sampling), "b f h w c -> (b f) h w c")
@@ -120,7 +118,8 @@ class ForwardRenderer(Renderer):
           InputError: a missing condition, an unknown name or option, or arrays of the wrong shape or type.
         """
         sampling = from_dict(Sampling, {"guidance": (1.2, 1.2)} | sampling, "sampling")
-        images, shape = self._check_buffers(buffers, set(drop))
+        drop = set(drop)
+        images, shape = self._check_buffers(buffers, drop)
         noise = self.initial_noise(noise, sampling.seed, shape)
         conditions = self._encode_conditions(images, noise.shape, sampling)
         context = self._encode_environment({} if "environment" in drop else environment, shape)
@@ -130,10 +129,7 @@ class ForwardRenderer(Renderer):
 
     def _check_buffers(self, buffers: Mapping, drop: set[str]) -> tuple[dict[str, np.ndarray], tuple[int, ...]]:
         """The conditions that are used, and the shape that all have."""
-        conditions = self.config.conditions
-        for name in drop - {*conditions, "environment"}:
-            raise unknown("condition to drop", name, [*conditions, "environment"])
-        used = [name for name in conditions if name not in drop]
+        used = used_conditions(self.config, drop)
         if missing := [name for name in used if name not in buffers]:
             raise InputError(f"the G-buffers lack {', '.join(missing)}; give them, or leave them out with drop")
         if not buffers:
@@ -186,6 +182,22 @@ class ForwardRenderer(Renderer):
             flat = jnp.asarray(flat) * 2 - 1
         inputs = rearrange(flat, "(n i) h w c -> n 1 h w (i c)", n=n)
         return [level[:, 0] for level in self._encode_light(self.params["env_encoder"], inputs)]
+
+
+def chosen_passes(config: RendererConfig, passes: Iterable[str]) -> list[str]:
+    """The passes, each once; InputError for one that the model does not know."""
+    for name in passes:
+        if name not in config.domains:
+            raise unknown("pass", name, config.domains)
+    return list(dict.fromkeys(passes))
+
+
+def used_conditions(config: RendererConfig, drop: Iterable[str]) -> list[str]:
+    """The model's conditions without those to `drop`, which may name the environment too; InputError for others."""
+    for name in drop:
+        if name not in (*config.conditions, "environment"):
+            raise unknown("condition to drop", name, [*config.conditions, "environment"])
+    return [name for name in config.conditions if name not in drop]
 
 
 def _augment(pixels: np.ndarray, sampling: Sampling) -> np.ndarray:

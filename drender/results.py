@@ -15,6 +15,8 @@ from .gbuffers import frame_path
 from .media import read_image, replacing, write_png, write_video
 from .windows import Chunk
 
+RECORD = {"settings": dict, "labels": list, "chunks": list, "finished": bool}
+
 
 class ClipFolder:
     """The folder of one clip's results, with the record of what is complete.
@@ -22,29 +24,34 @@ class ClipFolder:
     Args:
       output: the run's folder; the clip's is `output/name`.
       command: "inverse" or "forward"; a folder may hold the results of one run of each.
+      labels: of the images that the run writes.
       settings: what the results depend on, as JSON. Results of other settings are not mixed with these.
-      overwrite: delete such results, instead of raising InputError.
+      overwrite: replace such results once there is something to replace them with, instead of raising InputError.
     """
 
-    def __init__(self, output: Path, name: str, command: str, settings: dict, overwrite: bool = False):
+    def __init__(
+        self, output: Path, name: str, command: str, labels: Iterable[str], settings: dict, overwrite: bool = False
+    ):
         self.output, self.name = Path(output), name
         self.path = self.output / name
         self._record_path = self.path / f"{command}.json"
         settings = json.loads(json.dumps(settings))  # as it will be read back: lists for tuples
-        self._record = {"settings": settings, "labels": [], "chunks": [], "finished": False}
-        if self._record_path.is_file():
-            found = read_record(self._record_path)
-            if found.get("settings") == settings:
-                self._record |= found
-            elif overwrite:
-                self._clear(found.get("labels", []))
-            else:
-                other = next(k for k in settings if found.get("settings", {}).get(k) != settings[k])
-                raise InputError(
-                    f"{self.path} holds results made with another {other} "
-                    f"({found.get('settings', {}).get(other)!r}, now {settings[other]!r}); "
-                    "give another --output, or --overwrite"
-                )
+        self._record = {"settings": settings, "labels": sorted(labels), "chunks": [], "finished": False}
+        found = read_record(self._record_path)
+        if found.get("settings") == settings:
+            self._record |= found
+        elif overwrite:
+            self._record["labels"] = sorted({*self._record["labels"], *found.get("labels", [])})
+        elif found:
+            raise InputError(
+                f"{self.path} holds results made with {_difference(found['settings'], settings)}; "
+                "give another --output, or --overwrite"
+            )
+        elif images := self._images():
+            raise InputError(
+                f"{self.path} holds {images[0].name} and no record of a run that wrote it; "
+                "give another --output, or --overwrite"
+            )
 
     @property
     def finished(self) -> bool:
@@ -57,11 +64,15 @@ class ClipFolder:
 
     def write(self, chunk: Chunk, results: dict[str, np.ndarray], bits: int) -> None:
         """Writes a chunk's frames `f h w 3` of every label, without the repeated ones, then records it as done."""
+        if not self.done:
+            self._save()
+            # What a run before this one wrote, of other settings or up to where it was stopped, is not to be mixed in.
+            for path in self._images():
+                path.unlink()
         for label, frames in results.items():
             for i, frame in enumerate(frames[: chunk.num_frames]):
                 write_png(frame_path(self.path, chunk.index, i, label), frame, bits)
-        labels = dict.fromkeys([*self._record["labels"], *results])
-        self._save(labels=list(labels), chunks=sorted(self.done | {chunk.index}))
+        self._save(chunks=sorted(self.done | {chunk.index}))
 
     def read(self, chunk: Chunk, frame: int, label: str) -> np.ndarray:
         return read_image(frame_path(self.path, chunk.index, frame, label))
@@ -77,20 +88,24 @@ class ClipFolder:
         with replacing(self._record_path) as temporary:
             temporary.write_text(json.dumps(self._record, indent=1))
 
-    def _clear(self, labels: list[str]) -> None:
-        for label in labels:
-            for path in self.path.glob(f"*.{label}.png"):
-                path.unlink()
-        self._record_path.unlink()
+    def _images(self) -> list[Path]:
+        return [path for label in self._record["labels"] for path in sorted(self.path.glob(f"*.{label}.png"))]
 
 
 def read_record(path: Path) -> dict:
-    """The record of an earlier run, or nothing where it cannot be read: the run is then done again."""
+    """The record of an earlier run; nothing where there is none, or none that can be read."""
     try:
         record = json.loads(path.read_text())
-    except (OSError, ValueError):
+        whole = all(isinstance(record[key], kind) for key, kind in RECORD.items())
+    except (OSError, ValueError, LookupError, TypeError):
         return {}
-    return record if isinstance(record, dict) else {}
+    return record if whole else {}
+
+
+def _difference(before: dict, now: dict) -> str:
+    """The first setting that is another."""
+    name = next(name for name in {**now, **before} if before.get(name) != now.get(name))
+    return f"another {name} ({before.get(name)!r}, now {now.get(name)!r})"
 
 
 def shown_frames(chunks: list[Chunk], overlap: int) -> Iterator[tuple[Chunk, int]]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 from tqdm import tqdm
 
 from . import checkpoint, diffusion
@@ -62,11 +62,17 @@ class Renderer:
         dtype = dtype or ("float32" if device.platform == "cpu" else "bfloat16")
         if dtype not in DTYPES:
             raise unknown("dtype", dtype, DTYPES)
+        config = cls.load_config(path)
+        with jax.default_device(device):
+            return cls(config, cls._load_params(path, config, dtype, **how))
+
+    @classmethod
+    def load_config(cls, path: str | Path) -> RendererConfig:
+        """The configuration of a converted checkpoint, without its weights; InputError if it is of another kind."""
         config = checkpoint.load_config(path)
         if config.kind != cls.kind:
             raise InputError(f"{path} holds a {config.kind!r} model, but the {cls.kind} renderer needs {cls.kind!r}")
-        with jax.default_device(device):
-            return cls(config, cls._load_params(path, config, dtype, **how))
+        return config
 
     @classmethod
     def _load_params(cls, path: str | Path, config: RendererConfig, dtype: str) -> dict[str, dict]:
@@ -183,13 +189,15 @@ def denoising_step(
     return diffusion.euler_step(x, diffusion.denoised(x, prediction, sigma), sigma, next_sigma)
 
 
-def in_runs(fn: Callable, items: Array, run: int = ENCODE_RUN):
-    """Applies `fn` to runs of at most `run` items; the last run is filled up, so that one shape is compiled."""
+def in_runs(fn: Callable, items: ArrayLike, run: int = ENCODE_RUN):
+    """Applies `fn` to runs of at most `run` items, all of one length, so that one shape is compiled."""
     n = len(items)
-    if n <= run:
+    num_runs = -(-n // run)
+    length = -(-n // num_runs)
+    if num_runs == 1:
         return fn(items)
-    filled = jnp.concatenate([items, jnp.repeat(items[-1:], -n % run, axis=0)])
-    results = [fn(filled[i : i + run]) for i in range(0, n, run)]
+    filled = jnp.concatenate([items, jnp.repeat(items[-1:], num_runs * length - n, axis=0)])
+    results = [fn(filled[i : i + length]) for i in range(0, len(filled), length)]
     return jax.tree.map(lambda *pieces: jnp.concatenate(pieces)[:n], *results)
 
 

@@ -109,21 +109,21 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
     try:
         import torch
     except ImportError:
-        raise InputError(
-            f"{file}: reading a pickle needs torch; install it, or get the weights as safetensors"
-        ) from None
+        raise InputError(f"{file}: a pickle, which only torch can read; install torch, or get safetensors") from None
+    kinds = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+    bits = {2: torch.int16, 4: torch.int32}  # numpy has no bfloat16 to share with torch, but integers
     try:
         # weights_only: else a pickle may run any program.
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-        kinds = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
         dtypes = {name: DTYPES[kinds[tensor.dtype]] for name, tensor in loaded.items()}
     except Exception as error:
         raise InputError(f"{file}: damaged or no state dict of weights ({str(error).splitlines()[0]})") from None
-    bits = lambda tensor, dtype: tensor.contiguous().view({2: torch.int16, 4: torch.int32}[dtype.itemsize])
-    return {
-        name: Tensor(tuple(t.shape), dtype := dtypes[name], lambda t=t, dtype=dtype: bits(t, dtype).numpy().view(dtype))
-        for name, t in loaded.items()
-    }
+
+    def array(name: str) -> np.ndarray:
+        dtype = dtypes[name]
+        return loaded[name].contiguous().view(bits[dtype.itemsize]).numpy().view(dtype)
+
+    return {name: Tensor(tuple(t.shape), dtypes[name], functools.partial(array, name)) for name, t in loaded.items()}
 
 
 def write(file: Path, tensors: Mapping[str, Tensor]) -> None:

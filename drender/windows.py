@@ -34,7 +34,7 @@ def plan_chunks(num_frames: int, length: int = 24, overlap: int = 6, mode: str =
     """
     if length < 1:
         raise InputError(f"frames per chunk is {length}; it must be 1 or more")
-    if not 0 <= overlap < length and num_frames > length:
+    if overlap < 0 or (overlap >= length and num_frames > length):
         raise InputError(f"overlap is {overlap}; it must be at least 0 and less than the {length} frames of a chunk")
     if mode not in MODES:
         raise unknown("chunk mode", mode, MODES)
@@ -43,6 +43,11 @@ def plan_chunks(num_frames: int, length: int = 24, overlap: int = 6, mode: str =
     # A chunk that would hold nothing but the overlap with the one before is not begun.
     starts = range(0, num_frames - overlap, length - overlap)
     chunks = [Chunk(i, start, min(start + length, num_frames), length) for i, start in enumerate(starts)]
+    return select(chunks, mode)
+
+
+def select(chunks: list[Chunk], mode: str) -> list[Chunk]:
+    """The chunks of a mode: all, the first, or those without repeated frames."""
     if mode == "first":
         return chunks[:1]
-    return [chunk for chunk in chunks if mode == "all" or chunk.num_frames == length]
+    return [chunk for chunk in chunks if mode == "all" or chunk.num_frames == chunk.length]
