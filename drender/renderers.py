@@ -97,7 +97,7 @@ class ForwardRenderer(Renderer):
     def __call__(
         self,
         buffers: Mapping[str, Float[np.ndarray, "b f h w 3"]],
-        environment: Mapping[str, Float[np.ndarray, "*b f H W 3"]],
+        environment: Mapping[str, Float[np.ndarray | Array, "*b F H W 3"]],
         *,
         drop: Iterable[str] = (),
         noise: Float[np.ndarray, "b f h8 w8 c"] | None = None,

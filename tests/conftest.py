@@ -35,6 +35,25 @@ def forward_checkpoint(tmp_path_factory) -> Path:
     return _converted(tmp_path_factory, "forward")
 
 
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory) -> dict[str, Path]:
+    """Tiny checkpoints in the released layout, by kind; not to be changed."""
+    folder = tmp_path_factory.mktemp("released")
+    return {kind: tiny.write_released(folder / kind, kind) for kind in tiny.CONFIGS}
+
+
+@pytest.fixture
+def inverse(originals, tmp_path) -> Path:
+    """A released tiny inverse renderer that a test may spoil."""
+    return tiny.linked(originals["inverse"], tmp_path / "released")
+
+
+@pytest.fixture
+def forward(originals, tmp_path) -> Path:
+    """A released tiny forward renderer that a test may spoil."""
+    return tiny.linked(originals["forward"], tmp_path / "released")
+
+
 def _converted(tmp_path_factory, kind: str) -> Path:
     folder = tmp_path_factory.mktemp(kind)
     convert.from_released(

@@ -1,4 +1,4 @@
-"""Conversion: the naming rule, strictness, what the JSON files may lack, and the way back, bit for bit."""
+"""Conversion: the naming rule, the way there and back bit for bit, and strictness."""
 
 import hashlib
 import json
@@ -8,19 +8,15 @@ import runpy
 import sys
 from pathlib import Path
 
-import huggingface_hub
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from drender import checkpoint, convert, released, torch_files
-from drender.config import DOMAINS, EnvEncoderConfig, RendererConfig, SchedulerConfig, UNetConfig, VAEConfig
-from drender.env_encoder import EnvEncoder
+from drender.config import EnvEncoderConfig, RendererConfig, UNetConfig, VAEConfig
 from drender.errors import InputError
 from drender.layers import structure
 from drender.unet import UNet
@@ -40,49 +36,7 @@ def converted(folder: Path) -> RendererConfig:
     return checkpoint.load_config(folder.parent / "converted")
 
 
-def edit(file: Path, **values) -> None:
-    """Changes a JSON file's values; `...` removes one."""
-    old = json.loads(file.read_text()) | values
-    file.write_text(json.dumps({key: value for key, value in old.items() if value is not ...}))
-
-
-@pytest.fixture(scope="session")
-def originals(tmp_path_factory):
-    """Released tiny checkpoints of each kind; not to be changed."""
-    folder = tmp_path_factory.mktemp("released")
-    return {kind: tiny.write_released(folder / kind, kind) for kind in tiny.CONFIGS}
-
-
-@pytest.fixture
-def inverse(originals, tmp_path):
-    """A tiny inverse checkpoint to spoil: its files are links, to be replaced and not written into."""
-    return linked(originals["inverse"], tmp_path / "released")
-
-
-@pytest.fixture
-def forward(originals, tmp_path):
-    return linked(originals["forward"], tmp_path / "released")
-
-
-def linked(original: Path, copy: Path) -> Path:
-    for file in original.rglob("*"):
-        if file.is_file():
-            target = copy / file.relative_to(original)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(file.read_bytes()) if file.suffix == ".json" else target.symlink_to(file)
-    return copy
-
-
-def replace_weights(folder: Path, change, stem="diffusion_pytorch_model") -> None:
-    """Rewrites a component's weights as `change`, which edits a dict of arrays, leaves them."""
-    file = folder / f"{stem}.safetensors"
-    tensors = load_file(file)
-    change(tensors)
-    file.unlink()
-    save_file(tensors, file)
-
-
-# --- the rule --------------------------------------------------------------------------------------------------------
+# --- the rule ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -142,7 +96,7 @@ def test_lora_names_of_both_spellings():
     assert convert.torch_name("mid.to_out.0.alpha") == "mid.to_out.0.alpha"
 
 
-# --- the way there and back ------------------------------------------------------------------------------------------
+# --- the way there and back -------------------------------------------------------------------------------------------
 
 
 def test_round_trip_is_bit_for_bit(tmp_path):
@@ -159,15 +113,6 @@ def test_round_trip_is_bit_for_bit(tmp_path):
     lines = []
     assert released.read(tmp_path / "back", lines.append)[0] == config
     assert lines == []
-
-
-def test_files_are_those_that_the_safetensors_library_writes(tmp_path, originals):
-    shapes = tiny.shapes("inverse", "vae")
-    tensors = tiny.weights("vae", shapes) | {"scalar": np.full((), 3, np.float32), "half": np.ones(3, jnp.bfloat16)}
-    save_file(tensors, tmp_path / "theirs.safetensors", {"format": "pt"})
-    ours = {name: torch_files.Tensor(x.shape, x.dtype, lambda x=x: x) for name, x in tensors.items()}
-    torch_files.write(tmp_path / "ours.safetensors", ours)
-    assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
 
 
 def test_lora_with_alpha_and_of_convolutions_and_the_older_spelling(forward, tmp_path):
@@ -197,40 +142,6 @@ def test_lora_with_alpha_and_of_convolutions_and_the_older_spelling(forward, tmp
     }
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_legacy_pickles(tmp_path, dtype):
-    torch = pytest.importorskip("torch")
-    state = {"a": torch.randn(3, 4).to(getattr(torch, dtype)), "b": torch.randn(()).to(getattr(torch, dtype))}
-    torch.save(state, tmp_path / "diffusion_pytorch_model.bin")
-    tensors = torch_files.read(tmp_path, "diffusion_pytorch_model")
-    for name, tensor in state.items():
-        array = tensors[name].read()
-        assert (array.dtype, array.shape) == (jnp.dtype(dtype), tuple(tensor.shape))
-        np.testing.assert_array_equal(array.astype("float32"), tensor.float().numpy())
-
-
-class Trap:
-    def __reduce__(self):
-        return os.mkdir, ("sprung",)
-
-
-def test_pickles_run_no_code(tmp_path, monkeypatch):
-    torch = pytest.importorskip("torch")
-    monkeypatch.chdir(tmp_path)
-    torch.save({"a": Trap()}, tmp_path / "diffusion_pytorch_model.bin")
-    with pytest.raises(InputError, match="damaged or no state dict") as caught:
-        torch_files.read(tmp_path, "diffusion_pytorch_model")
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "sprung").exists()
-
-
-def test_a_pickle_without_torch(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    (tmp_path / "diffusion_pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(InputError, match="needs torch"):
-        torch_files.read(tmp_path, "diffusion_pytorch_model")
-
-
 def test_diffusers_reads_what_we_write(tmp_path):
     diffusers = pytest.importorskip("diffusers")
     torch = pytest.importorskip("torch")
@@ -252,7 +163,7 @@ def test_diffusers_reads_what_we_write(tmp_path):
     assert index["unet"] == ["diffusers", "UNetSpatioTemporalConditionModel"]
 
 
-# --- strictness ------------------------------------------------------------------------------------------------------
+# --- strictness -------------------------------------------------------------------------------------------------------
 
 
 def test_all_that_does_not_fit_is_listed_and_nothing_written(inverse, tmp_path):
@@ -261,7 +172,7 @@ def test_all_that_does_not_fit_is_listed_and_nothing_written(inverse, tmp_path):
         tensors["encoder.conv_out.bias"] = np.zeros(3, np.float16)
         tensors["extra.weight"] = np.zeros((2, 2), np.float16)
 
-    replace_weights(inverse / "vae", spoil)
+    tiny.edit_weights(inverse / "vae", spoil)
     with pytest.raises(InputError) as caught:
         converted(inverse)
     first, *lines = str(caught.value).splitlines()
@@ -276,7 +187,7 @@ def test_all_that_does_not_fit_is_listed_and_nothing_written(inverse, tmp_path):
 
 
 def test_a_long_list_is_cut(inverse):
-    replace_weights(inverse / "vae", dict.clear)
+    tiny.edit_weights(inverse / "vae", dict.clear)
     with pytest.raises(InputError, match="370 tensors do not fit") as caught:
         converted(inverse)
     lines = str(caught.value).splitlines()
@@ -296,171 +207,9 @@ def test_a_long_list_is_cut(inverse):
 )
 def test_lora_tensors_that_do_not_fit(forward, name, shape, message):
     change = lambda tensors: tensors.update({name: np.zeros(shape, np.float16)})
-    replace_weights(forward / "lora", change, "pytorch_lora_weights")
+    tiny.edit_weights(forward / "lora", change, "pytorch_lora_weights")
     with pytest.raises(InputError, match=message):
         converted(forward)
-
-
-# --- configurations --------------------------------------------------------------------------------------------------
-
-
-def test_configuration_of_each_kind(originals):
-    read = lambda kind: released.read(originals[kind], SILENT)[0]
-    inverse, forward, svd = read("inverse"), read("forward"), read("svd")
-    assert (inverse.kind, inverse.scale_cond_latents, inverse.domains) == ("inverse", False, DOMAINS)
-    assert (inverse.unet.context_embedding_type, inverse.unet.context_vocab_size) == ("clip", 16)
-    assert inverse.scheduler == SchedulerConfig(0.002, 700.0, "leading")
-    assert (forward.kind, forward.scale_cond_latents) == ("forward", True)
-    assert forward.unet.temporal_cross_attention_dim is None
-    assert forward.env_encoder == EnvEncoderConfig(channels=(32, 32, 64, 64))
-    assert forward.scheduler.timestep_spacing == "trailing"
-    assert (svd.kind, svd.scale_cond_latents, svd.unet.temporal_cross_attention_dim) == ("svd", False, 48)
-
-
-def test_tensors_decide_where_the_configuration_is_silent_or_wrong(inverse):
-    edit(inverse / "unet/config.json", context_embedding_type=..., context_vocab_size=3, in_channels=24)
-    edit(inverse / "unet/config.json", temporal_cross_attention_dim=...)
-    lines = []
-    unet = released.read(inverse, lines.append)[0].unet
-    assert (unet.context_embedding_type, unet.context_vocab_size, unet.in_channels) == ("clip", 16, 8)
-    assert unet.temporal_cross_attention_dim == 48
-    assert "unet/config.json: in_channels is 24; the tensors tell 8, which counts" in lines
-    assert "unet/config.json: context_embedding_type is 'not given'; the tensors tell 'clip', which counts" in lines
-    assert len(lines) == 4
-
-
-def test_a_small_domain_table(inverse):
-    change = lambda tensors: tensors.update({"context_embedding.weight": np.zeros((5, 48), np.float16)})
-    replace_weights(inverse / "unet", change)
-    config = released.read(inverse, SILENT)[0]
-    assert config.unet.context_vocab_size == 5
-    assert config.domains == {name: row for name, row in DOMAINS.items() if row < 5}
-
-
-def test_the_forward_renderer_is_known_by_its_encoder(forward):
-    edit(forward / "unet/config.json", multi_res_encoder_hidden_states=..., temporal_cross_attention_dim=...)
-    edit(forward / "env_encoder/config.json", in_channels=9, latent_encoder=False)
-    config = released.read(forward, SILENT)[0]
-    assert config.unet.multi_res_encoder_hidden_states
-    assert config.unet.temporal_cross_attention_dim is None
-    assert (config.env_encoder.in_channels, config.env_encoder.latent_encoder) == (12, True)
-
-
-def test_the_pixel_stem(forward):
-    config = EnvEncoderConfig(in_channels=9, channels=(32, 32, 64, 64), latent_encoder=False)
-    shapes = tiny.network_shapes("env_encoder", config)
-    (forward / "env_encoder/diffusion_pytorch_model.safetensors").unlink()
-    tiny.write_weights(forward / "env_encoder", "diffusion_pytorch_model", tiny.weights("env_encoder", shapes))
-    found, tensors = released.read(forward, SILENT)
-    assert found.env_encoder == config
-    convert.pull(structure(EnvEncoder, config)[1], tensors["env_encoder"], "env_encoder")
-
-
-def test_forward_without_encoder(forward):
-    (forward / "env_encoder").rename(forward / "elsewhere")
-    with pytest.raises(InputError, match="without its env_encoder folder"):
-        released.read(forward, SILENT)
-
-
-def test_the_unused_is_named_and_left(forward):
-    for name in ("env_decoder", "nrm_encoder", "safety_checker"):
-        (forward / name).mkdir()
-    (forward / "config.json").write_text("")  # as in the release
-    (forward / "README.md").write_text("")
-    edit(forward / "unet/config.json", _name_or_path="/home/someone", magic=3)
-    edit(forward / "scheduler/scheduler_config.json", prediction_type="epsilon", clip=None)
-    lines = []
-    config = released.read(forward, lines.append)[0]
-    assert lines == [
-        "left alone, inference does not use them: env_decoder, nrm_encoder, safety_checker",
-        "unet/config.json: ignored _name_or_path = '/home/someone', magic = 3",
-        "scheduler/scheduler_config.json: ignored prediction_type = 'epsilon', clip = None",
-    ]
-    assert config.kind == "forward"
-
-
-@pytest.mark.parametrize(("said", "scaled"), [(True, True), (False, False), ("yes", False), (..., False)])
-def test_scaling_of_conditions_follows_a_boolean(inverse, said, scaled):
-    edit(inverse / "model_index.json", scale_cond_latents=said)
-    config = released.read(inverse, SILENT)[0]
-    assert config.scale_cond_latents is scaled
-    assert released.json_files(config)["model_index.json"].get("scale_cond_latents", False) is scaled
-
-
-def test_scheduler_and_model_index_may_be_missing(inverse):
-    for file in ("scheduler/scheduler_config.json", "model_index.json"):
-        (inverse / file).unlink()
-    (inverse / "scheduler").rmdir()
-    assert released.read(inverse, SILENT)[0].scheduler == SchedulerConfig()
-
-
-# --- sources that cannot be read -------------------------------------------------------------------------------------
-
-
-def safetensors_of(header: dict, data: bytes = b"", size: int | None = None) -> bytes:
-    text = json.dumps(header).encode()
-    return (len(text) if size is None else size).to_bytes(8, "little") + text + data
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "damaged or no safetensors"),
-        (b"<html>not found</html>", "damaged or no safetensors"),
-        (b"version https://git-lfs.github.com/spec/v1", "damaged or no safetensors"),
-        (safetensors_of({}, size=10**12), "damaged or no safetensors"),
-        (safetensors_of({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, bytes(9)), "damaged or no"),
-        (safetensors_of({"a": {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]}}, bytes(8)), "a is I64; .* F16"),
-    ],
-)
-def test_damaged_weights(inverse, content, message):
-    file = inverse / "vae/diffusion_pytorch_model.safetensors"
-    file.unlink()
-    file.write_bytes(content)
-    with pytest.raises(InputError, match=rf"vae/diffusion_pytorch_model\.safetensors: {message}") as caught:
-        released.read(inverse, SILENT)
-    assert "\n" not in str(caught.value)
-
-
-def test_truncated_weights(inverse, originals):
-    file = inverse / "unet/diffusion_pytorch_model.safetensors"
-    file.unlink()
-    file.write_bytes((originals["inverse"] / "unet" / file.name).read_bytes()[:-1000])
-    with pytest.raises(InputError, match="damaged or no safetensors"):
-        released.read(inverse, SILENT)
-
-
-def test_weights_that_shrink_while_they_are_read(inverse, tmp_path):
-    file = tmp_path / "w.safetensors"
-    save_file({"a": np.ones(100, np.float32)}, file)
-    tensors = torch_files.read(tmp_path, "w")
-    file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(InputError, match="cannot be read"):
-        tensors["a"].read()
-
-
-def test_missing_weights_shards_and_indices(tmp_path):
-    with pytest.raises(InputError, match=r"no weights; expected w\.safetensors"):
-        torch_files.read(tmp_path, "w")
-    tiny.write_weights(tmp_path, "w", {name: np.ones(2, np.float32) for name in "abc"}, sharded=True)
-    assert torch_files.read(tmp_path, "w").keys() == {*"abc"}
-    (tmp_path / "w-00002-of-00003.safetensors").unlink()
-    with pytest.raises(InputError, match=r"00002-of-00003\.safetensors: missing, though w\.safetensors\.index\.json"):
-        torch_files.read(tmp_path, "w")
-    for text in ("{", "[]", '{"weight_map": 3}'):
-        (tmp_path / "w.safetensors.index.json").write_text(text)
-        with pytest.raises(InputError, match=r"index\.json: not an index"):
-            torch_files.read(tmp_path, "w")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [("{", "no JSON"), ("", "no JSON"), ("[1]", "found list"), ('{"in_channels": "8"}', "in_channels: expected int")],
-)
-def test_configurations_that_cannot_be_read(inverse, content, message):
-    (inverse / "vae/config.json").write_text(content)
-    with pytest.raises(InputError, match=rf"vae/config\.json: .*{message}"):
-        released.read(inverse, SILENT)
 
 
 def test_sources_that_are_something_else(originals, inverse_checkpoint, tmp_path):
@@ -489,85 +238,7 @@ def test_the_way_back_overwrites_only_its_own_kind(inverse_checkpoint, tmp_path)
             convert.to_released(inverse_checkpoint, destination, overwrite=True)
 
 
-# --- Hugging Face ----------------------------------------------------------------------------------------------------
-
-
-class Hub:
-    """Stands for huggingface_hub: one repository, or an error."""
-
-    def __init__(self, monkeypatch, folder: Path | None = None, listing=None, download=None, cached=None):
-        self.folder, self.listing, self.download, self.cached = folder, listing, download, cached
-        monkeypatch.setattr(huggingface_hub, "HfApi", lambda: self)
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", self.snapshot_download)
-
-    def model_info(self, name):
-        if self.listing:
-            raise self.listing
-        files = [str(file.relative_to(self.folder)) for file in self.folder.rglob("*") if file.is_file()]
-        return type("Info", (), {"siblings": [type("File", (), {"rfilename": name}) for name in files]})
-
-    def snapshot_download(self, name, allow_patterns=None, local_files_only=False):
-        self.requested = allow_patterns
-        if error := self.cached if local_files_only else self.download:
-            raise error
-        return str(self.folder)
-
-
-def hub_error(cls):
-    error = cls.__new__(cls)
-    Exception.__init__(error, "no\nmore lines")
-    return error
-
-
-def test_only_the_needed_files_are_fetched(forward, monkeypatch):
-    for name in ("svd.safetensors", "README.md", "image_encoder/model.safetensors", "env_decoder/config.json"):
-        (forward / name).parent.mkdir(exist_ok=True)
-        (forward / name).write_bytes(b"")
-    for name in ("diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.bin"):
-        (forward / "unet" / name).write_bytes(b"")
-    hub = Hub(monkeypatch, forward)
-    assert released.find("owner/name", SILENT) == forward
-    weights = [f"{component}/diffusion_pytorch_model.safetensors" for component in ("unet", "vae", "env_encoder")]
-    configs = [f"{component}/config.json" for component in ("unet", "vae", "env_encoder")]
-    others = ["model_index.json", "scheduler/scheduler_config.json", "lora/pytorch_lora_weights.safetensors"]
-    assert sorted(hub.requested) == sorted(weights + configs + others)
-
-
-def test_shards_are_fetched_with_their_index():
-    stem = "diffusion_pytorch_model"
-    shards = [f"unet/{stem}-0000{i}-of-00002.safetensors" for i in (1, 2)]
-    half = [name.replace(f"{stem}-", f"{stem}.fp16-") for name in shards]
-    index = f"unet/{stem}.safetensors.index.json"
-    assert sorted(released.wanted([*shards, *half, index])) == sorted([*shards, index])
-    index = f"unet/{stem}.safetensors.index.fp16.json"
-    assert sorted(released.wanted([*shards, *half, index])) == sorted([*half, index])
-
-
-@pytest.mark.parametrize(
-    ("errors", "message"),
-    [
-        ({"listing": hub_error(RepositoryNotFoundError)}, "neither a local folder nor a public repository"),
-        ({"listing": hub_error(GatedRepoError)}, "accept its terms at https://huggingface.co/owner/name"),
-        ({"download": hub_error(GatedRepoError)}, "accept its terms"),
-        ({"download": RuntimeError("checksum\nmore lines")}, r"could not be fetched \(checksum\)"),
-        ({"listing": OSError(), "cached": hub_error(LocalEntryNotFoundError)}, "no such folder, and no earlier"),
-    ],
-)
-def test_what_cannot_be_fetched_is_one_line(originals, monkeypatch, errors, message):
-    Hub(monkeypatch, originals["inverse"], **errors)
-    with pytest.raises(InputError, match=f"owner/name: {message}") as caught:
-        released.find("owner/name", SILENT)
-    assert "\n" not in str(caught.value)
-
-
-def test_an_earlier_download_serves_offline(originals, monkeypatch):
-    Hub(monkeypatch, originals["inverse"], listing=ConnectionError())
-    lines = []
-    assert released.find("owner/name", lines.append) == originals["inverse"]
-    assert lines == ["Hugging Face cannot be reached (ConnectionError); looking for an earlier download"]
-
-
-# --- the script ------------------------------------------------------------------------------------------------------
+# --- the script -------------------------------------------------------------------------------------------------------
 
 
 def script(monkeypatch, *arguments) -> int:

@@ -68,8 +68,8 @@ def test_forward_agrees_with_the_released_pipeline(forward_checkpoint, name, sca
     assert np.abs(frames - golden["frames"]).max() < 2e-3
 
 
-# Measured: 36.2 dB and 54.9 dB.
-@pytest.mark.parametrize(("dtype", "least"), [("bfloat16", 30.0), ("float16", 45.0)])
+# Measured: 42.8 dB and 62.0 dB.
+@pytest.mark.parametrize(("dtype", "least"), [("bfloat16", 39.0), ("float16", 55.0)])
 def test_half_precision_stays_close_to_the_released_pipeline(inverse_checkpoint, dtype, least):
     golden, meta = load_golden("inverse_tiny")
     renderer = InverseRenderer.load(inverse_checkpoint, dtype=dtype)

@@ -8,11 +8,12 @@ import functools
 import json
 import math
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from drender import checkpoint, convert
 from drender.config import EnvEncoderConfig, UNetConfig, VAEConfig, from_dict
@@ -184,3 +185,31 @@ def write_weights(folder: Path, stem: str, tensors: dict, sharded: bool = False,
 def _write_json(file: Path, values: dict) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(values))
+
+
+# --- spoiling one ----------------------------------------------------------------------------------------------------
+
+
+def linked(original: Path, copy: Path) -> Path:
+    """A copy of a released folder to spoil; its weights are links, to be replaced and not written into."""
+    for file in original.rglob("*"):
+        if file.is_file():
+            target = copy / file.relative_to(original)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(file.read_bytes()) if file.suffix == ".json" else target.symlink_to(file)
+    return copy
+
+
+def edit_json(file: Path, **values) -> None:
+    """Changes a JSON file's values; `...` removes one."""
+    changed = json.loads(file.read_text()) | values
+    file.write_text(json.dumps({key: value for key, value in changed.items() if value is not ...}))
+
+
+def edit_weights(folder: Path, change: Callable[[dict], object], stem: str = "diffusion_pytorch_model") -> None:
+    """Rewrites a component's weights as `change`, which edits a dict of arrays, leaves them."""
+    file = folder / f"{stem}.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    file.unlink()
+    save_file(tensors, file)
