@@ -10,12 +10,12 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from .attention import SpatioTemporalTransformer
 from .config import UNetConfig
 from .layers import (
     Downsample,
     Keys,
     SpatioTemporalResBlock,
-    SpatioTemporalTransformer,
     TimestepEmbedding,
     Upsample,
     conv,

@@ -6,8 +6,9 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from .attention import Attention
 from .config import VAEConfig
-from .layers import Attention, Downsample, Keys, ResnetBlock, SpatioTemporalResBlock, Upsample, conv, group_norm
+from .layers import Downsample, Keys, ResnetBlock, SpatioTemporalResBlock, Upsample, conv, group_norm
 
 EPS = 1e-6
 TEMPORAL_EPS = 1e-5

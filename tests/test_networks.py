@@ -15,7 +15,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drender import layers
+from drender import attention, layers
 from drender.checkpoint import flatten
 from drender.config import EnvEncoderConfig, UNetConfig, VAEConfig
 from drender.convert import from_torch, torch_name
@@ -278,9 +278,9 @@ def test_convolutions_of_every_grid_are_torch_convolutions(n, h, w, kernel):
 def test_attention_in_pieces_is_attention(monkeypatch, limit):
     """Rows at a time, then queries of a row at a time."""
     q, k, v = array(5, 7, 2, 8), array(5, 9, 2, 8, seed=1), array(5, 9, 2, 8, seed=2)
-    attend = lambda: layers.attend(*map(jnp.asarray, (q, k, v)))
+    attend = lambda: attention.attend(*map(jnp.asarray, (q, k, v)))
     whole = attend()
-    monkeypatch.setattr(layers, "MAX_LOGITS", limit)
+    monkeypatch.setattr(attention, "MAX_LOGITS", limit)
     np.testing.assert_allclose(attend(), whole, atol=1e-5)
     expected = torch.nn.functional.scaled_dot_product_attention(
         *(torch.from_numpy(x).transpose(1, 2) for x in (q, k, v))

@@ -1,0 +1,187 @@
+"""Attention and transformers: over the positions of a frame, over time, and over a context.
+
+Shapes: b batch, f frames, h w grid, s = h·w positions, c channels, t u tokens, n heads, d head size.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from .layers import Keys, TimeMixer, TimestepEmbedding, group_norm, sinusoid
+
+# Attention logits above this many elements are computed in pieces, so that memory stays bounded (1 GiB in float32).
+MAX_LOGITS = 2**28
+
+
+def attend(
+    q: Float[Array, "rows t n d"], k: Float[Array, "rows u n d"], v: Float[Array, "rows u n d"]
+) -> Float[Array, "rows t n d"]:
+    """softmax(q kᵀ / √d) v, by a fused kernel where the device has one, else in pieces of at most MAX_LOGITS logits."""
+    half = q.dtype != jnp.float32
+    if half and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0 and _has_fused_attention():
+        return jax.lax.platform_dependent(q, k, v, cuda=_attend_fused, default=_attend_in_pieces)
+    return _attend_in_pieces(q, k, v)
+
+
+@functools.cache
+def _has_fused_attention() -> bool:
+    """Is there a card of Ampere or later, on which cuDNN has flash attention?"""
+    try:
+        return all(float(device.compute_capability) >= 8 for device in jax.devices("cuda"))
+    except RuntimeError:
+        return False
+
+
+def _attend_fused(q, k, v):
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+
+def _attend_in_pieces(q, k, v):
+    if q.dtype == jnp.float16:
+        # XLA has no float16 products with a float32 sum for CPUs.
+        return _attend_in_pieces(*(x.astype(jnp.float32) for x in (q, k, v))).astype(q.dtype)
+    attention = jax.nn.dot_product_attention
+    rows, tokens, heads, _ = q.shape
+    per_query = heads * k.shape[1]
+    if rows * tokens * per_query <= MAX_LOGITS:
+        return attention(q, k, v)
+    if tokens * per_query <= MAX_LOGITS:
+        whole_row = lambda row: attention(*(x[None] for x in row))[0]
+        return jax.lax.map(whole_row, (q, k, v), batch_size=MAX_LOGITS // (tokens * per_query))
+
+    def one_row(row):
+        q, k, v = row
+        return jax.lax.map(lambda query: attention(query[None], k, v)[0], q, batch_size=max(1, MAX_LOGITS // per_query))
+
+    return jax.lax.map(one_row, (q, k, v))
+
+
+def layer_norm(channels: int, *, rngs: Keys) -> nnx.LayerNorm:
+    return nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention over a row's own tokens, or over the tokens of a context."""
+
+    def __init__(self, channels: int, heads: int, context_channels: int | None = None, bias=False, *, rngs: Keys):
+        context_channels = context_channels or channels
+        self.heads = heads
+        self.to_q = nnx.Linear(channels, channels, use_bias=bias, rngs=rngs)
+        self.to_k = nnx.Linear(context_channels, channels, use_bias=bias, rngs=rngs)
+        self.to_v = nnx.Linear(context_channels, channels, use_bias=bias, rngs=rngs)
+        self.to_out = nnx.List([nnx.Linear(channels, channels, rngs=rngs)])
+
+    def __call__(
+        self, x: Float[Array, "rows t c"], context: Float[Array, "some u e"] | None = None
+    ) -> Float[Array, "rows #t c"]:
+        """Rows beyond the context's have a context of zeros, over which attention is `to_out`'s bias, exactly.
+
+        A context of one token needs no attention either: softmax over one key is 1.
+        """
+        context = x if context is None else context
+        heads = lambda y: rearrange(y, "r t (n d) -> r t n d", n=self.heads)
+        some = context.shape[0]
+        v = self.to_v(context)
+        if context.shape[1] > 1:
+            mixed = attend(heads(self.to_q(x[:some])), heads(self.to_k(context)), heads(v))
+            v = rearrange(mixed, "r t n d -> r t (n d)")
+        out = self.to_out[0](v)
+        if some < x.shape[0]:
+            bias = jnp.broadcast_to(self.to_out[0].bias[...], (x.shape[0] - some, *out.shape[1:]))
+            out = jnp.concatenate([out, bias.astype(out.dtype)])
+        return out
+
+
+class GEGLU(nnx.Module):
+    """A linear layer gated by the GELU of another (Shazeer 2020)."""
+
+    def __init__(self, inputs: int, outputs: int, *, rngs: Keys):
+        self.proj = nnx.Linear(inputs, 2 * outputs, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*rows c"]) -> Float[Array, "*rows c2"]:
+        x, gate = jnp.split(self.proj(x), 2, axis=-1)
+        return x * jax.nn.gelu(gate, approximate=False)
+
+
+class FeedForward(nnx.Module):
+    def __init__(self, channels: int, *, rngs: Keys):
+        hidden = 4 * channels
+        # The released list has a dropout of rate 0 in the middle; the parameters' names count it.
+        self.net = nnx.List([GEGLU(channels, hidden, rngs=rngs), None, nnx.Linear(hidden, channels, rngs=rngs)])
+
+    def __call__(self, x: Float[Array, "*rows c"]) -> Float[Array, "*rows c"]:
+        return self.net[2](self.net[0](x))
+
+
+class TransformerBlock(nnx.Module):
+    """Self-attention, cross-attention, feed-forward; a temporal block begins with one more feed-forward.
+
+    A spatial block attends within each frame, a temporal block along the frames at each position.
+    """
+
+    def __init__(self, channels: int, heads: int, context_channels: int | None, temporal: bool = False, *, rngs: Keys):
+        self.temporal = temporal
+        if temporal:
+            self.norm_in = layer_norm(channels, rngs=rngs)
+            self.ff_in = FeedForward(channels, rngs=rngs)
+        self.norm1 = layer_norm(channels, rngs=rngs)
+        self.attn1 = Attention(channels, heads, rngs=rngs)
+        self.norm2 = layer_norm(channels, rngs=rngs) if context_channels else None
+        self.attn2 = Attention(channels, heads, context_channels, rngs=rngs) if context_channels else None
+        self.norm3 = layer_norm(channels, rngs=rngs)
+        self.ff = FeedForward(channels, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b f s c"], context: Float[Array, "b2 f2 u e"]) -> Float[Array, "b f s c"]:
+        """context: tokens per frame, or for the whole clip (f2 = 1); `Attention` says what b2 < b means."""
+        f, s = x.shape[1:3]
+        if self.temporal:
+            x = x + self.ff_in(self.norm_in(x))
+            rows = rearrange(self.norm1(x), "b f s c -> (b s) f c")
+            x = x + rearrange(self.attn1(rows), "(b s) f c -> b f s c", s=s)
+        else:
+            rows = rearrange(self.norm1(x), "b f s c -> (b f) s c")
+            x = x + rearrange(self.attn1(rows), "(b f) s c -> b f s c", f=f)
+        if self.attn2 is not None:
+            # Frames that share their context are one row of queries: its keys and values are computed once.
+            frames = context.shape[1]
+            rows = rearrange(self.norm2(x), "b (f2 g) s c -> (b f2) (g s) c", f2=frames)
+            out = self.attn2(rows, rearrange(context, "b f2 u e -> (b f2) u e"))
+            if out.shape[1] == 1:  # one token: the same for every query
+                x = x + rearrange(out, "(b f2) 1 c -> b f2 1 c", f2=frames)
+            else:
+                x = x + rearrange(out, "(b f2) (g s) c -> b (f2 g) s c", f2=frames, s=s)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatioTemporalTransformer(nnx.Module):
+    """Pairs of a spatial and a temporal transformer block, blended, between two projections."""
+
+    def __init__(self, channels, heads, num_layers, context_channels, temporal_context_channels, groups, *, rngs: Keys):
+        self.norm = group_norm(channels, groups, 1e-6, rngs=rngs)
+        self.proj_in = nnx.Linear(channels, channels, rngs=rngs)
+        self.transformer_blocks = nnx.List(
+            [TransformerBlock(channels, heads, context_channels, rngs=rngs) for _ in range(num_layers)]
+        )
+        self.temporal_transformer_blocks = nnx.List(
+            [TransformerBlock(channels, heads, temporal_context_channels, True, rngs=rngs) for _ in range(num_layers)]
+        )
+        self.time_pos_embed = TimestepEmbedding(channels, 4 * channels, channels, rngs=rngs)
+        self.time_mixer = TimeMixer()
+        self.proj_out = nnx.Linear(channels, channels, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "b f h w c"], context: Float[Array, "b2 f2 u e"], image_only=None
+    ) -> Float[Array, "b f h w c"]:
+        f, h, _, c = x.shape[1:]
+        position = self.time_pos_embed(sinusoid(jnp.arange(f, dtype=jnp.float32), c))[:, None]
+        y = rearrange(self.norm(rearrange(x, "b f h w c -> (b f) h w c")), "(b f) h w c -> b f (h w) c", f=f)
+        y = self.proj_in(y)
+        for spatial, temporal in zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True):
+            y = spatial(y, context)
+            # Every frame of the temporal branch sees the first frame's context.
+            y = self.time_mixer(y, temporal(y + position, context[:, :1]), image_only)
+        return x + rearrange(self.proj_out(y), "b f (h w) c -> b f h w c", h=h)
