@@ -14,8 +14,10 @@ def main() -> None:
 
 def parser() -> cli.Parser:
     top = cli.Parser(description=__doc__)
-    top.add_argument("source", help="folder in the released layout, or a Hugging Face name such as owner/name")
-    top.add_argument("destination", help="folder to write")
+    top.add_argument(
+        "source", type=cli.path, help="folder in the released layout, or a Hugging Face name such as owner/name"
+    )
+    top.add_argument("destination", type=cli.path, help="folder to write")
     top.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is at the destination")
     top.add_argument("--to-torch", action="store_true", help="from one of our checkpoints to the released layout")
     return top

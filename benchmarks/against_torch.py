@@ -2,9 +2,9 @@
 
     python benchmarks/against_torch.py RELEASED CONVERTED --frames 2 --size 64 64 --steps 2
 
-RELEASED is an inverse renderer in the released layout, CONVERTED the same through `convert_weights.py`. Prints the median
-time of each stage on each side, their ratio, and how far the results are apart. With one `--backends`, the peak memory is
-that side's alone.
+RELEASED is an inverse renderer in the released layout, CONVERTED the same through `convert_weights.py`. Prints the
+median time of each stage on each side, their ratio, and how far the results are apart. With one `--backends`, the peak
+memory is that side's alone.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from drender import InverseRenderer, diffusion
 from drender.config import DOMAINS
 
 MICRO = [[6.0, 127.0, 0.0]]
+STAGES = ("encode", "denoise", "decode", "total")
 
 
 class Ours:
@@ -107,6 +108,18 @@ class Torch:
             return np.clip(self._out(self.torch.cat(runs)[None]) / 2 + 0.5, 0, 1)
 
 
+def one_pass(side: Ours | Torch, rgb: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+    """The frames, and the seconds that each stage took."""
+    marks = [time.perf_counter()]
+    latents = side.encode(rgb)
+    marks.append(time.perf_counter())
+    result = side.denoise(noise, latents)
+    marks.append(time.perf_counter())
+    frames = side.decode(result)
+    marks.append(time.perf_counter())
+    return frames, dict(zip(STAGES, [*np.diff(marks), marks[-1] - marks[0]], strict=True))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("released", type=Path)
@@ -127,26 +140,18 @@ def main():
         began = time.perf_counter()
         sides[name] = {"ours": Ours, "torch": Torch}[name](args)
         print(f"{name}: loaded in {time.perf_counter() - began:.1f} s")
-    times = {name: {"encode": [], "denoise": [], "decode": []} for name in sides}
+    times = {name: {stage: [] for stage in STAGES} for name in sides}
     results = {}
     for _ in range(args.repeats + 1):
         for name, side in sides.items():
-            inputs = {"encode": lambda: (rgb,), "denoise": lambda: (noise, latents), "decode": lambda: (result,)}
-            for stage, spent in times[name].items():
-                began = time.perf_counter()
-                result = getattr(side, stage)(*inputs[stage]())
-                spent.append(time.perf_counter() - began)
-                if stage == "encode":
-                    latents = result
-            results[name] = result
+            results[name], spent = one_pass(side, rgb, noise)
+            for stage, seconds in spent.items():
+                times[name][stage].append(seconds)
 
     f, (h, w) = args.frames, args.size
     print(f"{jax.devices()[0].device_kind}, {args.dtype or 'float32'}, {f} frames {h}×{w}, {args.steps} steps, "
           f"median of {args.repeats}, seconds; the first call, which compiles, in brackets")  # fmt: skip
-    stages = [*times[args.backends[0]], "total"]
-    for name in sides:
-        times[name]["total"] = [sum(spent) for spent in zip(*times[name].values(), strict=True)]
-    for stage in stages:
+    for stage in STAGES:
         median = {name: statistics.median(spent[stage][1:]) for name, spent in times.items()}
         row = "  ".join(f"{name} {median[name]:8.3f} ({times[name][stage][0]:.1f})" for name in sides)
         print(f"{stage:8s} {row}" + (f"  ratio {median['torch'] / median['ours']:.2f}" if len(sides) == 2 else ""))

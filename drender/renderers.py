@@ -172,7 +172,7 @@ class ForwardRenderer(Renderer):
         tokens = in_runs(self._encode_lights, rearrange(np.stack(maps), "i b f h w c -> (b f) i h w c"))
         return [rearrange(level, "(b f) n e -> b f n e", f=frames) for level in tokens]
 
-    def _encode_lights(self, pixels: Float[Array, "n i h w 3"]) -> list[Float[Array, "n t e"]]:
+    def _encode_lights(self, pixels: Float[np.ndarray | Array, "n i h w 3"]) -> list[Float[Array, "n t e"]]:
         """Tokens per level of n lights, each of i images in [0, 1]."""
         n = len(pixels)
         flat = rearrange(pixels, "n i h w c -> (n i) h w c")

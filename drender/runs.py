@@ -97,8 +97,7 @@ class ForwardRun(Run):
             self.lights.check(clip.name, chunks.chunks[-1].stop)
             return chunks
 
-        found = find_gbuffer_clips(self.input, self.conditions, failed)
-        return readable(plan, [(clip,) for clip in found], failed)
+        return readable(plan, [(clip,) for clip in find_gbuffer_clips(self.input, self.conditions, failed)], failed)
 
     def folders(self, clip: BufferChunks) -> list[ClipFolder]:
         return [self.folder(clip.name, "forward", self.lights.labels)]
@@ -133,8 +132,7 @@ class RelightRun(Run):
             self.lights.check(clip.name, self.cut.plan(clip.num_frames)[-1].stop)
             return clip
 
-        found = _rgb_clips(self.input, self.output, failed)
-        return readable(check, [(clip,) for clip in found], failed)
+        return readable(check, [(clip,) for clip in _rgb_clips(self.input, self.output, failed)], failed)
 
     def folders(self, clip: Clip) -> list[ClipFolder]:
         gbuffers = self.folder(clip.name, "inverse", ("rgb", *self.passes), "gbuffers")
@@ -187,7 +185,7 @@ def execute(run: Run, load: Callable[[jax.Device], Any], devices: list[jax.Devic
             print(f"{clip.name}: finished before, skipped", flush=True)
         else:
             clips.append(clip)
-    several = len(found) + len(failures) > 1
+    total = len(found) + len(failures)
     queue, stopped = iter(clips), threading.Event()
     devices = devices[: len(clips)]
 
@@ -198,7 +196,7 @@ def execute(run: Run, load: Callable[[jax.Device], Any], devices: list[jax.Devic
             try:
                 _process(run, renderers, clip, len(devices) == 1, stopped)
             except InputError as error:
-                if not several:
+                if total == 1:
                     raise
                 failed(InputError(f"{clip.name}: {error}"))
 
@@ -214,8 +212,7 @@ def execute(run: Run, load: Callable[[jax.Device], Any], devices: list[jax.Devic
             finally:
                 stopped.set()
     if failures:
-        count = f"{len(failures)} of {len(found) + len(failures)} clips"
-        raise InputError(f"{count} failed, as said above; mend them and run again")
+        raise InputError(f"{len(failures)} of {total} clips failed, as said above; mend them and run again")
 
 
 def _process(run: Run, renderers: Any, clip, progress: bool, stopped: threading.Event) -> None:

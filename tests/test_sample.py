@@ -77,7 +77,7 @@ class InverseStandIn(InverseRenderer):
 
 
 class ForwardStandIn(ForwardRenderer):
-    """The mean of the buffers times that of the light."""
+    """The mean of the buffers times that of the light from one side."""
 
     environment_size = (64, 64)
 
@@ -85,7 +85,7 @@ class ForwardStandIn(ForwardRenderer):
         pass
 
     def __call__(self, buffers, environment, drop, progress, **sampling):
-        light = np.asarray(environment["env_ldr"]).mean(axis=(1, 2), keepdims=True)
+        light = np.asarray(environment["env_ldr"])[:, :, -16:].mean(axis=(1, 2), keepdims=True)
         return sum(buffers.values()) / np.float32(len(buffers)) * light[None]
 
 
@@ -131,8 +131,9 @@ def relight(run, models, sky):
 
 @pytest.fixture(scope="session")
 def sky(tmp_path_factory) -> Path:
-    """A Radiance map 64×32 with a sun."""
+    """A Radiance map 64×32 with a sun and a bright side."""
     light = RNG.random((32, 64, 3)).astype(np.float32)
+    light[:, :16] *= 20
     light[4:8, 10:14] = 500
     return write_hdr(tmp_path_factory.mktemp("sky") / "sky.hdr", light)
 
@@ -335,7 +336,16 @@ def test_conditions_that_are_dropped_need_not_be_there(networks, forward, tmp_pa
 def test_relight_is_inverse_and_forward_without_files_between(networks, relight, models, sky, tmp_path):
     write_frames(tmp_path / "walk", 3)
     code, _, err = relight(
-        "--input", tmp_path / "walk", "--output", tmp_path / "out", "--bits", 16, "--guidance", 1.1, 1.3
+        "--input",
+        tmp_path / "walk",
+        "--output",
+        tmp_path / "out",
+        "--bits",
+        16,
+        "--guidance",
+        1.1,
+        1.3,
+        "--rotate-light",
     )
     assert (code, err) == (0, "")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gbuffers", "relit"]
@@ -346,7 +356,8 @@ def test_relight_is_inverse_and_forward_without_files_between(networks, relight,
     device = jax.devices()[0]
     for chunk in range(2):
         buffers = InverseRenderer.load(str(models["inverse"]), None, device)(rgb[:, chunk : chunk + 2], num_steps=1)
-        light = environment_maps(sky, 2, (64, 64))
+        light = environment_maps(sky, 3, (64, 64), rotate_light=True)
+        light = {name: maps[chunk : chunk + 2] for name, maps in light.items()}
         renderer = ForwardRenderer.load(str(models["forward"]), None, device, 0.25)
         relit = renderer(buffers, light, num_steps=1, guidance=(1.1, 1.3))[0]
         for i in range(2):
@@ -363,11 +374,11 @@ def test_relight_reads_no_gbuffers(relight, monkeypatch, tmp_path):
     assert code == 0
 
 
-def test_two_devices_share_the_clips_and_give_what_one_gives(networks, relight, tmp_path):
+def test_two_devices_share_the_clips_and_give_what_one_gives(networks, inverse, tmp_path):
     for i in range(3):
         write_frames(tmp_path / f"in/clip{i}", 2, seed=i)
     for count in (1, 2):
-        code, out, _ = relight("--input", tmp_path / "in", "--output", tmp_path / f"out{count}", "--devices", count)
+        code, out, _ = inverse("--input", tmp_path / "in", "--output", tmp_path / f"out{count}", "--devices", count)
         assert code == 0 and out.count("done in") == 3
     one, two = (
         {name: data for name, data in contents(tmp_path / f"out{i}").items() if not name.endswith(".json")}
@@ -430,7 +441,7 @@ def test_results_of_other_options_are_kept_unless_overwritten(inverse, run, mode
     # What cannot be replaced is not deleted either.
     assert inverse(*arguments, "--seed", 1, "--overwrite", "--checkpoint", models["forward"])[0] == 2
     with monkeypatch.context() as patch:
-        patch.setattr(InverseRenderer, "__call__", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(InverseStandIn, "__call__", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert inverse(*arguments, "--seed", 1, "--overwrite")[0] == 130
     assert contents(tmp_path / "out") == before
     # Nothing of the old results is left, not even where the new ones have fewer frames.
