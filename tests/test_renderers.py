@@ -205,9 +205,7 @@ RGB = np.zeros((1, 2, 16, 16, 3), np.float32)
         ({"num_steps": "20"}, "num_steps: expected int, found '20'"),
         ({"nun_steps": 20}, "did you mean 'num_steps'"),
         ({"guidance": (1.0, 2.0, 3.0)}, "expected two numbers"),
-        ({"rgb": RGB[0]}, r"rgb has shape \(2, 16, 16, 3\); expected \[batch"),
         ({"rgb": RGB[:, :0]}, "rgb has shape"),
-        ({"rgb": (RGB * 255).astype(np.uint8)}, "divide bytes by 255"),
         ({"rgb": RGB[:, :, :7]}, "rgb is 7×16; sides must be multiples of 2"),
         ({"noise": RGB}, r"these images need \(1, 2, 8, 8, 4\)"),
     ],
@@ -215,6 +213,20 @@ RGB = np.zeros((1, 2, 16, 16, 3), np.float32)
 def test_bad_arguments_of_inverse(inverse, arguments, message):
     with pytest.raises(InputError, match=message):
         inverse(**{"rgb": RGB} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (RGB[0], r"rgb has shape \(2, 16, 16, 3\); expected \[batch"),
+        ((RGB * 255).astype(np.uint8), "divide bytes by 255"),
+        ([["text"]], "rgb has shape"),
+    ],
+)
+def test_bad_images(inverse, images, message):
+    """Asked of the check itself: the tests' own checking of signatures would be first to refuse them."""
+    with pytest.raises(InputError, match=message):
+        inverse.check_images("rgb", images)
 
 
 @pytest.mark.parametrize(
