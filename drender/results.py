@@ -58,6 +58,11 @@ class ClipFolder:
         return self._record["finished"]
 
     @property
+    def video(self) -> Path:
+        """Where the side-by-side video is, or will be."""
+        return self.output / f"{self.name}.viz.mp4"
+
+    @property
     def done(self) -> set[int]:
         """Indices of the chunks whose files are all there."""
         return set(self._record["chunks"])
@@ -80,7 +85,7 @@ class ClipFolder:
     def finish(self, frames: Iterable[np.ndarray] | None, fps: float) -> None:
         """Writes the video of `frames`, if any, and records the clip as finished."""
         if frames is not None:
-            write_video(self.output / f"{self.name}.viz.mp4", frames, fps)
+            write_video(self.video, frames, fps)
         self._save(finished=True)
 
     def _save(self, **changes) -> None:

@@ -181,7 +181,7 @@ def execute(run: Run, load: Callable[[jax.Device], Any], devices: list[jax.Devic
     clips = []
     found = run.clips(failed)
     for clip in found:
-        if all(folder.finished for folder in run.folders(clip)):
+        if all(folder.finished and (folder.video.exists() or not run.video) for folder in run.folders(clip)):
             print(f"{clip.name}: finished before, skipped", flush=True)
         else:
             clips.append(clip)

@@ -423,6 +423,15 @@ def test_an_interrupted_run_goes_on_where_it_was(inverse, monkeypatch, tmp_path,
     assert len(calls) == 18 - after // 6 * 6  # finished chunks are not made again
 
 
+def test_a_video_that_was_left_out_is_made_from_the_finished_frames(inverse, tmp_path):
+    options = ("--input", write_frames(tmp_path / "a", 2), "--output", tmp_path / "out")
+    assert inverse(*options, "--no-video")[0] == 0
+    before = contents(tmp_path / "out")
+    code, out, _ = inverse(*options)
+    assert code == 0 and "written" not in out
+    assert contents(tmp_path / "out").keys() - before.keys() == {"a.viz.mp4"}
+
+
 def test_finished_clips_are_skipped(inverse, tmp_path):
     arguments = ("--input", write_frames(tmp_path / "a"), "--output", tmp_path / "out")
     inverse(*arguments)
