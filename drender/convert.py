@@ -53,20 +53,23 @@ def torch_name(name: str) -> str:
 
 def to_torch(name: str, x: np.ndarray) -> np.ndarray:
     """Our parameter `name` in torch's layout; a view."""
-    if not _is_kernel(name) or x.ndim < 2:
-        return x
-    if x.ndim == 2:
-        return rearrange(x, "i o -> o i")
-    return rearrange(x, "h w i o -> o i h w 1" if _over_time(name) else "h w i o -> o i h w")
+    ours, torch = _layouts(name, x.ndim)
+    return rearrange(x, f"{ours} -> {torch}")
 
 
 def from_torch(name: str, x: np.ndarray) -> np.ndarray:
     """Torch's tensor in the layout of our parameter `name`; a view."""
-    if not _is_kernel(name) or x.ndim < 2:
-        return x
-    if x.ndim == 2:
-        return rearrange(x, "o i -> i o")
-    return rearrange(x, "o i h w 1 -> h w i o" if _over_time(name) else "o i h w -> h w i o")
+    ours, torch = _layouts(name, x.ndim)
+    return rearrange(x, f"{torch} -> {ours}")
+
+
+def _layouts(name: str, ndim: int) -> tuple[str, str]:
+    """The axes of a parameter here and in torch; `ndim` on either side tells a linear layer from a convolution."""
+    if not _is_kernel(name) or ndim < 2:
+        return "...", "..."
+    if ndim == 2:
+        return "i o", "o i"
+    return "h w i o", "o i h w 1" if _over_time(name) else "o i h w"
 
 
 def _is_kernel(name: str) -> bool:

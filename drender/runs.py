@@ -55,26 +55,41 @@ class Run:
 
 
 @dataclass(frozen=True)
-class InverseRun(Run):
-    """RGB clips to G-buffers; `renderers` is one `InverseRenderer`."""
+class BuffersRun(Run):
+    """A run that estimates G-buffers of RGB clips and writes them beside the RGB."""
 
     passes: Sequence[str] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return ("rgb", *self.passes)
+
+    def write_buffers(self, folder: ClipFolder, chunk: Chunk, rgb: np.ndarray, buffers: dict[str, np.ndarray]) -> None:
+        folder.write(chunk, {name: frames[0] for name, frames in ({"rgb": rgb} | buffers).items()}, self.bits)
+
+    def finish_buffers(self, folder: ClipFolder, shown: Iterable[tuple[Chunk, int]], fps: float) -> None:
+        self.finish(folder, ([folder.read(*at, label) for label in self.labels] for at in shown), fps)
+
+
+@dataclass(frozen=True)
+class InverseRun(BuffersRun):
+    """RGB clips to G-buffers; `renderers` is one `InverseRenderer`."""
 
     def clips(self, failed: Failed) -> list[Clip]:
         return _rgb_clips(self.input, self.output, failed)
 
     def folders(self, clip: Clip) -> list[ClipFolder]:
-        return [self.folder(clip.name, "inverse", ("rgb", *self.passes))]
+        return [self.folder(clip.name, "inverse", self.labels)]
 
     def process(self, inverse: InverseRenderer, clip: Clip, progress: bool) -> Iterator[Chunk]:
         (folder,) = self.folders(clip)
         chunks = self.cut.plan(clip.num_frames)
         for chunk, rgb in rgb_chunks(clip, chunks, self.cut.size, folder.done):
             buffers = inverse(rgb, self.passes, progress=progress, **self.sampling)
-            folder.write(chunk, {"rgb": rgb[0]} | {name: frames[0] for name, frames in buffers.items()}, self.bits)
+            self.write_buffers(folder, chunk, rgb, buffers)
             yield chunk
         shown = shown_frames(chunks, self.cut.overlap)
-        self.finish(folder, ([folder.read(*at, name) for name in ("rgb", *self.passes)] for at in shown), clip.fps)
+        self.finish_buffers(folder, shown, clip.fps)
 
 
 @dataclass(frozen=True)
@@ -120,11 +135,10 @@ class ForwardRun(Run):
 
 
 @dataclass(frozen=True)
-class RelightRun(Run):
+class RelightRun(BuffersRun):
     """RGB clips to G-buffers and relit clips; float arrays, not files, go from one renderer to the other."""
 
     lights: Lights | None = None
-    passes: Sequence[str] = ()
     drop: Sequence[str] = ()
 
     def clips(self, failed: Failed) -> list[Clip]:
@@ -135,7 +149,7 @@ class RelightRun(Run):
         return readable(check, [(clip,) for clip in _rgb_clips(self.input, self.output, failed)], failed)
 
     def folders(self, clip: Clip) -> list[ClipFolder]:
-        gbuffers = self.folder(clip.name, "inverse", ("rgb", *self.passes), "gbuffers")
+        gbuffers = self.folder(clip.name, "inverse", self.labels, "gbuffers")
         return [gbuffers, self.folder(clip.name, "forward", self.lights.labels, "relit")]
 
     def process(
@@ -149,14 +163,14 @@ class RelightRun(Run):
         unguided = self.sampling | {"guidance": (1.0, 1.0)}
         for chunk, rgb in rgb_chunks(clip, chunks, self.cut.size, gbuffers.done & relit.done):
             buffers = inverse(rgb, self.passes, progress=progress, **unguided)
-            gbuffers.write(chunk, {"rgb": rgb[0]} | {name: frames[0] for name, frames in buffers.items()}, self.bits)
+            self.write_buffers(gbuffers, chunk, rgb, buffers)
             frames = self.lights.relight(
                 forward, buffers, chunk, total, drop=self.drop, progress=progress, **self.sampling
             )
             relit.write(chunk, frames, self.bits)
             yield chunk
         shown = list(shown_frames(chunks, self.cut.overlap))
-        self.finish(gbuffers, ([gbuffers.read(*at, name) for name in ("rgb", *self.passes)] for at in shown), clip.fps)
+        self.finish_buffers(gbuffers, shown, clip.fps)
         tiles = ([gbuffers.read(*at, "rgb"), *self.lights.tiles(relit, *at, total)] for at in shown)
         self.finish(relit, tiles, clip.fps)
 
