@@ -1,21 +1,27 @@
-"""Converts released torch checkpoints for this project; `--to-torch` converts back."""
+"""Makes checkpoints of released torch weights and of training runs; `--to-torch` goes back to the released layout."""
 
 import jax
 
-from drender import cli, convert
+from drender import cli, convert, origins, run_folder
 
 
 def main() -> None:
     args = parser().parse_args()
     jax.config.update("jax_platforms", "cpu")  # nothing here needs an accelerator
-    conversion = convert.to_released if args.to_torch else convert.from_released
-    conversion(args.source, args.destination, args.overwrite)
+    if args.to_torch:
+        convert.to_released(args.source, args.destination, args.overwrite)
+    elif run_folder.is_run(args.source):
+        origins.export(args.source, args.destination, args.overwrite)
+    else:
+        convert.from_released(args.source, args.destination, args.overwrite)
 
 
 def parser() -> cli.Parser:
     top = cli.Parser(description=__doc__)
     top.add_argument(
-        "source", type=cli.path, help="folder in the released layout, or a Hugging Face name such as owner/name"
+        "source",
+        type=cli.path,
+        help="folder in the released layout, Hugging Face name such as owner/name, or training run",
     )
     top.add_argument("destination", type=cli.path, help="folder to write")
     top.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is at the destination")

@@ -1,5 +1,6 @@
 """Sampling: `inverse`, `forward` and `relight`. `python sample.py relight --help` lists the options of the last."""
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def main() -> None:
     if args.command == "inverse":
         passes = chosen_passes(InverseRenderer.load_config(args.checkpoint), args.passes)
         run = runs.InverseRun(**shared, passes=passes)
-        load = lambda device: InverseRenderer.load(args.checkpoint, args.dtype, device)
+        load = lambda device: InverseRenderer.load(args.checkpoint, args.dtype, device, args.lora_scale)
     elif args.command == "forward":
         used = used_conditions(ForwardRenderer.load_config(args.checkpoint), args.drop)
         run = runs.ForwardRun(
@@ -77,6 +78,7 @@ def parser() -> cli.Parser:
         command.add_argument(
             "--passes", nargs="+", metavar="NAME", default=DEFAULT_PASSES, help="G-buffers to estimate"
         )
+    option(inverse, "--lora-scale", "X", "of factors trained on real footage, where there are any", float, default=1.0)
     for command in (forward, relight):
         light(command)
     forward.add_argument("--fixed-frame", type=int, metavar="I", help="repeat frame I of the clip for --frames frames")
@@ -140,7 +142,9 @@ def sampler(command: cli.Parser) -> None:
     option(command, "--noise-aug-strength", "X", "noise added to the conditions (0)", float)
     option(command, "--decode-chunk-size", "N", "frames that the VAE decodes together (8)", int)
     option(command, "--seed", "N", "of the initial noise (0)", int)
-    command.add_argument("--deterministic", action="store_true", help="one step, for models trained so")
+    command.add_argument(
+        "--deterministic", action=argparse.BooleanOptionalAction, help="one step, for models trained so (what it was)"
+    )
 
 
 def lights(args) -> runs.Lights:

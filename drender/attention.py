@@ -49,13 +49,15 @@ def _attend_in_pieces(q, k, v):
     per_query = heads * k.shape[1]
     if rows * tokens * per_query <= MAX_LOGITS:
         return attention(q, k, v)
+    # In a backward pass, the logits of a piece are computed again: kept, they would be as many as without pieces.
     if tokens * per_query <= MAX_LOGITS:
-        whole_row = lambda row: attention(*(x[None] for x in row))[0]
+        whole_row = jax.checkpoint(lambda row: attention(*(x[None] for x in row))[0])
         return jax.lax.map(whole_row, (q, k, v), batch_size=MAX_LOGITS // (tokens * per_query))
 
     def one_row(row):
         q, k, v = row
-        return jax.lax.map(lambda query: attention(query[None], k, v)[0], q, batch_size=max(1, MAX_LOGITS // per_query))
+        one_query = jax.checkpoint(lambda query: attention(query[None], k, v)[0])
+        return jax.lax.map(one_query, q, batch_size=max(1, MAX_LOGITS // per_query))
 
     return jax.lax.map(one_row, (q, k, v))
 
@@ -158,7 +160,10 @@ class TransformerBlock(nnx.Module):
 
 
 class SpatioTemporalTransformer(nnx.Module):
-    """Pairs of a spatial and a temporal transformer block, blended, between two projections."""
+    """Pairs of a spatial and a temporal transformer block, blended, between two projections.
+
+    `image_only` is explained in `UNet.__call__`.
+    """
 
     def __init__(self, channels, heads, num_layers, context_channels, temporal_context_channels, groups, *, rngs: Keys):
         self.norm = group_norm(channels, groups, 1e-6, rngs=rngs)
@@ -182,6 +187,7 @@ class SpatioTemporalTransformer(nnx.Module):
         y = self.proj_in(y)
         for spatial, temporal in zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True):
             y = spatial(y, context)
-            # Every frame of the temporal branch sees the first frame's context.
-            y = self.time_mixer(y, temporal(y + position, context[:, :1]), image_only)
+            if image_only is not True:
+                # Every frame of the temporal branch sees the first frame's context.
+                y = self.time_mixer(y, temporal(y + position, context[:, :1]), image_only)
         return x + rearrange(self.proj_out(y), "b f (h w) c -> b f h w c", h=h)

@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import logging
 import os
 import re
 import sys
@@ -77,6 +78,8 @@ def path(text: str) -> str:
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Runs a script's `main` and exits with its code; 2 and one line for a bad input, 130 when interrupted."""
+    # What Orbax logs of a failure, with the traceback of each of its threads, is in the error that it raises too.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr, flush=True)
         try:

@@ -134,6 +134,7 @@ class RendererConfig:
     domains: dict[str, int] = field(default_factory=lambda: dict(DOMAINS))
     conditions: tuple[str, ...] = CONDITIONS
     environment_size: tuple[int, int] = (512, 512)  # height, width of the environment maps it was trained with
+    deterministic: bool = False  # trained to predict in one step from zeros: sampled so unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -220,16 +221,21 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        # A list can only be meant for the member that takes lists.
+        # A list can only be meant for the member that takes lists, a mapping for the one that takes mappings.
         members = [a for a in args if a is not type(None)]
-        fitting = [a for a in members if (typing.get_origin(a) is tuple) == isinstance(value, (list, tuple))]
+        shape = tuple if isinstance(value, (list, tuple)) else dict if isinstance(value, dict) else None
+        fitting = [a for a in members if typing.get_origin(a) is shape]
         return _convert((fitting or members)[0], value, where)
+    if hint is Any:
+        return value
     if origin is Literal:
         if value in args:
             return value
         raise InputError(f"{where}: {value!r} is none of {', '.join(map(repr, args))}")
     if origin is tuple:
         if isinstance(value, (list, tuple)):
+            if args[-1] is not Ellipsis and len(value) != len(args):
+                raise InputError(f"{where}: expected {len(args)} values, found {len(value)}: {value!r}")
             return tuple(_convert(args[0], item, where) for item in value)
     elif origin is dict:
         if isinstance(value, dict):
@@ -240,4 +246,4 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
-    raise InputError(f"{where}: expected {getattr(hint, '__name__', hint)}, found {value!r}")
+    raise InputError(f"{where}: expected {hint if origin else hint.__name__}, found {value!r}")

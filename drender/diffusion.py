@@ -22,12 +22,12 @@ def initial_scale(sigma_max: float, timestep_spacing: str) -> float:
     return (sigma_max**2 + 1) ** 0.5 if timestep_spacing == "leading" else sigma_max
 
 
-def scaled_input(x: ArrayLike, sigma: Float[ArrayLike, ""]) -> ArrayLike:
+def scaled_input(x: ArrayLike, sigma: ArrayLike) -> ArrayLike:
     """The network's input x/√(σ²+1), of unit variance."""
     return x / jnp.sqrt(sigma**2 + 1)
 
 
-def network_time(sigma: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
+def network_time(sigma: Float[ArrayLike, "*b"]) -> Float[ArrayLike, "*b"]:
     """The noise level as the network is told it: ¼·ln σ."""
     return jnp.log(sigma) / 4
 
@@ -68,3 +68,16 @@ def sample(
     for i, (sigma, next_sigma) in enumerate(itertools.pairwise(sigmas)):
         x = step(x, i, sigma, next_sigma)
     return x
+
+
+def noisy(x0: ArrayLike, noise: ArrayLike, sigma: ArrayLike) -> ArrayLike:
+    """x at noise level σ: x₀ + σε."""
+    return x0 + sigma * noise
+
+
+def velocity(x0: ArrayLike, noise: ArrayLike, sigma: ArrayLike) -> ArrayLike:
+    """The F whose `denoised` is x₀: (ε − σx₀)/√(σ²+1).
+
+    The squared error of F is therefore that of x̂₀ with EDM's weight (σ²+1)/σ² for v-prediction.
+    """
+    return (noise - sigma * x0) / jnp.sqrt(sigma**2 + 1)

@@ -54,18 +54,26 @@ class EnvEncoder(nnx.Module):
             ]
         )
 
-    def __call__(self, x: Float[Array, "b f h w c"]) -> list[Float[Array, "b f n e"]]:
+    def __call__(self, x: Float[Array, "b f h w c"], remat: bool = False) -> list[Float[Array, "b f n e"]]:
         """One array of tokens per level; n falls by four from level to level.
 
         Args:
           x: the environment images' latents × scaling factor (or their pixels in [−1, 1]), concatenated in the order of
             `in_labels`.
+          remat: compute the inside of every layer again in the backward pass.
         """
+        return [rearrange(level, "b f h w e -> b f (h w) e") for level in self.features(x, remat)]
+
+    def features(self, x: Float[Array, "b f h w c"], remat: bool = False) -> list[Float[Array, "b f _ _ e"]]:
+        """As `__call__`, with the tokens where they are in the image."""
         f = x.shape[1]
         x = rearrange(x.astype(self.down_blocks[0].resnets[0].conv1.kernel[...].dtype), "b f h w c -> (b f) h w c")
-        x = self.conv_in(x)
-        tokens = []
+        x = self.stem(x)
+        levels = []
         for block in self.down_blocks:
-            x = block(x)
-            tokens.append(rearrange(x, "(b f) h w c -> b f (h w) c", f=f))
-        return tokens
+            x = block(x, remat)
+            levels.append(rearrange(x, "(b f) h w c -> b f h w c", f=f))
+        return levels
+
+    def stem(self, x: Float[Array, "rows h w c"]) -> Float[Array, "rows h2 w2 c2"]:
+        return self.conv_in(x)

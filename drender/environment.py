@@ -57,7 +57,14 @@ def environment_maps(
 def load_environment(
     source: str | Path | ArrayLike, rotation: float = 180.0, flip: bool = False, strength: float = 1.0
 ) -> Float32[Array, "6 n n 3"]:
-    """The cube map of a lat-long file or array `h w 3` of linear radiance: faces +x −x +y −y +z −z, n = CUBE_SIZE.
+    """The cube map of `light_image`: faces +x −x +y −y +z −z, n = CUBE_SIZE."""
+    return _latlong_to_cube(light_image(source, rotation, flip, strength))
+
+
+def light_image(
+    source: str | Path | ArrayLike, rotation: float = 180.0, flip: bool = False, strength: float = 1.0
+) -> Float32[np.ndarray, "h w 3"]:
+    """The light of a lat-long file or array `h w 3` of linear radiance.
 
     `strength` ≥ 0 multiplies the radiance, `flip` mirrors the image, then `rotation` (degrees) rolls it to the right.
     Warns of what would light wrongly: NaN (taken as black), an image that is not 2:1, or one without any light.
@@ -79,7 +86,7 @@ def load_environment(
     if not image.any():
         warnings.warn(f"environment {name} is black and will light nothing", stacklevel=2)
     image = image[:, ::-1] if flip else image
-    return _latlong_to_cube(np.roll(image, int(width * rotation / 360), axis=1))
+    return np.roll(image, int(width * rotation / 360), axis=1)
 
 
 @jax.jit

@@ -17,6 +17,9 @@ from .config import CONDITIONS, DOMAINS
 from .errors import InputError
 from .media import HDR_SUFFIXES, IMAGE_SUFFIXES, natural_order, read_image, readable, visible_entries
 
+# What the released layout calls a frame: its chunk and its number within.
+RELEASED_STEM = re.compile(r"\d{4,}\.\d{4,}")
+
 # ---- Encodings ----
 
 
@@ -56,66 +59,81 @@ class GBufferClip:
 
         InputError naming the file if one cannot be read or differs from the first in size.
         """
-        paths = self.paths[label, chunk][start:stop]
-        images = [read_image(path) for path in paths]
-        for path, image in zip(paths, images, strict=True):
-            if image.shape != images[0].shape:
-                found, first = (f"{width}x{height}" for height, width, _ in (image.shape, images[0].shape))
-                raise InputError(f"{path} has {found} pixels, {paths[0].name} {first}; a clip needs one size")
-        return np.stack(images)
+        return read_frames(self.paths[label, chunk][start:stop])
+
+
+def read_frames(paths: Sequence[Path]) -> Float32[np.ndarray, "f h w 3"]:
+    """The images of a clip as stored; InputError if one cannot be read or differs from the first in size."""
+    images = [read_image(path) for path in paths]
+    for path, image in zip(paths, images, strict=True):
+        if image.shape != images[0].shape:
+            found, first = (f"{width}x{height}" for height, width, _ in (image.shape, images[0].shape))
+            raise InputError(f"{path} has {found} pixels, {paths[0].name} {first}; a clip needs one size")
+    return np.stack(images)
 
 
 def find_gbuffer_clips(
     path: str | Path,
     required: Sequence[str] = CONDITIONS,
     failed: Callable[[InputError], None] | None = None,
+    labels: Sequence[str] = (),
 ) -> list[GBufferClip]:
     """The clips at `path`, in natural order: the folder of one clip, or a folder of such folders.
 
     A clip's folder holds `{chunk:04d}.{frame:04d}.{label}.png` (the released layout), `{stem}.{label}.png` (webdataset
     style, frames in the natural order of their stems), or `{label}/{stem}.png`; or EXR and the other stills that
-    `read_image` reads. Files with other labels, such as `rgb`, are passed over. InputError if there is no clip, or if a
-    frame lacks one of the `required` buffers; of many clips, `failed` takes these last errors, and the others are
-    returned.
+    `read_image` reads. Files with labels that are neither G-buffers nor among `labels`, such as `rgb`, are passed over.
+    InputError if there is no clip, or if a frame lacks one of the `required` labels; of many clips, `failed` takes
+    these last errors, and the others are returned.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise InputError(f"{path} is not a folder" if path.exists() else f"{path} does not exist")
-    try:
-        found = {path: _files_of_clip(path)}
-        if not found[path]:
-            found = {entry: _files_of_clip(entry) for entry in visible_entries(path) if entry.is_dir()}
-    except OSError as error:
-        raise InputError(f"cannot read {error.filename or path}: {error.strerror}") from error
-    clips = [(folder.resolve().name, files, required) for folder, files in found.items() if files]
+    known = tuple(dict.fromkeys((*DOMAINS, *labels)))
+    clips = [(name, files, required, known) for name, files in find_images(path, known)]
     if not clips:
         raise InputError(f"{path}: no G-buffers there; expected files such as {frame_path('clip', 0, 0, 'basecolor')}")
     return readable(_clip, clips, failed)
 
 
-def _files_of_clip(folder: Path) -> dict[str, dict[str, Path]]:
-    """The G-buffers that lie in a clip's folder: label -> stem of the frame -> file."""
+def find_images(path: str | Path, labels: Sequence[str]) -> list[tuple[str, dict[str, dict[str, Path]]]]:
+    """The files of the clips at `path`, in the layouts and order of `find_gbuffer_clips`.
+
+    Returns, of every clip that has any, its name and label -> stem of the frame -> file. InputError if `path` cannot be
+    read, or if two files hold one image.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"{path} is not a folder" if path.exists() else f"{path} does not exist")
+    try:
+        found = {path: _files_of_clip(path, labels)}
+        if not found[path]:
+            found = {entry: _files_of_clip(entry, labels) for entry in visible_entries(path) if entry.is_dir()}
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename or path}: {error.strerror}") from error
+    return [(folder.resolve().name, files) for folder, files in found.items() if files]
+
+
+def _files_of_clip(folder: Path, labels: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """The images of these labels that lie in a clip's folder: label -> stem of the frame -> file."""
     files = {}
     for entry in visible_entries(folder):
         stem, _, label = entry.stem.rpartition(".")
         found = [(label, stem, entry)]
-        if entry.name in DOMAINS and entry.is_dir():
+        if entry.name in labels and entry.is_dir():
             found = [(entry.name, image.stem, image) for image in visible_entries(entry)]
         for label, stem, file in found:
-            if label not in DOMAINS or not stem or file.suffix.lower() not in IMAGE_SUFFIXES + HDR_SUFFIXES:
+            if label not in labels or not stem or file.suffix.lower() not in IMAGE_SUFFIXES + HDR_SUFFIXES:
                 continue
             if (other := files.setdefault(label, {}).setdefault(stem, file)) is not file:
                 raise InputError(f"{other} and {file.name} are the same buffer of the same frame; remove one")
     return files
 
 
-def _clip(name: str, files: dict[str, dict[str, Path]], required: Sequence[str]) -> GBufferClip:
+def _clip(name: str, files: dict[str, dict[str, Path]], required: Sequence[str], known: Sequence[str]) -> GBufferClip:
     """A clip of the frames that any of the `required` buffers has, all of which must have them all."""
     stems = {stem for label in required or files for stem in files.get(label, {})}
     stems = sorted(stems, key=natural_order)
     _require_all(name, files, required, stems)
-    labels = tuple(label for label in DOMAINS if label in files and files[label].keys() >= set(stems))
-    numbered = all(re.fullmatch(r"\d{4,}\.\d{4,}", stem) for stem in stems)
+    labels = tuple(label for label in known if label in files and files[label].keys() >= set(stems))
+    numbered = all(RELEASED_STEM.fullmatch(stem) for stem in stems)
     chunks = {}
     for stem in stems:
         chunks.setdefault(int(stem.split(".")[0]) if numbered else 0, []).append(stem)

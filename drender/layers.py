@@ -7,6 +7,7 @@ Shapes: b batch, f frames, h w grid, s = h·w positions, c channels.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,6 +43,18 @@ def structure(network: type[nnx.Module], config: Any) -> tuple[nnx.GraphDef, dic
     """
     graphdef, state = nnx.split(nnx.eval_shape(lambda: network(config, rngs=Keys(jax.random.key(0)))))
     return graphdef, nnx.to_pure_dict(state)
+
+
+def call(block: Callable, *arguments):
+    return block(*arguments)
+
+
+def rematerialised(fn: Callable, remat: bool) -> Callable:
+    """With `remat` a function of modules and arrays of which the backward pass keeps nothing but the arguments.
+
+    What is inside is computed again (Chen et al. 2016), one call of `fn` at a time: time for memory.
+    """
+    return jax.checkpoint(fn) if remat else fn
 
 
 class Conv(nnx.Conv):
@@ -159,7 +172,7 @@ class ResnetBlock(nnx.Module):
 
 
 class SpatioTemporalResBlock(nnx.Module):
-    """A residual block over each frame, then one over time, blended."""
+    """A residual block over each frame, then one over time, blended; `image_only` is explained in `UNet.__call__`."""
 
     def __init__(
         self, inputs, outputs, time_channels, groups, eps, temporal_eps=None, weighs_temporal=False, *, rngs: Keys
@@ -173,6 +186,8 @@ class SpatioTemporalResBlock(nnx.Module):
     def __call__(self, x: Float[Array, "b f h w c"], time=None, image_only=None) -> Float[Array, "b f h w c2"]:
         f, h = x.shape[1:3]
         spatial = self.spatial_res_block(rearrange(x, "b f h w c -> (b f) h w c"), time)
+        if image_only is True:
+            return rearrange(spatial, "(b f) h w c -> b f h w c", f=f)
         spatial = rearrange(spatial, "(b f) h w c -> b f (h w) c", f=f)
         temporal = self.temporal_res_block(spatial, time)
         return rearrange(self.time_mixer(spatial, temporal, image_only), "b f (h w) c -> b f h w c", h=h)
@@ -200,8 +215,8 @@ class Upsample(nnx.Module):
         self.conv = conv(channels, channels, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b f h w c"], size: tuple[int, int] | None = None
-    ) -> Float[Array, "b f h2 w2 c"]:
+        self, x: Float[Array, "*rows h w c"], size: tuple[int, int] | None = None
+    ) -> Float[Array, "*rows h2 w2 c"]:
         """size: crop to it, where the level above has an odd side."""
-        x = repeat(x, "b f h w c -> b f (h h2) (w w2) c", h2=2, w2=2)
-        return self.conv(x if size is None else x[:, :, : size[0], : size[1]])
+        x = repeat(x, "... h w c -> ... (h h2) (w w2) c", h2=2, w2=2)
+        return self.conv(x if size is None else x[..., : size[0], : size[1], :])

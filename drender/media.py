@@ -55,6 +55,11 @@ def read_hdr(path: str | Path) -> Float32[np.ndarray, "h w 3"]:
     if is_float:
         return image
     warnings.warn(f"{path} is no HDR image: its lights are cut off at 1; use a .hdr or .exr file", stacklevel=2)
+    return srgb_to_linear(image)
+
+
+def srgb_to_linear(image: Float32[np.ndarray, "*b"]) -> Float32[np.ndarray, "*b"]:
+    """sRGB-encoded [0, 1] to linear [0, 1], the piecewise curve of IEC 61966-2-1."""
     return np.where(image <= 0.04045, image / 12.92, ((image + 0.055) / 1.055) ** 2.4).astype(np.float32)
 
 
@@ -99,7 +104,7 @@ def _read_still(path: str | Path) -> tuple[Float32[np.ndarray, "h w 3"], bool]:
     return np.ascontiguousarray(_upright(image, spec.get_int_attribute("Orientation", 1))), is_float
 
 
-def _open_still(path: str | Path) -> oiio.ImageInput:
+def _open_still(path: str | Path) -> "oiio.ImageInput":
     """A reader of the still at `path`, whose header makes sense."""
     path = Path(path)
     if path.suffix.lower() not in IMAGE_SUFFIXES + HDR_SUFFIXES:
@@ -326,22 +331,22 @@ def _image_clip(name: str, paths: list[Path]) -> Clip:
 # ---- Sizes ----
 
 
-def cover_size(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """The (height, width) of `source` scaled to cover `target`, then each side rounded up to a multiple of 64.
+def cover_size(source: tuple[int, int], target: tuple[int, int], multiple: int = 64) -> tuple[int, int]:
+    """The (height, width) of `source` scaled to cover `target`, then each side rounded up to a `multiple`.
 
-    This is the released preprocessing; it crops nothing.
+    With 64 this is the released preprocessing; it crops nothing.
     """
     (h, w), (height, width) = source, target
     # The scale, the larger of height/h and width/w, stays a fraction: a float could turn 512 into 512.0000001, and 576.
     numerator, denominator = (height, h) if height * w >= width * h else (width, w)
-    return tuple(-(-side * numerator // (64 * denominator)) * 64 for side in (h, w))
+    return tuple(-(-side * numerator // (multiple * denominator)) * multiple for side in (h, w))
 
 
 def fit_cover(
-    frames: Float[np.ndarray, "*b h w 3"], size: tuple[int, int] | None = None
+    frames: Float[np.ndarray, "*b h w 3"], size: tuple[int, int] | None = None, multiple: int = 64
 ) -> Float32[np.ndarray, "*b H W 3"]:
     """The frame or frames at the `cover_size` of `size` (height, width), or of their own: bilinear and antialiased."""
-    size = cover_size(frames.shape[-3:-1], size or frames.shape[-3:-1])
+    size = cover_size(frames.shape[-3:-1], size or frames.shape[-3:-1], multiple)
     frames = np.asarray(frames, np.float32)
     if size == frames.shape[-3:-1]:
         return frames

@@ -12,8 +12,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from . import checkpoint, lora
-from .config import DEFAULT_PASSES, RendererConfig, Sampling, from_dict
+from .config import DEFAULT_PASSES, RendererConfig, Sampling
 from .errors import InputError, unknown
 from .stages import Renderer, in_runs
 
@@ -45,7 +44,7 @@ class InverseRenderer(Renderer):
         Raises:
           InputError: an unknown pass or option, or arrays of the wrong shape or type.
         """
-        sampling = from_dict(Sampling, sampling, "sampling")
+        sampling = self.sampling(sampling)
         rgb = self.check_images("rgb", rgb)
         passes = chosen_passes(self.config, passes)
         noise = self.initial_noise(noise, sampling.seed, rgb.shape)
@@ -80,14 +79,7 @@ class ForwardRenderer(Renderer):
         lora_scale: how much to merge of the factors trained on real footage, where the checkpoint has them: 0.25 suits
           real footage, 0 synthetic objects.
         """
-        return super().load(path, dtype, device, lora_scale=lora_scale)
-
-    @classmethod
-    def _load_params(cls, path, config: RendererConfig, dtype: str, lora_scale: float = 0.0) -> dict[str, dict]:
-        params = super()._load_params(path, config, dtype)
-        if lora_scale and "lora" in checkpoint.components(path):
-            params["unet"] = lora.merge(params["unet"], checkpoint.load(path, "lora"), lora_scale)
-        return params
+        return super().load(path, dtype, device, lora_scale)
 
     @property
     def environment_size(self) -> tuple[int, int]:
@@ -117,7 +109,7 @@ class ForwardRenderer(Renderer):
         Raises:
           InputError: a missing condition, an unknown name or option, or arrays of the wrong shape or type.
         """
-        sampling = from_dict(Sampling, {"guidance": (1.2, 1.2)} | sampling, "sampling")
+        sampling = self.sampling({"guidance": (1.2, 1.2)} | sampling)
         drop = set(drop)
         images, shape = self._check_buffers(buffers, drop)
         noise = self.initial_noise(noise, sampling.seed, shape)

@@ -44,7 +44,7 @@ class ClipFolder:
             self._record["labels"] = sorted({*self._record["labels"], *found.get("labels", [])})
         elif found:
             raise InputError(
-                f"{self.path} holds results made with {_difference(found['settings'], settings)}; "
+                f"{self.path} holds results made with {difference(found['settings'], settings)}; "
                 "give another --output, or --overwrite"
             )
         elif images := self._images():
@@ -107,7 +107,7 @@ def read_record(path: Path) -> dict:
     return record if whole else {}
 
 
-def _difference(before: dict, now: dict) -> str:
+def difference(before: dict, now: dict) -> str:
     """The first setting that is another."""
     name = next(name for name in {**now, **before} if before.get(name) != now.get(name))
     return f"another {name} ({before.get(name)!r}, now {now.get(name)!r})"

@@ -112,7 +112,8 @@ class ForwardRun(Run):
             self.lights.check(clip.name, chunks.chunks[-1].stop)
             return chunks
 
-        return readable(plan, [(clip,) for clip in find_gbuffer_clips(self.input, self.conditions, failed)], failed)
+        found = find_gbuffer_clips(self.input, self.conditions, failed, labels=self.conditions)
+        return readable(plan, [(clip,) for clip in found], failed)
 
     def folders(self, clip: BufferChunks) -> list[ClipFolder]:
         return [self.folder(clip.name, "forward", self.lights.labels)]

@@ -15,8 +15,8 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike, Float
 from tqdm import tqdm
 
-from . import checkpoint, diffusion
-from .config import RendererConfig, Sampling
+from . import checkpoint, diffusion, lora
+from .config import RendererConfig, Sampling, from_dict
 from .env_encoder import EnvEncoder
 from .errors import InputError, unknown
 from .layers import structure
@@ -41,30 +41,37 @@ class Renderer:
         graphs = {name: structure(NETWORKS[name], getattr(config, name))[0] for name in params}
         self._encode = _method(graphs["vae"], "encode")
         self._decode = _method(graphs["vae"], "decode")
-        self._predict = jax.jit(functools.partial(predict, graphs["unet"]))
-        self._step = jax.jit(functools.partial(denoising_step, graphs["unet"]))
+        if "unet" in graphs:
+            self._predict = jax.jit(functools.partial(predict, graphs["unet"]))
+            self._step = jax.jit(functools.partial(denoising_step, graphs["unet"]))
         if "env_encoder" in graphs:
             self._encode_light = _method(graphs["env_encoder"], "__call__")
 
     @classmethod
-    def load(cls, path: str | Path, dtype: str | None = None, device: jax.Device | None = None, **how) -> "Renderer":
+    def load(
+        cls, path: str | Path, dtype: str | None = None, device: jax.Device | None = None, lora_scale: float = 1.0
+    ) -> "Renderer":
         """Loads a converted checkpoint.
 
         Args:
           path: folder written by `convert_weights.py`.
           dtype: what to compute in, "float32", "bfloat16" or "float16"; None: float32 on a CPU, else bfloat16.
           device: where; None: the default device.
+          lora_scale: how much to merge of the factors trained on real footage, where the checkpoint has them.
         Raises:
           InputError: no such checkpoint, one of another kind, or an unknown dtype.
         """
-        _cache_compilations()
+        cache_compilations()
         device = device or jax.devices()[0]
         dtype = dtype or ("float32" if device.platform == "cpu" else "bfloat16")
         if dtype not in DTYPES:
             raise unknown("dtype", dtype, DTYPES)
         config = cls.load_config(path)
         with jax.default_device(device):
-            return cls(config, cls._load_params(path, config, dtype, **how))
+            params = cls._load_params(path, config, dtype)
+            if lora_scale and "unet" in params and "lora" in checkpoint.components(path):
+                params["unet"] = lora.merge(params["unet"], checkpoint.load(path, "lora"), lora_scale)
+            return cls(config, params)
 
     @classmethod
     def load_config(cls, path: str | Path) -> RendererConfig:
@@ -79,6 +86,10 @@ class Renderer:
         names = [name for name in NETWORKS if getattr(config, name) is not None]
         abstract = {name: structure(NETWORKS[name], getattr(config, name))[1] for name in names}
         return {name: checkpoint.load(path, name, abstract[name], dtype) for name in names}
+
+    def sampling(self, options: Mapping) -> Sampling:
+        """How to sample: what the model was trained for, changed by `options`."""
+        return from_dict(Sampling, {"deterministic": self.config.deterministic} | dict(options), "sampling")
 
     def encode_images(self, images: Float[np.ndarray, "n h w 3"]) -> Float[Array, "n h8 w8 c"]:
         """VAE means of images in [0, 1], unscaled."""
@@ -206,7 +217,7 @@ def _method(graphdef: nnx.GraphDef, name: str) -> Callable:
     return jax.jit(lambda params, *arguments: getattr(nnx.merge(graphdef, params), name)(*arguments))
 
 
-def _cache_compilations() -> None:
+def cache_compilations() -> None:
     """Keeps compiled stages on disk between runs, unless the program or JAX_COMPILATION_CACHE_DIR says otherwise."""
     if jax.config.jax_compilation_cache_dir is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

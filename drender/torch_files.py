@@ -52,7 +52,7 @@ def read(folder: Path, stem: str) -> dict[str, Tensor]:
     for file in _shards(first) if first.suffix == ".json" else [first]:
         if not file.is_file():
             raise InputError(f"{file}: missing, though {first.name} lists it; download it again")
-        tensors |= _read_pickle(file) if file.suffix == ".bin" else _read_safetensors(file)
+        tensors |= read_pickle(file) if file.suffix == ".bin" else _read_safetensors(file)
     return tensors
 
 
@@ -105,7 +105,13 @@ def _read_array(file: Path, shape: tuple[int, ...], dtype: np.dtype, offset: int
         raise InputError(f"{file}: cannot be read ({error})") from None
 
 
-def _read_pickle(file: Path) -> dict[str, Tensor]:
+def read_pickle(file: Path) -> dict[str, Tensor]:
+    """All tensors of a state dict that torch saved.
+
+    Raises:
+      InputError: torch is not installed, a damaged file, one that holds anything else, or a tensor of another dtype
+        than `DTYPES`.
+    """
     try:
         import torch
     except ImportError:

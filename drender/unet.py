@@ -4,6 +4,10 @@ The inverse renderer's has one context token per clip and a learned embedding pe
 has a context per frame and level, the environment encoder's features, and no temporal cross-attention.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -20,6 +24,7 @@ from .layers import (
     Upsample,
     conv,
     group_norm,
+    rematerialised,
     sinusoid,
 )
 
@@ -43,9 +48,14 @@ class Block(nnx.Module):
             [transformer(config, level, rngs=rngs) if attention else None for _ in channels] if attention else []
         )
 
-    def layer(self, i: int, x, time, context, image_only):
-        x = self.resnets[i](x, time, image_only)
-        return self.attentions[i](x, context, image_only) if self.attentions else x
+    def layers(self) -> list[tuple[SpatioTemporalResBlock, SpatioTemporalTransformer | None]]:
+        return list(zip(self.resnets, self.attentions or [None] * len(self.resnets), strict=True))
+
+
+def _layer(resnet, attention, inputs: list[Array], context, time, image_only) -> Array:
+    """A residual block over the concatenated inputs, then a transformer; blocks get it with the last two filled in."""
+    x = resnet(jnp.concatenate(inputs, axis=-1), time, image_only)
+    return x if attention is None else attention(x, context, image_only)
 
 
 class DownBlock(Block):
@@ -58,11 +68,11 @@ class DownBlock(Block):
         last = level == len(config.block_out_channels) - 1
         self.downsamplers = nnx.List([] if last else [Downsample(outputs, rngs=rngs)])
 
-    def __call__(self, x, time, context, image_only) -> tuple[Array, list[Array]]:
+    def __call__(self, x, context, layer: Callable) -> tuple[Array, list[Array]]:
         """Returns the output and what the up path will need of this level."""
         skips = []
-        for i in range(len(self.resnets)):
-            x = self.layer(i, x, time, context, image_only)
+        for resnet, attention in self.layers():
+            x = layer(resnet, attention, [x], context)
             skips.append(x)
         for downsample in self.downsamplers:
             x = downsample(x)
@@ -79,10 +89,9 @@ class MidBlock(nnx.Module):
         self.attentions = nnx.List([transformer(config, -1, rngs=rngs)])
         self.resnets = nnx.List([resnet(), resnet()])
 
-    def __call__(self, x, time, context, image_only) -> Array:
-        x = self.resnets[0](x, time, image_only)
-        x = self.attentions[0](x, context, image_only)
-        return self.resnets[1](x, time, image_only)
+    def __call__(self, x, context, layer: Callable) -> Array:
+        x = layer(self.resnets[0], self.attentions[0], [x], context)
+        return layer(self.resnets[1], None, [x], context)
 
 
 class UpBlock(Block):
@@ -98,10 +107,10 @@ class UpBlock(Block):
         super().__init__(config, level, [a + b for a, b in zip(before, skips, strict=True)], attention, 1e-6, rngs=rngs)
         self.upsamplers = nnx.List([Upsample(outputs, rngs=rngs)] if level else [])
 
-    def __call__(self, x, skips: list[Array], time, context, image_only) -> Array:
+    def __call__(self, x, skips: list[Array], context, layer: Callable) -> Array:
         """skips: consumed from the end."""
-        for i in range(len(self.resnets)):
-            x = self.layer(i, jnp.concatenate([x, skips.pop()], axis=-1), time, context, image_only)
+        for resnet, attention in self.layers():
+            x = layer(resnet, attention, [x, skips.pop()], context)
         for upsample in self.upsamplers:
             x = upsample(x, skips[-1].shape[2:4])
         return x
@@ -153,7 +162,8 @@ class UNet(nnx.Module):
         context: Context,
         micro_conditioning: Float[Array, "b 3"],
         domain: Int[Array, " b"] | None = None,
-        image_only: Bool[Array, " b"] | None = None,
+        image_only: Bool[Array, " b"] | Literal[True] | None = None,
+        remat: bool = False,
     ) -> Float[Array, "b f h w c_out"]:
         """One call of the network.
 
@@ -164,22 +174,25 @@ class UNet(nnx.Module):
             list of one entry per level. Batch rows beyond the context's have a context of zeros.
           micro_conditioning: frames per second − 1, motion bucket, noise augmentation strength.
           domain: row of the domain table whose embedding is added to the context.
-          image_only: clips that are single images, for which the temporal branches are switched off.
+          image_only: clips that are single images, for which the temporal branches are switched off; True: all are, and
+            the branches are not even computed.
+          remat: compute the inside of every layer again in the backward pass.
         Returns:
           float32, in latent channels.
         """
         dtype = self.conv_in.kernel[...].dtype
         time = self._time_features(time, micro_conditioning)
+        layer = rematerialised(functools.partial(_layer, time=time, image_only=image_only), remat)
         down, mid, up = self._contexts(context, domain, dtype)
 
         x = self.conv_in(x.astype(dtype))
         skips = [x]
         for block, tokens in zip(self.down_blocks, down, strict=True):
-            x, more = block(x, time, tokens, image_only)
+            x, more = block(x, tokens, layer)
             skips += more
-        x = self.mid_block(x, time, mid, image_only)
+        x = self.mid_block(x, mid, layer)
         for block, tokens in zip(self.up_blocks, up, strict=True):
-            x = block(x, skips, time, tokens, image_only)
+            x = block(x, skips, tokens, layer)
         f = x.shape[1]
         x = jax.nn.silu(self.conv_norm_out(rearrange(x, "b f h w c -> (b f) h w c")))
         return rearrange(self.conv_out(x), "(b f) h w c -> b f h w c", f=f).astype(jnp.float32)

@@ -8,7 +8,19 @@ from jaxtyping import Array, Float
 
 from .attention import Attention
 from .config import VAEConfig
-from .layers import Downsample, Keys, ResnetBlock, SpatioTemporalResBlock, Upsample, conv, group_norm
+from .layers import (
+    Conv,
+    Downsample,
+    GroupNorm,
+    Keys,
+    ResnetBlock,
+    SpatioTemporalResBlock,
+    Upsample,
+    call,
+    conv,
+    group_norm,
+    rematerialised,
+)
 
 EPS = 1e-6
 TEMPORAL_EPS = 1e-5
@@ -22,9 +34,9 @@ class DownEncoderBlock(nnx.Module):
         self.resnets = nnx.List([ResnetBlock(c, outputs, None, groups, EPS, rngs=rngs) for c in channels])
         self.downsamplers = nnx.List([Downsample(outputs, one_sided, rngs=rngs)] if downsample else [])
 
-    def __call__(self, x: Float[Array, "rows h w c"]) -> Float[Array, "rows h2 w2 c2"]:
+    def __call__(self, x: Float[Array, "rows h w c"], remat: bool = False) -> Float[Array, "rows h2 w2 c2"]:
         for layer in (*self.resnets, *self.downsamplers):
-            x = layer(x)
+            x = rematerialised(call, remat)(layer, x)
         return x
 
 
@@ -45,8 +57,10 @@ class EncoderMidBlock(nnx.Module):
         self.attentions = nnx.List([FrameAttention(channels, groups, rngs=rngs)])
         self.resnets = nnx.List([ResnetBlock(channels, channels, None, groups, EPS, rngs=rngs) for _ in range(2)])
 
-    def __call__(self, x: Float[Array, "rows h w c"]) -> Float[Array, "rows h w c"]:
-        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+    def __call__(self, x: Float[Array, "rows h w c"], remat: bool) -> Float[Array, "rows h w c"]:
+        for layer in (self.resnets[0], self.attentions[0], self.resnets[1]):
+            x = rematerialised(call, remat)(layer, x)
+        return x
 
 
 class Encoder(nnx.Module):
@@ -65,15 +79,26 @@ class Encoder(nnx.Module):
         self.conv_norm_out = group_norm(levels[-1], groups, EPS, rngs=rngs)
         self.conv_out = conv(levels[-1], 2 * config.latent_channels, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "rows h w c"]) -> Float[Array, "rows h2 w2 c2"]:
+    def __call__(self, x: Float[Array, "rows h w c"], remat: bool) -> Float[Array, "rows h2 w2 c2"]:
         x = self.conv_in(x)
         for block in self.down_blocks:
-            x = block(x)
-        return self.conv_out(jax.nn.silu(self.conv_norm_out(self.mid_block(x))))
+            x = block(x, remat)
+        x = self.mid_block(x, remat)
+        return rematerialised(_head, remat)(self.conv_norm_out, self.conv_out, x)
+
+
+def _head(norm: GroupNorm, conv: Conv, x: Float[Array, "rows h w c"]) -> Float[Array, "rows h w c2"]:
+    return conv(jax.nn.silu(norm(x)))
 
 
 def _decoder_resnet(inputs: int, outputs: int, groups: int, *, rngs: Keys) -> SpatioTemporalResBlock:
     return SpatioTemporalResBlock(inputs, outputs, None, groups, EPS, TEMPORAL_EPS, weighs_temporal=True, rngs=rngs)
+
+
+def _decoded(
+    resnet: SpatioTemporalResBlock, x: Float[Array, "b f h w c"], remat: bool, images: bool
+) -> Float[Array, "b f h w c2"]:
+    return rematerialised(lambda resnet, x: resnet(x, image_only=images or None), remat)(resnet, x)
 
 
 class UpDecoderBlock(nnx.Module):
@@ -84,9 +109,11 @@ class UpDecoderBlock(nnx.Module):
         self.resnets = nnx.List([_decoder_resnet(c, outputs, groups, rngs=rngs) for c in channels])
         self.upsamplers = nnx.List([Upsample(outputs, rngs=rngs)] if upsample else [])
 
-    def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h2 w2 c2"]:
-        for layer in (*self.resnets, *self.upsamplers):
-            x = layer(x)
+    def __call__(self, x: Float[Array, "b f h w c"], remat: bool, images: bool) -> Float[Array, "b f h2 w2 c2"]:
+        for resnet in self.resnets:
+            x = _decoded(resnet, x, remat, images)
+        for upsample in self.upsamplers:
+            x = rematerialised(call, remat)(upsample, x)
         return x
 
 
@@ -95,13 +122,13 @@ class DecoderMidBlock(nnx.Module):
         self.attentions = nnx.List([FrameAttention(channels, groups, rngs=rngs)])
         self.resnets = nnx.List([_decoder_resnet(channels, channels, groups, rngs=rngs) for _ in range(num_layers)])
 
-    def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
+    def __call__(self, x: Float[Array, "b f h w c"], remat: bool, images: bool) -> Float[Array, "b f h w c"]:
         f = x.shape[1]
-        x = self.resnets[0](x)
+        x = _decoded(self.resnets[0], x, remat, images)
         if len(self.resnets) > 1:
             # The released decoder pairs resnets and attentions, of which there is one, and drops what is left over.
-            x = rearrange(self.attentions[0](rearrange(x, "b f h w c -> (b f) h w c")), "(b f) h w c -> b f h w c", f=f)
-            x = self.resnets[1](x)
+            x = rematerialised(call, remat)(self.attentions[0], rearrange(x, "b f h w c -> (b f) h w c"))
+            x = _decoded(self.resnets[1], rearrange(x, "(b f) h w c -> b f h w c", f=f), remat, images)
         return x
 
 
@@ -122,19 +149,23 @@ class TemporalDecoder(nnx.Module):
         self.conv_out = conv(levels[-1], config.out_channels, rngs=rngs)
         self.time_conv_out = conv(config.out_channels, config.out_channels, (3, 1), rngs=rngs)
 
-    def __call__(self, z: Float[Array, "b f h w c"]) -> Float[Array, "b f h2 w2 c2"]:
+    def __call__(self, z: Float[Array, "b f h w c"], remat: bool, images: bool) -> Float[Array, "b f h2 w2 c2"]:
         f = z.shape[1]
-        x = self.mid_block(self.conv_in(z))
+        x = self.mid_block(self.conv_in(z), remat, images)
         for block in self.up_blocks:
-            x = block(x)
-        h = x.shape[2]
-        x = jax.nn.silu(self.conv_norm_out(rearrange(x, "b f h w c -> (b f) h w c")))
-        x = rearrange(self.conv_out(x), "(b f) h w c -> b f (h w) c", f=f)
-        return rearrange(self.time_conv_out(x), "b f (h w) c -> b f h w c", h=h)
+            x = block(x, remat, images)
+        h, x = x.shape[2], rearrange(x, "b f h w c -> (b f) h w c")
+        x = rematerialised(_head, remat)(self.conv_norm_out, self.conv_out, x)
+        run = 1 if images else f
+        x = self.time_conv_out(rearrange(x, "(b f) h w c -> b f (h w) c", f=run))
+        return rearrange(x, "(b run) f (h w) c -> b (run f) h w c", b=len(z), h=h)
 
 
 class VAE(nnx.Module):
-    """`encode` and `decode`; both unscaled: `scaling_factor` is the caller's business."""
+    """`encode` and `decode`; both unscaled: `scaling_factor` is the caller's business.
+
+    With `remat` the inside of every layer is computed again in the backward pass.
+    """
 
     def __init__(self, config: VAEConfig, *, rngs: Keys):
         self.config = config
@@ -142,18 +173,26 @@ class VAE(nnx.Module):
         self.decoder = TemporalDecoder(config, rngs=rngs)
         self.quant_conv = conv(2 * config.latent_channels, 2 * config.latent_channels, 1, rngs=rngs)
 
-    def moments(self, x: Float[Array, "b f h w 3"]) -> tuple[Float[Array, "b f h2 w2 c"], Float[Array, "b f h2 w2 c"]]:
+    def moments(
+        self, x: Float[Array, "b f h w 3"], remat: bool = False
+    ) -> tuple[Float[Array, "b f h2 w2 c"], Float[Array, "b f h2 w2 c"]]:
         """Mean and log-variance (clipped to [−30, 20]) of the latents of images in [−1, 1]; frames are independent."""
         f = x.shape[1]
         x = rearrange(x.astype(self.quant_conv.kernel[...].dtype), "b f h w c -> (b f) h w c")
-        moments = rearrange(self.quant_conv(self.encoder(x)), "(b f) h w c -> b f h w c", f=f).astype(jnp.float32)
+        moments = self.quant_conv(self.encoder(x, remat)).astype(jnp.float32)
+        moments = rearrange(moments, "(b f) h w c -> b f h w c", f=f)
         mean, log_variance = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(log_variance, -30, 20)
 
-    def encode(self, x: Float[Array, "b f h w 3"]) -> Float[Array, "b f h2 w2 c"]:
+    def encode(self, x: Float[Array, "b f h w 3"], remat: bool = False) -> Float[Array, "b f h2 w2 c"]:
         """The posterior mean, float32, of images in [−1, 1]."""
-        return self.moments(x)[0]
+        return self.moments(x, remat)[0]
 
-    def decode(self, z: Float[Array, "b f h w c"]) -> Float[Array, "b f h2 w2 3"]:
-        """Images, float32, about [−1, 1]; the frames given are decoded together as one run."""
-        return self.decoder(z.astype(self.quant_conv.kernel[...].dtype)).astype(jnp.float32)
+    def decode(
+        self, z: Float[Array, "b f h w c"], remat: bool = False, images: bool = False
+    ) -> Float[Array, "b f h2 w2 3"]:
+        """Images, float32, about [−1, 1]; the frames given are decoded together as one run.
+
+        images: they have nothing to do with each other: the temporal branches are not computed.
+        """
+        return self.decoder(z.astype(self.quant_conv.kernel[...].dtype), remat, images).astype(jnp.float32)

@@ -101,6 +101,18 @@ def test_other_files_are_passed_over(tmp_path):
     assert set(clip.labels) == set(CONDITIONS) and clip.chunks == {0: 2}
 
 
+@pytest.mark.parametrize("layout", [RELEASED, WEBDATASET, FOLDERS])
+def test_other_labels_where_they_are_asked_for(tmp_path, layout):
+    write_clip(tmp_path / "walk", layout, labels=(*CONDITIONS, "rgb", "mask"))
+    (clip,) = find_gbuffer_clips(tmp_path, required=("rgb", "depth"), labels=("mask", "rgb"))
+    assert set(clip.labels) == {*CONDITIONS, "rgb", "mask"}
+    np.testing.assert_allclose(clip.read("rgb", 0, 1)[0, 0, 0], frame_value("rgb", 0, 1), atol=1e-7)
+    (clip,) = find_gbuffer_clips(tmp_path, required=("rgb",), labels=("rgb",))
+    assert "mask" not in clip.labels
+    with pytest.raises(InputError, match="clip 'walk' has no 'env0000'"):
+        find_gbuffer_clips(tmp_path, required=("env0000",), labels=("env0000",))
+
+
 def test_frames_as_exr(tmp_path):
     OpenEXR = pytest.importorskip("OpenEXR")
     write_clip(tmp_path)

@@ -14,49 +14,14 @@ from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import array, channels_first, network, params_of, randomized
 
-from drender import attention, layers
-from drender.checkpoint import flatten
+from drender import attention, checkpoint, layers, lora
 from drender.config import EnvEncoderConfig, UNetConfig, VAEConfig
-from drender.convert import from_torch, torch_name
 from drender.env_encoder import EnvEncoder
 from drender.layers import structure
 from drender.unet import UNet
 from drender.vae import VAE
-
-
-def network(cls, config, params, method="__call__"):
-    """One method of a network as a compiled function of arrays."""
-    graphdef = structure(cls, config)[0]
-    return functools.partial(jax.jit(lambda params, *a: getattr(nnx.merge(graphdef, params), method)(*a)), params)
-
-
-def params_of(cls, config, module: torch.nn.Module) -> dict:
-    """The module's weights as our parameters; every one of them is used."""
-    weights = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
-    tree = structure(cls, config)[1]
-    leaves = {name: jnp.asarray(from_torch(name, weights.pop(torch_name(name)))) for name in flatten(tree)}
-    assert not weights
-    assert {name: leaf.shape for name, leaf in leaves.items()} == {n: leaf.shape for n, leaf in flatten(tree).items()}
-    return jax.tree.unflatten(jax.tree.structure(tree), leaves.values())
-
-
-def randomized(module: torch.nn.Module) -> torch.nn.Module:
-    """Moves mix factors and norms off their start, where they would hide mistakes."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return module.eval()
-
-
-def array(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def channels_first(x):
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, -3)))
-
 
 # --- UNet ------------------------------------------------------------------------------------------------------------
 
@@ -279,13 +244,88 @@ def test_attention_in_pieces_is_attention(monkeypatch, limit):
     """Rows at a time, then queries of a row at a time."""
     q, k, v = array(5, 7, 2, 8), array(5, 9, 2, 8, seed=1), array(5, 9, 2, 8, seed=2)
     attend = lambda: attention.attend(*map(jnp.asarray, (q, k, v)))
-    whole = attend()
+    gradients = lambda: jax.grad(lambda *qkv: jnp.sum(jnp.sin(attention.attend(*qkv))), (0, 1, 2))(q, k, v)
+    whole, whole_gradients = attend(), gradients()
     monkeypatch.setattr(attention, "MAX_LOGITS", limit)
     np.testing.assert_allclose(attend(), whole, atol=1e-5)
+    for piecewise, gradient in zip(gradients(), whole_gradients, strict=True):
+        np.testing.assert_allclose(piecewise, gradient, atol=1e-5)
     expected = torch.nn.functional.scaled_dot_product_attention(
         *(torch.from_numpy(x).transpose(1, 2) for x in (q, k, v))
     )
     np.testing.assert_allclose(whole, expected.transpose(1, 2).numpy(), atol=1e-5)
+
+
+# --- rematerialisation -----------------------------------------------------------------------------------------------
+
+ONE_LEVEL = small.UNET | {
+    "block_out_channels": (64,),
+    "down_block_types": (CROSS_DOWN,),
+    "up_block_types": (CROSS_UP,),
+    "num_attention_heads": (2,),
+}
+
+
+def unet_with_factors(unet: UNet, remat: bool):
+    """With adapted layers too, which are no part of the network that was split."""
+    unet = lora.adapt(unet, lora.init(structure(UNet, unet.config)[1], 2, ["to_v"], seed=0), jnp.ones(2))
+    shapes = (2, 4, 8, 8, 8), (2,), (2, 1, 3, 24), (2, 3)
+    inputs = [jnp.asarray(array(*shape)) for shape in shapes]
+    return unet(*inputs, image_only=jnp.array([True, False]), remat=remat)
+
+
+def encoded_and_decoded(vae: VAE, remat: bool):
+    return vae.decode(vae.encode(jnp.asarray(array(1, 4, 16, 16, 3)), remat), remat)
+
+
+def concatenated_tokens(encoder: EnvEncoder, remat: bool):
+    return jnp.concatenate([level.ravel() for level in encoder(jnp.asarray(array(1, 4, 16, 16, 12)), remat)])
+
+
+REMATERIALISED = {
+    "unet": (UNet, UNetConfig(**ONE_LEVEL, cross_attention_dim=24, temporal_cross_attention_dim=24), unet_with_factors),
+    "vae": (VAE, small.VAE, encoded_and_decoded),
+    "env_encoder": (EnvEncoder, EnvEncoderConfig(channels=(32, 64)), concatenated_tokens),
+}
+
+
+@pytest.mark.parametrize("name", REMATERIALISED)
+def test_rematerialisation_keeps_gradients_and_saves_memory(name):
+    cls, config, call = REMATERIALISED[name]
+    graphdef, params = structure(cls, config)[0], small.random_params(cls, config)
+
+    def compiled(remat):
+        loss = lambda params: jnp.mean(jnp.sin(call(nnx.merge(graphdef, params), remat)))
+        # For CPUs alone, XLA drops what keeps it from sharing the work of both passes again.
+        options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+        return jax.jit(jax.value_and_grad(loss)).lower(params).compile(options)
+
+    plain, again = compiled(False), compiled(True)
+    (value, gradients), (same_value, same_gradients) = plain(params), again(params)
+    np.testing.assert_allclose(same_value, value, rtol=1e-5)
+    largest = max(np.linalg.norm(x) for x in jax.tree.leaves(gradients))
+    for one, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(same_gradients), strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-5 * largest)
+    memory = lambda compiled: compiled.memory_analysis().temp_size_in_bytes
+    assert memory(again) < 0.6 * memory(plain)
+
+
+def test_batches_of_images_alone_skip_the_temporal_branches():
+    config = small.inverse_config().unet
+    graphdef, params = structure(UNet, config)[0], small.random_params(UNet, config)
+    inputs = array(2, 3, 4, 4, 8), np.float32([0.1, 0.3]), np.zeros((2, 1, 1, 24), "f"), array(2, 3), np.int32([3, 0])
+    expected = network(UNet, config, params)(*inputs, np.array([True, True]))
+    images = jax.jit(lambda params, *inputs: nnx.merge(graphdef, params)(*inputs, image_only=True, remat=True))
+    np.testing.assert_allclose(images(params, *inputs), expected, atol=1e-5)
+
+
+def test_images_are_decoded_alone_and_without_the_temporal_branches():
+    graphdef, params = structure(VAE, small.VAE)[0], small.random_params(VAE, small.VAE)
+    spatial = {name: x - 40 if name.endswith("mix_factor") else x for name, x in checkpoint.flatten(params).items()}
+    decode = lambda params, z, images: nnx.merge(graphdef, params).decode(z, remat=True, images=images)
+    decode, z = jax.jit(decode, static_argnums=2), array(2, 3, 4, 4, 4)
+    alone = [decode(checkpoint.unflatten(spatial), z[:, i : i + 1], False) for i in range(3)]
+    np.testing.assert_allclose(decode(params, z, True), np.concatenate(alone, axis=1), atol=1e-5)
 
 
 # --- full size -------------------------------------------------------------------------------------------------------

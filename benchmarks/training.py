@@ -1,0 +1,273 @@
+"""What a training step costs.
+
+    python benchmarks/training.py memory [--on cpu] configs/inverse.yaml [key=value …]
+    python benchmarks/training.py latents --clips FOLDER --vae small-vae.yaml small-inverse.yaml [key=value …]
+
+`memory` compiles the step of a configuration ahead of time, from shapes alone, for H100s that are not there or for a
+CPU's make-believe devices, and prints what each device holds and computes. `latents` makes cached latents of a folder
+of clips, and times the same step fed from either, alternating in one process.
+
+H100s that are not there take the package jax-cuda12-plugin[with_cuda], and no card: JAX_PLATFORMS=cpu. A CPU's devices
+take JAX_NUM_CPU_DEVICES=8, and XLA_FLAGS=--xla_backend_optimization_level=0 saves minutes.
+"""
+
+import dataclasses
+import math
+import statistics
+import tempfile
+import time
+
+import jax
+import numpy as np
+import optax
+from jax.experimental import topologies
+from jax.extend import core
+
+from drender import attention, checkpoint, cli, flops, origins, sharding, training, training_config
+from drender.clips import AugmentationRange
+from drender.config import RendererConfig
+from drender.data import environment_labels, open_data
+from drender.encode import encode
+from drender.objectives import OBJECTIVES, Model
+from drender.training_config import Source, TrainConfig
+
+# What XLA has to know of a card that is not there: an H100 SXM of 80 GB, of which 79.1 GiB are to be had.
+H100 = """
+gpu_device_info {
+  cuda_compute_capability { major: 9 minor: 0 }
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
+  l2_cache_size: 52428800 memory_bandwidth: 3352320000000 device_memory_size: 84942979072
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+GIB = 2**30
+
+
+# --- memory and arithmetic, compiled ahead ---------------------------------------------------------------------------
+
+
+def memory(config: TrainConfig, kind: str, pixels: bool, compiles: bool) -> None:
+    """Prints what a step of the configuration needs per device."""
+    # Shapes need no weights: what comes from no start has the sizes of Stable Video Diffusion.
+    config = dataclasses.replace(config, start=None)
+    count = config.mesh.data * (config.mesh.fsdp or 1) * config.mesh.frames
+    mesh = sharding.make_mesh(config.mesh, config.data.batch, config.optimizer.accumulate, find_devices(kind, count))
+    renderer = origins.renderer_config(config)
+    model = Model(renderer, config.loss, not pixels, config.data.images == 1, config.remat, mesh)
+    trained, frozen = abstract_weights(config, renderer, pixels)
+    batch = abstract_batch(config, renderer, pixels)
+    print(f"{config.objective}, {count} × {kind}: data {config.mesh.data} × fsdp {config.mesh.fsdp or 1} × frames "
+          f"{config.mesh.frames}; batch {config.data.batch} × {config.data.frames} frames {config.data.size}, "
+          f"{'pixels' if pixels else 'cached latents'}, {config.dtype}, remat {config.remat}")  # fmt: skip
+    size = lambda weights: sum(x.size for x in weights.values()) / 1e9
+    print(f"  learning {size(trained):.4f} · 10⁹ parameters, frozen {size(frozen):.4f} · 10⁹")
+
+    attention.MAX_LOGITS = 2**62  # in one piece: pieces compute their logits again in the backward pass
+    once, again = (arithmetic(model, config, trained, frozen, batch, remat) / count / 1e12 for remat in (False, True))
+    print(f"  per device {once:.1f} TFLOP" + (f", with what is computed again {again:.1f}" if config.remat else ""))
+    attention.MAX_LOGITS = 0  # all in pieces: of attention is kept what a fused kernel keeps
+    print(f"  per device kept for the backward pass {kept(model, config, trained, frozen, batch) / GIB:.2f} GiB")
+    attention.MAX_LOGITS = 2**28
+    if not compiles:
+        return
+
+    # What `attend` asks of the cards, which are not there to be asked.
+    attention._has_fused_attention = lambda: kind == "h100"
+    optimizer = training.make_optimizer(config.optimizer)
+    state = training.abstract_state(trained, optimizer, mesh)
+    place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+    frozen = jax.tree.map(place, frozen, sharding.placement(frozen, mesh))
+    held = {"parameters": state.params, "average": state.ema, "optimizer": state.optimizer, "frozen": frozen}
+    print("  per device " + ", ".join(f"{name} {held_bytes(tree) / GIB:.2f}" for name, tree in held.items()) + " GiB")
+    began = time.monotonic()
+    compiled = training.compile_step(training.make_step(model, config, optimizer), state, frozen, batch, mesh)
+    found = compiled.memory_analysis()
+    arguments, temporary = found.argument_size_in_bytes, found.temp_size_in_bytes
+    whole = arguments + temporary + found.output_size_in_bytes - found.alias_size_in_bytes
+    print(f"  per device compiled: state and batch {arguments / GIB:.2f}, to work in {temporary / GIB:.2f}, together "
+          f"{whole / GIB:.2f} GiB; compiled in {time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
+
+
+def find_devices(kind: str, count: int) -> list[jax.Device]:
+    if kind == "cpu":
+        return jax.devices("cpu")[:count]
+    return topologies.get_topology_desc(platform="cuda", topology=f"1x1x{count}", target_config=H100).devices
+
+
+def abstract_weights(config: TrainConfig, renderer: RendererConfig, needs_vae: bool) -> tuple[dict, dict]:
+    """The shapes that `origins.weights` gives: those that learn, and the frozen."""
+    patterns = config.trainable or (*OBJECTIVES[config.objective].trained, *(("lora",) if config.lora else ()))
+    names = [name for name in origins.components(config) if needs_vae or name != "vae"]
+    leaves = {key: x for name in names for key, x in origins.abstract(config, renderer, name).items()}
+    learns = {key for key in leaves if any(origins._matches(key, pattern) for pattern in patterns)}
+    of = lambda x, dtype: jax.ShapeDtypeStruct(x.shape, dtype)
+    trained = {key: of(x, "float32") for key, x in leaves.items() if key in learns}
+    return trained, {key: of(x, config.dtype) for key, x in leaves.items() if key not in learns}
+
+
+def abstract_batch(config: TrainConfig, renderer: RendererConfig, pixels: bool) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of the batch that `data.py` would read."""
+    b, f = config.data.batch, config.data.frames
+    scale, channels = (1, 3) if pixels else (renderer.vae.downscale, renderer.vae.latent_channels)
+
+    def images(size: tuple[int, int], *lead: int) -> jax.ShapeDtypeStruct:
+        shape = (b, *lead, f, size[0] // scale, size[1] // scale, channels)
+        return jax.ShapeDtypeStruct(shape, "float32" if pixels else "float16")
+
+    number = lambda dtype: jax.ShapeDtypeStruct((b,), dtype)
+    rows = {"rgb": images(config.data.size)}
+    rows |= {"image_only": number("bool"), "real": number("bool"), "stop": number("float32")}
+    if config.objective == "inverse":
+        return rows | {"buffer": images(config.data.size), "domain": number("int32")}
+    light = images(renderer.environment_size, len(environment_labels(renderer)))
+    return rows | {"conditions": images(config.data.size, len(renderer.conditions)), "environment": light}
+
+
+def arithmetic(model: Model, config: TrainConfig, trained, frozen, batch, remat: bool) -> float:
+    """Operations of a step over all devices, what is computed again included."""
+    step = training.make_step(dataclasses.replace(model, remat=remat, mesh=None), config, optax.identity())
+    state = training.State(trained, trained, optax.identity().init(trained))
+    return flops.count(step, state, frozen, batch, np.uint32(0))
+
+
+def kept(model: Model, config: TrainConfig, trained, frozen, batch) -> float:
+    """Bytes that a device's forward pass keeps for the backward one, weights and batch aside; of no backend.
+
+    The mesh's `frames` axis is taken to divide all of it.
+    """
+    parts = config.optimizer.accumulate * model.mesh.shape["data"] * model.mesh.shape["fsdp"]
+    rows = {name: jax.ShapeDtypeStruct((len(x) // parts, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+    computed = {name: jax.ShapeDtypeStruct(x.shape, config.dtype) for name, x in trained.items()}
+    loss, alone = OBJECTIVES[config.objective].loss, dataclasses.replace(model, mesh=None)
+
+    def residuals(params, frozen, rows):
+        value = lambda params: loss(alone, checkpoint.unflatten(params | frozen), rows, jax.random.key(0))
+        return jax.tree.leaves(jax.vjp(value, params, has_aux=True)[1])
+
+    jaxpr = jax.make_jaxpr(residuals)(computed, frozen, rows).jaxpr
+    found = {x for x in jaxpr.outvars if not isinstance(x, core.Literal)} - set(jaxpr.invars)
+    return sum(x.aval.size * x.aval.dtype.itemsize for x in found) / model.mesh.shape["frames"]
+
+
+def held_bytes(tree) -> int:
+    """Bytes per device of a tree of placed shapes."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+# --- pixels or cached latents ----------------------------------------------------------------------------------------
+
+
+class Feed:
+    """A step that is fed from one source."""
+
+    def __init__(self, name: str, config: TrainConfig, source: Source):
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=(source,)))
+        self.name, self.rows = name, config.data.batch
+        mesh = sharding.make_mesh(config.mesh, config.data.batch, config.optimizer.accumulate)
+        renderer = origins.renderer_config(config)
+        data = open_data(config.data, config.objective, renderer, self.rows, config.seed)
+        model = Model(renderer, config.loss, data.latent, config.data.images == 1, config.remat, mesh)
+        optimizer = training.make_optimizer(config.optimizer)
+        trained, frozen = origins.weights(config, renderer, not data.latent, False)
+        self.state = training.first_state(trained, optimizer, mesh)
+        self.frozen = sharding.place(frozen, sharding.placement(frozen, mesh))
+        batch = data.abstract_batch() | {"stop": jax.ShapeDtypeStruct((self.rows,), "float32")}
+        self.flops = training.flops_of_step(model, config, trained, self.frozen, batch)
+        step = training.make_step(model, config, optimizer)
+        self.step, self.mesh = training.compile_step(step, self.state, self.frozen, batch, mesh), mesh
+        self.batches, self.done = data.batches(), 0
+        self.batch = self.read()
+
+    def read(self) -> dict[str, jax.Array]:
+        return sharding.place_rows(next(self.batches) | {"stop": np.zeros(self.rows, np.float32)}, self.mesh)
+
+    def run(self, steps: int, reads: bool) -> float:
+        """Seconds per step; without reading, the same batch again and again."""
+        began = time.perf_counter()
+        for _ in range(steps):
+            batch = self.read() if reads else self.batch
+            self.state, metrics = self.step(self.state, self.frozen, batch, np.uint32(self.done))
+            self.done += 1
+        jax.block_until_ready(metrics)
+        return (time.perf_counter() - began) / steps
+
+
+def latents(config: TrainConfig, vae: TrainConfig, clips: str, steps: int, rounds: int) -> None:
+    """Prints the samples per second of a step that is fed from pixels and from cached latents, and their ratio."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = with_random_start(config, vae, f"{folder}/start")
+        renderer = origins.renderer_config(config)
+        labels = ("rgb", *(renderer.conditions if config.objective == "forward" else config.data.passes))
+        labels += environment_labels(renderer) if config.objective == "forward" else ()
+        size = {"size": config.data.size, "environment_size": renderer.environment_size, "frames": config.data.frames}
+        encode(clips, f"{folder}/set", f"{folder}/start", labels, augmentation=AugmentationRange(), **size)
+        feeds = [Feed("pixels", config, Source(clips)), Feed("latents", config, Source(f"{folder}/set"))]
+        print(f"{config.objective}, batch {config.data.batch} × {config.data.frames} frames {config.data.size}, "
+              f"{config.dtype}, {jax.device_count()} × {jax.devices()[0].device_kind}, median of {rounds} turns of "
+              f"{steps} steps")  # fmt: skip
+        gflop = [feed.flops / 1e9 for feed in feeds]
+        print(
+            f"counted: {gflop[0]:.1f} GFLOP from pixels, {gflop[1]:.1f} from latents: ratio {gflop[0] / gflop[1]:.2f}"
+        )
+        for what, reads in (("steps alone", False), ("with reading", True)):
+            seconds = {feed.name: [] for feed in feeds}
+            for _ in range(rounds + 1):  # the first turn warms up
+                for feed in feeds:
+                    seconds[feed.name].append(feed.run(steps, reads))
+            slow, fast = (np.array(seconds[feed.name][1:]) for feed in feeds)
+            speeds = [config.data.batch / statistics.median(times) for times in (slow, fast)]
+            print(
+                f"{what}: {speeds[0]:.2f} samples/s from pixels, {speeds[1]:.2f} from latents: ratio "
+                f"{statistics.median(slow / fast):.2f} ({min(slow / fast):.2f} to {max(slow / fast):.2f})",
+                flush=True,
+            )
+
+
+def with_random_start(config: TrainConfig, vae: TrainConfig, path: str) -> TrainConfig:
+    """The run with random frozen networks, saved at `path`: the VAE that the run `vae` trains, and the encoder."""
+    model = config.model | {"vae": vae.model["vae"] | config.model.get("vae", {})}
+    drawn = dataclasses.replace(config, start=None, model=model)
+    renderer = origins.renderer_config(drawn)
+    frozen = {name: origins.component(drawn, renderer, name) for name in OBJECTIVES[config.objective].frozen}
+    checkpoint.save(path, renderer, frozen)
+    return dataclasses.replace(config, start=dict.fromkeys(frozen, path))
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    args = parser().parse_args()
+    config = training_config.read(args.config, args.overrides)
+    if args.command == "memory":
+        memory(config, args.on, args.pixels, args.compile)
+    else:
+        latents(config, training_config.read(args.vae), args.clips, args.steps, args.rounds)
+
+
+def parser() -> cli.Parser:
+    top = cli.Parser(prog="benchmarks/training.py", description="What a training step costs.")
+    add = top.add_commands()
+    ahead = add("memory", help="memory and arithmetic per device, compiled ahead; objectives inverse and forward")
+    ahead.add_argument("--on", choices=("h100", "cpu"), default="h100", help="which devices")
+    ahead.add_argument("--pixels", action="store_true", help="encode in the step, instead of cached latents")
+    ahead.add_argument("--no-compile", dest="compile", action="store_false", help="only count")
+    timed = add("latents", help="samples per second from pixels and from cached latents")
+    timed.add_argument("--clips", required=True, metavar="FOLDER", help="of clips, as training reads them")
+    timed.add_argument("--vae", required=True, metavar="YAML", help="the run whose auto-encoder is used, at random")
+    timed.add_argument("--steps", type=int, default=10, metavar="N", help="per turn")
+    timed.add_argument("--rounds", type=int, default=7, metavar="N", help="turns")
+    for command in (ahead, timed):
+        command.add_argument("config", metavar="YAML", help="the run")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="its changes")
+    return top
+
+
+if __name__ == "__main__":
+    cli.run(main)

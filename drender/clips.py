@@ -1,0 +1,322 @@
+"""Clips on disk for training: frames of every label at one size, the light they were made under, and augmentation.
+
+A clip is a folder of G-buffers and `rgb` as `gbuffers.py` finds them, with a `light.json` where the light is wanted.
+The images of the light count as labels too: `env_ldr`, `env_log` and `env_nrm`.
+"""
+
+import contextlib
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32
+
+from .config import ENVIRONMENT_LABELS, from_dict, to_dict
+from .environment import camera_rotations, load_environment, project, srgb_curve
+from .errors import InputError
+from .gbuffers import GBufferClip, decode_normal, encode_normal, find_gbuffer_clips
+from .media import fit_cover, replacing, srgb_to_linear
+
+LIGHT = "light.json"
+# What an 8-bit file stores as 255, and so may have been brighter.
+CLIPPED = 1 - 1 / 510
+# Cube maps, of 19 MB, that are kept: neighbouring rows may come from one clip or one sky.
+CUBES = 8
+
+
+# ---- Light ----
+
+
+@dataclass(frozen=True)
+class Light:
+    """What lights a clip: the keys of its `light.json`.
+
+    Attributes:
+      environment: lat-long HDR file; a relative path begins at the clip's folder.
+      rotation, flip, strength: as `load_environment` takes them; the exposure of `rgb` is part of the strength.
+      angles: the light's turn in every frame, in radians; None: it stands still.
+      poses: the camera-to-world matrix of every frame; None: the camera looks along −z and stands still.
+    """
+
+    environment: str
+    rotation: float = 180.0
+    flip: bool = False
+    strength: float = 1.0
+    angles: tuple[float, ...] | None = None
+    poses: tuple[tuple[tuple[float, ...], ...], ...] | None = None
+
+
+def _rotations(light: Light, num_frames: int) -> Float32[np.ndarray, "f 3 3"]:
+    """The camera's rotation in every frame; InputError if there is not a pose for each."""
+    return camera_rotations(num_frames, poses=None if light.poses is None else np.array(light.poses, np.float32))
+
+
+def write_light(folder: Path, light: Light) -> None:
+    """Writes the `light.json` of the clip in `folder`."""
+    values = {name: value for name, value in to_dict(light).items() if value is not None}
+    with replacing(folder / LIGHT) as temporary:
+        temporary.write_text(json.dumps(values) + "\n")
+
+
+@functools.lru_cache(CUBES)
+def _cube(path: Path, rotation: float, flip: bool, strength: float) -> jax.Array:
+    return load_environment(path, rotation, flip, strength)
+
+
+def _on_cpu() -> contextlib.AbstractContextManager:
+    """For the small work in JAX beside the training: the accelerators are busy."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX_PLATFORMS names accelerators only
+        return contextlib.nullcontext()
+
+
+# ---- Augmentation ----
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to a clip's images and light together.
+
+    Attributes:
+      mirrored: the world is: images and light from left to right, normals with −x.
+      intensity: factor on the radiance of light and image.
+      turn: degrees by which the light is turned against what the clip says, which is no more than an estimate; the
+        images stay.
+    """
+
+    mirrored: bool = False
+    intensity: float = 1.0
+    turn: float = 0.0
+
+    def image(self, label: str, frames: Float32[np.ndarray, "f h w 3"]) -> Float32[np.ndarray, "f h w 3"]:
+        """A clip's frames of one label. (What depends on strength and turn of the light, `TrainingClip` does.)"""
+        if label == "rgb" and self.intensity != 1:
+            frames = exposed(frames, self.intensity)
+        if self.mirrored:
+            frames = frames[:, :, ::-1]
+            # Every direction of camera space keeps its place in the environment's images, so env_nrm stays as it is.
+            if label == "normal":
+                frames = np.concatenate([1 - frames[..., :1], frames[..., 1:]], axis=-1)
+        return frames
+
+
+@dataclass(frozen=True)
+class AugmentationRange:
+    """What augmentations are drawn from.
+
+    Attributes:
+      flip: probability that the world is mirrored.
+      intensity: least and greatest factor on the radiance, log-uniform between.
+      rotation: degrees up to which the light is turned, either way.
+    """
+
+    flip: float = 0.0
+    intensity: tuple[float, float] = (1.0, 1.0)
+    rotation: float = 0.0
+
+    def __post_init__(self):
+        if not 0 <= self.flip <= 1:
+            raise InputError(f"flip is {self.flip}; it is a probability, from 0 to 1")
+        if not 0 < self.intensity[0] <= self.intensity[1] < np.inf:
+            raise InputError(f"intensity is {self.intensity}; expected a least and a greatest factor over 0")
+        if not 0 <= self.rotation < np.inf:
+            raise InputError(f"rotation is {self.rotation}; it must be 0 degrees or more")
+
+    def draw(self, rng: np.random.Generator) -> Augmentation:
+        mirrored = rng.random() < self.flip
+        low, high = np.log(self.intensity)
+        intensity, turn = np.exp(rng.uniform(low, high)), rng.uniform(-self.rotation, self.rotation)
+        return Augmentation(bool(mirrored), float(intensity), float(turn))
+
+
+def exposed(rgb: Float32[np.ndarray, "f h w 3"], factor: float) -> Float32[np.ndarray, "f h w 3"]:
+    """sRGB images as they would have come out under `factor` times the light.
+
+    A channel that is clipped stays so where they become darker: what it was is unknown, and grey suns would be wrong.
+    """
+    linear = np.clip(srgb_to_linear(rgb) * np.float32(factor), 0, 1)
+    with _on_cpu():
+        result = np.asarray(srgb_curve(jnp.asarray(linear)))
+    return np.where((rgb >= CLIPPED) & (factor < 1), rgb, result)
+
+
+# ---- Clips ----
+
+
+@dataclass(frozen=True)
+class TrainingClip:
+    """A clip of `open_clips`. Frames are counted through its chunks, one after the other."""
+
+    buffers: GBufferClip
+
+    @property
+    def name(self) -> str:
+        return self.buffers.name
+
+    @property
+    def folder(self) -> Path:
+        (label, _), (path, *_) = next(iter(self.buffers.paths.items()))
+        return path.parent if path.stem.endswith(f".{label}") else path.parent.parent  # `label/stem.png`
+
+    @property
+    def num_frames(self) -> int:
+        return sum(self.buffers.chunks.values())
+
+    @property
+    def longest(self) -> int:
+        """Frames of its longest chunk."""
+        return max(self.buffers.chunks.values())
+
+    def windows(self, length: int) -> list[range]:
+        """Where `length` consecutive frames may begin: per chunk that is long enough.
+
+        No window spans two chunks: an inverse renderer estimated each on its own, with a depth of its own scale.
+        """
+        starts, first = [], 0
+        for frames in self.buffers.chunks.values():
+            if frames >= length:
+                starts.append(range(first, first + frames - length + 1))
+            first += frames
+        return starts
+
+    def read(self, label: str, frames: Sequence[int] | slice, size: tuple[int, int]) -> Float32[np.ndarray, "f h w 3"]:
+        """Some frames of one label in [0, 1], scaled to cover `size` and cropped to it around the centre.
+
+        InputError naming a file that cannot be read.
+        """
+        of_frame = [(chunk, i) for chunk, count in self.buffers.chunks.items() for i in range(count)]
+        chosen = of_frame[frames] if isinstance(frames, slice) else [of_frame[i] for i in frames]
+        return np.stack([_fitted(label, self.buffers.read(label, chunk, i, i + 1)[0], size) for chunk, i in chosen])
+
+    def light(self) -> Light:
+        """What `light.json` says; InputError naming what is wrong with it, or the environment that is missing."""
+        path = self.folder / LIGHT
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"clip {self.name!r} has no {LIGHT}, which names its environment; add it") from None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: unreadable ({error}); write it anew") from None
+        light = from_dict(Light, values, str(path))
+        if not np.isfinite([light.rotation, light.strength, *(light.angles or ())]).all() or light.strength < 0:
+            raise InputError(f"{path}: rotation, strength and angles must be finite, and strength not negative")
+        if not (self.folder / light.environment).is_file():
+            raise InputError(f"{path}: its environment {light.environment} does not exist; mend the path")
+        if light.angles is not None and len(light.angles) != self.num_frames:
+            raise InputError(f"{path}: {len(light.angles)} angles for {self.num_frames} frames; give one for each")
+        if light.poses is not None and {len(row) for pose in light.poses for row in (pose, *pose)} != {4}:
+            raise InputError(f"{path}: a pose is not 4x4")
+        try:
+            _rotations(light, self.num_frames)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        return light
+
+    def environment(
+        self,
+        size: tuple[int, int],
+        frames: Sequence[int] | slice = slice(None),
+        augmentation: Augmentation = Augmentation(),
+    ) -> dict[str, Float32[np.ndarray, "f H W 3"]]:
+        """The maps `env_ldr`, `env_log` and `env_nrm` of some frames, for (H, W) = `size`."""
+        light, n = self.light(), self.num_frames
+        frames = np.arange(n)[frames if isinstance(frames, slice) else list(frames)]
+        rotations = _rotations(light, n)[frames]
+        angles = np.zeros(n, np.float32) if light.angles is None else np.array(light.angles, np.float32)
+        angles = angles[frames] + np.float32(np.deg2rad(augmentation.turn))
+        if (rotations == rotations[:1]).all() and (angles == angles[:1]).all():
+            rotations, angles = rotations[:1], angles[:1]  # lit alike: one projection does for all
+        with _on_cpu():
+            strength = light.strength * augmentation.intensity
+            cube = _cube(self.folder / light.environment, light.rotation, light.flip, strength)
+            maps = {name: np.asarray(images) for name, images in project(cube, size, rotations, angles).items()}
+        maps["env_ldr"], maps["env_log"] = (augmentation.image(x, maps[x]) for x in ("env_ldr", "env_log"))
+        return {name: np.broadcast_to(images, (len(frames), *size, 3)) for name, images in maps.items()}
+
+    def images(
+        self,
+        labels: Sequence[str],
+        frames: slice,
+        size: tuple[int, int],
+        environment_size: tuple[int, int],
+        augmentation: Augmentation = Augmentation(),
+    ) -> dict[str, Float32[np.ndarray, "f _h _w 3"]]:
+        """The frames of all `labels`, augmented alike; the environment's images have a size of their own."""
+        images = {}
+        if any(label in ENVIRONMENT_LABELS for label in labels):
+            images = self.environment(environment_size, frames, augmentation)
+        for label in labels:
+            if label not in images:
+                images[label] = augmentation.image(label, self.read(label, frames, size))
+        return {label: images[label] for label in labels}
+
+
+def _fitted(label: str, image: Float32[np.ndarray, "h w 3"], size: tuple[int, int]) -> Float32[np.ndarray, "H W 3"]:
+    with _on_cpu():
+        fitted = fit_cover(image, size, multiple=1)
+    if label == "normal" and fitted.shape != image.shape:
+        fitted = encode_normal(decode_normal(fitted))  # means of unit vectors are shorter
+    (height, width), (h, w) = fitted.shape[:2], size
+    top, left = (height - h) // 2, (width - w) // 2
+    return fitted[top : top + h, left : left + w]
+
+
+def open_clips(path: str | Path, labels: Sequence[str]) -> list[TrainingClip]:
+    """The clips in a folder, all of whose frames have all `labels`.
+
+    InputError if there is none, and for one that lacks a label, or the light where a label is the environment's.
+    """
+    stored = [label for label in labels if label not in ENVIRONMENT_LABELS]
+    # Where nothing but the light is wanted, `rgb` tells how many frames there are.
+    found = find_gbuffer_clips(path, stored or ["rgb"], labels=stored or ["rgb"])
+    clips = [TrainingClip(clip) for clip in found]
+    if len(stored) < len(labels):
+        for clip in clips:
+            clip.light()
+    return clips
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    """The clips of a folder as a source of training data.
+
+    Attributes:
+      path: of the folder.
+      clips: from `open_clips`.
+      size, environment_size: height and width of the images.
+      augmentation: what is drawn from for every row.
+    """
+
+    path: str
+    clips: list[TrainingClip]
+    size: tuple[int, int]
+    environment_size: tuple[int, int]
+    augmentation: AugmentationRange = AugmentationRange()
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def require(self, frames: int) -> None:
+        """InputError naming the first clip without so many consecutive frames."""
+        for clip in self.clips:
+            if clip.longest < frames:
+                raise InputError(
+                    f"{self.path}: clip {clip.name!r} has {clip.longest} frames, fewer than {frames}; "
+                    "lower data.frames, or take it away"
+                )
+
+    def draw(
+        self, index: int, frames: int, labels: Sequence[str], rng: np.random.Generator
+    ) -> dict[str, Float32[np.ndarray, "f _h _w 3"]]:
+        """Consecutive frames of one clip, augmented: both drawn at random."""
+        clip = self.clips[index]
+        starts = [start for window in clip.windows(frames) for start in window]
+        start = int(rng.choice(starts))
+        augmentation = self.augmentation.draw(rng)
+        return clip.images(labels, slice(start, start + frames), self.size, self.environment_size, augmentation)

@@ -1,0 +1,123 @@
+"""Where arrays live on many devices and hosts: one mesh, and one rule.
+
+The mesh has three axes. Rows of a batch are spread over `data` and `fsdp`; parameters, their averages and the optimizer
+state over `fsdp` (fully sharded data parallelism: weights are gathered where they are used); frames of a row over
+`frames`. XLA places everything else and inserts the communication.
+"""
+
+import math
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from .errors import InputError
+from .training_config import MeshConfig
+
+AXES = ("data", "fsdp", "frames")
+ROWS = ("data", "fsdp")
+# Arrays of fewer elements are not worth a message.
+SMALL = 2**20
+
+
+def join_hosts(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
+    """Makes one JAX program of the processes that SLURM, Open MPI or Kubernetes started, or of those that say so.
+
+    Does nothing where there is no such environment. To be called before any device is touched.
+
+    Raises:
+      InputError: only some of the three arguments are given, or the others are not found.
+    """
+    given = (coordinator, num_processes, process_id)
+    if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
+        raise InputError(f"--coordinator {coordinator}: expected HOST:PORT")
+    if any(x is not None for x in given) and None in given:
+        raise InputError("--coordinator, --num-processes and --process-id belong together; give all three, or none")
+    try:
+        jax.distributed.initialize(*given)
+    except ValueError as error:
+        if coordinator is not None:
+            raise InputError(f"--coordinator {coordinator}: {error}") from error
+    except RuntimeError as error:
+        raise InputError(f"the other processes were not found ({str(error).splitlines()[0]})") from error
+
+
+def make_mesh(config: MeshConfig, batch: int, accumulate: int, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh of all devices.
+
+    Raises:
+      InputError: the axes do not multiply to the number of devices, or rows do not divide among them.
+    """
+    devices = jax.devices() if devices is None else devices
+    fixed = config.data * config.frames
+    fsdp = config.fsdp or max(1, len(devices) // fixed)
+    shape = (config.data, fsdp, config.frames)
+    if math.prod(shape) != len(devices):
+        raise InputError(
+            f"mesh: data {shape[0]} × fsdp {shape[1]} × frames {shape[2]} is {math.prod(shape)}, "
+            f"but there are {len(devices)} devices"
+        )
+    if batch % (accumulate * config.data * fsdp):
+        raise InputError(
+            f"data.batch {batch} does not divide into optimizer.accumulate {accumulate} parts of rows for "
+            f"data {config.data} × fsdp {fsdp} devices; make it a multiple of {accumulate * config.data * fsdp}"
+        )
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def placement(tree: Any, mesh: Mesh) -> Any:
+    """The sharding of every array (or shape) of a tree: its largest divisible axis over `fsdp`, or nowhere."""
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(leaf.shape, mesh.shape["fsdp"])), tree)
+
+
+def _spec(shape: tuple[int, ...], parts: int) -> P:
+    divisible = [axis for axis, size in enumerate(shape) if size % parts == 0]
+    if parts == 1 or math.prod(shape) <= SMALL or not divisible:
+        return P()
+    axis = max(divisible, key=lambda axis: shape[axis])
+    return P(*[None] * axis, "fsdp")
+
+
+def keep(tree: Any, mesh: Mesh | None) -> Any:
+    """Inside a jitted function: the same arrays, held to that placement."""
+    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, placement(tree, mesh))
+
+
+def rows(mesh: Mesh) -> NamedSharding:
+    """The sharding of a batch: its first axis over the devices, and whole along the others."""
+    return NamedSharding(mesh, P(ROWS))
+
+
+def share(mesh: Mesh, batch: int) -> tuple[int, int, int]:
+    """How many rows of a batch this process's devices hold, which of the equal shares that is, and of how many.
+
+    Processes that share the frames of rows hold the same ones.
+    """
+    held = [index.indices(batch) for (index,) in rows(mesh).addressable_devices_indices_map((batch,)).values()]
+    first, last = min(start for start, _, _ in held), max(stop for _, stop, _ in held)
+    return last - first, first // (last - first), batch // (last - first)
+
+
+def everywhere(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Puts arrays that every process has in full where they belong; each process gives its devices their part."""
+    put = lambda x, sharding: jax.make_array_from_callback(np.shape(x), sharding, lambda index: np.asarray(x)[index])
+    return jax.tree.map(put, tree, shardings)
+
+
+def tell(number: int, mesh: Mesh) -> jax.Array:
+    """A number of this process's own on each of its devices; together, float32 of all devices."""
+    here = np.full(len(mesh.local_devices), number, np.float32)
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, P(AXES)), here)
+
+
+def place_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Makes one batch of the rows that every process has read."""
+    sharding = rows(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}
