@@ -1,0 +1,156 @@
+"""Principled materials for synthetic scenes: one substance, or two that a pattern mixes.
+
+A substance is basecolor (linear), roughness and metallic, as in Disney's model; a pattern is an image in [0, 1] that
+repeats itself without seams.
+"""
+
+import colorsys
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32
+
+from ..errors import unknown
+
+METAL_TINTS = ((0.95, 0.93, 0.9), (1.0, 0.78, 0.34), (0.95, 0.64, 0.54), (0.56, 0.57, 0.58), (0.91, 0.92, 0.92))
+
+
+@dataclass(frozen=True)
+class Substance:
+    basecolor: tuple[float, float, float]  # linear
+    roughness: float
+    metallic: float
+
+
+@dataclass(frozen=True)
+class Material:
+    """`first` where the pattern is 0, `second` where it is 1."""
+
+    first: Substance
+    second: Substance
+    pattern: str  # of PATTERNS
+    frequency: int  # how often it repeats over the texture
+    seed: int
+    grain: float  # how much a fine noise lightens and darkens the basecolor, in [0, 1)
+
+    def maps(self, size: int) -> Float32[np.ndarray, "n n 5"]:
+        """Basecolor, roughness and metallic of a square texture."""
+        rng = np.random.default_rng(self.seed)
+        mask = pattern(self.pattern, size, self.frequency, rng)[..., None]
+        first, second = (np.array([*x.basecolor, x.roughness, x.metallic]) for x in (self.first, self.second))
+        maps = first * (1 - mask) + second * mask
+        maps[..., :3] *= 1 - self.grain * _noise(size, 8 * self.frequency, rng, octaves=2)[..., None]
+        return maps.astype(np.float32)
+
+
+def random_material(rng: np.random.Generator, frequency: int = 1) -> Material:
+    """Half of all are of one substance; `frequency` is the least that a pattern has."""
+    first = _random_substance(rng)
+    kind = "uniform" if rng.random() < 0.45 else str(rng.choice(list(PATTERNS)))
+    second = _random_substance(rng)
+    changing = rng.random()
+    if changing < 0.5:  # another colour of the same surface
+        second = Substance(second.basecolor, first.roughness, first.metallic)
+    elif changing < 0.7:  # the same colour, scratched or polished
+        second = Substance(first.basecolor, second.roughness, first.metallic)
+    grain = float(rng.uniform(0, 0.5)) if rng.random() < 0.3 else 0.0
+    return Material(first, second, kind, frequency * int(rng.integers(2, 7)), int(rng.integers(2**31)), grain)
+
+
+def _random_substance(rng: np.random.Generator) -> Substance:
+    metallic = rng.random() < 0.3
+    roughness = float(rng.uniform(0.05, 1) if rng.random() < 0.8 else rng.uniform(0.05, 0.3))
+    if metallic and rng.random() < 0.6:
+        colour = np.array(METAL_TINTS[rng.integers(len(METAL_TINTS))]) * rng.uniform(0.7, 1)
+    else:
+        # Even in sRGB: as many dark colours as light ones; and a fifth of greys.
+        saturation = rng.beta(1.5, 1.5) if rng.random() < 0.8 else rng.uniform(0, 0.1)
+        value = rng.uniform(0.5 if metallic else 0.08, 0.98)
+        encoded = np.array(colorsys.hsv_to_rgb(rng.random(), saturation, value))
+        colour = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    return Substance(tuple(float(c) for c in colour), roughness, float(metallic))
+
+
+# ---- Patterns ----
+
+
+def pattern(kind: str, size: int, frequency: int, rng: np.random.Generator) -> Float32[np.ndarray, "n n"]:
+    """An image in [0, 1] of a kind of PATTERNS, that repeats `frequency` times or has details of that scale."""
+    if kind == "uniform":
+        return np.zeros((size, size), np.float32)
+    if kind not in PATTERNS:
+        raise unknown("pattern", kind, PATTERNS)
+    v, u = np.meshgrid(*[(np.arange(size) + 0.5) / size * frequency] * 2, indexing="ij")
+    return PATTERNS[kind](u, v, frequency, rng).clip(0, 1).astype(np.float32)
+
+
+def _noise(size: int, frequency: int, rng: np.random.Generator, octaves: int = 4) -> np.ndarray:
+    """Fractal noise from `frequency` waves on, each octave half as strong; spread over [0, 1]."""
+    waves = np.fft.fftfreq(size, 1 / size)
+    wave = np.hypot(waves[:, None], waves[None, :])
+    amplitude = np.where((wave >= frequency / 2) & (wave < frequency * 2**octaves), 1 / np.maximum(wave, 1) ** 2, 0)
+    if not amplitude.any():  # finer than the texture
+        return np.full((size, size), 0.5)
+    noise = np.fft.ifft2(np.fft.fft2(rng.normal(size=(size, size))) * amplitude).real
+    return (noise / (5 * noise.std()) + 0.5).clip(0, 1)
+
+
+def _step(x: np.ndarray | float, edge: np.ndarray | float, width: float = 0.05) -> np.ndarray:
+    return ((x - edge) / width + 0.5).clip(0, 1)
+
+
+def _clouds(u, v, frequency, rng):
+    return _noise(len(u), frequency, rng)
+
+
+def _spots(u, v, frequency, rng):
+    return _step(_noise(len(u), frequency, rng, octaves=int(rng.integers(1, 4))), rng.uniform(0.35, 0.65))
+
+
+def _checker(u, v, frequency, rng):
+    return _step(0.5 + 0.5 * np.sin(2 * np.pi * u) * np.sin(2 * np.pi * v), 0.5)
+
+
+def _stripes(u, v, frequency, rng):
+    across = (u, v, u + v)[rng.integers(3)]
+    return _step(0.5 + 0.5 * np.sin(2 * np.pi * across), rng.uniform(0.2, 0.8), rng.choice([0.1, 1.0]))
+
+
+def _dots(u, v, frequency, rng):
+    return _step(rng.uniform(0.15, 0.45), np.hypot(u % 1 - 0.5, v % 1 - 0.5))
+
+
+def _marble(u, v, frequency, rng):
+    vein = np.abs(np.sin(np.pi * (u + rng.integers(0, 2) * v + 2 * _noise(len(u), frequency, rng, octaves=3))))
+    return vein ** rng.uniform(0.3, 1.5)
+
+
+def _bricks(u, v, frequency, rng):
+    row = np.floor(2 * v)
+    joint = rng.uniform(0.03, 0.1)
+    along, across = (u + row / 2) % 1, 2 * v % 1
+    return _step(np.minimum(np.minimum(along, 1 - along), np.minimum(across, 1 - across) / 2), joint)
+
+
+def _cells(u, v, frequency, rng):
+    """Distance to the nearest of scattered points, one per unit square (Worley 1996), or a grey for each of them."""
+    places, greys = rng.random((2, frequency, frequency)), rng.random((frequency, frequency))
+    nearest, grey = np.full(u.shape, np.inf), np.zeros(u.shape)
+    for right, down in np.ndindex(3, 3):
+        column, row = np.floor(u).astype(int) + right - 1, np.floor(v).astype(int) + down - 1
+        x, y, own = (field[row % frequency, column % frequency] for field in (*places, greys))
+        distance = np.hypot(u - column - x, v - row - y)
+        nearest, grey = np.minimum(nearest, distance), np.where(distance < nearest, own, grey)
+    return grey if rng.random() < 0.5 else nearest
+
+
+PATTERNS = {
+    "clouds": _clouds,
+    "spots": _spots,
+    "checker": _checker,
+    "stripes": _stripes,
+    "dots": _dots,
+    "marble": _marble,
+    "bricks": _bricks,
+    "cells": _cells,
+}

@@ -1,0 +1,132 @@
+"""Triangle meshes of synthetic scenes, from corners or from the user's files.
+
+Every mesh is a soup of triangles (no shared vertices), centred, in the unit ball, y up, seen from outside
+counter-clockwise. Normals are smooth but for creases. `uv` in [0, 1] places a texture on it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from einops import rearrange
+from jaxtyping import Float, Float32
+
+from ..errors import InputError
+from ..media import visible_entries
+
+MESH_SUFFIXES = (".ply", ".obj", ".gltf", ".glb")
+MAX_FACES = 200_000  # of one file; more would only slow the tracer, which rebuilds its tree every frame
+CREASE = np.cos(np.deg2rad(40))  # faces that meet at a larger angle keep their edge
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """n = 3 × faces corners, three after three."""
+
+    positions: Float32[np.ndarray, "n 3"]
+    normals: Float32[np.ndarray, "n 3"]
+    uv: Float32[np.ndarray, "n 2"]
+
+    def placed(self, rotation: Float[np.ndarray, "3 3"], scale: float, centre: Float[np.ndarray, "3"]) -> "Mesh":
+        """Turned, then scaled, then moved."""
+        positions, normals = self.positions @ rotation.T * scale + centre, self.normals @ rotation.T
+        return Mesh(positions.astype(np.float32), normals.astype(np.float32), self.uv)
+
+
+# ---- Corners ----
+
+
+def soup(corners: Float[np.ndarray, "f 3 3"], uv: Float[np.ndarray, "f 3 2"]) -> Mesh:
+    """The mesh of these triangles without those of no area, with creased normals."""
+    area = np.linalg.norm(_face_normals(corners), axis=-1)
+    corners, uv = corners[area > 1e-10], uv[area > 1e-10]
+    flat = (rearrange(a, "f k c -> (f k) c").astype(np.float32) for a in (corners, _normals(corners), uv))
+    return Mesh(*flat)
+
+
+def _face_normals(corners: Float[np.ndarray, "f 3 3"]) -> Float[np.ndarray, "f 3"]:
+    """As long as twice the area."""
+    return np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+
+
+def _normals(corners: Float[np.ndarray, "f 3 3"]) -> Float[np.ndarray, "f 3 3"]:
+    """Each corner's mean, by area, of the normals of the faces that meet there without a crease."""
+    weighted = _face_normals(corners)
+    facing = unit(weighted)
+    places = np.round(rearrange(corners, "f k c -> (f k) c") * 1e5).astype(np.int64)
+    _, vertex, valence = np.unique(places, axis=0, return_inverse=True, return_counts=True)
+    vertex = vertex.ravel()
+    around = np.argsort(vertex, kind="stable")  # the corners, vertex by vertex
+    # All pairs of a corner and a face around its vertex.
+    count = valence[vertex]
+    corner = np.repeat(np.arange(len(vertex)), count)
+    first = (np.cumsum(valence) - valence)[vertex]
+    nth = np.arange(len(corner)) - np.repeat(np.cumsum(count) - count, count)
+    face = around[np.repeat(first, count) + nth] // 3
+    smooth = np.einsum("pc,pc->p", facing[corner // 3], facing[face]) > CREASE
+    sums = [np.bincount(corner[smooth], weighted[face[smooth], c], len(vertex)) for c in range(3)]
+    return unit(rearrange(np.stack(sums, axis=-1), "(f k) c -> f k c", k=3))
+
+
+def _box_projection(corners: Float[np.ndarray, "f 3 3"]) -> Float[np.ndarray, "f 3 2"]:
+    axis = np.argmax(np.abs(_face_normals(corners)), axis=-1)
+    kept = np.array([[2, 1], [0, 2], [0, 1]])[axis]
+    return np.take_along_axis(corners, kept[:, None, :].repeat(3, axis=1), axis=-1) / 2 + 0.5
+
+
+def centred(points: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3"]:
+    """Moved and scaled: the middle of the bounding box at the origin, the furthest point at distance 1."""
+    flat = points.reshape(-1, 3)
+    points = points - (flat.min(axis=0) + flat.max(axis=0)) / 2
+    return points / np.linalg.norm(points, axis=-1).max()
+
+
+def unit(vectors: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3"]:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+# ---- Files ----
+
+
+def find_meshes(folder: str | Path) -> tuple[str, ...]:
+    """The mesh files in a folder, to any depth, in natural order. InputError if there is none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
+    found = tuple(str(path) for path in _files(folder) if path.suffix.lower() in MESH_SUFFIXES)
+    if not found:
+        raise InputError(f"{folder}: no meshes there; known: {' '.join(MESH_SUFFIXES)}")
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    nested = [_files(entry) if entry.is_dir() else [entry] for entry in visible_entries(folder)]
+    return [path for paths in nested for path in paths]
+
+
+def read_mesh(path: str | Path) -> Mesh:
+    """The geometry of a PLY, OBJ or glTF file, taken as y up; its own materials and normals are not used.
+
+    Its texture coordinates are the positions seen along the axis that each face looks at most. InputError if it cannot
+    be read, has no area, or more than MAX_FACES triangles.
+    """
+    try:
+        import trimesh
+    except ImportError as error:
+        raise InputError(f'{path}: meshes need trimesh; pip install "drender[data]"') from error
+    try:
+        mesh = trimesh.load_mesh(path)
+        corners = np.asarray(mesh.triangles, np.float64)
+    except Exception as error:  # the readers raise what they like
+        raise InputError(f"{path}: not a readable mesh ({_first_line(error)}); remove it or save it anew") from error
+    if len(corners) > MAX_FACES:
+        raise InputError(f"{path}: has {len(corners)} triangles, the limit is {MAX_FACES}; simplify it")
+    corners = corners[np.isfinite(corners).all(axis=(1, 2))]
+    if len(corners) == 0 or not np.linalg.norm(_face_normals(corners), axis=-1).any():
+        raise InputError(f"{path}: has no triangles with an area; remove it")
+    corners = centred(corners)
+    return soup(corners, _box_projection(corners))
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
