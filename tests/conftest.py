@@ -6,6 +6,9 @@ from pathlib import Path
 # Compiling is most of what the tests do; LLVM optimising less halves it. Two devices show that placement works.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+# Devices that wait for each other hold a thread each of a pool that has one per core unless it is told otherwise. With
+# two, a third task at the wrong moment would stop both for good, and XLA abort the process.
+os.environ.setdefault("NPROC", "8")
 
 import hypothesis
 import jaxtyping
