@@ -3,15 +3,19 @@
 import jax
 
 from drender import cli, convert, origins, run_folder
+from drender.errors import InputError
+from drender.stages import DTYPES
 
 
 def main() -> None:
     args = parser().parse_args()
     jax.config.update("jax_platforms", "cpu")  # nothing here needs an accelerator
+    if args.dtype and not run_folder.is_run(args.source):
+        raise InputError(f"--dtype {args.dtype}: only for training runs; weights are converted bit for bit")
     if args.to_torch:
         convert.to_released(args.source, args.destination, args.overwrite)
     elif run_folder.is_run(args.source):
-        origins.export(args.source, args.destination, args.overwrite)
+        origins.export(args.source, args.destination, args.overwrite, args.dtype)
     else:
         convert.from_released(args.source, args.destination, args.overwrite)
 
@@ -26,6 +30,7 @@ def parser() -> cli.Parser:
     top.add_argument("destination", type=cli.path, help="folder to write")
     top.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is at the destination")
     top.add_argument("--to-torch", action="store_true", help="from one of our checkpoints to the released layout")
+    top.add_argument("--dtype", choices=DTYPES, help="to store a training run's weights in (float32 where they learnt)")
     return top
 
 

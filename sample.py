@@ -1,4 +1,7 @@
-"""Sampling: `inverse`, `forward` and `relight`. `python sample.py relight --help` lists the options of the last."""
+"""Sampling: `inverse`, `forward` and `relight`. `python sample.py relight --help` lists the options of the last.
+
+Without options, a command runs the small models that come with the package on the clip that does.
+"""
 
 import argparse
 from collections.abc import Callable
@@ -6,8 +9,8 @@ from pathlib import Path
 
 import jax
 
-from drender import cli, runs
-from drender.config import DEFAULT_PASSES, Sampling, from_dict
+from drender import builtin, cli, runs
+from drender.config import DEFAULT_PASSES, RendererConfig, Sampling, from_dict
 from drender.environment import PROJECTIONS, read_poses
 from drender.errors import InputError
 from drender.renderers import ForwardRenderer, InverseRenderer, chosen_passes, used_conditions
@@ -20,8 +23,7 @@ NOT_RECORDED = {"command", "output", "devices", "overwrite", "video"}
 
 def main() -> None:
     args = parser().parse_args()
-    if args.overlap is None:
-        args.overlap = min(6, args.frames // 2)
+    inverse_config, forward_config = complete(args)
     sampling = {name: getattr(args, name) for name in Sampling.__dataclass_fields__ if getattr(args, name) is not None}
     from_dict(Sampling, sampling, "options")  # a bad value is told before anything is loaded
     shared = {
@@ -37,18 +39,18 @@ def main() -> None:
     if args.devices is not None and args.devices < 1:
         raise InputError(f"--devices {args.devices}: must be 1 or more")
     if args.command == "inverse":
-        passes = chosen_passes(InverseRenderer.load_config(args.checkpoint), args.passes)
+        passes = chosen_passes(inverse_config, args.passes)
         run = runs.InverseRun(**shared, passes=passes)
         load = lambda device: InverseRenderer.load(args.checkpoint, args.dtype, device, args.lora_scale)
     elif args.command == "forward":
-        used = used_conditions(ForwardRenderer.load_config(args.checkpoint), args.drop)
+        used = used_conditions(forward_config, args.drop)
         run = runs.ForwardRun(
             **shared, lights=lights(args), conditions=used, drop=args.drop, fixed_frame=args.fixed_frame
         )
         load = lambda device: ForwardRenderer.load(args.checkpoint, args.dtype, device, args.lora_scale)
     else:
-        passes = chosen_passes(InverseRenderer.load_config(args.inverse), args.passes)
-        used = used_conditions(ForwardRenderer.load_config(args.forward), args.drop)
+        passes = chosen_passes(inverse_config, args.passes)
+        used = used_conditions(forward_config, args.drop)
         if lacks := [name for name in used if name not in passes]:
             raise InputError(
                 f"--passes lacks {', '.join(lacks)} for the forward renderer; add it, or name it in --drop"
@@ -61,6 +63,25 @@ def main() -> None:
     runs.execute(run, load, jax.local_devices()[: args.devices])
 
 
+def complete(args) -> tuple[RendererConfig | None, RendererConfig | None]:
+    """Fills in what is not given, and returns the configurations of the renderers that are used."""
+    kinds = ("inverse", "forward") if args.command == "relight" else (args.command,)
+    configs = dict.fromkeys(("inverse", "forward"))
+    for kind, renderer in (("inverse", InverseRenderer), ("forward", ForwardRenderer)):
+        if kind in kinds:
+            option = kind if args.command == "relight" else "checkpoint"
+            setattr(args, option, getattr(args, option) or str(builtin.checkpoint(kind)))
+            configs[kind] = renderer.load_config(getattr(args, option))
+    first = configs[kinds[0]]
+    args.input = args.input or str(builtin.GBUFFERS if args.command == "forward" else builtin.CLIPS)
+    args.output = args.output or str(Path("outputs") / args.command)
+    args.frames = first.frames if args.frames is None else args.frames
+    args.overlap = min(6, args.frames // 2) if args.overlap is None else args.overlap
+    if args.command != "forward":  # G-buffers have a size already
+        args.size = args.size or first.size
+    return tuple(configs.values())
+
+
 def parser() -> cli.Parser:
     top = cli.Parser(description=__doc__)
     add = top.add_commands()
@@ -68,9 +89,9 @@ def parser() -> cli.Parser:
     forward = add("forward", help="G-buffers to RGB clips under another light")
     relight = add("relight", help="RGB clips to G-buffers to RGB clips under another light")
     for command in (inverse, forward):
-        option(command, "--checkpoint", "FOLDER", "written by convert_weights.py", required=True)
-    option(relight, "--inverse", "FOLDER", "checkpoint of the inverse renderer", required=True)
-    option(relight, "--forward", "FOLDER", "checkpoint of the forward renderer", required=True)
+        option(command, "--checkpoint", "FOLDER", "written by convert_weights.py (the built-in model)")
+    option(relight, "--inverse", "FOLDER", "checkpoint of the inverse renderer (the built-in one)")
+    option(relight, "--forward", "FOLDER", "checkpoint of the forward renderer (the built-in one)")
     clips = "image, video, folder of frames, or folder of such"
     for command, kind in ((inverse, clips), (forward, "folder of G-buffers, or of such folders"), (relight, clips)):
         files(command, kind)
@@ -83,7 +104,7 @@ def parser() -> cli.Parser:
         light(command)
     forward.add_argument("--fixed-frame", type=int, metavar="I", help="repeat frame I of the clip for --frames frames")
     for command in (inverse, forward, relight):
-        cutting(command, None if command is forward else (512, 512))
+        cutting(command, "their own" if command is forward else "the model's")
         sampler(command)
     return top
 
@@ -94,19 +115,20 @@ def option(command: cli.Parser, name: str, metavar: str, help: str, kind: type |
 
 
 def files(command: cli.Parser, kind: str) -> None:
-    option(command, "--input", "PATH", kind, required=True)
-    option(command, "--output", "FOLDER", "for the results", required=True)
+    option(command, "--input", "PATH", f"{kind} (the built-in clip)")
+    option(command, "--output", "FOLDER", "for the results (outputs/ and the command's name)")
     command.add_argument("--overwrite", action="store_true", help="replace results made with other options")
     command.add_argument("--bits", type=int, choices=(8, 16), default=8, help="of the PNG files")
-    command.add_argument("--no-video", dest="video", action="store_false", help="write no side-by-side mp4")
+    command.add_argument("--no-video", dest="video", action="store_false", help="write no mp4 and no contact sheet")
     option(command, "--devices", "N", "how many local devices share the clips (all)", int)
     command.add_argument("--dtype", choices=DTYPES, help="to compute in (float32 on a CPU, else bfloat16)")
 
 
 def light(command: cli.Parser) -> None:
     command.add_argument(
-        "--environment", nargs="+", type=cli.path, required=True, metavar="HDR", help=".hdr, .exr or LDR lat-long maps"
-    )
+        "--environment", nargs="+", type=cli.path, default=builtin.LIGHTS, metavar="HDR",
+        help=f".hdr, .exr or LDR lat-long maps, or built-in ones: {', '.join(builtin.environments())}",
+    )  # fmt: skip
     command.add_argument("--environment-size", type=int, nargs=2, metavar=("H", "W"), help="of its maps (the model's)")
     option(command, "--rotation", "DEGREES", "by which the map is rolled to the right", float, default=180.0)
     command.add_argument("--flip", action="store_true", help="mirror the map first")
@@ -119,20 +141,27 @@ def light(command: cli.Parser) -> None:
     command.add_argument("--drop", nargs="+", default=(), metavar="NAME", help="conditions to leave out")
 
 
-def cutting(command: cli.Parser, default_size: tuple[int, int] | None) -> None:
-    kept = "; G-buffers that lie in several chunks keep these" if default_size is None else ""
-    option(command, "--frames", "N", f"per chunk{kept}", int, default=24)
+def cutting(command: cli.Parser, default_size: str) -> None:
+    kept = "; G-buffers that lie in several chunks keep these" if default_size == "their own" else ""
+    option(command, "--frames", "N", f"per chunk (the model's){kept}", int)
     option(command, "--overlap", "N", "frames that neighbouring chunks share (6, but at most half of --frames)", int)
     command.add_argument("--chunks", choices=MODES, default="all", help="which to sample")
     command.add_argument(
-        "--size", type=int, nargs=2, default=default_size, metavar=("H", "W"),
-        help=f"to cover; sides are rounded up to multiples of 64{' (their own)' if default_size is None else ''}",
+        "--size", type=int, nargs=2, metavar=("H", "W"),
+        help=f"to cover; sides are rounded up to multiples of 64 ({default_size})",
     )  # fmt: skip
 
 
 def sampler(command: cli.Parser) -> None:
     """The fields of `Sampling`; what is not given is the renderer's to choose."""
-    option(command, "--steps", "N", "calls of the network per pass (20)", int, dest="num_steps")
+    option(
+        command,
+        "--steps",
+        "N",
+        "calls of the network per pass (20; or 1, if trained so)",
+        int,
+        dest="num_steps",
+    )
     command.add_argument(
         "--guidance", type=float, nargs=2, metavar=("FIRST", "LAST"), help="per frame (forward: 1.2 1.2)"
     )
@@ -149,8 +178,9 @@ def sampler(command: cli.Parser) -> None:
 
 def lights(args) -> runs.Lights:
     poses = read_poses(args.poses, relative=True) if args.poses else None
+    paths = [builtin.environment(word) for word in args.environment]
     return runs.Lights(
-        args.environment, args.rotation, args.flip, args.strength, args.rotate_light, args.elevation, poses,
+        paths, args.rotation, args.flip, args.strength, args.rotate_light, args.elevation, poses,
         args.projection, multiples_of_64("--environment-size", args.environment_size),
     )  # fmt: skip
 

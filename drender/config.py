@@ -133,6 +133,8 @@ class RendererConfig:
     scale_cond_latents: bool = False  # are conditioning latents multiplied by the VAE's scaling factor?
     domains: dict[str, int] = field(default_factory=lambda: dict(DOMAINS))
     conditions: tuple[str, ...] = CONDITIONS
+    size: tuple[int, int] = (512, 512)  # height and width, and
+    frames: int = 24  # number of the frames that it was trained with
     environment_size: tuple[int, int] = (512, 512)  # height, width of the environment maps it was trained with
     deterministic: bool = False  # trained to predict in one step from zeros: sampled so unless told otherwise
 

@@ -283,7 +283,7 @@ def parser() -> cli.Parser:
     labelling = add("label", help="real clips to clips with estimated G-buffers")
     labelling.add_argument("source", type=cli.path, metavar="CLIPS", help="image, video, folder of frames, or of such")
     labelling.add_argument("destination", type=cli.path, metavar="FOLDER", help="for the clips")
-    number(labelling, "--frames", default=24, help="per chunk; what is left at the end of a clip is left out")
+    number(labelling, "--frames", help="per chunk (the model's); what is left at the end of a clip is left out")
     labelling.add_argument("--passes", nargs="+", default=DEFAULT_PASSES, metavar="NAME", help="G-buffers to estimate")
     number(labelling, "--steps", dest="num_steps", help="calls of the network per pass (20)")
     labelling.add_argument(
@@ -311,7 +311,7 @@ def parser() -> cli.Parser:
 
     for command, checkpoint in ((labelling, "of the inverse renderer"), (encoding, "whose VAE encodes")):
         command.add_argument("--checkpoint", type=cli.path, required=True, metavar="FOLDER", help=checkpoint)
-        pair(command, "--size", ("H", "W"), default=(512, 512), help="to cover")
+        pair(command, "--size", ("H", "W"), help="to cover (the checkpoint's)")
         number(command, "--seed", default=0, help="of what is random")
         number(command, "--devices", help="how many local devices share the work (all)")
         command.add_argument("--dtype", choices=DTYPES, help="to compute in (float32 on a CPU, else bfloat16)")

@@ -50,7 +50,7 @@ def encode(
     labels: Sequence[str],
     *,
     frames: int | None = None,
-    size: tuple[int, int] = (512, 512),
+    size: tuple[int, int] | None = None,
     environment_size: tuple[int, int] | None = None,
     variants: int = 1,
     augmentation: AugmentationRange,
@@ -69,7 +69,7 @@ def encode(
       labels: what is encoded, of `rgb`, the G-buffers and the environment's images.
       frames: per entry; None: as many as every clip has. Longer clips are cut into windows, the last of which is moved
         back to end with its chunk.
-      environment_size: None: the checkpoint's.
+      size, environment_size: None: the checkpoint's.
       variants, augmentation, seed: as in `Recipe`.
       dtype: to compute in; None: as `Renderer.load` chooses.
       process: this one's index, and how many share the entries.
@@ -85,7 +85,7 @@ def encode(
             raise InputError(f"{name} is {value}; it must be {low} or more")
     if not 0 <= process[0] < process[1]:
         raise InputError(f"process is {process[0]} {process[1]}; expected an index from 0 and how many there are")
-    environment_size = environment_size or config.environment_size
+    size, environment_size = size or config.size, environment_size or config.environment_size
     for name, sides in (("size", size), ("environment size", environment_size)):
         if min(sides) < 1 or any(side % config.vae.downscale for side in sides):
             raise InputError(f"{name} {sides[0]} {sides[1]}: sides must be multiples of {config.vae.downscale}, over 0")

@@ -21,8 +21,8 @@ def label(
     checkpoint: str | Path,
     *,
     passes: Sequence[str],
-    frames: int = 24,
-    size: tuple[int, int] = (512, 512),
+    frames: int | None = None,
+    size: tuple[int, int] | None = None,
     num_steps: int | None = None,
     seed: int = 0,
     dtype: str | None = None,
@@ -37,8 +37,8 @@ def label(
       destination: a folder, for a folder per clip.
       checkpoint: of the inverse renderer.
       passes: G-buffers to estimate.
-      frames: per chunk. Chunks share none, and what is left at the end of a clip is left out.
-      size: height and width to cover, the sides rounded up to multiples of 64.
+      frames: per chunk; None: the model's. Chunks share none, and what is left at the end of a clip is left out.
+      size: height and width to cover, the sides rounded up to multiples of 64; None: the model's.
       num_steps: calls of the network per pass; None: the renderer's choice.
       seed, dtype: as for sampling.
       environments: a folder with the estimated light of clip NAME in NAME.hdr or NAME.exr, to which the clip gets a
@@ -48,6 +48,8 @@ def label(
     Raises:
       InputError: as from `runs.execute`, and for a clip without an environment.
     """
+    config = InverseRenderer.load_config(checkpoint)
+    frames, size = config.frames if frames is None else frames, size or config.size
     cut = runs.Cut(frames, overlap=0, mode="drop-last", size=size)
     sampling = {"seed": seed} | ({} if num_steps is None else {"num_steps": num_steps})
     from_dict(Sampling, sampling, "options")  # a bad value is told before anything is loaded
@@ -57,7 +59,7 @@ def label(
     }  # fmt: skip
     run = runs.InverseRun(
         Path(source), Path(destination), cut, sampling, settings, video=False, overwrite=overwrite,
-        passes=chosen_passes(InverseRenderer.load_config(checkpoint), passes),
+        passes=chosen_passes(config, passes),
     )  # fmt: skip
     lights = _lights(run, Path(environments)) if environments else {}
     try:

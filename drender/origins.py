@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from . import checkpoint, lora, run_folder, starts
@@ -229,14 +230,19 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 
-def export(run: str | Path, destination: str | Path, overwrite: bool = False, log: Log = print) -> None:
+def export(
+    run: str | Path, destination: str | Path, overwrite: bool = False, dtype: str | None = None, log: Log = print
+) -> None:
     """Writes the averaged weights of a run's last checkpoint, and the frozen ones beside them, as a checkpoint.
+
+    dtype: to store them in; None: as they are, float32 where they learnt.
 
     InputError if there is no checkpoint yet, or `destination` exists or cannot be written.
     """
     checkpoint.check_destination(destination, overwrite)
     train, model = run_folder.read(run)
     origin, step = Origin(str(run)), run_folder.last_step(run)
-    parts = {name: functools.partial(origin.load, name) for name in components(train) if name in KEPT}
+    cast = lambda name: jax.tree.map(lambda x: np.asarray(x, dtype), origin.load(name))
+    parts = {name: functools.partial(cast, name) for name in components(train) if name in KEPT}
     checkpoint.save(destination, model, parts, overwrite)
     log(f"wrote {destination}: {', '.join(parts)} of {run} after step {step}")

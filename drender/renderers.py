@@ -72,7 +72,11 @@ class ForwardRenderer(Renderer):
 
     @classmethod
     def load(
-        cls, path: str | Path, dtype: str | None = None, device: jax.Device | None = None, lora_scale: float = 0.25
+        cls,
+        path: str | Path | None = None,
+        dtype: str | None = None,
+        device: jax.Device | None = None,
+        lora_scale: float = 0.25,
     ) -> "ForwardRenderer":
         """As `Renderer.load`.
 
@@ -103,13 +107,14 @@ class ForwardRenderer(Renderer):
           environment: "env_ldr", "env_log" and "env_nrm" of `environment_maps`, for all clips or one per clip, with as
             many frames as the G-buffers or one for all.
           drop: conditions to leave out, by name, or "environment"; what is dropped need not be given.
-          noise, progress, **sampling: as for `InverseRenderer`; guidance is (1.2, 1.2) unless given.
+          noise, progress, **sampling: as for `InverseRenderer`; guidance is (1.2, 1.2) unless given, and none
+            for a model that predicts in one step.
         Returns:
           float32 sRGB in [0, 1].
         Raises:
           InputError: a missing condition, an unknown name or option, or arrays of the wrong shape or type.
         """
-        sampling = self.sampling({"guidance": (1.2, 1.2)} | sampling)
+        sampling = self.sampling(sampling, guidance=(1.2, 1.2))
         drop = set(drop)
         images, shape = self._check_buffers(buffers, drop)
         noise = self.initial_noise(noise, sampling.seed, shape)

@@ -12,9 +12,10 @@ import numpy as np
 
 from .errors import InputError
 from .gbuffers import frame_path
-from .media import read_image, replacing, write_png, write_video
+from .media import fit_cover, read_image, replacing, write_png, write_video
 from .windows import Chunk
 
+SHEET_SIDE = 128  # of the images on a contact sheet, about
 RECORD = {"settings": dict, "labels": list, "chunks": list, "finished": bool}
 
 
@@ -126,6 +127,19 @@ def side_by_side(images: list[np.ndarray], columns: int = 3) -> np.ndarray:
     images = images + [np.zeros_like(images[0])] * (-len(images) % columns)
     rows = [np.concatenate(images[i : i + columns], axis=1) for i in range(0, len(images), columns)]
     return np.concatenate(rows)
+
+
+def contact_sheet(rows: list[list[np.ndarray]]) -> np.ndarray:
+    """Rows of as many images `h w 3` of one size, each brought to SHEET_SIDE pixels along its shorter side."""
+    scaled = lambda image: _scaled(image, SHEET_SIDE / min(image.shape[:2]))
+    return side_by_side([scaled(image) for row in rows for image in row], columns=len(rows[0]))
+
+
+def _scaled(image: np.ndarray, factor: float) -> np.ndarray:
+    """Larger in whole pixels, for a small model's are to be seen; or else smaller."""
+    if factor >= 1:
+        return image.repeat(round(factor), axis=0).repeat(round(factor), axis=1)
+    return fit_cover(image, tuple(round(side * factor) for side in image.shape[:2]), multiple=1)
 
 
 def inset(image: np.ndarray, environment: np.ndarray) -> np.ndarray:

@@ -15,13 +15,15 @@ import numpy as np
 
 from .errors import InputError
 from .gbuffers import find_gbuffer_clips
-from .media import DEFAULT_FPS, Clip, find_clips, fit_cover, readable
+from .media import DEFAULT_FPS, Clip, find_clips, fit_cover, readable, write_png
 from .renderers import ForwardRenderer, InverseRenderer
-from .results import ClipFolder, shown_frames, side_by_side
+from .results import ClipFolder, contact_sheet, shown_frames, side_by_side
 from .sources import BufferChunks, Cut, Lights, rgb_chunks
 from .windows import Chunk
 
 Failed = Callable[[InputError], None]
+Place = tuple[Chunk, int]  # of a frame: its chunk, and its number there
+Tiles = Callable[[Chunk, int], list[np.ndarray]]  # the images that show a frame
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Run:
       sampling: keyword arguments of the renderers.
       settings: what the results depend on, for the record.
       bits: of the PNG files, 8 or 16.
-      video: write `{clip}.viz.mp4`?
+      video: write `{clip}.viz.mp4` and the contact sheet?
       overwrite: replace results of other settings?
     """
 
@@ -50,8 +52,19 @@ class Run:
     def folder(self, name: str, command: str, labels: Iterable[str], below: str = "") -> ClipFolder:
         return ClipFolder(self.output / below, name, command, labels, self.settings, self.overwrite)
 
-    def finish(self, folder: ClipFolder, tiles: Iterable[list[np.ndarray]], fps: float) -> None:
-        folder.finish(map(side_by_side, tiles) if self.video else None, fps)
+    def sheet(self, name: str) -> Path:
+        """Where the contact sheet of a clip is."""
+        return self.output / f"{name}.contact.png"
+
+    def draw_sheet(self, name: str, shown: Sequence[Place], tiles: Tiles) -> None:
+        """Writes the contact sheet: a row each of the first, the middle and the last frame."""
+        if self.video:
+            rows = [tiles(*shown[i]) for i in sorted({0, len(shown) // 2, len(shown) - 1})]
+            write_png(self.sheet(name), contact_sheet(rows))
+
+    def finish(self, folder: ClipFolder, shown: Sequence[Place], tiles: Tiles, fps: float) -> None:
+        """Writes the video and records the clip as finished."""
+        folder.finish((side_by_side(tiles(*place)) for place in shown) if self.video else None, fps)
 
 
 @dataclass(frozen=True)
@@ -67,8 +80,8 @@ class BuffersRun(Run):
     def write_buffers(self, folder: ClipFolder, chunk: Chunk, rgb: np.ndarray, buffers: dict[str, np.ndarray]) -> None:
         folder.write(chunk, {name: frames[0] for name, frames in ({"rgb": rgb} | buffers).items()}, self.bits)
 
-    def finish_buffers(self, folder: ClipFolder, shown: Iterable[tuple[Chunk, int]], fps: float) -> None:
-        self.finish(folder, ([folder.read(*at, label) for label in self.labels] for at in shown), fps)
+    def buffer_tiles(self, folder: ClipFolder) -> Tiles:
+        return lambda chunk, frame: [folder.read(chunk, frame, label) for label in self.labels]
 
 
 @dataclass(frozen=True)
@@ -88,8 +101,9 @@ class InverseRun(BuffersRun):
             buffers = inverse(rgb, self.passes, progress=progress, **self.sampling)
             self.write_buffers(folder, chunk, rgb, buffers)
             yield chunk
-        shown = shown_frames(chunks, self.cut.overlap)
-        self.finish_buffers(folder, shown, clip.fps)
+        shown, tiles = list(shown_frames(chunks, self.cut.overlap)), self.buffer_tiles(folder)
+        self.draw_sheet(clip.name, shown, tiles)
+        self.finish(folder, shown, tiles, clip.fps)
 
 
 @dataclass(frozen=True)
@@ -131,8 +145,10 @@ class ForwardRun(Run):
             )
             folder.write(chunk, frames, self.bits)
             yield chunk
-        shown = shown_frames(clip.chunks, clip.overlap)
-        self.finish(folder, (self.lights.tiles(folder, *at, total) for at in shown), DEFAULT_FPS)
+        shown = list(shown_frames(clip.chunks, clip.overlap))
+        tiles = lambda chunk, frame: self.lights.tiles(folder, chunk, frame, total)
+        self.draw_sheet(clip.name, shown, tiles)
+        self.finish(folder, shown, tiles, DEFAULT_FPS)
 
 
 @dataclass(frozen=True)
@@ -170,10 +186,11 @@ class RelightRun(BuffersRun):
             )
             relit.write(chunk, frames, self.bits)
             yield chunk
-        shown = list(shown_frames(chunks, self.cut.overlap))
-        self.finish_buffers(gbuffers, shown, clip.fps)
-        tiles = ([gbuffers.read(*at, "rgb"), *self.lights.tiles(relit, *at, total)] for at in shown)
-        self.finish(relit, tiles, clip.fps)
+        shown, buffers = list(shown_frames(chunks, self.cut.overlap)), self.buffer_tiles(gbuffers)
+        lit = lambda chunk, frame: self.lights.tiles(relit, chunk, frame, total)
+        self.draw_sheet(clip.name, shown, lambda *place: buffers(*place) + lit(*place))
+        self.finish(gbuffers, shown, buffers, clip.fps)
+        self.finish(relit, shown, lambda *place: [gbuffers.read(*place, "rgb"), *lit(*place)], clip.fps)
 
 
 def execute(run: Run, load: Callable[[jax.Device], Any], devices: list[jax.Device]) -> None:
@@ -237,6 +254,7 @@ def _process(run: Run, renderers: Any, clip, progress: bool, stopped: threading.
         if stopped.is_set():
             return
     where = ", ".join(str(folder.path) for folder in run.folders(clip))
+    where += f"; {run.sheet(clip.name)} shows some of it" if run.video else ""
     print(f"{clip.name}: done in {time.perf_counter() - began:.1f} s, see {where}", flush=True)
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike, Float
 from tqdm import tqdm
 
-from . import checkpoint, diffusion, lora
+from . import builtin, checkpoint, diffusion, lora
 from .config import RendererConfig, Sampling, from_dict
 from .env_encoder import EnvEncoder
 from .errors import InputError, unknown
@@ -49,12 +49,16 @@ class Renderer:
 
     @classmethod
     def load(
-        cls, path: str | Path, dtype: str | None = None, device: jax.Device | None = None, lora_scale: float = 1.0
+        cls,
+        path: str | Path | None = None,
+        dtype: str | None = None,
+        device: jax.Device | None = None,
+        lora_scale: float = 1.0,
     ) -> "Renderer":
         """Loads a converted checkpoint.
 
         Args:
-          path: folder written by `convert_weights.py`.
+          path: folder written by `convert_weights.py`; None: the small model that comes with the package.
           dtype: what to compute in, "float32", "bfloat16" or "float16"; None: float32 on a CPU, else bfloat16.
           device: where; None: the default device.
           lora_scale: how much to merge of the factors trained on real footage, where the checkpoint has them.
@@ -66,6 +70,7 @@ class Renderer:
         dtype = dtype or ("float32" if device.platform == "cpu" else "bfloat16")
         if dtype not in DTYPES:
             raise unknown("dtype", dtype, DTYPES)
+        path = path or builtin.checkpoint(cls.kind)
         config = cls.load_config(path)
         with jax.default_device(device):
             params = cls._load_params(path, config, dtype)
@@ -87,9 +92,15 @@ class Renderer:
         abstract = {name: structure(NETWORKS[name], getattr(config, name))[1] for name in names}
         return {name: checkpoint.load(path, name, abstract[name], dtype) for name in names}
 
-    def sampling(self, options: Mapping) -> Sampling:
-        """How to sample: what the model was trained for, changed by `options`."""
-        return from_dict(Sampling, {"deterministic": self.config.deterministic} | dict(options), "sampling")
+    def sampling(self, options: Mapping, guidance: tuple[float, float] = (1.0, 1.0)) -> Sampling:
+        """How to sample: what the model was trained for, changed by `options`.
+
+        guidance: unless an option says otherwise; what is predicted in one step has none.
+        """
+        options = {"deterministic": self.config.deterministic} | dict(options)
+        if not options["deterministic"]:
+            options = {"guidance": guidance} | options
+        return from_dict(Sampling, options, "sampling")
 
     def encode_images(self, images: Float[np.ndarray, "n h w 3"]) -> Float[Array, "n h8 w8 c"]:
         """VAE means of images in [0, 1], unscaled."""

@@ -164,6 +164,13 @@ def test_an_export_is_the_average_beside_what_did_not_learn(run, exported, vae):
     assert same(stored(exported, "vae"), stored(vae, "vae"))
 
 
+def test_an_export_may_be_in_half_precision(run, exported, tmp_path):
+    origins.export(run.output, tmp_path / "half", dtype="float16", log=lambda line: None)
+    half, whole = stored(tmp_path / "half", "unet", "vae"), stored(exported, "unet", "vae")
+    assert {x.dtype for x in half.values()} == {np.dtype("float16")}
+    assert same(half, {name: np.asarray(x, np.float16) for name, x in whole.items()})
+
+
 def test_a_new_kind_of_buffer_is_sampled_by_its_name(exported):
     inverse = InverseRenderer.load(exported)
     assert inverse.config.deterministic  # remembered: one step, whatever the number of steps

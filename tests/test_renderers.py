@@ -1,5 +1,6 @@
 """The renderers against golden results of the released pipeline, and what their arguments do."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -181,6 +182,15 @@ def test_dropping_the_environment_and_all_conditions_leaves_the_unconditional_mo
 def test_deterministic_forward(forward, clip):
     frames = forward(clip[1], clip[2], deterministic=True)
     np.testing.assert_array_equal(frames, forward(clip[1], clip[2], deterministic=True, seed=3))
+
+
+def test_what_is_trained_for_one_step_is_not_guided_unless_asked(forward):
+    assert forward.sampling({}, guidance=(1.2, 1.2)).guidance == (1.2, 1.2)
+    config = dataclasses.replace(forward.config, deterministic=True)
+    one_step = ForwardRenderer(config, forward.params)
+    assert one_step.sampling({}, guidance=(1.2, 1.2)).guidance == (1.0, 1.0)
+    assert one_step.sampling({"guidance": (2.0, 2.0)}, guidance=(1.2, 1.2)).guidance == (2.0, 2.0)
+    assert one_step.sampling({"deterministic": False}, guidance=(1.2, 1.2)).guidance == (1.2, 1.2)
 
 
 def test_a_second_device_computes_the_same(inverse, clip):

@@ -18,7 +18,7 @@ import pytest
 import small
 
 import sample
-from drender import checkpoint, cli
+from drender import builtin, checkpoint, cli
 from drender.config import CONDITIONS, DEFAULT_PASSES, DOMAINS, Sampling, from_dict
 from drender.environment import environment_maps
 from drender.gbuffers import find_gbuffer_clips
@@ -177,6 +177,46 @@ def frames(folder: Path, label: str) -> list[str]:
 
 
 # ---- What is written ----
+
+
+def test_without_options_the_built_in_models_meet_the_built_in_clip(run, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for command in ("inverse", "forward", "relight"):
+        code, out, err = run(command)
+        assert (code, err) == (0, "")
+        assert f"outputs/{command}" in out and f"outputs/{command}/capsules.contact.png" in out
+    shown = {f"env{index:04d}" for index in range(len(builtin.LIGHTS))}
+    assert (
+        labels(tmp_path / "outputs/inverse/capsules")
+        == labels(tmp_path / "outputs/relight/gbuffers/capsules")
+        == PNG_NAMES
+    )
+    assert labels(tmp_path / "outputs/forward/capsules") == labels(tmp_path / "outputs/relight/relit/capsules") == shown
+    (clip,) = find_clips(tmp_path / "outputs/relight/relit/capsules.viz.mp4")
+    assert clip.num_frames == 16
+    # Of three frames: the input, five buffers and three lights, twice as large.
+    assert read_image(tmp_path / "outputs/relight/capsules.contact.png").shape == (3 * 128, 9 * 128, 3)
+
+
+def test_an_environment_may_be_a_built_in_one_or_a_file_of_that_name(run, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert run("forward", "--environment", "night", "--output", "built-in")[0] == 0
+    (tmp_path / "night").write_bytes(b"x")
+    check_one_line(run("forward", "--environment", "night", "--output", "own"), "unknown kind of image")
+    check_one_line(
+        run("forward", "--environment", "nigth", "--output", "own"), "unknown environment 'nigth'; did you mean 'night'"
+    )
+
+
+def test_a_contact_sheet_shows_the_first_middle_and_last_frame(inverse, tmp_path):
+    write_frames(tmp_path / "walk", 5)
+    assert inverse("--input", tmp_path / "walk", "--output", tmp_path / "out")[0] == 0
+    sheet = read_image(tmp_path / "out/walk.contact.png")
+    for row, (chunk, frame) in enumerate([(0, 0), (1, 1), (3, 1)]):
+        for column, label in enumerate(("rgb", *PASSES)):
+            tile = sheet[row * 128 : row * 128 + 128, column * 128 : column * 128 + 128]
+            image = read_image(tmp_path / f"out/walk/{chunk:04d}.{frame:04d}.{label}.png")
+            np.testing.assert_array_equal(tile, image.repeat(2, 0).repeat(2, 1))
 
 
 def test_inverse_of_a_folder_of_frames(inverse, tmp_path):
@@ -348,7 +388,7 @@ def test_relight_is_inverse_and_forward_without_files_between(networks, relight,
         "--rotate-light",
     )
     assert (code, err) == (0, "")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gbuffers", "relit"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gbuffers", "relit", "walk.contact.png"]
     assert labels(tmp_path / "out/gbuffers/walk") == PNG_NAMES
     assert labels(tmp_path / "out/relit/walk") == {"env0000"}
     assert (tmp_path / "out/relit/walk.viz.mp4").is_file() and (tmp_path / "out/gbuffers/walk.viz.mp4").is_file()
@@ -429,7 +469,7 @@ def test_a_video_that_was_left_out_is_made_from_the_finished_frames(inverse, tmp
     before = contents(tmp_path / "out")
     code, out, _ = inverse(*options)
     assert code == 0 and "written" not in out
-    assert contents(tmp_path / "out").keys() - before.keys() == {"a.viz.mp4"}
+    assert contents(tmp_path / "out").keys() - before.keys() == {"a.contact.png", "a.viz.mp4"}
 
 
 def test_finished_clips_are_skipped(inverse, tmp_path):
@@ -622,8 +662,7 @@ def test_bad_options_are_told_before_models_are_loaded(request, monkeypatch, tmp
         ((), "a command is missing; known: inverse, forward, relight"),
         (("invers",), "unknown command 'invers'; did you mean 'inverse'?"),
         (("--hlep",), "unknown option '--hlep'; did you mean '--help'?"),
-        (("inverse",), "the following arguments are required: --checkpoint, --input, --output"),
-        (("inverse", "--checkpoint", "c", "--input", "i", "--output", "o", "x"), "unrecognized arguments: x"),
+        (("inverse", "--input", "i", "--output", "o", "x"), "unrecognized arguments: x"),
     ],
 )
 def test_bad_words(run, words, message):
@@ -635,7 +674,7 @@ def test_help(run, command):
     code, out, err = run(command, "--help")
     assert (code, err) == (0, "")
     assert "None" not in out and "==" not in out
-    assert "(24)" in out and "(8)" in out
+    assert "(the model's)" in out and "(8)" in out
 
 
 def test_sizes_are_rounded_up_and_it_is_said(inverse, forward, tmp_path):

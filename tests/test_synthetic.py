@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from drender import builtin
 from drender.clips import open_clips
 from drender.environment import ldr_curve, light_image, load_environment, project
 from drender.errors import InputError
@@ -145,7 +146,7 @@ def test_bundled_environments_light_and_come_without_suns_of_negative_light():
     for path in found.values():
         image = read_hdr(path)
         assert image.shape == (64, 128, 3) and np.isfinite(image).all() and image.min() >= 0 and image.mean() > 0.01
-    assert "CC0" in (skies.BUNDLED / "README.md").read_text()
+    assert "CC0" in (builtin.ENVIRONMENTS / "README.md").read_text()
 
 
 def test_procedural_environments_are_bright_above_and_differ():

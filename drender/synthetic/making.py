@@ -29,6 +29,7 @@ from jaxtyping import Float32
 from tqdm import tqdm
 
 from .. import cli
+from ..builtin import ENVIRONMENTS as BUNDLED
 from ..checkpoint import complete_folder
 from ..clips import open_clips, write_light
 from ..errors import InputError
@@ -121,7 +122,7 @@ def read_settings(args) -> Settings:
     if min(args.size) < 1:
         raise InputError(f"--size is {args.size[0]} {args.size[1]}; both sides must be 1 or more")
     files = meshes.find_meshes(args.meshes) if args.meshes else ()
-    paths = skies.find_environments(args.environments or skies.BUNDLED)
+    paths = skies.find_environments(args.environments or BUNDLED)
     source = scenes.catalogue(args.split, files, tuple(paths), bundled=args.environments is None)
     for option, found, kept in (("meshes", files, source.meshes), ("environments", paths, source.environments)):
         if found and not kept:

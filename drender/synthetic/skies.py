@@ -5,18 +5,17 @@ right, y up. They are kept small: what lights a scene needs few pixels, and rays
 """
 
 import zlib
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import OpenImageIO as oiio
 from jaxtyping import Float, Float32
 
+from ..builtin import ENVIRONMENTS
 from ..environment import MAX_RADIANCE
 from ..errors import InputError
 from ..media import HDR_SUFFIXES, read_hdr, replacing, visible_entries
 
-BUNDLED = Path(str(resources.files("drender") / "assets" / "environments"))
 HELD_OUT = (
     "forest",
     "lobby",
@@ -27,7 +26,7 @@ PROCEDURAL_SIZE = (64, 128)
 MAX_HEIGHT = 256  # of the copies of the user's files
 
 
-def find_environments(folder: str | Path = BUNDLED) -> dict[str, Path]:
+def find_environments(folder: str | Path = ENVIRONMENTS) -> dict[str, Path]:
     """The .hdr and .exr files of a folder by name. InputError if there is none, or two have one name."""
     folder = Path(folder)
     if not folder.is_dir():
