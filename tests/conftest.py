@@ -1,6 +1,7 @@
 """What all tests share: signatures are checked, and the tiny checkpoints are converted once."""
 
 import os
+import signal
 from pathlib import Path
 
 # Compiling is most of what the tests do; LLVM optimising less halves it. Two devices show that placement works.
@@ -13,6 +14,9 @@ os.environ.setdefault("NPROC", "8")
 import hypothesis
 import jaxtyping
 import pytest
+
+# A shell that starts the tests in the background has Ctrl-C ignored, by us and by what we start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before anything of drender is imported: from here on every annotated shape and type is checked at each call.
 jaxtyping.install_import_hook("drender", "beartype.beartype")
