@@ -8,7 +8,7 @@ from pathlib import Path
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 # Devices that wait for each other hold a thread each of a pool that has one per core unless it is told otherwise. With
-# two, a third task at the wrong moment would stop both for good, and XLA abort the process.
+# two, a third task at the wrong moment could stop both for good, and XLA abort the process.
 os.environ.setdefault("NPROC", "8")
 
 import hypothesis
