@@ -94,7 +94,7 @@ def compare(tables: Tables, row: str, label: str, predicted: np.ndarray, truth: 
     mask = truth["mask"].mean(-1) > 0.5
     predicted, target = np.asarray(predicted, np.float32), truth[label]
     scores = metrics.evaluate(label, predicted, target)
-    if label == "rgb" or label in ("metallic", "roughness", "depth", "normal"):
+    if "psnr" not in scores:
         scores["psnr"] = float(np.mean(metrics.psnr(predicted, target)))
     if mask.any((1, 2)).any():
         scores |= {f"fg_{name}": x for name, x in metrics.evaluate(label, predicted, target, mask).items()}
@@ -115,7 +115,7 @@ def report(results: dict, nearer: list[float], moved: dict[str, list]) -> None:
     for label in ("rgb", *DEFAULT_PASSES):
         rows = {row: labels[label] for row, labels in results.items() if label in labels}
         names = list(next(iter(rows.values())))
-        print(f"\n| {label} | " + " | ".join(names) + " |\n|---" * 1 + "|---" * len(names) + "|")
+        print(f"\n| {label} | " + " | ".join(names) + " |\n|---" + "|---" * len(names) + "|")
         for row, scores in rows.items():
             print(f"| {row} | " + " | ".join(f"{scores[name]:.4g}" for name in names) + " |")
     print(f"\nrelighting is nearer to the right light in {100 * np.mean(nearer):.1f} % of {len(nearer)} clips")

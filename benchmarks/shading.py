@@ -33,6 +33,7 @@ def shade(
     frames = []
     for i in range(len(buffers["depth"])):
         one = {name: images[i] for name, images in buffers.items()}
+        one["basecolor"] = srgb_to_linear(one["basecolor"])
         light = _lights(radiance[min(i, len(radiance) - 1)], towards[min(i, len(towards) - 1)])
         frames.append(np.asarray(_shade(one, decode_normal(one["normal"]), ray, *light)))
     return np.stack(frames)
@@ -48,8 +49,8 @@ def _lights(radiance: Float[np.ndarray, "H W 3"], towards: Float[np.ndarray, "H 
 
 @jax.jit
 def _shade(buffers: dict, normal: Array, ray: Array, towards: Array, solid_angle: Array, power: Array) -> Array:
-    base, metallic = _linear(buffers["basecolor"]), buffers["metallic"][..., :1]
-    roughness = buffers["roughness"][..., :1]
+    """One frame, whose basecolor is linear."""
+    base, metallic, roughness = buffers["basecolor"], buffers["metallic"][..., :1], buffers["roughness"][..., :1]
     facing = jnp.clip(-jnp.sum(normal * ray, axis=-1, keepdims=True), 0.0, 1.0)
     mirrored = ray - 2 * jnp.sum(ray * normal, axis=-1, keepdims=True) * normal
     diffuse = jnp.maximum(normal @ towards.T, 0) @ power / jnp.pi
@@ -59,10 +60,6 @@ def _shade(buffers: dict, normal: Array, ray: Array, towards: Array, solid_angle
     lit = base * (1 - metallic) * diffuse + specular * (reflectance * scale + bias)
     background = _seen(ray, jnp.full_like(roughness, SHARP), towards, solid_angle, power)
     return srgb_curve(jnp.clip(jnp.where(buffers["depth"][..., :1] >= 1, background, lit), 0, 1))
-
-
-def _linear(x: Array) -> Array:
-    return jnp.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
 
 
 def _seen(direction: Array, roughness: Array, towards: Array, solid_angle: Array, power: Array) -> Array:
