@@ -11,6 +11,7 @@ import jax
 
 from drender import builtin, cli, runs
 from drender.config import DEFAULT_PASSES, RendererConfig, Sampling, from_dict
+from drender.diffusion import SAMPLERS
 from drender.environment import PROJECTIONS, read_poses
 from drender.errors import InputError
 from drender.renderers import ForwardRenderer, InverseRenderer, chosen_passes, used_conditions
@@ -55,7 +56,7 @@ def main() -> None:
             raise InputError(
                 f"--passes lacks {', '.join(lacks)} for the forward renderer; add it, or name it in --drop"
             )
-        run = runs.RelightRun(**shared, lights=lights(args), passes=passes, drop=args.drop)
+        run = runs.RelightRun(**shared, lights=lights(args), passes=passes, conditions=used, drop=args.drop)
         load = lambda device: (
             InverseRenderer.load(args.inverse, args.dtype, device),
             ForwardRenderer.load(args.forward, args.dtype, device, args.lora_scale),
@@ -142,10 +143,13 @@ def light(command: cli.Parser) -> None:
 
 
 def cutting(command: cli.Parser, default_size: str) -> None:
-    kept = "; G-buffers that lie in several chunks keep these" if default_size == "their own" else ""
-    option(command, "--frames", "N", f"per chunk (the model's){kept}", int)
-    option(command, "--overlap", "N", "frames that neighbouring chunks share (6, but at most half of --frames)", int)
-    command.add_argument("--chunks", choices=MODES, default="all", help="which to sample")
+    kept = "; G-buffers that lie in several chunks keep these, unless blended" if default_size == "their own" else ""
+    option(command, "--frames", "N", f"per window or chunk (the model's){kept}", int)
+    option(command, "--overlap", "N", "frames that neighbours share (6, but at most half of --frames)", int)
+    command.add_argument(
+        "--chunks", choices=MODES, default="blend",
+        help="one of all frames, blended from windows; or, as released, all, the first, all but an incomplete last",
+    )  # fmt: skip
     command.add_argument(
         "--size", type=int, nargs=2, metavar=("H", "W"),
         help=f"to cover; sides are rounded up to multiples of 64 ({default_size})",
@@ -154,14 +158,12 @@ def cutting(command: cli.Parser, default_size: str) -> None:
 
 def sampler(command: cli.Parser) -> None:
     """The fields of `Sampling`; what is not given is the renderer's to choose."""
-    option(
-        command,
-        "--steps",
-        "N",
-        "calls of the network per pass (20; or 1, if trained so)",
-        int,
-        dest="num_steps",
+    option(command, "--steps", "N", "from noise to image (20; or 1, if trained so)", int, dest="num_steps")
+    command.add_argument(
+        "--sampler", choices=tuple(SAMPLERS), help="of the steps (euler); heun calls the network twice"
     )
+    for name, of in (("rho", "7"), ("sigma-min", "the model's"), ("sigma-max", "the model's")):
+        option(command, f"--{name}", "X", f"of the noise levels ({of})", float)
     command.add_argument(
         "--guidance", type=float, nargs=2, metavar=("FIRST", "LAST"), help="per frame (forward: 1.2 1.2)"
     )
@@ -170,6 +172,7 @@ def sampler(command: cli.Parser) -> None:
     option(command, "--motion-bucket-id", "X", "motion that the model is told (127)", float)
     option(command, "--noise-aug-strength", "X", "noise added to the conditions (0)", float)
     option(command, "--decode-chunk-size", "N", "frames that the VAE decodes together (8)", int)
+    option(command, "--decode-overlap", "N", "frames over which these fade (0; 2 in blended windows)", int)
     option(command, "--seed", "N", "of the initial noise (0)", int)
     command.add_argument(
         "--deterministic", action=argparse.BooleanOptionalAction, help="one step, for models trained so (what it was)"

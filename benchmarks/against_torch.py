@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from drender import InverseRenderer, diffusion
@@ -28,21 +27,17 @@ STAGES = ("encode", "denoise", "decode", "total")
 class Ours:
     def __init__(self, args):
         self.renderer = InverseRenderer.load(args.converted, args.dtype)
-        self.sigmas = diffusion.karras_sigmas(args.steps, 0.002, 700.0)
-        self.micro = np.array(MICRO, np.float32)
-        self.context = jnp.zeros((1, 1, 1, self.renderer.config.unet.cross_attention_dim[-1]))
+        self.sampling = self.renderer.sampling({"num_steps": args.steps, "frames": args.frames})
 
     def encode(self, rgb):
         return np.asarray(self.renderer.encode_images(rgb[0])[None])
 
     def denoise(self, noise, latents):
-        domain = jnp.array([DOMAINS["normal"]])
-        arguments = (self.renderer.params["unet"], latents, self.context, domain, self.micro, None)
-        step = lambda x, i, *sigmas: self.renderer._step(*arguments, x, *sigmas)
-        return np.asarray(diffusion.sample(step, noise, self.sigmas, diffusion.initial_scale(700.0, "leading")))
+        ((_, result),) = self.renderer.estimate(latents, ["normal"], self.sampling, noise, progress=False)
+        return np.asarray(result.blended())
 
     def decode(self, latents):
-        return self.renderer.decode_latents(latents, chunk=8)
+        return np.concatenate(list(self.renderer.decode_latents(latents, chunk=8)), axis=1)
 
 
 class Torch:

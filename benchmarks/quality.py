@@ -86,7 +86,7 @@ def relit(forward: ForwardRenderer, buffers: Images, light: Images) -> np.ndarra
 
 def through(inverse: InverseRenderer, frames: np.ndarray) -> np.ndarray:
     latents = inverse.encode_images(frames)[None] * inverse.config.vae.scaling_factor
-    return inverse.decode_latents(latents, len(frames))[0]
+    return next(inverse.decode_latents(latents, len(frames)))[0]
 
 
 def compare(tables: Tables, row: str, label: str, predicted: np.ndarray, truth: Images) -> None:

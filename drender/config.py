@@ -139,35 +139,63 @@ class RendererConfig:
     deterministic: bool = False  # trained to predict in one step from zeros: sampled so unless told otherwise
 
 
+# The least values of what can be too little.
+LEAST = {
+    "num_steps": 1, "frames": 1, "overlap": 0, "decode_chunk_size": 1, "decode_overlap": 0, "seed": 0,
+    "noise_aug_strength": 0,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How to sample; keyword arguments of both renderers and options of `sample.py`.
 
     Attributes:
-      num_steps: calls of the network per pass.
+      num_steps: steps from noise to image.
+      sampler: "euler" as released, "heun" (two calls of the network per step) or "dpm++" (DPM-Solver++(2M)).
+      rho, sigma_min, sigma_max: of the noise levels (EDM, eq. 5); None: 7, and the model's.
       guidance: classifier-free guidance scale, or one for the first and one for the last frame; used when over 1.
       dynamic_guidance: lets the guidance grow over the steps.
       fps, motion_bucket_id, noise_aug_strength: SVD's micro-conditioning; the last also adds Gaussian noise of that
         strength to the images that condition, in the VAE's range [-1, 1], as SVD does.
-      decode_chunk_size: frames that the VAE decodes together.
+      frames, overlap: a clip of more than so many frames is denoised in windows, neighbours of which share so many or
+        more; None: the model's, and 6, but at most half a window.
+      decode_chunk_size, decode_overlap: frames that the VAE decodes together, and those that such runs share and fade
+        over; None: none, as released, for a clip of one window, else 2, but at most half a run.
       seed: of the initial noise, the same for every pass and clip.
       deterministic: one step from zeros instead of num_steps, for models trained so.
     """
 
     num_steps: int = 20
+    sampler: Literal["euler", "heun", "dpm++"] = "euler"
+    rho: float | None = None
+    sigma_min: float | None = None
+    sigma_max: float | None = None
     guidance: float | tuple[float, ...] = (1.0, 1.0)
     dynamic_guidance: bool = False
     fps: float = 7.0
     motion_bucket_id: float = 127.0
     noise_aug_strength: float = 0.0
+    frames: int | None = None
+    overlap: int | None = None
     decode_chunk_size: int = 8
+    decode_overlap: int | None = None
     seed: int = 0
     deterministic: bool = False
 
     def __post_init__(self):
-        for name, least in (("num_steps", 1), ("decode_chunk_size", 1), ("seed", 0), ("noise_aug_strength", 0)):
-            if not getattr(self, name) >= least:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be {least} or more")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise InputError(f"{name} is {value}; it must be {least} or more")
+        for name in ("rho", "sigma_min", "sigma_max"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{name} is {value}; it must be more than 0")
+        for shared, length in (("overlap", "frames"), ("decode_overlap", "decode_chunk_size")):
+            n, most = getattr(self, shared), getattr(self, length)
+            if n is not None and most is not None and n >= most:
+                raise InputError(f"{shared} is {n}; it must be less than the {most} of {length}")
         if self.seed >= 2**63:
             raise InputError(f"seed is {self.seed}; it must be less than 2**63")
         for name in ("fps", "motion_bucket_id", "noise_aug_strength"):

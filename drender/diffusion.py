@@ -1,20 +1,23 @@
-"""The noise schedule, the preconditioned denoiser and the sampler, as pure functions (Karras et al. 2022, "EDM")."""
+"""The noise schedule, the preconditioned denoiser and the samplers, as pure functions (Karras et al. 2022, "EDM")."""
 
 import itertools
 from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import ArrayLike, Float
 
 RHO = 7.0
 
 
-def karras_sigmas(num_steps: int, sigma_min: float, sigma_max: float) -> Float[np.ndarray, " n"]:
-    """Noise levels from sigma_max down to sigma_min in `num_steps` steps, then 0 (EDM, eq. 5)."""
+def karras_sigmas(num_steps: int, sigma_min: float, sigma_max: float, rho: float = RHO) -> Float[np.ndarray, " n"]:
+    """Noise levels from sigma_max down to sigma_min in `num_steps` steps, then 0 (EDM, eq. 5).
+
+    The larger `rho`, the more of the steps are at little noise.
+    """
     ramp = np.linspace(0, 1, num_steps)
-    low, high = sigma_min ** (1 / RHO), sigma_max ** (1 / RHO)
-    return np.append((high + ramp * (low - high)) ** RHO, 0.0).astype(np.float32)
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return np.append((high + ramp * (low - high)) ** rho, 0.0).astype(np.float32)
 
 
 def initial_scale(sigma_max: float, timestep_spacing: str) -> float:
@@ -57,17 +60,52 @@ def dynamic_guidance_scales(scales: ArrayLike, step: int, num_steps: int) -> Arr
     return (1 - np.cos(np.pi * step / num_steps)) * (scales - 1) + 1
 
 
-def sample(
-    step: Callable[[Array, int, np.float32, np.float32], Array],
-    noise: Array,
-    sigmas: Float[np.ndarray, " n"],
-    scale: float,
-) -> ArrayLike:
-    """Runs `step(x, i, sigma, next_sigma)` down the schedule from unit noise."""
-    x = noise * scale
-    for i, (sigma, next_sigma) in enumerate(itertools.pairwise(sigmas)):
-        x = step(x, i, sigma, next_sigma)
+# --- samplers --------------------------------------------------------------------------------------------------------
+
+# x̂₀ of x at the i-th noise level: a call of the network.
+Clean = Callable[[ArrayLike, int], ArrayLike]
+
+
+def euler(clean: Clean, x: ArrayLike, sigmas: Float[np.ndarray, " n"]) -> ArrayLike:
+    """x at the last of the noise levels, from x at the first; one call of `clean` a step (EDM, algorithm 1, line 6)."""
+    for i, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
+        x = euler_step(x, clean(x, i), sigma, following)
     return x
+
+
+def heun(clean: Clean, x: ArrayLike, sigmas: Float[np.ndarray, " n"]) -> ArrayLike:
+    """Of second order, with two calls of `clean` a step (EDM, algorithm 1). No level may be 0."""
+    for i, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
+        slope = (x - clean(x, i)) / sigma
+        there = x + (following - sigma) * slope
+        slope = (slope + (there - clean(there, i + 1)) / following) / 2
+        x = x + (following - sigma) * slope
+    return x
+
+
+def dpm_solver(clean: Clean, x: ArrayLike, sigmas: Float[np.ndarray, " n"]) -> ArrayLike:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): of second order with one call of `clean` a step.
+
+    An Euler step in λ = −ln σ whose x̂₀ is extrapolated from this level's and the one before. No level may be 0.
+    """
+    before, last = None, 0.0
+    for i, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
+        x0, step = clean(x, i), np.log(sigma / following)
+        ahead = x0 if before is None else x0 + step / (2 * last) * (x0 - before)
+        x = euler_step(x, ahead, sigma, following)
+        before, last = x0, step
+    return x
+
+
+SAMPLERS = {"euler": euler, "heun": heun, "dpm++": dpm_solver}
+
+
+def network_calls(sampler: str, num_steps: int) -> int:
+    """How often a sampler calls the network in `num_steps` steps, the last of which goes from the last level to x̂₀."""
+    return 2 * num_steps - 1 if sampler == "heun" else num_steps
+
+
+# --- training --------------------------------------------------------------------------------------------------------
 
 
 def noisy(x0: ArrayLike, noise: ArrayLike, sigma: ArrayLike) -> ArrayLike:

@@ -112,14 +112,19 @@ class Evaluation:
             renderer = self._rendering(Renderer, params)
             for label, frames in images.items():
                 latents = renderer.encode_images(frames)[None] * model.vae.scaling_factor
-                yield label, frames, renderer.decode_latents(latents, config.data.frames)[0], frames
+                yield label, frames, next(renderer.decode_latents(latents, config.data.frames))[0], frames
         else:
             renderer = self._rendering(Renderer, {"vae": params["vae"]})
             light = np.concatenate(list(images.values()))
             latents = rearrange(renderer.encode_images(light), "(e f) h w c -> 1 e f h w c", e=len(images))
             decoded = decoded_light(self.model, params, latents * model.vae.scaling_factor)
             for label, part in zip(("env_ldr", "env_log"), jnp.split(decoded, 2, axis=-1), strict=True):
-                yield label, images["env_nrm"], renderer.decode_latents(part, config.data.frames)[0], images[label]
+                yield (
+                    label,
+                    images["env_nrm"],
+                    next(renderer.decode_latents(part, config.data.frames))[0],
+                    images[label],
+                )
 
     def _rendering(self, kind: type[Renderer], params: dict) -> Renderer:
         """The renderer with these parameters: one for all evaluations, so that it is compiled once."""

@@ -6,7 +6,7 @@ right, y up, z toward the camera), stored as n·½ + ½; a horizontal flip of th
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,12 +64,19 @@ class GBufferClip:
 
 def read_frames(paths: Sequence[Path]) -> Float32[np.ndarray, "f h w 3"]:
     """The images of a clip as stored; InputError if one cannot be read or differs from the first in size."""
-    images = [read_image(path) for path in paths]
-    for path, image in zip(paths, images, strict=True):
-        if image.shape != images[0].shape:
-            found, first = (f"{width}x{height}" for height, width, _ in (image.shape, images[0].shape))
+    return np.stack(list(each_frame(paths)))
+
+
+def each_frame(paths: Sequence[Path]) -> Iterator[Float32[np.ndarray, "h w 3"]]:
+    """As `read_frames`, one by one."""
+    shape = None
+    for path in paths:
+        image = read_image(path)
+        shape = shape or image.shape
+        if image.shape != shape:
+            found, first = (f"{width}x{height}" for height, width, _ in (image.shape, shape))
             raise InputError(f"{path} has {found} pixels, {paths[0].name} {first}; a clip needs one size")
-    return np.stack(images)
+        yield image
 
 
 def find_gbuffer_clips(
@@ -77,6 +84,7 @@ def find_gbuffer_clips(
     required: Sequence[str] = CONDITIONS,
     failed: Callable[[InputError], None] | None = None,
     labels: Sequence[str] = (),
+    check: Callable[[str, Path], None] = lambda name, folder: None,
 ) -> list[GBufferClip]:
     """The clips at `path`, in natural order: the folder of one clip, or a folder of such folders.
 
@@ -84,13 +92,18 @@ def find_gbuffer_clips(
     style, frames in the natural order of their stems), or `{label}/{stem}.png`; or EXR and the other stills that
     `read_image` reads. Files with labels that are neither G-buffers nor among `labels`, such as `rgb`, are passed over.
     InputError if there is no clip, or if a frame lacks one of the `required` labels; of many clips, `failed` takes
-    these last errors, and the others are returned.
+    these last errors, and the others are returned. `check`, given a clip's name and folder, may raise one too.
     """
     known = tuple(dict.fromkeys((*DOMAINS, *labels)))
-    clips = [(name, files, required, known) for name, files in find_images(path, known)]
+
+    def clip(name: str, files: dict[str, dict[str, Path]]) -> GBufferClip:
+        check(name, next(iter(next(iter(files.values())).values())).parent)
+        return _clip(name, files, required, known)
+
+    clips = find_images(path, known)
     if not clips:
         raise InputError(f"{path}: no G-buffers there; expected files such as {frame_path('clip', 0, 0, 'basecolor')}")
-    return readable(_clip, clips, failed)
+    return readable(clip, clips, failed)
 
 
 def find_images(path: str | Path, labels: Sequence[str]) -> list[tuple[str, dict[str, dict[str, Path]]]]:

@@ -1,8 +1,11 @@
 """The two renderers: `InverseRenderer` maps an RGB clip to one G-buffer per pass, `ForwardRenderer` G-buffers and an
 environment to an RGB clip (Liang et al. 2025, sections 4.1 and 4.2).
+
+Called, they take and give whole clips. Their stages take and give some frames at a time, for clips that are long.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -14,7 +17,14 @@ from tqdm import tqdm
 
 from .config import DEFAULT_PASSES, RendererConfig, Sampling
 from .errors import InputError, unknown
-from .stages import Renderer, in_runs
+from .stages import Renderer
+from .windows import Windowed
+
+# Passes are denoised together as long as they have no more latents than this, all frames counted: half of a clip of 24
+# frames of 512×512, which by itself keeps any GPU busy.
+BATCH_LATENTS = 12 * 64 * 64
+# The forward renderer's, unless it predicts in one step or is told another.
+GUIDANCE = (1.2, 1.2)
 
 
 class InverseRenderer(Renderer):
@@ -46,23 +56,44 @@ class InverseRenderer(Renderer):
         """
         sampling = self.sampling(sampling)
         rgb = self.check_images("rgb", rgb)
-        passes = chosen_passes(self.config, passes)
-        noise = self.initial_noise(noise, sampling.seed, rgb.shape)
-        b, f = rgb.shape[:2]
-        pixels = rearrange(_augment(rgb, sampling), "b f h w c -> (b f) h w c")
-        latents = rearrange(self.encode_images(pixels), "(b f) h w c -> b f h w c", f=f)
-        if self.config.scale_cond_latents:
-            latents = latents * self.config.vae.scaling_factor
-        context = jnp.zeros((b, 1, 1, self.config.unet.cross_attention_dim[-1]))
+        latents = self.encode(rgb, sampling)
+        noise = self.initial_noise(noise, sampling.seed, latents.shape)
+        estimated = self.estimate(latents, chosen_passes(self.config, passes), sampling, noise, progress)
+        return {name: whole(self.decode_buffer(name, buffer, sampling)) for name, buffer in estimated}
 
-        buffers = {}
-        with _bar(len(passes) * sampling.num_steps, progress) as bar:
-            for name in passes:
-                bar.set_description(name)
-                domain = jnp.full((b,), self.config.domains[name])
-                result = self.denoise(noise, latents, context, domain, sampling, bar)
-                buffers[name] = self.decode_latents(result, sampling.decode_chunk_size)
-        return buffers
+    def estimate(
+        self,
+        latents: Float[np.ndarray, "b f h8 w8 c"],
+        passes: Sequence[str],
+        sampling: Sampling,
+        noise: Float[np.ndarray, "b f h8 w8 c"],
+        progress: bool = True,
+        known: Collection[str] = (),
+    ) -> Iterator[tuple[str, Windowed]]:
+        """The scaled latents of each pass; small clips' passes are denoised together.
+
+        known: passes that are not needed. Which are denoised together does not depend on it: that would change
+          roundings.
+        """
+        b, f, h, w = latents.shape[:4]
+        together = max(1, BATCH_LATENTS // (b * min(f, sampling.frames) * h * w))
+        groups = [passes[i : i + together] for i in range(0, len(passes), together)]
+        groups = [names for names in groups if not set(names) <= set(known)]
+        with _bar(len(groups) * self.network_calls(f, sampling), progress) as bar:
+            for names in groups:
+                bar.set_description(", ".join(names))
+                rows = lambda x, names=names: np.concatenate([x for _ in names])
+                context = jnp.zeros((len(names) * b, 1, 1, self.config.unet.cross_attention_dim[-1]))
+                domain = jnp.repeat(jnp.array([self.config.domains[name] for name in names]), b)
+                done = self.denoise(rows(noise), rows(latents), lambda _, c=context: c, domain, sampling, bar)
+                for i, name in enumerate(names):
+                    yield name, Windowed(done.windows, [piece[i * b : (i + 1) * b] for piece in done.pieces])
+
+    def decode_buffer(
+        self, name: str, latents: Windowed, sampling: Sampling
+    ) -> Iterator[Float[np.ndarray, "b n h w 3"]]:
+        """Images in [0, 1], some frames at a time. Depth, which is relative, is given one range over all windows."""
+        return self.decode(latents, sampling, match=name == "depth")
 
 
 class ForwardRenderer(Renderer):
@@ -114,15 +145,73 @@ class ForwardRenderer(Renderer):
         Raises:
           InputError: a missing condition, an unknown name or option, or arrays of the wrong shape or type.
         """
-        sampling = self.sampling(sampling, guidance=(1.2, 1.2))
+        sampling = self.sampling(sampling, guidance=GUIDANCE)
         drop = set(drop)
         images, shape = self._check_buffers(buffers, drop)
-        noise = self.initial_noise(noise, sampling.seed, shape)
-        conditions = self._encode_conditions(images, noise.shape, sampling)
-        context = self._encode_environment({} if "environment" in drop else environment, shape)
-        with _bar(sampling.num_steps, progress) as bar:
-            latents = self.denoise(noise, conditions, context, None, sampling, bar)
-        return self.decode_latents(latents, sampling.decode_chunk_size)
+        down = self.config.vae.downscale
+        noise = self.initial_noise(noise, sampling.seed, (*shape[:2], shape[2] // down, shape[3] // down))
+        latents = {}
+        if images:
+            encoded = self.encode(np.concatenate(list(images.values())), sampling)
+            latents = dict(zip(images, np.split(encoded, len(images)), strict=True))
+        light = None
+        if "environment" not in drop:
+            light = self.encode_environment(self._check_environment(environment, shape))
+        return whole(self.decode(self.render(latents, light, sampling, noise, progress), sampling))
+
+    def encode_environment(
+        self, environment: Mapping[str, Float[np.ndarray | Array, "*b f H W 3"]]
+    ) -> Float[np.ndarray, "b f h w c"]:
+        """What the environment encoder takes, of checked maps: their scaled latents, or pixels in [-1, 1]."""
+        encoder = self.config.env_encoder
+        maps = np.stack([np.asarray(environment[label]) for label in encoder.in_labels])
+        maps = maps if maps.ndim == 6 else maps[:, None]
+        b = maps.shape[1]
+        flat = rearrange(maps, "i b f h w c -> (b f i) h w c")
+        if encoder.latent_encoder:
+            flat = self.encode_images(flat) * np.float32(self.config.vae.scaling_factor)
+        else:
+            flat = flat * 2 - 1
+        return rearrange(flat, "(b f i) h w c -> b f h w (i c)", b=b, i=len(encoder.in_labels))
+
+    def render(
+        self,
+        latents: Mapping[str, Float[np.ndarray, "b f h8 w8 c"]],
+        light: Float[np.ndarray, "b2 f2 H8 W8 d"] | None,
+        sampling: Sampling,
+        noise: Float[np.ndarray, "b f h8 w8 c"],
+        progress: bool = True,
+    ) -> Windowed:
+        """The scaled latents of the clip.
+
+        Args:
+          latents: of the conditions, from `encode`; zeros stand for those left out.
+          light: from `encode_environment`, for all clips or one per clip, with as many frames as the clip or one for
+            all; None: no light.
+        """
+        zeros = np.zeros_like(noise)
+        conditions = np.concatenate([latents.get(name, zeros) for name in self.config.conditions], axis=-1)
+        b, f = noise.shape[:2]
+        with _bar(self.network_calls(f, sampling), progress) as bar:
+            return self.denoise(noise, conditions, self._tokens(light, b), None, sampling, bar)
+
+    def _tokens(self, light: np.ndarray | None, b: int) -> Callable[[slice], list[Float[Array, "b f n e"]]]:
+        """The environment encoder's tokens per level, of the frames of a window; of one frame where all are lit alike.
+
+        A single zero where there is no light: attention over any number of zeros is attention over one.
+        """
+        if light is None:
+            dark = [jnp.zeros((b, 1, 1, e)) for e in self.config.env_encoder.channels]
+            return lambda window: dark
+        light = np.broadcast_to(light, (b, *light.shape[1:]))
+        still = light.shape[1] == 1
+
+        # One window's are kept: all there are of a short clip. Those of a long one would not fit.
+        @functools.lru_cache(maxsize=1)
+        def encoded(start: int, stop: int) -> list[Array]:
+            return self._encode_light(self.params["env_encoder"], light[:, start:stop])
+
+        return lambda window: encoded(0, 1) if still else encoded(window.start, window.stop)
 
     def _check_buffers(self, buffers: Mapping, drop: set[str]) -> tuple[dict[str, np.ndarray], tuple[int, ...]]:
         """The conditions that are used, and the shape that all have."""
@@ -134,27 +223,11 @@ class ForwardRenderer(Renderer):
         shape = np.shape(next(iter(buffers.values())))
         return {name: self.check_images(name, buffers[name], shape) for name in used}, shape
 
-    def _encode_conditions(self, images: dict, shape: tuple[int, ...], sampling: Sampling) -> Float[Array, "b f h w d"]:
-        """The conditions' latents of `shape`, concatenated in channels; zeros for those left out."""
+    def _check_environment(self, environment: Mapping, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+        """The maps that the model takes, `b2 f2 H W 3`, of one frame each where all frames are lit alike."""
         b, f = shape[:2]
-        latents = {}
-        if images:
-            pixels = _augment(np.stack(list(images.values())), sampling)
-            encoded = self.encode_images(rearrange(pixels, "i b f h w c -> (i b f) h w c"))
-            if self.config.scale_cond_latents:
-                encoded = encoded * self.config.vae.scaling_factor
-            latents = dict(zip(images, rearrange(encoded, "(i b f) h w c -> i b f h w c", b=b, f=f), strict=True))
-        return jnp.concatenate([latents.get(name, jnp.zeros(shape)) for name in self.config.conditions], axis=-1)
-
-    def _encode_environment(self, environment: Mapping, shape: tuple[int, ...]) -> list[Float[Array, "b f n e"]]:
-        """Tokens per level; of one frame where all frames are lit alike, and a single zero where there is no light."""
-        b, f = shape[:2]
-        encoder = self.config.env_encoder
-        if not environment:
-            # Attention over any number of zeros is attention over one.
-            return [jnp.zeros((b, 1, 1, e)) for e in encoder.channels]
-        maps = []
-        for label in encoder.in_labels:
+        maps = {}
+        for label in self.config.env_encoder.in_labels:
             if label not in environment:
                 raise InputError(f"the environment lacks {label!r}; it has {', '.join(sorted(environment))}")
             images = np.asarray(environment[label])
@@ -163,22 +236,9 @@ class ForwardRenderer(Renderer):
                 raise InputError(f"{label} has shape {images.shape}, but the G-buffers are {b} clips of {f} frames")
             if (images == images[:, :1]).all():
                 images = images[:, :1]
-            maps.append(images)
-        frames = max(images.shape[1] for images in maps)
-        maps = [np.broadcast_to(images, (b, frames, *images.shape[2:])) for images in maps]
-        tokens = in_runs(self._encode_lights, rearrange(np.stack(maps), "i b f h w c -> (b f) i h w c"))
-        return [rearrange(level, "(b f) n e -> b f n e", f=frames) for level in tokens]
-
-    def _encode_lights(self, pixels: Float[np.ndarray | Array, "n i h w 3"]) -> list[Float[Array, "n t e"]]:
-        """Tokens per level of n lights, each of i images in [0, 1]."""
-        n = len(pixels)
-        flat = rearrange(pixels, "n i h w c -> (n i) h w c")
-        if self.config.env_encoder.latent_encoder:
-            flat = self.encode_images(flat) * self.config.vae.scaling_factor
-        else:
-            flat = jnp.asarray(flat) * 2 - 1
-        inputs = rearrange(flat, "(n i) h w c -> n 1 h w (i c)", n=n)
-        return [level[:, 0] for level in self._encode_light(self.params["env_encoder"], inputs)]
+            maps[label] = images
+        clips, frames = (max(images.shape[axis] for images in maps.values()) for axis in (0, 1))
+        return {label: np.broadcast_to(images, (clips, frames, *images.shape[2:])) for label, images in maps.items()}
 
 
 def chosen_passes(config: RendererConfig, passes: Iterable[str]) -> list[str]:
@@ -197,12 +257,8 @@ def used_conditions(config: RendererConfig, drop: Iterable[str]) -> list[str]:
     return [name for name in config.conditions if name not in drop]
 
 
-def _augment(pixels: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """Adds the noise that `noise_aug_strength` tells the network of; pixels in [0, 1] have half the VAE's range."""
-    if not sampling.noise_aug_strength:
-        return pixels
-    noise = np.random.default_rng(sampling.seed).standard_normal(pixels.shape, np.float32)
-    return pixels + noise * np.float32(sampling.noise_aug_strength / 2)
+def whole(runs: Iterable[Float[np.ndarray, "b n h w 3"]]) -> Float[np.ndarray, "b f h w 3"]:
+    return np.concatenate(list(runs), axis=1)
 
 
 def _bar(total: int, progress: bool) -> tqdm:

@@ -7,13 +7,14 @@ beside them lets an interrupted run go on where it stopped.
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
 from .errors import InputError
 from .gbuffers import frame_path
 from .media import fit_cover, read_image, replacing, write_png, write_video
-from .windows import Chunk
+from .windows import Chunk, Windowed
 
 SHEET_SIDE = 128  # of the images on a contact sheet, about
 RECORD = {"settings": dict, "labels": list, "chunks": list, "finished": bool}
@@ -39,7 +40,9 @@ class ClipFolder:
         settings = json.loads(json.dumps(settings))  # as it will be read back: lists for tuples
         self._record = {"settings": settings, "labels": sorted(labels), "chunks": [], "finished": False}
         found = read_record(self._record_path)
-        if found.get("settings") == settings:
+        # Is what lies in the folder of this run?
+        self._continued = found.get("settings") == settings
+        if self._continued:
             self._record |= found
         elif overwrite:
             self._record["labels"] = sorted({*self._record["labels"], *found.get("labels", [])})
@@ -68,17 +71,39 @@ class ClipFolder:
         """Indices of the chunks whose files are all there."""
         return set(self._record["chunks"])
 
-    def write(self, chunk: Chunk, results: dict[str, np.ndarray], bits: int) -> None:
-        """Writes a chunk's frames `f h w 3` of every label, without the repeated ones, then records it as done."""
-        if not self.done:
-            self._save()
-            # What a run before this one wrote, of other settings or up to where it was stopped, is not to be mixed in.
-            for path in self._images():
-                path.unlink()
-        for label, frames in results.items():
-            for i, frame in enumerate(frames[: chunk.num_frames]):
-                write_png(frame_path(self.path, chunk.index, i, label), frame, bits)
+    def remember(self, chunk: Chunk, label: str) -> Windowed | None:
+        """What was sampled of an image kind before the run was stopped, if it was."""
+        if not self._continued:
+            return None
+        try:
+            with np.load(self._latents_path(chunk, label)) as found:
+                windows = [slice(start, stop) for start, stop in found["windows"].tolist()]
+                return Windowed(windows, list(found["pieces"])) if windows[-1].stop == chunk.length else None
+        except (OSError, ValueError, LookupError, BadZipFile):
+            return None
+
+    def sampled(self, chunk: Chunk, label: str, latents: Windowed) -> None:
+        """Keeps what was sampled until the clip is finished, should the run be stopped: it took the longest."""
+        self._begin()
+        windows = [(window.start, window.stop) for window in latents.windows]
+        with replacing(self._latents_path(chunk, label)) as temporary, open(temporary, "wb") as file:
+            np.savez(file, windows=np.array(windows), pieces=np.stack([np.asarray(piece) for piece in latents.pieces]))
+
+    def write(self, chunk: Chunk, label: str, runs: Iterable[np.ndarray], bits: int) -> Iterator[np.ndarray]:
+        """Writes frames, `1 n h w 3` at a time, of one image kind, without the repeated ones, and hands them on."""
+        self._begin()
+        frame = 0
+        for run in runs:
+            for image in run[0, : chunk.num_frames - frame]:
+                write_png(frame_path(self.path, chunk.index, frame, label), image, bits)
+                frame += 1
+            yield run
+
+    def complete(self, chunk: Chunk) -> None:
+        """Records that all files of the chunk are there."""
         self._save(chunks=sorted(self.done | {chunk.index}))
+        for path in self.path.glob(f".{chunk.index:04d}.*.latents.npz"):
+            path.unlink()
 
     def read(self, chunk: Chunk, frame: int, label: str) -> np.ndarray:
         return read_image(frame_path(self.path, chunk.index, frame, label))
@@ -88,6 +113,18 @@ class ClipFolder:
         if frames is not None:
             write_video(self.video, frames, fps)
         self._save(finished=True)
+
+    def _begin(self) -> None:
+        """Removes, when there is something to write, what a run of other settings left: it is not to be mixed in."""
+        if self._continued:
+            return
+        self._continued = True
+        for path in [*self._images(), *self.path.glob(".*.latents.npz")]:
+            path.unlink()
+        self._save()
+
+    def _latents_path(self, chunk: Chunk, label: str) -> Path:
+        return self.path / f".{chunk.index:04d}.{label}.latents.npz"
 
     def _save(self, **changes) -> None:
         self._record |= changes

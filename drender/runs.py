@@ -1,5 +1,6 @@
 """Runs over clips on disk: inverse, forward and both, chunk by chunk, resumed where a run was stopped."""
 
+import collections
 import os
 import sys
 import threading
@@ -8,17 +9,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
+from .config import Sampling
 from .errors import InputError
 from .gbuffers import find_gbuffer_clips
-from .media import DEFAULT_FPS, Clip, find_clips, fit_cover, readable, write_png
-from .renderers import ForwardRenderer, InverseRenderer
+from .media import DEFAULT_FPS, Clip, find_clips, readable, write_png
+from .renderers import GUIDANCE, ForwardRenderer, InverseRenderer
 from .results import ClipFolder, contact_sheet, shown_frames, side_by_side
-from .sources import BufferChunks, Cut, Lights, rgb_chunks
+from .sources import BufferChunks, Cut, Lights, require_finished, rgb_runs
+from .stages import Renderer
 from .windows import Chunk
 
 Failed = Callable[[InputError], None]
@@ -52,6 +56,11 @@ class Run:
     def folder(self, name: str, command: str, labels: Iterable[str], below: str = "") -> ClipFolder:
         return ClipFolder(self.output / below, name, command, labels, self.settings, self.overwrite)
 
+    def write(self, folder: ClipFolder, chunk: Chunk, label: str, runs: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Writes frames of one image kind, `1 n h w 3` at a time, and hands them on; says so at the end."""
+        yield from folder.write(chunk, label, runs, self.bits)
+        print(f"{folder.name}: {label}, frames {chunk.start} to {chunk.stop - 1}, written", flush=True)
+
     def sheet(self, name: str) -> Path:
         """Where the contact sheet of a clip is."""
         return self.output / f"{name}.contact.png"
@@ -72,13 +81,34 @@ class BuffersRun(Run):
     """A run that estimates G-buffers of RGB clips and writes them beside the RGB."""
 
     passes: Sequence[str] = ()
+    unguided: ClassVar[bool] = False
 
     @property
     def labels(self) -> tuple[str, ...]:
         return ("rgb", *self.passes)
 
-    def write_buffers(self, folder: ClipFolder, chunk: Chunk, rgb: np.ndarray, buffers: dict[str, np.ndarray]) -> None:
-        folder.write(chunk, {name: frames[0] for name, frames in ({"rgb": rgb} | buffers).items()}, self.bits)
+    def estimate(
+        self, inverse: InverseRenderer, clip: Clip, chunk: Chunk, folder: ClipFolder, progress: bool
+    ) -> Iterator[tuple[str, Iterator[np.ndarray]]]:
+        """Estimates a chunk's G-buffers: name -> its frames, `1 n h w 3` at a time, written as they are taken.
+
+        The RGB is written beside them.
+        """
+        # The option of guidance is the forward renderer's; the inverse one is sampled without, as released.
+        options = self.sampling | ({"guidance": (1.0, 1.0)} if self.unguided else {})
+        sampling = inverse.sampling(options)
+        rgb = lambda: rgb_runs(clip, chunk, self.cut.size)
+        remembered = {name: folder.remember(chunk, name) for name in self.passes}
+        known = {name for name, latents in remembered.items() if latents is not None}
+        if known != remembered.keys():
+            latents = encoded(inverse, rgb(), sampling)
+            noise = inverse.initial_noise(None, sampling.seed, latents.shape)
+            for name, buffer in inverse.estimate(latents, self.passes, sampling, noise, progress, known):
+                folder.sampled(chunk, name, buffer)
+                remembered[name] = buffer
+        consume(self.write(folder, chunk, "rgb", rgb()))
+        for name, buffer in remembered.items():
+            yield name, self.write(folder, chunk, name, inverse.decode_buffer(name, buffer, sampling))
 
     def buffer_tiles(self, folder: ClipFolder) -> Tiles:
         return lambda chunk, frame: [folder.read(chunk, frame, label) for label in self.labels]
@@ -97,9 +127,12 @@ class InverseRun(BuffersRun):
     def process(self, inverse: InverseRenderer, clip: Clip, progress: bool) -> Iterator[Chunk]:
         (folder,) = self.folders(clip)
         chunks = self.cut.plan(clip.num_frames)
-        for chunk, rgb in rgb_chunks(clip, chunks, self.cut.size, folder.done):
-            buffers = inverse(rgb, self.passes, progress=progress, **self.sampling)
-            self.write_buffers(folder, chunk, rgb, buffers)
+        for chunk in chunks:
+            if chunk.index in folder.done:
+                continue
+            for _, frames in self.estimate(inverse, clip, chunk, folder, progress):
+                consume(frames)
+            folder.complete(chunk)
             yield chunk
         shown, tiles = list(shown_frames(chunks, self.cut.overlap)), self.buffer_tiles(folder)
         self.draw_sheet(clip.name, shown, tiles)
@@ -107,17 +140,55 @@ class InverseRun(BuffersRun):
 
 
 @dataclass(frozen=True)
-class ForwardRun(Run):
-    """G-buffers to RGB clips under each environment; `renderers` is one `ForwardRenderer`.
+class LitRun(Run):
+    """A run that renders G-buffers under each environment.
 
     Attributes:
-      conditions: the G-buffers that are used; `drop` names those that are not.
-      fixed_frame: a frame of the clip to repeat as often as a chunk has frames.
+      conditions: the G-buffers that are used; the others are `drop`.
     """
 
     lights: Lights | None = None
     conditions: Sequence[str] = ()
     drop: Sequence[str] = ()
+
+    def render(
+        self,
+        forward: ForwardRenderer,
+        buffers: Iterable[tuple[str, Iterator[np.ndarray]]],
+        chunk: Chunk,
+        total: int,
+        folder: ClipFolder,
+        progress: bool,
+    ) -> None:
+        """Writes a chunk of a clip of `total` frames under every environment.
+
+        buffers: name -> its frames, `1 n h w 3` at a time; all are taken, whether used or not.
+        """
+        sampling = forward.sampling(self.sampling, GUIDANCE)
+        rng = np.random.default_rng(sampling.seed)
+        latents = {name: encoded(forward, runs, sampling, rng) for name, runs in buffers}
+        noise = forward.initial_noise(None, sampling.seed, next(iter(latents.values())).shape)
+        used = {name: latents[name] for name in self.conditions}
+        for index, label in enumerate(self.lights.labels):
+            result = folder.remember(chunk, label)
+            if result is None:
+                light = None
+                if "environment" not in self.drop:
+                    light = self.lights.encode(index, forward, chunk, total)
+                result = forward.render(used, light, sampling, noise, progress)
+                folder.sampled(chunk, label, result)
+            consume(self.write(folder, chunk, label, forward.decode(result, sampling)))
+        folder.complete(chunk)
+
+
+@dataclass(frozen=True)
+class ForwardRun(LitRun):
+    """G-buffers to RGB clips under each environment; `renderers` is one `ForwardRenderer`.
+
+    Attributes:
+      fixed_frame: a frame of the clip to repeat as often as a chunk has frames.
+    """
+
     fixed_frame: int | None = None
 
     def clips(self, failed: Failed) -> list[BufferChunks]:
@@ -126,7 +197,7 @@ class ForwardRun(Run):
             self.lights.check(clip.name, chunks.chunks[-1].stop)
             return chunks
 
-        found = find_gbuffer_clips(self.input, self.conditions, failed, labels=self.conditions)
+        found = find_gbuffer_clips(self.input, self.conditions, failed, self.conditions, require_finished)
         return readable(plan, [(clip,) for clip in found], failed)
 
     def folders(self, clip: BufferChunks) -> list[ClipFolder]:
@@ -134,16 +205,13 @@ class ForwardRun(Run):
 
     def process(self, forward: ForwardRenderer, clip: BufferChunks, progress: bool) -> Iterator[Chunk]:
         (folder,) = self.folders(clip)
-        names = self.conditions or clip.clip.labels[:1]  # one, even if dropped, tells the size
         total = clip.chunks[-1].stop
         for chunk in clip.chunks:
             if chunk.index in folder.done:
                 continue
-            buffers = {name: fit_cover(clip.read(chunk, name), self.cut.size)[None] for name in names}
-            frames = self.lights.relight(
-                forward, buffers, chunk, total, drop=self.drop, progress=progress, **self.sampling
-            )
-            folder.write(chunk, frames, self.bits)
+            names = self.conditions or clip.clip.labels[:1]  # one, even if dropped, tells the size
+            buffers = ((name, clip.runs(chunk, name, self.cut.size)) for name in names)
+            self.render(forward, buffers, chunk, total, folder, progress)
             yield chunk
         shown = list(shown_frames(clip.chunks, clip.overlap))
         tiles = lambda chunk, frame: self.lights.tiles(folder, chunk, frame, total)
@@ -152,11 +220,10 @@ class ForwardRun(Run):
 
 
 @dataclass(frozen=True)
-class RelightRun(BuffersRun):
+class RelightRun(BuffersRun, LitRun):
     """RGB clips to G-buffers and relit clips; float arrays, not files, go from one renderer to the other."""
 
-    lights: Lights | None = None
-    drop: Sequence[str] = ()
+    unguided: ClassVar[bool] = True
 
     def clips(self, failed: Failed) -> list[Clip]:
         def check(clip):
@@ -176,15 +243,12 @@ class RelightRun(BuffersRun):
         gbuffers, relit = self.folders(clip)
         chunks = self.cut.plan(clip.num_frames)
         total = chunks[-1].stop
-        # The options of guidance are the forward renderer's; the inverse one is sampled without, as released.
-        unguided = self.sampling | {"guidance": (1.0, 1.0)}
-        for chunk, rgb in rgb_chunks(clip, chunks, self.cut.size, gbuffers.done & relit.done):
-            buffers = inverse(rgb, self.passes, progress=progress, **unguided)
-            self.write_buffers(gbuffers, chunk, rgb, buffers)
-            frames = self.lights.relight(
-                forward, buffers, chunk, total, drop=self.drop, progress=progress, **self.sampling
-            )
-            relit.write(chunk, frames, self.bits)
+        for chunk in chunks:
+            if chunk.index in gbuffers.done & relit.done:
+                continue
+            buffers = self.estimate(inverse, clip, chunk, gbuffers, progress)
+            self.render(forward, buffers, chunk, total, relit, progress)
+            gbuffers.complete(chunk)
             yield chunk
         shown, buffers = list(shown_frames(chunks, self.cut.overlap)), self.buffer_tiles(gbuffers)
         lit = lambda chunk, frame: self.lights.tiles(relit, chunk, frame, total)
@@ -193,11 +257,21 @@ class RelightRun(BuffersRun):
         self.finish(relit, shown, lambda *place: [gbuffers.read(*place, "rgb"), *lit(*place)], clip.fps)
 
 
+def encoded(
+    renderer: Renderer, runs: Iterable[np.ndarray], sampling: Sampling, rng: np.random.Generator | None = None
+) -> Float[np.ndarray, "1 f h w c"]:
+    """The latents of frames that come `1 n h w 3` at a time; rng: of noise that is added, where it goes on."""
+    rng = rng or np.random.default_rng(sampling.seed)
+    return np.concatenate([renderer.encode(run, sampling, rng) for run in runs], axis=1)
+
+
+consume = collections.deque(maxlen=0).extend
+
+
 def execute(run: Run, load: Callable[[jax.Device], Any], devices: list[jax.Device]) -> None:
     """Processes every clip that is not finished, on as many devices at a time as there are.
 
-    Of several clips, one with an InputError does not stop the others. When interrupted, several devices first complete
-    the chunks that they are at.
+    Of several clips, one with an InputError does not stop the others.
 
     Args:
       load: gives the renderers on a device; called once per device that is needed.
@@ -223,6 +297,8 @@ def execute(run: Run, load: Callable[[jax.Device], Any], devices: list[jax.Devic
 
     def work(device: jax.Device) -> None:
         renderers = load(device)
+        for renderer in renderers if isinstance(renderers, tuple) else (renderers,):
+            renderer.stopped = stopped
         # `next` on a list's iterator is atomic: each clip goes to one device.
         while not stopped.is_set() and (clip := next(queue, None)) is not None:
             try:
@@ -249,8 +325,7 @@ def execute(run: Run, load: Callable[[jax.Device], Any], devices: list[jax.Devic
 
 def _process(run: Run, renderers: Any, clip, progress: bool, stopped: threading.Event) -> None:
     began = time.perf_counter()
-    for chunk in run.process(renderers, clip, progress):
-        print(f"{clip.name}: frames {chunk.start} to {chunk.stop - 1} written", flush=True)
+    for _ in run.process(renderers, clip, progress):
         if stopped.is_set():
             return
     where = ", ".join(str(folder.path) for folder in run.folders(clip))

@@ -1,27 +1,37 @@
 """What runs read: clips and G-buffers, chunk by chunk, and the environments that light them."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from .environment import camera_rotations, check_projection, light_angles, load_environment, project
 from .errors import InputError
-from .gbuffers import GBufferClip
+from .gbuffers import GBufferClip, each_frame
 from .media import Clip, fit_cover
 from .renderers import ForwardRenderer
 from .results import ClipFolder, inset, read_record
 from .windows import Chunk, plan_chunks, select
 
+READ_RUN = 8  # frames that are held at a time
+
 
 @dataclass(frozen=True)
 class Cut:
-    """How clips are cut and resized: frames per chunk, shared frames, chunk mode, size (height, width) to cover."""
+    """How clips are cut and resized.
+
+    Attributes:
+      frames, overlap: of a chunk, and those that neighbours share.
+      mode: of the chunks, see `plan_chunks`.
+      size: height and width to cover.
+    """
 
     frames: int = 24
     overlap: int = 6
-    mode: str = "all"
+    mode: str = "blend"
     size: tuple[int, int] | None = (512, 512)
 
     def __post_init__(self):
@@ -33,37 +43,42 @@ class Cut:
         return plan_chunks(num_frames, self.frames, self.overlap, self.mode)
 
 
-def fill(frames: np.ndarray, length: int) -> np.ndarray:
-    """Repeats the last frame until there are `length`."""
-    return np.concatenate([frames, np.repeat(frames[-1:], length - len(frames), axis=0)])
+def in_runs(frames: Iterator[np.ndarray], length: int) -> Iterator[Float[np.ndarray, "1 n h w 3"]]:
+    """Frames as clips of at most READ_RUN; the last is repeated until there are `length`."""
+    last = None
+    for start in range(0, length, READ_RUN):
+        run = list(itertools.islice(frames, min(READ_RUN, length - start)))
+        last = run[-1] if run else last
+        run += [last] * (min(READ_RUN, length - start) - len(run))
+        yield np.stack(run)[None]
 
 
-def rgb_chunks(
-    clip: Clip, chunks: list[Chunk], size: tuple[int, int], done: set[int]
-) -> Iterator[tuple[Chunk, np.ndarray]]:
-    """The chunks that are not done, with their frames `1 f h w 3`; reads the clip once, and holds one chunk of it."""
-    todo = [chunk for chunk in chunks if chunk.index not in done]
-    frames, held = None, []
-    for chunk in todo:
-        if frames is None:
-            position, frames = chunk.start, clip.frames(chunk.start)
-        held = held[len(held) - max(position - chunk.start, 0) :]
-        for _ in range(chunk.stop - position):
-            held.append(fit_cover(next(frames), size))
-        position = max(position, chunk.stop)
-        held = held[-chunk.num_frames :]
-        yield chunk, fill(np.stack(held), chunk.length)[None]
+def rgb_runs(clip: Clip, chunk: Chunk, size: tuple[int, int]) -> Iterator[Float[np.ndarray, "1 n h w 3"]]:
+    """The frames of a chunk, some at a time."""
+    return in_runs((fit_cover(frame, size) for frame in clip.frames(chunk.start, chunk.stop)), chunk.length)
+
+
+def require_finished(name: str, folder: Path) -> None:
+    """InputError if the inverse run that writes the G-buffers in a clip's folder is not finished."""
+    if read_record(folder / "inverse.json").get("finished") is False:
+        raise InputError(f"clip {name!r}: the inverse run that writes it is not finished; run it again first")
 
 
 @dataclass(frozen=True)
 class BufferChunks:
-    """How the G-buffers of a clip on disk are read: in the chunks they were written in, or else cut like a video."""
+    """G-buffers of a clip on disk, and the chunks they are rendered in.
+
+    Attributes:
+      clip: the files, which lie in chunks of their own.
+      chunks: as they are rendered.
+      places: of a chunk's frames: (chunk, frame) as the files are numbered.
+      overlap: frames that neighbouring chunks share.
+    """
 
     clip: GBufferClip
-    stored: list[Chunk]  # as the files are numbered
-    chunks: list[Chunk]  # as they are rendered
+    chunks: list[Chunk]
+    places: dict[Chunk, list[tuple[int, int]]]
     overlap: int
-    fixed_frame: int | None = None
 
     @property
     def name(self) -> str:
@@ -71,37 +86,40 @@ class BufferChunks:
 
     @classmethod
     def plan(cls, clip: GBufferClip, cut: Cut, fixed_frame: int | None) -> "BufferChunks":
-        """InputError if the inverse run that wrote the clip is not finished, or if there is no such frame."""
-        record = read_record(next(iter(clip.paths.values()))[0].parent / "inverse.json")
-        if record.get("finished") is False:
-            raise InputError(f"clip {clip.name!r}: the inverse run that writes it is not finished; run it again first")
+        """The chunks that the files lie in, or, of one such or to be blended, those of a video.
+
+        fixed_frame: a frame of the clip to repeat, and nothing else.
+        InputError if there is no such frame, or if the files' chunks do not fit together.
+        """
         # The record of our inverse run tells the chunks' overlap; the released scripts leave none.
+        record = read_record(next(iter(clip.paths.values()))[0].parent / "inverse.json")
         overlap = record.get("settings", {}).get("overlap", cut.overlap) if len(clip.chunks) > 1 else cut.overlap
-        stored, start, length = [], 0, max(clip.chunks.values())
+        stored, places, length = [], [], max(clip.chunks.values())
         for index, num_frames in clip.chunks.items():
             if num_frames <= overlap and len(clip.chunks) > 1:
                 raise InputError(
                     f"clip {clip.name!r}: chunk {index} has no more than the {overlap} frames that chunks share; "
                     "give the --overlap it was written with"
                 )
+            new = [(index, i) for i in range(overlap if stored else 0, num_frames)]
+            start = len(places) + len(new) - num_frames
+            places += new
             stored.append(Chunk(index, start, start + num_frames, length))
-            start += num_frames - overlap
-        total = stored[-1].stop
         if fixed_frame is not None:
-            if not 0 <= fixed_frame < total:
-                raise InputError(f"--fixed-frame {fixed_frame}: clip {clip.name!r} has frames 0 to {total - 1}")
-            return cls(clip, stored, [Chunk(0, 0, cut.frames, cut.frames)], 0, fixed_frame)
-        return cls(clip, stored, select(stored, cut.mode) if len(stored) > 1 else cut.plan(total), overlap)
+            if not 0 <= fixed_frame < len(places):
+                raise InputError(f"--fixed-frame {fixed_frame}: clip {clip.name!r} has frames 0 to {len(places) - 1}")
+            still = Chunk(0, 0, cut.frames, cut.frames)
+            return cls(clip, [still], {still: [places[fixed_frame]] * cut.frames}, 0)
+        if len(stored) > 1 and cut.mode != "blend":
+            chunks = select(stored, cut.mode)
+            return cls(clip, chunks, {c: [(c.index, i) for i in range(c.num_frames)] for c in chunks}, overlap)
+        chunks = cut.plan(len(places))
+        return cls(clip, chunks, {chunk: places[chunk.start : chunk.stop] for chunk in chunks}, overlap)
 
-    def read(self, chunk: Chunk, label: str) -> np.ndarray:
-        """Frames `f h w 3` of one buffer, filled up to the chunk's length."""
-        if self.fixed_frame is not None:
-            start, stop = self.fixed_frame, self.fixed_frame + 1
-            source = next(stored for stored in self.stored if start < stored.stop)
-        else:
-            start, stop = chunk.start, chunk.stop
-            source = next(stored for stored in self.stored if len(self.stored) == 1 or stored == chunk)
-        return fill(self.clip.read(label, source.index, start - source.start, stop - source.start), chunk.length)
+    def runs(self, chunk: Chunk, label: str, size: tuple[int, int] | None) -> Iterator[Float[np.ndarray, "1 n h w 3"]]:
+        """The frames of one buffer, some at a time, the last repeated up to the chunk's length."""
+        files = [self.clip.paths[label, stored][frame] for stored, frame in self.places[chunk]]
+        return in_runs((fit_cover(frame, size) for frame in each_frame(files)), chunk.length)
 
 
 class Lights:
@@ -132,6 +150,11 @@ class Lights:
         """What the results under each environment are called."""
         return [f"env{index:04d}" for index in range(len(self.cubes))]
 
+    @property
+    def moves(self) -> bool:
+        """Are frames lit differently?"""
+        return self.rotate_light or self.poses is not None
+
     def check(self, name: str, total: int) -> None:
         """InputError if the clip of that name has more frames than there are poses."""
         if self.poses is not None and len(self.poses) < total:
@@ -139,22 +162,21 @@ class Lights:
 
     def maps(self, index: int, frames: Int[np.ndarray, "f"], total: int, size: tuple[int, int]) -> dict:
         """The maps of environment `index` for these frames of a clip of `total`; of one frame if all are lit alike."""
-        if not self.rotate_light and self.poses is None:
-            frames = frames[:1]
+        frames = frames if self.moves else frames[:1]
         poses = None if self.poses is None else self.poses[:total]
         rotations = camera_rotations(total, self.elevation, poses)[frames]
         return project(
             self.cubes[index], size, rotations, light_angles(total, self.rotate_light)[frames], self.projection
         )
 
-    def relight(
-        self, forward: ForwardRenderer, buffers: dict, chunk: Chunk, total: int, **how
-    ) -> dict[str, np.ndarray]:
-        """The chunk of a clip of `total` frames under every environment: label -> `f h w 3`."""
+    def encode(self, index: int, forward: ForwardRenderer, chunk: Chunk, total: int) -> Float[np.ndarray, "1 f h w c"]:
+        """Environment `index` as the renderer takes it, for the frames of a chunk of a clip of `total`."""
         frames = np.minimum(np.arange(chunk.start, chunk.start + chunk.length), chunk.stop - 1)
+        frames = frames if self.moves else frames[:1]
         size = self.size or forward.environment_size
-        maps = (self.maps(index, frames, total, size) for index in range(len(self.cubes)))
-        return {label: forward(buffers, light, **how)[0] for label, light in zip(self.labels, maps, strict=True)}
+        runs = (frames[i : i + READ_RUN] for i in range(0, len(frames), READ_RUN))
+        maps = (self.maps(index, run, total, size) for run in runs)
+        return np.concatenate([forward.encode_environment(some) for some in maps], axis=1)
 
     def tiles(self, folder: ClipFolder, chunk: Chunk, i: int, total: int) -> list[np.ndarray]:
         """A frame under every environment, each with the environment in its lower left corner."""

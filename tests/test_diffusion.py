@@ -84,13 +84,60 @@ def test_sampler_takes_the_steps_of_diffusers():
     for t in oracle.timesteps:
         x = oracle.step(network(oracle.scale_model_input(x, t)), t, x).prev_sample
 
-    def step(x, i, sigma, next_sigma):
-        prediction = network(diffusion.scaled_input(x, sigma))
-        return diffusion.euler_step(x, diffusion.denoised(x, prediction, sigma), sigma, next_sigma)
-
     sigmas = diffusion.karras_sigmas(20, SIGMA_MIN, SIGMA_MAX)
-    ours = diffusion.sample(step, jnp.asarray(noise), sigmas, diffusion.initial_scale(SIGMA_MAX, "leading"))
+
+    def clean(x, i):
+        return diffusion.denoised(x, network(diffusion.scaled_input(x, sigmas[i])), sigmas[i])
+
+    ours = diffusion.euler(clean, jnp.asarray(noise) * diffusion.initial_scale(SIGMA_MAX, "leading"), sigmas)
     np.testing.assert_allclose(ours, x.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_dpm_solver_takes_the_steps_of_diffusers():
+    import torch
+    from diffusers import DPMSolverMultistepScheduler
+
+    oracle = DPMSolverMultistepScheduler(
+        algorithm_type="dpmsolver++", solver_order=2, solver_type="midpoint", prediction_type="sample",
+        final_sigmas_type="zero", lower_order_final=False, euler_at_final=True,
+    )  # fmt: skip
+    oracle.set_timesteps(8)
+    oracle.sigmas = torch.from_numpy(diffusion.karras_sigmas(8, SIGMA_MIN, SIGMA_MAX))
+    # Its σ is of variance-exploding noise, its x divided by √(σ²+1), and so is its x̂₀ = network(x) unscaled.
+    network = lambda x: 0.7 * np.tanh(x) + 0.1
+    x = np.random.default_rng(2).standard_normal((1, 8)).astype(np.float32) * SIGMA_MAX
+    sigmas = oracle.sigmas.numpy()
+    theirs = torch.from_numpy(x / np.sqrt(sigmas[0] ** 2 + 1))
+    for i, t in enumerate(oracle.timesteps):
+        clean = network(theirs.numpy() * np.sqrt(sigmas[i] ** 2 + 1))
+        theirs = oracle.step(torch.from_numpy(clean.astype(np.float32)), t, theirs).prev_sample
+    x = diffusion.dpm_solver(lambda x, i: network(x), x, sigmas[:-1])
+    np.testing.assert_allclose(network(x), theirs.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("heun", 2), ("dpm++", 2)])
+def test_samplers_converge_with_their_order(name, order):
+    """Data that is Gaussian, of standard deviation ½, has a known x̂₀, and the ODE a known solution."""
+    spread = 0.5
+
+    def error(num_steps: int) -> float:
+        sigmas = diffusion.karras_sigmas(num_steps, 0.01, 10.0)[:-1].astype(np.float64)
+        clean = lambda x, i: x * spread**2 / (spread**2 + sigmas[i] ** 2)
+        exact = np.sqrt((spread**2 + sigmas[-1] ** 2) / (spread**2 + sigmas[0] ** 2))
+        return abs(diffusion.SAMPLERS[name](clean, 1.0, sigmas) - exact)
+
+    measured = np.log2(error(64) / error(128))
+    assert measured == pytest.approx(order, abs=0.25)
+
+
+@pytest.mark.parametrize("name", diffusion.SAMPLERS)
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+def test_calls_of_the_network_are_counted(name, num_steps):
+    calls = []
+    clean = lambda x, i: calls.append(i) or x
+    sigmas = diffusion.karras_sigmas(num_steps, SIGMA_MIN, SIGMA_MAX)
+    diffusion.SAMPLERS[name](clean, np.float32(1), sigmas[:-1])
+    assert len(calls) + 1 == diffusion.network_calls(name, num_steps)
 
 
 @given(scale=st.floats(0, 20))

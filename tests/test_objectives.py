@@ -115,11 +115,8 @@ def test_the_deterministic_loss_is_that_of_the_one_step_sampler(inverse, random)
         options = renderer.sampling({"deterministic": True})
         context = jnp.zeros((1, 1, 1, 24))
         noise = jnp.zeros((1, *latents["rgb"].shape[1:]))
-        sampled.append(
-            renderer.denoise(noise, latents["rgb"][row : row + 1], context, domain[None], options, tqdm(disable=True))[
-                0
-            ]
-        )
+        rows = noise, latents["rgb"][row : row + 1], lambda _, context=context: context, domain[None]
+        sampled.append(renderer.denoise(*rows, options, tqdm(disable=True)).blended()[0])
     expected = np.mean((np.stack(sampled) - latents["buffer"] * 0.18215) ** 2)
     np.testing.assert_allclose(value, expected, rtol=1e-4)
 

@@ -1,15 +1,17 @@
 """The renderers against golden results of the released pipeline, and what their arguments do."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
 
-from drender import ForwardRenderer, InputError, InverseRenderer
+from drender import ForwardRenderer, InputError, InverseRenderer, renderers
 
 GOLDEN = Path(__file__).parent / "golden"
 CONDITIONS = ("basecolor", "normal", "depth", "roughness", "metallic")
@@ -104,15 +106,60 @@ def test_each_stage_is_compiled_once(clip):
     renderer = small.renderer(InverseRenderer, small.inverse_config())
     for seed in range(2):
         renderer(clip[0], ["normal", "depth"], num_steps=3, seed=seed)
-    assert [stage._cache_size() for stage in (renderer._encode, renderer._step, renderer._decode)] == [1, 1, 1]
+    assert [stage._cache_size() for stage in (renderer._encode, renderer._clean, renderer._decode)] == [1, 1, 1]
 
 
 def test_forward_stages_are_compiled_once(clip):
     renderer = small.renderer(ForwardRenderer, small.forward_config())
     for dynamic in (False, True):
         renderer(clip[1], clip[2], num_steps=3, dynamic_guidance=dynamic)
-    stages = (renderer._step, renderer._decode, renderer._encode_light)
+    stages = (renderer._clean, renderer._decode, renderer._encode_light)
     assert [stage._cache_size() for stage in stages] == [1, 1, 1]
+
+
+# --- windows ---------------------------------------------------------------------------------------------------------
+
+
+def test_windows_are_blended_at_every_step(inverse):
+    """Against the same arithmetic written down: windows' x̂₀ averaged, then an Euler step of all frames."""
+    rgb = np.random.default_rng(3).random((1, 5, 8, 8, 3), np.float32)
+    sampling = inverse.sampling({"frames": 3, "overlap": 1, "num_steps": 3})
+    latents = inverse.encode(rgb, sampling)
+    noise = inverse.initial_noise(None, 0, latents.shape)
+    ((_, found),) = inverse.estimate(latents, ["normal"], sampling, noise, progress=False)
+    assert found.windows == [slice(0, 3), slice(2, 5)]
+
+    context = jnp.zeros((1, 1, 1, inverse.config.unet.cross_attention_dim[-1]))
+    micro, domain = np.float32([[6, 127, 0]]), jnp.array([inverse.config.domains["normal"]])
+    sigmas = inverse.sigmas(sampling)
+    x = noise * np.float32(np.sqrt(sigmas[0] ** 2 + 1))
+    for sigma, following in itertools.pairwise(sigmas):
+        clean = lambda part, x=x, sigma=sigma: np.asarray(
+            inverse._clean(inverse.params["unet"], latents[:, part], context, domain, micro, None, x[:, part], sigma)
+        )
+        first, second = clean(slice(0, 3)), clean(slice(2, 5))
+        shared = (first[:, 2:] + second[:, :1]) / 2
+        x0 = np.concatenate([first[:, :2], shared, second[:, 1:]], axis=1)
+        x = x + (following - sigma) * (x - x0) / sigma
+    np.testing.assert_allclose(found.blended(), x, atol=1e-4)
+
+
+def test_a_long_clip_is_sampled_and_decoded_in_windows(inverse, forward):
+    rgb = np.random.default_rng(4).random((2, 7, 8, 8, 3), np.float32)
+    options = {"num_steps": 2, "frames": 3, "overlap": 1, "decode_chunk_size": 2}
+    buffers = inverse(rgb, CONDITIONS, **options)
+    assert {buffer.shape for buffer in buffers.values()} == {rgb.shape}
+    assert buffers["depth"].min() >= 0 and buffers["depth"].max() <= 1
+    light = {label: np.random.default_rng(5).random((7, 8, 8, 3), np.float32) for label in LABELS}
+    for environment in (light, {label: maps[:1] for label, maps in light.items()}):
+        assert forward(buffers, environment, **options).shape == rgb.shape
+
+
+def test_passes_together_are_what_each_is_alone(inverse, clip, monkeypatch):
+    together = inverse(clip[0], CONDITIONS, num_steps=2)
+    monkeypatch.setattr(renderers, "BATCH_LATENTS", 1)
+    for name, alone in inverse(clip[0], CONDITIONS, num_steps=2).items():
+        np.testing.assert_allclose(together[name], alone, atol=1e-4)
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
@@ -135,6 +182,12 @@ def test_seeds_repeat_and_differ(inverse, clip):
         {"deterministic": True},
         {"num_steps": 3},
         {"decode_chunk_size": 1},
+        {"frames": 1, "overlap": 0},
+        {"sampler": "heun"},
+        {"num_steps": 3, "sampler": "dpm++"},
+        {"num_steps": 3, "rho": 3.0},
+        {"sigma_min": 0.1},
+        {"sigma_max": 80.0},
     ],
 )
 def test_every_option_has_an_effect(inverse, clip, option):
@@ -199,7 +252,7 @@ def test_a_second_device_computes_the_same(inverse, clip):
     np.testing.assert_array_equal(
         inverse(clip[0], ["normal"], num_steps=2)["normal"], other(clip[0], ["normal"], num_steps=2)["normal"]
     )
-    assert other.initial_noise(None, 0, (1, 1, 8, 8, 3)).device == second
+    assert jax.tree.leaves(other.params)[0].device == second
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -212,6 +265,11 @@ RGB = np.zeros((1, 2, 16, 16, 3), np.float32)
     [
         ({"passes": ["normals"]}, "unknown pass 'normals'; did you mean 'normal'"),
         ({"num_steps": 0}, "num_steps is 0; it must be 1 or more"),
+        ({"frames": 2, "overlap": 2}, "overlap is 2; it must be less than the 2 of frames"),
+        ({"decode_overlap": 8}, "decode_overlap is 8; it must be less than the 8 of decode_chunk_size"),
+        ({"sigma_min": 800.0}, "sigma_min is 800.0 and sigma_max 700.0; the former must be less"),
+        ({"rho": 0.0}, "rho is 0.0; it must be more than 0"),
+        ({"sampler": "dpm"}, "sampler: 'dpm' is none of 'euler', 'heun', 'dpm"),
         ({"num_steps": "20"}, "num_steps: expected int, found '20'"),
         ({"nun_steps": 20}, "did you mean 'num_steps'"),
         ({"guidance": (1.0, 2.0, 3.0)}, "expected two numbers"),

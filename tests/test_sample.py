@@ -19,12 +19,13 @@ import small
 
 import sample
 from drender import builtin, checkpoint, cli
-from drender.config import CONDITIONS, DEFAULT_PASSES, DOMAINS, Sampling, from_dict
+from drender.config import CONDITIONS, DEFAULT_PASSES, DOMAINS
 from drender.environment import environment_maps
 from drender.gbuffers import find_gbuffer_clips
 from drender.media import find_clips, read_image, write_png, write_video
 from drender.renderers import ForwardRenderer, InverseRenderer
 from drender.results import ClipFolder
+from drender.windows import Windowed
 
 RNG = np.random.default_rng(0)
 ROOT = Path(__file__).parents[1]
@@ -65,28 +66,46 @@ def networks(stand_ins, monkeypatch):
         monkeypatch.setattr(cls, "load", load)
 
 
-class InverseStandIn(InverseRenderer):
+class StandIn:
+    """Latents are pixels, and a clip has one window."""
+
+    def __init__(self):
+        pass
+
+    def encode(self, images, sampling, rng):
+        return images
+
+    def initial_noise(self, noise, seed, grid):
+        return np.zeros(grid, np.float32)
+
+    def decode(self, latents, sampling, match=False):
+        (piece,) = latents.pieces
+        return (piece[:, i : i + 3] for i in range(0, piece.shape[1], 3))
+
+
+class InverseStandIn(StandIn, InverseRenderer):
     """Every pass is another power of the picture."""
 
-    def __init__(self):
-        pass
+    config = small.inverse_config()
 
-    def __call__(self, rgb, passes, progress, **sampling):
-        seed = from_dict(Sampling, sampling, "sampling").seed
-        return {name: rgb ** np.float32(1 + 0.1 * DOMAINS[name] + seed) for name in passes}
+    def estimate(self, latents, passes, sampling, noise, progress, known=()):
+        for name in passes:
+            power = np.float32(1 + 0.1 * DOMAINS[name] + sampling.seed)
+            yield name, Windowed([slice(0, latents.shape[1])], [latents**power])
 
 
-class ForwardStandIn(ForwardRenderer):
+class ForwardStandIn(StandIn, ForwardRenderer):
     """The mean of the buffers times that of the light from one side."""
 
+    config = small.forward_config()
     environment_size = (64, 64)
 
-    def __init__(self):
-        pass
+    def encode_environment(self, environment):
+        return np.asarray(environment["env_ldr"])[None, :, :, -16:].mean(axis=(2, 3), keepdims=True)
 
-    def __call__(self, buffers, environment, drop, progress, **sampling):
-        light = np.asarray(environment["env_ldr"])[:, :, -16:].mean(axis=(1, 2), keepdims=True)
-        return sum(buffers.values()) / np.float32(len(buffers)) * light[None]
+    def render(self, latents, light, sampling, noise, progress):
+        frames = sum(latents.values()) / np.float32(len(latents)) * light
+        return Windowed([slice(0, frames.shape[1])], [frames])
 
 
 @pytest.fixture
@@ -212,7 +231,7 @@ def test_a_contact_sheet_shows_the_first_middle_and_last_frame(inverse, tmp_path
     write_frames(tmp_path / "walk", 5)
     assert inverse("--input", tmp_path / "walk", "--output", tmp_path / "out")[0] == 0
     sheet = read_image(tmp_path / "out/walk.contact.png")
-    for row, (chunk, frame) in enumerate([(0, 0), (1, 1), (3, 1)]):
+    for row, (chunk, frame) in enumerate([(0, 0), (0, 2), (0, 4)]):
         for column, label in enumerate(("rgb", *PASSES)):
             tile = sheet[row * 128 : row * 128 + 128, column * 128 : column * 128 + 128]
             image = read_image(tmp_path / f"out/walk/{chunk:04d}.{frame:04d}.{label}.png")
@@ -243,9 +262,19 @@ def test_inverse_equals_the_python_interface(networks, inverse, models, tmp_path
     assert not list(tmp_path.rglob("*.mp4"))
 
 
+def test_a_video_is_one_chunk_of_all_its_frames(inverse, tmp_path):
+    write_video(tmp_path / "pan.mp4", pictures(10, 48, 80), 5.0)
+    code, out, _ = inverse("--input", tmp_path / "pan.mp4", "--output", tmp_path / "out")
+    assert code == 0 and out.startswith("pan: rgb, frames 0 to 9, written\npan: basecolor,")
+    for label in ("rgb", *PASSES):
+        assert frames(tmp_path / "out/pan", label) == [f"0000.{frame:04d}" for frame in range(10)]
+    (clip,) = find_clips(tmp_path / "out/pan.viz.mp4")
+    assert (clip.num_frames, clip.fps) == (10, 5.0)
+
+
 def test_a_video_is_cut_in_chunks_that_overlap(inverse, tmp_path):
     write_video(tmp_path / "pan.mp4", pictures(4, 48, 80), 5.0)
-    assert inverse("--input", tmp_path / "pan.mp4", "--output", tmp_path / "out")[0] == 0
+    assert inverse("--input", tmp_path / "pan.mp4", "--output", tmp_path / "out", "--chunks", "all")[0] == 0
     assert frames(tmp_path / "out/pan", "rgb") == [f"{chunk:04d}.{frame:04d}" for chunk in range(3) for frame in (0, 1)]
     same = [read_image(tmp_path / f"out/pan/{name}.rgb.png") for name in ("0000.0001", "0001.0000")]
     np.testing.assert_array_equal(*same)
@@ -259,7 +288,8 @@ def test_a_video_is_cut_in_chunks_that_overlap(inverse, tmp_path):
     [
         (("--chunks", "first"), ["0000.0000", "0000.0001"]),
         (("--chunks", "drop-last", "--overlap", 0), ["0000.0000", "0000.0001"]),
-        (("--overlap", 0), ["0000.0000", "0000.0001", "0001.0000"]),  # the repeated frame is not written
+        (("--chunks", "all", "--overlap", 0), ["0000.0000", "0000.0001", "0001.0000"]),  # without the repeated frame
+        ((), ["0000.0000", "0000.0001", "0000.0002"]),
     ],
 )
 def test_chunk_modes(inverse, tmp_path, options, written):
@@ -269,6 +299,7 @@ def test_chunk_modes(inverse, tmp_path, options, written):
 
 def test_an_overlap_that_is_not_given_suits_short_chunks(run, models, tmp_path):
     arguments = ("--checkpoint", models["inverse"], "--size", 64, 64, "--steps", 1, "--passes", "normal", "--frames", 2)
+    arguments += ("--chunks", "all")
     code, *_ = run("inverse", *arguments, "--input", write_frames(tmp_path / "a", 3), "--output", tmp_path / "out")
     assert code == 0 and frames(tmp_path / "out/a", "normal") == ["0000.0000", "0000.0001", "0001.0000", "0001.0001"]
 
@@ -386,6 +417,8 @@ def test_relight_is_inverse_and_forward_without_files_between(networks, relight,
         1.1,
         1.3,
         "--rotate-light",
+        "--chunks",
+        "all",
     )
     assert (code, err) == (0, "")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gbuffers", "relit", "walk.contact.png"]
@@ -447,7 +480,7 @@ class Stop:
 def test_an_interrupted_run_goes_on_where_it_was(inverse, monkeypatch, tmp_path, after):
     write_frames(tmp_path / "in/a", 3)
     write_frames(tmp_path / "in/b", 2)
-    arguments = ("--input", tmp_path / "in", "--output", tmp_path / "out")
+    arguments = ("--input", tmp_path / "in", "--output", tmp_path / "out", "--chunks", "all")
     assert inverse(*arguments)[0] == 0
     whole = contents(tmp_path / "out")
     shutil.rmtree(tmp_path / "out")
@@ -490,7 +523,7 @@ def test_results_of_other_options_are_kept_unless_overwritten(inverse, run, mode
     # What cannot be replaced is not deleted either.
     assert inverse(*arguments, "--seed", 1, "--overwrite", "--checkpoint", models["forward"])[0] == 2
     with monkeypatch.context() as patch:
-        patch.setattr(InverseStandIn, "__call__", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(InverseStandIn, "estimate", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert inverse(*arguments, "--seed", 1, "--overwrite")[0] == 130
     assert contents(tmp_path / "out") == before
     # Nothing of the old results is left, not even where the new ones have fewer frames.
@@ -619,9 +652,9 @@ BAD_OPTIONS = [
     ("inverse", ("--steps", 0), "num_steps is 0; it must be 1 or more"),
     ("inverse", ("--steps", -3), "num_steps is -3; it must be 1 or more"),
     ("inverse", ("--steps", "many"), "--steps: invalid int value: 'many'"),
-    ("inverse", ("--frames", 0), "frames per chunk is 0; it must be 1 or more"),
-    ("inverse", ("--frames", -1), "frames per chunk is -1; it must be 1 or more"),
-    ("inverse", ("--overlap", 2), "overlap is 2; it must be at least 0 and less than the 2 frames"),
+    ("inverse", ("--frames", 0), "frames is 0; it must be 1 or more"),
+    ("inverse", ("--frames", -1), "frames is -1; it must be 1 or more"),
+    ("inverse", ("--overlap", 2), "overlap is 2; it must be less than the 2 of frames"),
     ("inverse", ("--size", 0, 64), "size is 0 64; both sides must be 1 or more"),
     ("inverse", ("--size", 64, -64), "size is 64 -64; both sides must be 1 or more"),
     ("inverse", ("--seed", -1), "seed is -1; it must be 0 or more"),
@@ -774,7 +807,7 @@ def test_a_full_disk(inverse, monkeypatch, tmp_path):
         result = inverse("--input", source, "--output", tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    check_one_line(result, "cannot write", "0000.0000.rgb.png")
+    check_one_line(result, "cannot write", "basecolor")
     assert list(contents(tmp_path / "out")) == ["a/inverse.json"]
     assert inverse("--input", source, "--output", tmp_path / "out")[0] == 0
 
@@ -826,7 +859,7 @@ def test_a_killed_process_goes_on_where_it_was(networks, inverse, models, tmp_pa
     shutil.rmtree(tmp_path / "out")
     command = ("inverse", "--checkpoint", models["inverse"], "--passes", *PASSES, *QUICK, *arguments)
     process = start(*command)
-    assert "frames 0 to 1 written" in process.stdout.readline()
+    assert process.stdout.readline() == "a: rgb, frames 0 to 7, written\n"
     process.kill()
     process.communicate()
     assert not (tmp_path / "out/a.viz.mp4").exists()
