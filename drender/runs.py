@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from .errors import InputError
 from .gbuffers import find_gbuffer_clips
 from .media import DEFAULT_FPS, Clip, find_clips, fit_cover, readable, write_png
+from .page import PageClip, Reader, write_page
 from .renderers import ForwardRenderer, InverseRenderer
 from .results import ClipFolder, contact_sheet, shown_frames, side_by_side
 from .sources import BufferChunks, Cut, Lights, rgb_chunks
@@ -38,7 +40,10 @@ class Run:
       bits: of the PNG files, 8 or 16.
       video: write `{clip}.viz.mp4` and the contact sheet?
       overwrite: replace results of other settings?
+      html: write `index.html`, a page to look at all clips?
     """
+
+    title: ClassVar[str]  # of the page
 
     input: Path
     output: Path
@@ -48,6 +53,7 @@ class Run:
     bits: int = 8
     video: bool = True
     overwrite: bool = False
+    html: bool = False
 
     def folder(self, name: str, command: str, labels: Iterable[str], below: str = "") -> ClipFolder:
         return ClipFolder(self.output / below, name, command, labels, self.settings, self.overwrite)
@@ -61,6 +67,11 @@ class Run:
         if self.video:
             rows = [tiles(*shown[i]) for i in sorted({0, len(shown) // 2, len(shown) - 1})]
             write_png(self.sheet(name), contact_sheet(rows))
+
+    def page_frames(self, folder: ClipFolder, shown: Sequence[Place], labels: Iterable[str]) -> dict[str, Reader]:
+        """The frames of a finished clip for its page."""
+        read = lambda label, i: folder.read(*shown[i], label)
+        return {label: partial(read, label) for label in labels}
 
     def finish(self, folder: ClipFolder, shown: Sequence[Place], tiles: Tiles, fps: float) -> None:
         """Writes the video and records the clip as finished."""
@@ -88,6 +99,8 @@ class BuffersRun(Run):
 class InverseRun(BuffersRun):
     """RGB clips to G-buffers; `renderers` is one `InverseRenderer`."""
 
+    title: ClassVar[str] = "Inverse rendering"
+
     def clips(self, failed: Failed) -> list[Clip]:
         return _rgb_clips(self.input, self.output, failed)
 
@@ -105,6 +118,11 @@ class InverseRun(BuffersRun):
         self.draw_sheet(clip.name, shown, tiles)
         self.finish(folder, shown, tiles, clip.fps)
 
+    def page_clip(self, clip: Clip) -> PageClip:
+        shown = list(shown_frames(self.cut.plan(clip.num_frames), self.cut.overlap))
+        (folder,) = self.folders(clip)
+        return PageClip(clip.name, clip.fps, len(shown), self.page_frames(folder, shown, self.labels))
+
 
 @dataclass(frozen=True)
 class ForwardRun(Run):
@@ -114,6 +132,8 @@ class ForwardRun(Run):
       conditions: the G-buffers that are used; `drop` names those that are not.
       fixed_frame: a frame of the clip to repeat as often as a chunk has frames.
     """
+
+    title: ClassVar[str] = "Forward rendering"
 
     lights: Lights | None = None
     conditions: Sequence[str] = ()
@@ -126,7 +146,7 @@ class ForwardRun(Run):
             self.lights.check(clip.name, chunks.chunks[-1].stop)
             return chunks
 
-        found = find_gbuffer_clips(self.input, self.conditions, failed, labels=self.conditions)
+        found = find_gbuffer_clips(self.input, self.conditions, failed, labels=(*self.conditions, "rgb"))
         return readable(plan, [(clip,) for clip in found], failed)
 
     def folders(self, clip: BufferChunks) -> list[ClipFolder]:
@@ -150,10 +170,22 @@ class ForwardRun(Run):
         self.draw_sheet(clip.name, shown, tiles)
         self.finish(folder, shown, tiles, DEFAULT_FPS)
 
+    def page_clip(self, clip: BufferChunks) -> PageClip:
+        shown = list(shown_frames(clip.chunks, clip.overlap))
+        (folder,), total = self.folders(clip), clip.chunks[-1].stop
+        given = [name for name in ("rgb", *self.conditions) if name in clip.clip.labels]
+        # A page takes the frames of one buffer after another: each of its chunks is read once.
+        chunk_of = {name: lru_cache(1)(partial(clip.read, label=name)) for name in given}
+        read = lambda name, i: chunk_of[name](shown[i][0])[shown[i][1]]
+        frames = {name: partial(read, name) for name in given} | self.page_frames(folder, shown, self.lights.labels)
+        return PageClip(clip.name, DEFAULT_FPS, len(shown), frames, self.lights.on_page(total))
+
 
 @dataclass(frozen=True)
 class RelightRun(BuffersRun):
     """RGB clips to G-buffers and relit clips; float arrays, not files, go from one renderer to the other."""
+
+    title: ClassVar[str] = "Relighting"
 
     lights: Lights | None = None
     drop: Sequence[str] = ()
@@ -191,6 +223,13 @@ class RelightRun(BuffersRun):
         self.draw_sheet(clip.name, shown, lambda *place: buffers(*place) + lit(*place))
         self.finish(gbuffers, shown, buffers, clip.fps)
         self.finish(relit, shown, lambda *place: [gbuffers.read(*place, "rgb"), *lit(*place)], clip.fps)
+
+    def page_clip(self, clip: Clip) -> PageClip:
+        chunks = self.cut.plan(clip.num_frames)
+        shown = list(shown_frames(chunks, self.cut.overlap))
+        gbuffers, relit = self.folders(clip)
+        frames = self.page_frames(gbuffers, shown, self.labels) | self.page_frames(relit, shown, self.lights.labels)
+        return PageClip(clip.name, clip.fps, len(shown), frames, self.lights.on_page(chunks[-1].stop))
 
 
 def execute(run: Run, load: Callable[[jax.Device], Any], devices: list[jax.Device]) -> None:
@@ -243,6 +282,8 @@ def execute(run: Run, load: Callable[[jax.Device], Any], devices: list[jax.Devic
                     working.result()
             finally:
                 stopped.set()
+    if run.html:
+        _write_page(run, found)
     if failures:
         raise InputError(f"{len(failures)} of {total} clips failed, as said above; mend them and run again")
 
@@ -256,6 +297,15 @@ def _process(run: Run, renderers: Any, clip, progress: bool, stopped: threading.
     where = ", ".join(str(folder.path) for folder in run.folders(clip))
     where += f"; {run.sheet(clip.name)} shows some of it" if run.video else ""
     print(f"{clip.name}: done in {time.perf_counter() - began:.1f} s, see {where}", flush=True)
+
+
+def _write_page(run: Run, clips: list) -> None:
+    """Writes the page of all clips that are finished, by this run or one before."""
+    shown = [run.page_clip(clip) for clip in clips if all(folder.finished for folder in run.folders(clip))]
+    if shown:
+        page = run.output / "index.html"
+        write_page(page, run.title, shown, run.settings)
+        print(f"{page}: a page to look at the results, {page.stat().st_size / 1e6:.1f} MB", flush=True)
 
 
 def _rgb_clips(source: Path, output: Path, failed: Failed) -> list[Clip]:
