@@ -22,9 +22,9 @@ from .media import fit_cover, replacing, to_integers
 
 MAX_FRAMES = 120  # of a clip; of a longer one every second, third, … is shown
 MAX_SIDE = 512  # pixels; larger frames are scaled down
-# Of all images together. At the 0.1 to 0.25 bytes that a pixel takes in natural pictures, 30 to 80 MB of page, about
-# what browsers open without complaint: the five G-buffers, RGB and two lights of 120 frames of 512×512.
-MAX_PIXELS = 1000 * MAX_SIDE**2
+# Of all images together: those of six relit clips, nine images a frame, 24 frames of 512×512. A pixel takes 0.15 bytes of
+# the page in demo1.mp4 and its buffers, 0.4 in a detailed photograph: 60 to 150 MB, which browsers open without ado.
+MAX_PIXELS = 1500 * MAX_SIDE**2
 POSTER_SIDE = 96  # pixels; of the small picture that stands for a clip
 QUALITY = 3  # of JPEG, as FFmpeg counts: 2 is best, 31 worst
 
@@ -77,7 +77,7 @@ def write_page(path: str | Path, title: str, clips: Sequence[PageClip], settings
     Images are read and written one after another, so that memory holds one. Of a clip at most MAX_FRAMES frames are
     shown, evenly spaced, and at most MAX_SIDE pixels along the longer side. All images together have at most MAX_PIXELS
     pixels, of which every clip gets the same share: first there are fewer frames of it, then, of one, fewer pixels. The
-    page says so. Beyond natural pictures' 80 MB (see MAX_PIXELS), noise could make it 400 MB.
+    page says so, and takes at most about 150 MB, or 1 GB if the pictures are noise.
 
     Args:
       path: of the HTML file.
