@@ -22,8 +22,8 @@ from .media import fit_cover, replacing, to_integers
 
 MAX_FRAMES = 120  # of a clip; of a longer one every second, third, … is shown
 MAX_SIDE = 512  # pixels; larger frames are scaled down
-# Of all images together: those of six relit clips, nine images a frame, 24 frames of 512×512. A pixel takes 0.15 bytes of
-# the page in demo1.mp4 and its buffers, 0.4 in a detailed photograph: 60 to 150 MB, which browsers open without ado.
+# Of all images together: six relit clips of 24 frames of 512×512 have as many. A pixel takes 0.15 bytes of the page in
+# a rendered video and its buffers, 0.4 in a photograph: 60 to 150 MB, which browsers open without ado.
 MAX_PIXELS = 1500 * MAX_SIDE**2
 POSTER_SIDE = 96  # pixels; of the small picture that stands for a clip
 QUALITY = 3  # of JPEG, as FFmpeg counts: 2 is best, 31 worst
@@ -74,7 +74,7 @@ class PageClip:
 def write_page(path: str | Path, title: str, clips: Sequence[PageClip], settings: dict[str, Any]) -> None:
     """Writes the page of a run. The same frames give the same bytes.
 
-    Images are read and written one after another, so that memory holds one. Of a clip at most MAX_FRAMES frames are
+    Images are read one by one; memory holds the JPEGs of one buffer of a clip. Of a clip at most MAX_FRAMES frames are
     shown, evenly spaced, and at most MAX_SIDE pixels along the longer side. All images together have at most MAX_PIXELS
     pixels, of which every clip gets the same share: first there are fewer frames of it, then, of one, fewer pixels. The
     page says so, and takes at most about 150 MB, or 1 GB if the pictures are noise.
@@ -94,27 +94,30 @@ def write_page(path: str | Path, title: str, clips: Sequence[PageClip], settings
         page.write(head.replace("{{title}}", html.escape(title)))
         page.write(_script("run", {"title": title, "settings": {x: text for x, text in said.items() if text}}))
         for clip in clips:
-            shown, scale = _selection(clip, MAX_PIXELS // len(clips))
-            page.write(_script("clip", _description(clip, shown)))
+            sizes = {label: read(0).shape[:2] for label, read in clip.frames.items()}
+            shown, scales = _selection(clip.num_frames, sizes, MAX_PIXELS // len(clips))
+            page.write(_script("clip", _description(clip, shown, sizes)))
             # A clip's images are parsed only when it is chosen; hence not in the description.
             page.write('<script type="application/json" class="images">{')
             for number, (label, read) in enumerate(clip.frames.items()):
-                images = ",".join(json.dumps(_data_uri(_scaled(read(i), scale))) for i in shown)
+                images = ",".join(json.dumps(_data_uri(_scaled(read(i), scales[label]))) for i in shown)
                 page.write(f"{',' if number else ''}\n{_json(label)}:[{images}]")
             page.write("}</script>\n")
         page.write(tail)
 
 
-def _selection(clip: PageClip, share: int) -> tuple[range, float]:
-    """The frames of a clip that fit into its share of the page's pixels, and the factor on their sides."""
-    h, w = next(iter(clip.frames.values()))(0).shape[:2]
-    scale = min(1.0, MAX_SIDE / max(h, w))
-    pixels = len(clip.frames) * h * w * scale**2  # of one frame
+def _selection(num_frames: int, sizes: dict[str, tuple[int, int]], share: int) -> tuple[range, dict[str, float]]:
+    """The frames of a clip that fit into its share of the page's pixels, and the factor on the sides of every image."""
+    scales = {label: min(1.0, MAX_SIDE / max(size)) for label, size in sizes.items()}
+    pixels = sum(h * w * scales[label] ** 2 for label, (h, w) in sizes.items())  # of one frame
     most = max(1, min(MAX_FRAMES, int(share / pixels)))
-    return range(0, clip.num_frames, math.ceil(clip.num_frames / most)), scale * min(1.0, math.sqrt(share / pixels))
+    shrink = min(1.0, math.sqrt(share / pixels))
+    return range(0, num_frames, math.ceil(num_frames / most)), {
+        label: scale * shrink for label, scale in scales.items()
+    }
 
 
-def _description(clip: PageClip, shown: range) -> dict:
+def _description(clip: PageClip, shown: range, sizes: dict[str, tuple[int, int]]) -> dict:
     """What the page needs to know of a clip before its images."""
     first = next(iter(clip.frames.values()))(0)
     lights = {}
@@ -127,7 +130,7 @@ def _description(clip: PageClip, shown: range) -> dict:
         "fps": clip.fps,
         "numFrames": clip.num_frames,
         "shown": list(shown),
-        "size": first.shape[:2],
+        "sizes": sizes,
         "poster": _data_uri(_scaled(first, min(1.0, POSTER_SIDE / max(first.shape[:2])))),
         "labels": list(clip.frames),
         "lights": lights,

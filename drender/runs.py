@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from .errors import InputError
 from .gbuffers import find_gbuffer_clips
@@ -68,11 +69,6 @@ class Run:
             rows = [tiles(*shown[i]) for i in sorted({0, len(shown) // 2, len(shown) - 1})]
             write_png(self.sheet(name), contact_sheet(rows))
 
-    def page_frames(self, folder: ClipFolder, shown: Sequence[Place], labels: Iterable[str]) -> dict[str, Reader]:
-        """The frames of a finished clip for its page."""
-        read = lambda label, i: folder.read(*shown[i], label)
-        return {label: partial(read, label) for label in labels}
-
     def finish(self, folder: ClipFolder, shown: Sequence[Place], tiles: Tiles, fps: float) -> None:
         """Writes the video and records the clip as finished."""
         folder.finish((side_by_side(tiles(*place)) for place in shown) if self.video else None, fps)
@@ -121,7 +117,7 @@ class InverseRun(BuffersRun):
     def page_clip(self, clip: Clip) -> PageClip:
         shown = list(shown_frames(self.cut.plan(clip.num_frames), self.cut.overlap))
         (folder,) = self.folders(clip)
-        return PageClip(clip.name, clip.fps, len(shown), self.page_frames(folder, shown, self.labels))
+        return PageClip(clip.name, clip.fps, len(shown), _readers(folder, shown, self.labels))
 
 
 @dataclass(frozen=True)
@@ -177,7 +173,7 @@ class ForwardRun(Run):
         # A page takes the frames of one buffer after another: each of its chunks is read once.
         chunk_of = {name: lru_cache(1)(partial(clip.read, label=name)) for name in given}
         read = lambda name, i: chunk_of[name](shown[i][0])[shown[i][1]]
-        frames = {name: partial(read, name) for name in given} | self.page_frames(folder, shown, self.lights.labels)
+        frames = {name: partial(read, name) for name in given} | _readers(folder, shown, self.lights.labels)
         return PageClip(clip.name, DEFAULT_FPS, len(shown), frames, self.lights.on_page(total))
 
 
@@ -228,7 +224,7 @@ class RelightRun(BuffersRun):
         chunks = self.cut.plan(clip.num_frames)
         shown = list(shown_frames(chunks, self.cut.overlap))
         gbuffers, relit = self.folders(clip)
-        frames = self.page_frames(gbuffers, shown, self.labels) | self.page_frames(relit, shown, self.lights.labels)
+        frames = _readers(gbuffers, shown, self.labels) | _readers(relit, shown, self.lights.labels)
         return PageClip(clip.name, clip.fps, len(shown), frames, self.lights.on_page(chunks[-1].stop))
 
 
@@ -299,13 +295,19 @@ def _process(run: Run, renderers: Any, clip, progress: bool, stopped: threading.
     print(f"{clip.name}: done in {time.perf_counter() - began:.1f} s, see {where}", flush=True)
 
 
+def _readers(folder: ClipFolder, shown: Sequence[Place], labels: Iterable[str]) -> dict[str, Reader]:
+    """The frames of a finished clip for its page."""
+    read = lambda label, i: folder.read(*shown[i], label)
+    return {label: partial(read, label) for label in labels}
+
+
 def _write_page(run: Run, clips: list) -> None:
     """Writes the page of all clips that are finished, by this run or one before."""
     shown = [run.page_clip(clip) for clip in clips if all(folder.finished for folder in run.folders(clip))]
     if shown:
         page = run.output / "index.html"
         write_page(page, run.title, shown, run.settings)
-        print(f"{page}: a page to look at the results, {page.stat().st_size / 1e6:.1f} MB", flush=True)
+        print(f"{page}: a page to look at the results, {tqdm.format_sizeof(page.stat().st_size, 'B')}", flush=True)
 
 
 def _rgb_clips(source: Path, output: Path, failed: Failed) -> list[Clip]:

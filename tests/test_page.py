@@ -79,22 +79,28 @@ def test_long_clips_are_thinned_evenly(tmp_path):
 def test_large_frames_are_scaled_down(tmp_path):
     write_page(tmp_path / "p.html", "t", [clip(count=1, size=(720, 1280), labels=("rgb",))], {})
     found = Page(tmp_path / "p.html")
-    assert found.data["clip"][0]["size"] == [720, 1280]
+    assert found.data["clip"][0]["sizes"] == {"rgb": [720, 1280]}
     image = decode(found.data["images"][0]["rgb"][0])
     assert image.shape == (288, 512, 3)
     np.testing.assert_allclose(image, frame("rgb", 0, (288, 512)), atol=0.03)
 
 
-@given(st.integers(1, 5000), st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 12), st.integers(1, 800))
-def test_the_page_stays_within_its_size(count, height, width, labels, clips):
-    image = np.broadcast_to(np.float32(0), (height, width, 3))
-    one = PageClip("a", 7.0, count, {str(label): lambda i: image for label in range(labels)})
-    shown, scale = page._selection(one, page.MAX_PIXELS // clips)
+sides = st.tuples(st.integers(1, 3000), st.integers(1, 3000))
+
+
+@given(st.integers(1, 5000), st.lists(sides, min_size=1, max_size=12), st.integers(1, 800))
+def test_the_page_stays_within_its_size(count, sizes, clips):
+    sizes = {str(label): size for label, size in enumerate(sizes)}
+    shown, scales = page._selection(count, sizes, page.MAX_PIXELS // clips)
     assert shown[0] == 0 and len(shown) <= page.MAX_FRAMES and shown[-1] < count
-    assert scale <= 1 and scale * max(height, width) <= page.MAX_SIDE + 1e-6
-    assert clips * labels * len(shown) * height * width * scale**2 <= page.MAX_PIXELS * 1.000001
-    if count <= page.MAX_FRAMES and clips * labels * count * height * width <= page.MAX_PIXELS:
+    assert all(
+        scales[label] <= 1 and scales[label] * max(size) <= page.MAX_SIDE + 1e-6 for label, size in sizes.items()
+    )
+    pixels = sum(h * w * scales[label] ** 2 for label, (h, w) in sizes.items())
+    assert clips * len(shown) * pixels <= page.MAX_PIXELS * 1.000001
+    if count <= page.MAX_FRAMES and clips * count * len(sizes) * page.MAX_SIDE**2 <= page.MAX_PIXELS:
         assert list(shown) == list(range(count))
+        assert all(longest[label] >= min(max(size), page.MAX_SIDE) - 1e-6 for label, size in sizes.items())
 
 
 def test_a_page_is_whole_or_not_there_and_always_the_same(tmp_path):
