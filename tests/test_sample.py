@@ -498,6 +498,25 @@ def test_a_page_of_a_finished_run_is_made_from_its_files(inverse, monkeypatch, t
     assert contents(tmp_path / "out") == before | {"index.html": page}
 
 
+def test_a_page_of_a_resumed_run_shows_all_of_it(inverse, monkeypatch, tmp_path):
+    arguments = ("--input", smooth(tmp_path / "walk", 5), "--output", tmp_path / "out", "--html")
+    render, rendered = InverseStandIn.__call__, []
+
+    def render_two(*args, **sampling):
+        if len(rendered) == 2:
+            raise KeyboardInterrupt
+        rendered.append(args)
+        return render(*args, **sampling)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InverseStandIn, "__call__", render_two)
+        assert inverse(*arguments)[0] == 130
+    assert not (tmp_path / "out/index.html").exists()
+    assert inverse(*arguments)[0] == 0
+    page = check_page(tmp_path / "out", 1, tmp_path / "out/walk")
+    assert page.data["clip"][0]["shown"] == list(range(5))
+
+
 def test_a_page_shows_the_clips_that_did_not_fail(inverse, tmp_path):
     smooth(tmp_path / "in/a")
     smooth(tmp_path / "in/b")
