@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from drender import builtin, cli, runs
+from drender import builtin, cli, execution, runs
 from drender.config import DEFAULT_PASSES, RendererConfig, Sampling, from_dict
 from drender.diffusion import SAMPLERS
 from drender.environment import PROJECTIONS, read_poses
@@ -19,7 +19,7 @@ from drender.stages import DTYPES
 from drender.windows import MODES
 
 # Options that change where and how fast a run works, not what comes out.
-NOT_RECORDED = {"command", "output", "devices", "overwrite", "video"}
+NOT_RECORDED = {"command", "output", "devices", "overwrite", "video", "html"}
 
 
 def main() -> None:
@@ -36,6 +36,7 @@ def main() -> None:
         "bits": args.bits,
         "video": args.video,
         "overwrite": args.overwrite,
+        "html": args.html,
     }
     if args.devices is not None and args.devices < 1:
         raise InputError(f"--devices {args.devices}: must be 1 or more")
@@ -61,7 +62,7 @@ def main() -> None:
             InverseRenderer.load(args.inverse, args.dtype, device),
             ForwardRenderer.load(args.forward, args.dtype, device, args.lora_scale),
         )
-    runs.execute(run, load, jax.local_devices()[: args.devices])
+    execution.execute(run, load, jax.local_devices()[: args.devices])
 
 
 def complete(args) -> tuple[RendererConfig | None, RendererConfig | None]:
@@ -121,6 +122,7 @@ def files(command: cli.Parser, kind: str) -> None:
     command.add_argument("--overwrite", action="store_true", help="replace results made with other options")
     command.add_argument("--bits", type=int, choices=(8, 16), default=8, help="of the PNG files")
     command.add_argument("--no-video", dest="video", action="store_false", help="write no mp4 and no contact sheet")
+    command.add_argument("--html", action="store_true", help="write index.html, a page to look at the results")
     option(command, "--devices", "N", "how many local devices share the clips (all)", int)
     command.add_argument("--dtype", choices=DTYPES, help="to compute in (float32 on a CPU, else bfloat16)")
 

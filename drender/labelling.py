@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from . import runs
+from . import execution, runs
 from .clips import LIGHT, Light, write_light
 from .config import Sampling, from_dict
 from .errors import InputError
@@ -46,7 +46,7 @@ def label(
       overwrite: replace results of other arguments.
       devices: that share the clips; None: all local ones.
     Raises:
-      InputError: as from `runs.execute`, and for a clip without an environment.
+      InputError: as from `execution.execute`, and for a clip without an environment.
     """
     config = InverseRenderer.load_config(checkpoint)
     frames, size = config.frames if frames is None else frames, size or config.size
@@ -63,7 +63,7 @@ def label(
     )  # fmt: skip
     lights = _lights(run, Path(environments)) if environments else {}
     try:
-        runs.execute(
+        execution.execute(
             run, lambda device: InverseRenderer.load(checkpoint, dtype, device), devices or jax.local_devices()
         )
     finally:
@@ -75,7 +75,7 @@ def label(
 
 
 def _lights(run: runs.InverseRun, environments: Path) -> dict[str, Path]:
-    """The environment of every clip that can be read; of the others `runs.execute` will tell."""
+    """The environment of every clip that can be read; of the others `execution.execute` will tell."""
     files = {}
     for clip in run.clips(lambda _: None):
         names = [clip.name + suffix for suffix in HDR_SUFFIXES]

@@ -68,7 +68,7 @@ def write_png(path: str | Path, image: Float[np.ndarray, "h w 3"] | UInt8[np.nda
 
     InputError if it cannot be written, for example on a full disk; then nothing is left behind.
     """
-    pixels = _to_integers(image, bits)
+    pixels = to_integers(image, bits)
     height, width, channels = pixels.shape
     with replacing(path) as temporary:
         output = oiio.ImageOutput.create("png")
@@ -79,7 +79,7 @@ def write_png(path: str | Path, image: Float[np.ndarray, "h w 3"] | UInt8[np.nda
             raise OSError(_first_line(error) or "the file is incomplete; is the disk full?")
 
 
-def _to_integers(image: np.ndarray, bits: int = 8) -> np.ndarray:
+def to_integers(image: np.ndarray, bits: int = 8) -> np.ndarray:
     """Floats in [0, 1] as unsigned integers of `bits`, halves rounded up; uint8 as it is."""
     if image.dtype != np.uint8:
         image = np.floor(np.clip(image, 0, 1).astype(np.float32) * (2**bits - 1) + 0.5).astype(f"uint{bits}")
@@ -161,7 +161,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> N
         stream = None
         for index, frame in enumerate(frames):
             height, width, _ = frame.shape
-            pixels = np.pad(_to_integers(frame), ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+            pixels = np.pad(to_integers(frame), ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
             stream = stream or _h264_stream(container, *pixels.shape[:2], rate)
             picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709")  # as the stream's tags say

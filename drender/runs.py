@@ -1,24 +1,20 @@
-"""Runs over clips on disk: inverse, forward and both, chunk by chunk, resumed where a run was stopped."""
+"""Runs over clips on disk: inverse, forward and both, chunk by chunk; `execution.py` goes through the clips."""
 
 import collections
-import os
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
 from .config import Sampling
 from .errors import InputError
 from .gbuffers import find_gbuffer_clips
-from .media import DEFAULT_FPS, Clip, find_clips, readable, write_png
+from .media import DEFAULT_FPS, Clip, find_clips, fit_cover, readable, write_png
+from .page import PageClip, Reader
 from .renderers import GUIDANCE, ForwardRenderer, InverseRenderer
 from .results import ClipFolder, contact_sheet, shown_frames, side_by_side
 from .sources import BufferChunks, Cut, Lights, require_finished, rgb_runs
@@ -42,7 +38,10 @@ class Run:
       bits: of the PNG files, 8 or 16.
       video: write `{clip}.viz.mp4` and the contact sheet?
       overwrite: replace results of other settings?
+      html: write `index.html`, a page to look at all clips?
     """
+
+    title: ClassVar[str]  # of the page
 
     input: Path
     output: Path
@@ -52,6 +51,7 @@ class Run:
     bits: int = 8
     video: bool = True
     overwrite: bool = False
+    html: bool = False
 
     def folder(self, name: str, command: str, labels: Iterable[str], below: str = "") -> ClipFolder:
         return ClipFolder(self.output / below, name, command, labels, self.settings, self.overwrite)
@@ -118,6 +118,8 @@ class BuffersRun(Run):
 class InverseRun(BuffersRun):
     """RGB clips to G-buffers; `renderers` is one `InverseRenderer`."""
 
+    title: ClassVar[str] = "Inverse rendering"
+
     def clips(self, failed: Failed) -> list[Clip]:
         return _rgb_clips(self.input, self.output, failed)
 
@@ -138,6 +140,11 @@ class InverseRun(BuffersRun):
         self.draw_sheet(clip.name, shown, tiles)
         self.finish(folder, shown, tiles, clip.fps)
 
+    def page_clip(self, clip: Clip) -> PageClip:
+        shown = list(shown_frames(self.cut.plan(clip.num_frames), self.cut.overlap))
+        (folder,) = self.folders(clip)
+        return PageClip(clip.name, clip.fps, len(shown), _readers(folder, shown, self.labels))
+
 
 @dataclass(frozen=True)
 class LitRun(Run):
@@ -146,6 +153,8 @@ class LitRun(Run):
     Attributes:
       conditions: the G-buffers that are used; the others are `drop`.
     """
+
+    title: ClassVar[str] = "Forward rendering"
 
     lights: Lights | None = None
     conditions: Sequence[str] = ()
@@ -197,7 +206,8 @@ class ForwardRun(LitRun):
             self.lights.check(clip.name, chunks.chunks[-1].stop)
             return chunks
 
-        found = find_gbuffer_clips(self.input, self.conditions, failed, self.conditions, require_finished)
+        labels = (*self.conditions, "rgb")
+        found = find_gbuffer_clips(self.input, self.conditions, failed, labels, require_finished)
         return readable(plan, [(clip,) for clip in found], failed)
 
     def folders(self, clip: BufferChunks) -> list[ClipFolder]:
@@ -218,11 +228,20 @@ class ForwardRun(LitRun):
         self.draw_sheet(clip.name, shown, tiles)
         self.finish(folder, shown, tiles, DEFAULT_FPS)
 
+    def page_clip(self, clip: BufferChunks) -> PageClip:
+        shown = list(shown_frames(clip.chunks, clip.overlap))
+        (folder,), total = self.folders(clip), clip.chunks[-1].stop
+        given = [name for name in ("rgb", *self.conditions) if name in clip.clip.labels]
+        read = lambda name, i: fit_cover(clip.read(*shown[i], name), self.cut.size)
+        frames = {name: partial(read, name) for name in given} | _readers(folder, shown, self.lights.labels)
+        return PageClip(clip.name, DEFAULT_FPS, len(shown), frames, self.lights.on_page(total))
+
 
 @dataclass(frozen=True)
 class RelightRun(BuffersRun, LitRun):
     """RGB clips to G-buffers and relit clips; float arrays, not files, go from one renderer to the other."""
 
+    title: ClassVar[str] = "Relighting"
     unguided: ClassVar[bool] = True
 
     def clips(self, failed: Failed) -> list[Clip]:
@@ -256,6 +275,13 @@ class RelightRun(BuffersRun, LitRun):
         self.finish(gbuffers, shown, buffers, clip.fps)
         self.finish(relit, shown, lambda *place: [gbuffers.read(*place, "rgb"), *lit(*place)], clip.fps)
 
+    def page_clip(self, clip: Clip) -> PageClip:
+        chunks = self.cut.plan(clip.num_frames)
+        shown = list(shown_frames(chunks, self.cut.overlap))
+        gbuffers, relit = self.folders(clip)
+        frames = _readers(gbuffers, shown, self.labels) | _readers(relit, shown, self.lights.labels)
+        return PageClip(clip.name, clip.fps, len(shown), frames, self.lights.on_page(chunks[-1].stop))
+
 
 def encoded(
     renderer: Renderer, runs: Iterable[np.ndarray], sampling: Sampling, rng: np.random.Generator | None = None
@@ -268,69 +294,10 @@ def encoded(
 consume = collections.deque(maxlen=0).extend
 
 
-def execute(run: Run, load: Callable[[jax.Device], Any], devices: list[jax.Device]) -> None:
-    """Processes every clip that is not finished, on as many devices at a time as there are.
-
-    Of several clips, one with an InputError does not stop the others.
-
-    Args:
-      load: gives the renderers on a device; called once per device that is needed.
-    Raises:
-      InputError: of the only clip, or of what all share; of several clips, one that counts those that failed.
-    """
-    failures = []
-
-    def failed(error: InputError) -> None:
-        failures.append(error)
-        print(f"failed: {error}", file=sys.stderr, flush=True)
-
-    clips = []
-    found = run.clips(failed)
-    for clip in found:
-        if all(folder.finished and (folder.video.exists() or not run.video) for folder in run.folders(clip)):
-            print(f"{clip.name}: finished before, skipped", flush=True)
-        else:
-            clips.append(clip)
-    total = len(found) + len(failures)
-    queue, stopped = iter(clips), threading.Event()
-    devices = devices[: len(clips)]
-
-    def work(device: jax.Device) -> None:
-        renderers = load(device)
-        for renderer in renderers if isinstance(renderers, tuple) else (renderers,):
-            renderer.stopped = stopped
-        # `next` on a list's iterator is atomic: each clip goes to one device.
-        while not stopped.is_set() and (clip := next(queue, None)) is not None:
-            try:
-                _process(run, renderers, clip, len(devices) == 1, stopped)
-            except InputError as error:
-                if total == 1:
-                    raise
-                failed(InputError(f"{clip.name}: {error}"))
-
-    if clips:
-        _writable(run.output)
-    if len(devices) == 1:
-        work(devices[0])  # in this thread, which an interruption stops at once
-    elif devices:
-        with ThreadPoolExecutor(len(devices)) as pool:
-            try:
-                for working in [pool.submit(work, device) for device in devices]:
-                    working.result()
-            finally:
-                stopped.set()
-    if failures:
-        raise InputError(f"{len(failures)} of {total} clips failed, as said above; mend them and run again")
-
-
-def _process(run: Run, renderers: Any, clip, progress: bool, stopped: threading.Event) -> None:
-    began = time.perf_counter()
-    for _ in run.process(renderers, clip, progress):
-        if stopped.is_set():
-            return
-    where = ", ".join(str(folder.path) for folder in run.folders(clip))
-    where += f"; {run.sheet(clip.name)} shows some of it" if run.video else ""
-    print(f"{clip.name}: done in {time.perf_counter() - began:.1f} s, see {where}", flush=True)
+def _readers(folder: ClipFolder, shown: Sequence[Place], labels: Iterable[str]) -> dict[str, Reader]:
+    """The frames of a finished clip for its page."""
+    read = lambda label, i: folder.read(*shown[i], label)
+    return {label: partial(read, label) for label in labels}
 
 
 def _rgb_clips(source: Path, output: Path, failed: Failed) -> list[Clip]:
@@ -340,13 +307,3 @@ def _rgb_clips(source: Path, output: Path, failed: Failed) -> list[Clip]:
     if inside or any((output / clip.name).resolve() == clip.paths[0].resolve().parent for clip in clips):
         raise InputError(f"--output {output} would put results among the input's files; give another")
     return clips
-
-
-def _writable(output: Path) -> None:
-    """Makes the folder if need be; InputError if nothing can be written there."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output {output} cannot be made: {error.strerror}; give another") from error
-    if not os.access(output, os.W_OK):
-        raise InputError(f"--output {output} cannot be written to; give another")

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from .environment import camera_rotations, check_projection, light_angles, load_
 from .errors import InputError
 from .gbuffers import GBufferClip, each_frame
 from .media import Clip, fit_cover
+from .page import PageLight
 from .renderers import ForwardRenderer
 from .results import ClipFolder, inset, read_record
 from .windows import Chunk, plan_chunks, select
@@ -116,6 +118,11 @@ class BufferChunks:
         chunks = cut.plan(len(places))
         return cls(clip, chunks, {chunk: places[chunk.start : chunk.stop] for chunk in chunks}, overlap)
 
+    def read(self, chunk: Chunk, frame: int, label: str) -> np.ndarray:
+        """A frame of one buffer, as stored."""
+        stored, i = self.places[chunk][frame]
+        return self.clip.read(label, stored, i, i + 1)[0]
+
     def runs(self, chunk: Chunk, label: str, size: tuple[int, int] | None) -> Iterator[Float[np.ndarray, "1 n h w 3"]]:
         """The frames of one buffer, some at a time, the last repeated up to the chunk's length."""
         files = [self.clip.paths[label, stored][frame] for stored, frame in self.places[chunk]]
@@ -142,6 +149,7 @@ class Lights:
         check_projection(size or (1, 1), projection)
         camera_rotations(1 if poses is None else len(poses), elevation, poses)  # for its errors
         self.cubes = [load_environment(path, rotation, flip, strength) for path in paths]
+        self.names = [Path(path).stem for path in paths]
         self.rotate_light, self.elevation, self.poses = rotate_light, elevation, poses
         self.projection, self.size = projection, size
 
@@ -187,3 +195,14 @@ class Lights:
             light = self.maps(index, np.array([chunk.start + i]), total, (side, side))["env_ldr"]
             tiles.append(inset(image, np.asarray(light[0])))
         return tiles
+
+    def on_page(self, total: int) -> dict[str, PageLight]:
+        """What a page shows of the environments that light a clip of `total` frames, by label."""
+        size = (256, 512 if self.projection == "frame" else 256)  # then scaled down, so that no small light is missed
+
+        def thumbnail(index: int, frame: int) -> np.ndarray:
+            light = self.maps(index, np.array([frame]), total, size)["env_ldr"][0]
+            return fit_cover(np.asarray(light), (size[0] // 4, size[1] // 4), multiple=1)
+
+        named = enumerate(zip(self.labels, self.names, strict=True))
+        return {label: PageLight(name, partial(thumbnail, index)) for index, (label, name) in named}

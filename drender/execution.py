@@ -1,0 +1,103 @@
+"""Goes through a run's clips on all devices, skips what is finished, and says at the end which failed."""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from .errors import InputError
+from .page import write_page
+from .runs import Run
+
+
+def execute(run: Run, load: Callable[[jax.Device], Any], devices: list[jax.Device]) -> None:
+    """Processes every clip that is not finished, on as many devices at a time as there are.
+
+    Of several clips, one with an InputError does not stop the others.
+
+    Args:
+      load: gives the renderers on a device; called once per device that is needed.
+    Raises:
+      InputError: of the only clip, or of what all share; of several clips, one that counts those that failed.
+    """
+    failures = []
+
+    def failed(error: InputError) -> None:
+        failures.append(error)
+        print(f"failed: {error}", file=sys.stderr, flush=True)
+
+    clips = []
+    found = run.clips(failed)
+    for clip in found:
+        if all(folder.finished and (folder.video.exists() or not run.video) for folder in run.folders(clip)):
+            print(f"{clip.name}: finished before, skipped", flush=True)
+        else:
+            clips.append(clip)
+    total = len(found) + len(failures)
+    queue, stopped = iter(clips), threading.Event()
+    devices = devices[: len(clips)]
+
+    def work(device: jax.Device) -> None:
+        renderers = load(device)
+        for renderer in renderers if isinstance(renderers, tuple) else (renderers,):
+            renderer.stopped = stopped
+        # `next` on a list's iterator is atomic: each clip goes to one device.
+        while not stopped.is_set() and (clip := next(queue, None)) is not None:
+            try:
+                _process(run, renderers, clip, len(devices) == 1, stopped)
+            except InputError as error:
+                if total == 1:
+                    raise
+                failed(InputError(f"{clip.name}: {error}"))
+
+    if clips:
+        _writable(run.output)
+    if len(devices) == 1:
+        work(devices[0])  # in this thread, which an interruption stops at once
+    elif devices:
+        with ThreadPoolExecutor(len(devices)) as pool:
+            try:
+                for working in [pool.submit(work, device) for device in devices]:
+                    working.result()
+            finally:
+                stopped.set()
+    if run.html:
+        _write_page(run, found)
+    if failures:
+        raise InputError(f"{len(failures)} of {total} clips failed, as said above; mend them and run again")
+
+
+def _process(run: Run, renderers: Any, clip, progress: bool, stopped: threading.Event) -> None:
+    began = time.perf_counter()
+    for _ in run.process(renderers, clip, progress):
+        if stopped.is_set():
+            return
+    where = ", ".join(str(folder.path) for folder in run.folders(clip))
+    where += f"; {run.sheet(clip.name)} shows some of it" if run.video else ""
+    print(f"{clip.name}: done in {time.perf_counter() - began:.1f} s, see {where}", flush=True)
+
+
+def _write_page(run: Run, clips: list) -> None:
+    """Writes the page of all clips that are finished, by this run or one before."""
+    shown = [run.page_clip(clip) for clip in clips if all(folder.finished for folder in run.folders(clip))]
+    if shown:
+        page = run.output / "index.html"
+        write_page(page, run.title, shown, run.settings)
+        print(f"{page}: a page to look at the results, {tqdm.format_sizeof(page.stat().st_size, 'B')}", flush=True)
+
+
+def _writable(output: Path) -> None:
+    """Makes the folder if need be; InputError if nothing can be written there."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {output} cannot be made: {error.strerror}; give another") from error
+    if not os.access(output, os.W_OK):
+        raise InputError(f"--output {output} cannot be written to; give another")
