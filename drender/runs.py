@@ -15,10 +15,11 @@ import numpy as np
 
 from .errors import InputError
 from .gbuffers import find_gbuffer_clips
+from .lights import Lights
 from .media import DEFAULT_FPS, Clip, find_clips, fit_cover, readable, write_png
 from .renderers import ForwardRenderer, InverseRenderer
 from .results import ClipFolder, contact_sheet, shown_frames, side_by_side
-from .sources import BufferChunks, Cut, Lights, rgb_chunks
+from .sources import BufferChunks, Cut, rgb_chunks
 from .windows import Chunk
 
 Failed = Callable[[InputError], None]

@@ -1,17 +1,14 @@
-"""What runs read: clips and G-buffers, chunk by chunk, and the environments that light them."""
+"""What runs read: clips and G-buffers, chunk by chunk."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
 
-from .environment import camera_rotations, check_projection, light_angles, load_environment, project
 from .errors import InputError
 from .gbuffers import GBufferClip
 from .media import Clip, fit_cover
-from .renderers import ForwardRenderer
-from .results import ClipFolder, inset, read_record
+from .results import read_record
 from .windows import Chunk, plan_chunks, select
 
 
@@ -102,66 +99,3 @@ class BufferChunks:
             start, stop = chunk.start, chunk.stop
             source = next(stored for stored in self.stored if len(self.stored) == 1 or stored == chunk)
         return fill(self.clip.read(label, source.index, start - source.start, stop - source.start), chunk.length)
-
-
-class Lights:
-    """The environments of a run; what they light is computed chunk by chunk.
-
-    Args:
-      paths: lat-long images.
-      rotation, flip, strength: as for `load_environment`.
-      rotate_light, elevation, poses, projection: as for `environment_maps`; the light turns once over a whole clip, and
-        poses beyond the clip's last frame are not used.
-      size: height and width of the maps; None: what suits the renderer.
-    Raises:
-      InputError: an environment that cannot be read, or values that make no sense.
-    """
-
-    def __init__(
-        self, paths, rotation=180.0, flip=False, strength=1.0, rotate_light=False, elevation=0.0, poses=None,
-        projection="frame", size=None,
-    ):  # fmt: skip
-        check_projection(size or (1, 1), projection)
-        camera_rotations(1 if poses is None else len(poses), elevation, poses)  # for its errors
-        self.cubes = [load_environment(path, rotation, flip, strength) for path in paths]
-        self.rotate_light, self.elevation, self.poses = rotate_light, elevation, poses
-        self.projection, self.size = projection, size
-
-    @property
-    def labels(self) -> list[str]:
-        """What the results under each environment are called."""
-        return [f"env{index:04d}" for index in range(len(self.cubes))]
-
-    def check(self, name: str, total: int) -> None:
-        """InputError if the clip of that name has more frames than there are poses."""
-        if self.poses is not None and len(self.poses) < total:
-            raise InputError(f"clip {name!r} has {total} frames, but --poses only {len(self.poses)}; give one for each")
-
-    def maps(self, index: int, frames: Int[np.ndarray, "f"], total: int, size: tuple[int, int]) -> dict:
-        """The maps of environment `index` for these frames of a clip of `total`; of one frame if all are lit alike."""
-        if not self.rotate_light and self.poses is None:
-            frames = frames[:1]
-        poses = None if self.poses is None else self.poses[:total]
-        rotations = camera_rotations(total, self.elevation, poses)[frames]
-        return project(
-            self.cubes[index], size, rotations, light_angles(total, self.rotate_light)[frames], self.projection
-        )
-
-    def relight(
-        self, forward: ForwardRenderer, buffers: dict, chunk: Chunk, total: int, **how
-    ) -> dict[str, np.ndarray]:
-        """The chunk of a clip of `total` frames under every environment: label -> `f h w 3`."""
-        frames = np.minimum(np.arange(chunk.start, chunk.start + chunk.length), chunk.stop - 1)
-        size = self.size or forward.environment_size
-        maps = (self.maps(index, frames, total, size) for index in range(len(self.cubes)))
-        return {label: forward(buffers, light, **how)[0] for label, light in zip(self.labels, maps, strict=True)}
-
-    def tiles(self, folder: ClipFolder, chunk: Chunk, i: int, total: int) -> list[np.ndarray]:
-        """A frame under every environment, each with the environment in its lower left corner."""
-        tiles = []
-        for index, label in enumerate(self.labels):
-            image = folder.read(chunk, i, label)
-            side = min(image.shape[:2]) // 4
-            light = self.maps(index, np.array([chunk.start + i]), total, (side, side))["env_ldr"]
-            tiles.append(inset(image, np.asarray(light[0])))
-        return tiles
