@@ -61,7 +61,8 @@ def light_orientation(yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -
     Roll comes first, about the line of sight, then pitch, about the horizontal from left to right, then yaw, about the
     vertical. As a camera without pose sees it: a positive yaw takes light from ahead to the right (as does a greater
     `rotation` of the map, by the same angle), a positive pitch takes it from ahead upward, and a positive roll from
-    above to the right, clockwise. InputError for values that are no numbers.
+    above to the right, clockwise. In `env_ldr`, whose middle lies behind the camera, yaw moves all to the left, pitch
+    lowers the middle, and roll lowers the right half. InputError for values that are no numbers.
     """
     for name, angle in {"yaw": yaw, "pitch": pitch, "roll": roll}.items():
         if not np.isfinite(angle):
@@ -90,16 +91,19 @@ def read_poses(path: str | Path, relative: bool = False) -> Float32[np.ndarray, 
     if poses.shape[1:] != (4, 4) or not np.isfinite(poses).all():
         raise InputError(f"{path}: every transform_matrix must be 4x4 and finite, found shape {poses.shape[1:]}")
     for index, pose in enumerate(poses):
-        _check_rotation(pose[:3, :3], f"{path}: transform_matrix {index}")
+        if not _is_rigid(pose):
+            raise InputError(
+                f"{path}: transform_matrix {index} is no pose of a camera: expected are a rotation, whose columns are "
+                "right, up and backward, a position, and 0 0 0 1 below"
+            )
     if relative:
         poses = np.linalg.inv(poses[0]) @ poses
     return poses.astype(np.float32)
 
 
-def _check_rotation(matrix: np.ndarray, name: str) -> None:
-    """InputError for a 3×3 matrix that is, up to its scale, no rotation."""
-    scale = np.cbrt(np.linalg.det(matrix))
-    if not scale > 0 or not np.allclose(matrix @ matrix.T / scale**2, np.eye(3), atol=0.01):
-        raise InputError(
-            f"{name} is no pose of a camera: its upper left 3x3 is no rotation (determinant {scale**3:.3g})"
-        )
+def _is_rigid(pose: np.ndarray) -> bool:
+    """Whether a 4×4 matrix turns and moves, but does not mirror or shear; it may scale."""
+    rotation = pose[:3, :3]
+    scale = np.cbrt(np.linalg.det(rotation))
+    rigid = scale > 0 and np.allclose(rotation @ rotation.T / scale**2, np.eye(3), atol=0.01)
+    return bool(rigid and (pose[3] == [0, 0, 0, 1]).all())

@@ -38,9 +38,9 @@ def light_image(
 ) -> Float32[np.ndarray, "h w 3"]:
     """The light of a lat-long file or array `h w 3` of linear radiance.
 
-    `strength` ≥ 0 and 2^`exposure` (in stops) multiply the radiance, `blur` (degrees) softens it as `blurred` says,
-    `flip` mirrors the image, then `rotation` (degrees) rolls it to the right by whole columns. Warns, if it is to
-    `warn`, of what would light wrongly: NaN (taken as black), an image that is not 2:1, or one without any light.
+    `strength` ≥ 0 and 2^`exposure` (in stops) multiply the radiance, `flip` mirrors the image, then `rotation`
+    (degrees) rolls it to the right by whole columns, and `blur` (degrees) softens it as `blurred` says. Warns, if it is
+    to `warn`, of what would light wrongly: NaN (taken as black), an image that is not 2:1, or one without any light.
     InputError for a file that cannot be read and for values that make no sense.
     """
     if not (np.isfinite(strength) and strength >= 0):
@@ -67,9 +67,8 @@ def light_image(
     for doubt in doubts:
         if warn and doubts[doubt]:
             warnings.warn(f"environment {name} {doubt}", stacklevel=2)
-    image = blurred(image, blur)
     image = image[:, ::-1] if flip else image
-    return np.roll(image, int(width * rotation / 360), axis=1)
+    return blurred(np.roll(image, int(width * rotation / 360), axis=1), blur)
 
 
 def map_files(folder: str | Path) -> list[Path]:
@@ -150,10 +149,9 @@ def blurred(image: Float32[np.ndarray, "h w 3"], degrees: float) -> Float32[np.n
     round at the poles too, for every pair of rows has its own kernel along them. The image may come back smaller:
     pixels are first averaged in squares of at most σ/4, as long as LEAST_ROWS remain.
     """
-    if degrees == 0:
+    height, sigma = image.shape[0], np.deg2rad(degrees)
+    if degrees * height < 1:  # a spot of less than 1/180 of a pixel
         return image
-    sigma = np.deg2rad(degrees)
-    height = image.shape[0]
     image = _shrunk(image.astype(np.float64), int(min(sigma / 4 * height / np.pi, height / LEAST_ROWS)))
     height, width, _ = image.shape
     weights, polar = sphere_weights(height, width), (np.arange(height) + 0.5) / height * np.pi
@@ -161,7 +159,7 @@ def blurred(image: Float32[np.ndarray, "h w 3"], degrees: float) -> Float32[np.n
     light = np.fft.rfft(image * weights[..., None], axis=1)
     result = np.empty_like(image)
     for row, here in enumerate(polar):
-        near = np.abs(polar - here) < 7 * sigma  # beyond, the spot is below 1e-10 of its peak: suns are 1e5
+        near = 1 - np.cos(polar - here) < 23 * sigma**2  # beyond, the spot is below 1e-10 of its peak; suns are 1e5
         there = polar[near, None]
         cosine = np.cos(here) * np.cos(there) + np.sin(here) * np.sin(there) * np.cos(azimuth)
         spot = np.exp((np.minimum(cosine, 1) - 1) / sigma**2)
