@@ -189,7 +189,11 @@ def sampler(command: cli.Parser) -> None:
 
 
 def stops(text: str) -> float | str:
-    return text if text == "auto" else float(text)
+    """A number, or a word, which may be "auto"; others are an error of the light."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def lights(args) -> Lights:

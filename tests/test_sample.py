@@ -644,7 +644,7 @@ BAD_OPTIONS = [
     ("forward", ("--poses", "/nowhere.json"), "cannot read /nowhere.json"),
     ("forward", ("--environment", "/nowhere.hdr"), "/nowhere.hdr does not exist"),
     ("forward", ("--environment", "/dev"), "/dev: no environment maps there"),
-    ("forward", ("--exposure", "bright"), "argument --exposure: invalid stops value: 'bright'"),
+    ("forward", ("--exposure", "bright"), "environment exposure 'bright' is neither a number of stops nor 'auto'"),
     ("forward", ("--exposure", "inf"), "environment exposure inf"),
     ("forward", ("--blur", -5), "environment blur -5.0"),
     ("forward", ("--pitch", "nan"), "environment pitch nan"),
@@ -745,6 +745,7 @@ def test_doubtful_environments_light_with_a_warning_of_one_line(forward, sky, tm
 
 @pytest.mark.filterwarnings("default")
 def test_a_folder_of_maps_lights_frame_by_frame(forward, sky, tmp_path):
+    (tmp_path / "sky").mkdir()
     for i, name in enumerate(("sky9.hdr", "sky10.hdr")):
         write_hdr(tmp_path / "sky" / name, read_image(sky) * 4.0**-i)
     options = ("--input", write_gbuffers(tmp_path / "in"), "--environment", tmp_path / "sky", sky)
