@@ -12,8 +12,10 @@ import jax
 from drender import builtin, cli, execution, runs
 from drender.config import DEFAULT_PASSES, RendererConfig, Sampling, from_dict
 from drender.diffusion import SAMPLERS
-from drender.environment import PROJECTIONS, read_poses
+from drender.environment import PROJECTIONS
 from drender.errors import InputError
+from drender.lights import Lights
+from drender.orientation import ELEVATION_SIGNS, read_poses
 from drender.renderers import ForwardRenderer, InverseRenderer, chosen_passes, used_conditions
 from drender.stages import DTYPES
 from drender.windows import MODES
@@ -130,14 +132,24 @@ def files(command: cli.Parser, kind: str) -> None:
 def light(command: cli.Parser) -> None:
     command.add_argument(
         "--environment", nargs="+", type=cli.path, default=builtin.LIGHTS, metavar="HDR",
-        help=f".hdr, .exr or LDR lat-long maps, or built-in ones: {', '.join(builtin.environments())}",
+        help=".hdr, .exr or LDR lat-long maps, folders with a map for every frame, or built-in maps: "
+        f"{', '.join(builtin.environments())}",
     )  # fmt: skip
     command.add_argument("--environment-size", type=int, nargs=2, metavar=("H", "W"), help="of its maps (the model's)")
     option(command, "--rotation", "DEGREES", "by which the map is rolled to the right", float, default=180.0)
     command.add_argument("--flip", action="store_true", help="mirror the map first")
+    turns = ("yaw", "from ahead to the right"), ("pitch", "from ahead upward"), ("roll", "from above to the right")
+    for turn, where in turns:
+        option(command, f"--{turn}", "DEGREES", f"turns the light {where}", float, default=0.0)
     option(command, "--strength", "X", "factor on the light", float, default=1.0)
-    command.add_argument("--rotate-light", action="store_true", help="turn the light once over the clip")
-    option(command, "--elevation", "DEGREES", "of the fixed camera, signed as released", float, default=0.0)
+    option(command, "--exposure", "STOPS", "doublings of the light, or auto: to a usual mean", stops, default=0.0)
+    option(command, "--blur", "DEGREES", "standard deviation of the spot that softens the light", float, default=0.0)
+    command.add_argument("--rotate-light", action="store_true", help="turn the light once over the clip, as --yaw does")
+    option(command, "--elevation", "DEGREES", "of the fixed camera", float, default=0.0)
+    command.add_argument(
+        "--elevation-sign", choices=ELEVATION_SIGNS, default="released",
+        help="what a positive elevation does: up raises the camera, released lights it as if it were lowered",
+    )  # fmt: skip
     option(command, "--poses", "JSON", "transforms.json with a camera-to-world pose per frame, for a moving camera")
     command.add_argument("--projection", choices=PROJECTIONS, default="frame", help="how the map shows all directions")
     option(command, "--lora-scale", "X", "0.25 suits real footage, 0 synthetic objects", float, default=0.25)
@@ -181,13 +193,25 @@ def sampler(command: cli.Parser) -> None:
     )
 
 
-def lights(args) -> runs.Lights:
-    poses = read_poses(args.poses, relative=True) if args.poses else None
-    paths = [builtin.environment(word) for word in args.environment]
-    return runs.Lights(
-        paths, args.rotation, args.flip, args.strength, args.rotate_light, args.elevation, poses,
-        args.projection, multiples_of_64("--environment-size", args.environment_size),
+def stops(text: str) -> float | str:
+    """A number, or a word, which may be "auto"; others are an error of the light."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def lights(args) -> Lights:
+    names = (
+        "rotation", "flip", "yaw", "pitch", "roll", "strength", "exposure", "blur",
+        "rotate_light", "elevation", "elevation_sign", "projection",
     )  # fmt: skip
+    return Lights(
+        [builtin.environment(word) for word in args.environment],
+        poses=read_poses(args.poses, relative=True) if args.poses else None,
+        size=multiples_of_64("--environment-size", args.environment_size),
+        **{name: getattr(args, name) for name in names},
+    )
 
 
 def multiples_of_64(option: str, size: list[int] | None) -> tuple[int, int] | None:

@@ -7,7 +7,6 @@ gives the direction of every pixel. Orientation and curves are those that the re
 World axes: y up; −z is the middle of the lat-long image, +x to the right of it. Radiance is linear, in [0, 65504].
 """
 
-import json
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -20,10 +19,10 @@ from einops import rearrange, repeat
 from jaxtyping import Array, ArrayLike, Float, Float32, Int
 
 from .errors import InputError, unknown
-from .media import read_hdr
+from .orientation import camera_rotations, light_angles, light_orientation
+from .radiance import LDR_WHITE, LOG_WHITE, automatic_exposure, beyond_range, light_image, map_files
 
 CUBE_SIZE = 512
-MAX_RADIANCE = 65504.0  # the largest half float
 PROJECTIONS = ("frame", "ball")
 
 
@@ -38,17 +37,107 @@ def environment_maps(
     elevation: float = 0.0,
     poses: ArrayLike | None = None,
     projection: str = "frame",
+    *,
+    elevation_sign: str = "released",
+    **how,
 ) -> dict[str, Float32[Array, "f H W 3"]]:
     """The maps `env_ldr`, `env_log`, `env_nrm` of a clip: `f H W 3` in [0, 1], with f = `num_frames`, (H, W) = `size`.
 
-    `source` is a lat-long image: a .hdr, .exr or (with a warning) LDR file, or an array `h w 3` of linear radiance. See
-    `load_environment` for `rotation`, `flip` and `strength`, `light_angles` for `rotate_light`, `camera_rotations` for
-    `elevation` and `poses`, and `project` for `projection`. InputError for values that make no sense.
+    `source` is a lat-long image: a .hdr, .exr or (with a warning) LDR file, or an array `h w 3` of linear radiance; or
+    one for each frame: a folder of such files, or an array `f h w 3`. See `Environment` for `rotation`, `flip` and
+    `strength`, and for `exposure`, `blur`, `yaw`, `pitch` and `roll`; `light_angles` for `rotate_light`,
+    `camera_rotations` for `elevation`, `elevation_sign` and `poses`, and `project` for `projection`. InputError for
+    values that make no sense.
     """
     check_projection(size, projection)
-    rotations = camera_rotations(num_frames, elevation, poses)
-    cube = load_environment(source, rotation, flip, strength)
-    return project(cube, size, rotations, light_angles(num_frames, rotate_light), projection)
+    rotations = camera_rotations(num_frames, elevation, poses, elevation_sign)
+    environment = Environment(source, rotation=rotation, flip=flip, strength=strength, **how)
+    environment.require(num_frames, "the clip")
+    angles = light_angles(num_frames, rotate_light)
+    return environment.maps(np.arange(num_frames), size, rotations, angles, projection)
+
+
+# ---- The light over a clip ----
+
+
+class Environment:
+    """A light: one lat-long map for all frames of a clip, or one for each. Of several, one is in memory at a time.
+
+    Warns, once, if `env_ldr` and `env_log` cannot show it: see `beyond_range`.
+
+    Args:
+      source: as for `environment_maps`.
+      rotation, flip, strength, blur: as for `light_image`.
+      exposure: in stops, likewise; or "auto", see `automatic_exposure`.
+      yaw, pitch, roll: of the light, in degrees, as for `light_orientation`.
+    Raises:
+      InputError: a map that cannot be read (of several: the first; the others once they are needed), or values that
+        make no sense.
+    """
+
+    def __init__(
+        self, source: str | Path | ArrayLike, *, rotation: float = 180.0, flip: bool = False, strength: float = 1.0,
+        exposure: float | str = 0.0, blur: float = 0.0, yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0,
+    ):  # fmt: skip
+        self.name = str(source) if isinstance(source, str | Path) else "array"
+        if isinstance(source, str | Path):
+            self.per_frame = Path(source).is_dir()
+            self._sources = map_files(source) if self.per_frame else [source]
+        else:
+            self.per_frame = np.ndim(source) == 4
+            self._sources = source if self.per_frame else [source]
+        if not len(self._sources):
+            raise InputError("environment array holds no maps; give at least one")
+        self._orientation = light_orientation(yaw, pitch, roll)
+        if exposure == "auto":
+            exposure = automatic_exposure(self._sources, strength)
+        elif isinstance(exposure, str):
+            raise InputError(f"environment exposure {exposure!r} is neither a number of stops nor 'auto'")
+        self._how = {"rotation": rotation, "flip": flip, "strength": strength, "exposure": exposure, "blur": blur}
+        self._warned = False
+        self._held = (0, self._load(0, warn=True))
+
+    def require(self, num_frames: int, clip: str) -> None:
+        """InputError if there is a map for each frame, but not for so many as `clip` has."""
+        if self.per_frame and len(self._sources) < num_frames:
+            raise InputError(
+                f"{clip} has {num_frames} frames, but environment {self.name} only {len(self._sources)} maps; "
+                "give one for each, or one file for all"
+            )
+
+    def cube(self, frame: int) -> Float32[Array, "6 n n 3"]:
+        """The cube map that lights a frame."""
+        index, held = self._held
+        wanted = frame if self.per_frame else 0
+        if index != wanted:
+            held = self._load(wanted, warn=False)
+            self._held = (wanted, held)  # at once: devices share a light
+        return held
+
+    def maps(
+        self,
+        frames: Int[np.ndarray, "f"],
+        size: tuple[int, int],
+        rotations: Float32[np.ndarray, "f 3 3"],
+        angles: Float32[np.ndarray, "f"],
+        projection: str = "frame",
+    ) -> dict[str, Float32[Array, "f H W 3"]]:
+        """What `project` makes of these frames of the light, under a rotation and an angle for each."""
+        if not self.per_frame:
+            return project(self.cube(0), size, rotations, angles, projection)
+        of_frames = [
+            project(self.cube(int(frame)), size, rotations[i : i + 1], angles[i : i + 1], projection)
+            for i, frame in enumerate(frames)
+        ]
+        return {name: jnp.concatenate([maps[name] for maps in of_frames]) for name in of_frames[0]}
+
+    def _load(self, index: int, warn: bool) -> Float32[Array, "6 n n 3"]:
+        source = self._sources[index]
+        image = light_image(source, **self._how, warn=warn)
+        if not self._warned and (doubt := beyond_range(image)):
+            self._warned = True
+            warnings.warn(f"environment {source if isinstance(source, str | Path) else 'array'} {doubt}", stacklevel=2)
+        return _latlong_to_cube(image, self._orientation)
 
 
 # ---- The cube map ----
@@ -58,42 +147,18 @@ def load_environment(
     source: str | Path | ArrayLike, rotation: float = 180.0, flip: bool = False, strength: float = 1.0
 ) -> Float32[Array, "6 n n 3"]:
     """The cube map of `light_image`: faces +x −x +y −y +z −z, n = CUBE_SIZE."""
-    return _latlong_to_cube(light_image(source, rotation, flip, strength))
-
-
-def light_image(
-    source: str | Path | ArrayLike, rotation: float = 180.0, flip: bool = False, strength: float = 1.0
-) -> Float32[np.ndarray, "h w 3"]:
-    """The light of a lat-long file or array `h w 3` of linear radiance.
-
-    `strength` ≥ 0 multiplies the radiance, `flip` mirrors the image, then `rotation` (degrees) rolls it to the right.
-    Warns of what would light wrongly: NaN (taken as black), an image that is not 2:1, or one without any light.
-    """
-    if not (np.isfinite(strength) and strength >= 0):
-        raise InputError(f"environment strength {strength} is not a number ≥ 0")
-    if not np.isfinite(rotation):
-        raise InputError(f"environment rotation {rotation} is not a number of degrees")
-    name, image = (source, read_hdr(source)) if isinstance(source, str | Path) else ("array", np.asarray(source))
-    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise InputError(f"environment array has shape {image.shape}; it must be (height, width, 3)")
-    height, width, _ = image.shape
-    if width != 2 * height:
-        warnings.warn(f"environment {name} is {width}x{height}, not 2:1; is it a lat-long image?", stacklevel=2)
-    if np.isnan(image).any():
-        warnings.warn(f"environment {name} contains NaN, taken as black", stacklevel=2)
-    with np.errstate(over="ignore", invalid="ignore"):  # infinite suns are usual in half floats
-        image = np.nan_to_num(image.astype(np.float32) * np.float32(strength), nan=0.0).clip(0, MAX_RADIANCE)
-    if not image.any():
-        warnings.warn(f"environment {name} is black and will light nothing", stacklevel=2)
-    image = image[:, ::-1] if flip else image
-    return np.roll(image, int(width * rotation / 360), axis=1)
+    return _latlong_to_cube(light_image(source, rotation, flip, strength), light_orientation())
 
 
 @jax.jit
-def _latlong_to_cube(image: Float32[Array, "h w 3"]) -> Float32[Array, "6 n n 3"]:
-    """Bilinear, without a prefilter; both axes wrap around."""
+def _latlong_to_cube(
+    image: Float32[ArrayLike, "h w 3"], orientation: Float32[ArrayLike, "3 3"]
+) -> Float32[Array, "6 n n 3"]:
+    """Of the image turned by `orientation`. Bilinear, without a prefilter; both axes wrap around."""
+    image = jnp.asarray(image)
     height, width, _ = image.shape
-    x, y, z = jnp.unstack(_cube_directions(CUBE_SIZE), axis=-1)
+    of_image = jnp.matmul(_cube_directions(CUBE_SIZE), orientation, precision="highest")  # its inverse, on row vectors
+    x, y, z = jnp.unstack(of_image, axis=-1)
     u = jnp.arctan2(x, -z) / (2 * jnp.pi) + 0.5
     v = jnp.arctan2(jnp.hypot(x, z), y) / jnp.pi  # acos(y/|d|), whose digits float32 would lose near the poles
     return _bilinear(lambda i, j: image[i % height, j % width], v * height - 0.5, u * width - 0.5)
@@ -144,62 +209,6 @@ def _bilinear(texel: Callable, row: Float32[Array, "*b"], column: Float32[Array,
     upper = texel(i, j) * (1 - right) + texel(i, j + 1) * right
     lower = texel(i + 1, j) * (1 - right) + texel(i + 1, j + 1) * right
     return upper * (1 - down) + lower * down
-
-
-# ---- Cameras and lights ----
-
-
-def camera_rotations(
-    num_frames: int, elevation: float = 0.0, poses: ArrayLike | None = None
-) -> Float32[np.ndarray, "f 3 3"]:
-    """The camera's rotation in every frame, as `project` takes it: of `poses`, or of a fixed camera.
-
-    `poses` are camera-to-world matrices, `f 4 4`. A fixed camera looks at the origin from azimuth 90°, which is the +z
-    side, and from `elevation` degrees above the horizon. The released code passes its world-to-camera rotation where
-    camera-to-world belongs: a turn by +elevation about x (none at 0°), so that a raised camera gets the surroundings of
-    a lowered one. That is kept, for it is what the released results show. InputError for poses that do not fit.
-    """
-    if num_frames < 1:
-        raise InputError(f"number of frames {num_frames} is less than 1")
-    if not np.isfinite(elevation):
-        raise InputError(f"elevation {elevation} is not a number of degrees")
-    if poses is None:
-        c, s = np.cos(np.deg2rad(elevation)), np.sin(np.deg2rad(elevation))
-        return repeat(np.array([[1, 0, 0], [0, c, -s], [0, s, c]], np.float32), "i j -> f i j", f=num_frames)
-    if elevation != 0:
-        raise InputError(f"elevation {elevation} and poses exclude each other; leave one out")
-    poses = np.asarray(poses, np.float32)
-    if poses.shape != (num_frames, 4, 4) or not np.isfinite(poses).all():
-        raise InputError(f"poses have shape {poses.shape}; {num_frames} frames need that many finite 4x4 matrices")
-    return poses[:, :3, :3]
-
-
-def light_angles(num_frames: int, rotate: bool) -> Float32[np.ndarray, "f"]:
-    """The light's turn about y in every frame, in radians: 0, or from 0 to 2π with both ends if it is to `rotate`."""
-    return np.linspace(0, 2 * np.pi if rotate else 0, num_frames, dtype=np.float32)
-
-
-def read_poses(path: str | Path, relative: bool = False) -> Float32[np.ndarray, "f 4 4"]:
-    """The camera-to-world matrices `frames[i].transform_matrix` of a transforms.json, in the order of the file.
-
-    With `relative`, as seen from the first camera: inverse(first) · pose. InputError naming what is wrong in the file.
-    """
-    try:
-        frames = json.loads(Path(path).read_text(encoding="utf-8"))["frames"]
-        poses = np.array([frame["transform_matrix"] for frame in frames], np.float64)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except KeyError as error:
-        raise InputError(f"{path} lacks the key {error}; expected are frames[i].transform_matrix") from error
-    except (ValueError, TypeError) as error:  # no JSON, or other types of values
-        raise InputError(f"{path} holds no list of poses ({error}); expected are frames[i].transform_matrix") from error
-    if poses.shape[1:] != (4, 4) or not np.isfinite(poses).all():
-        raise InputError(f"{path}: every transform_matrix must be 4x4 and finite, found shape {poses.shape[1:]}")
-    if relative:
-        if np.linalg.matrix_rank(poses[0]) < 4:
-            raise InputError(f"{path}: the first transform_matrix has no inverse; poses cannot be relative to it")
-        poses = np.linalg.inv(poses[0]) @ poses
-    return poses.astype(np.float32)
 
 
 # ---- Projection ----
@@ -281,9 +290,9 @@ def srgb_curve(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
 
 def ldr_curve(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
     """Reinhard's curve with white at 16, then sRGB: [0, 16] to [0, 1], cut off above."""
-    return srgb_curve(jnp.clip(x * (1 + x / 16**2) / (1 + x), 0, 1))
+    return srgb_curve(jnp.clip(x * (1 + x / LDR_WHITE**2) / (1 + x), 0, 1))
 
 
 def log_curve(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
     """log(1 + x), then sRGB: [0, 10000] to [0, 1], cut off above."""
-    return jnp.clip(srgb_curve(jnp.log1p(x) / jnp.log1p(10000.0)), 0, 1)
+    return jnp.clip(srgb_curve(jnp.log1p(x) / jnp.log1p(LOG_WHITE)), 0, 1)

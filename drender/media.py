@@ -46,15 +46,17 @@ def read_image(path: str | Path) -> Float32[np.ndarray, "h w 3"]:
     return _read_still(path)[0]
 
 
-def read_hdr(path: str | Path) -> Float32[np.ndarray, "h w 3"]:
+def read_hdr(path: str | Path, warn: bool = True) -> Float32[np.ndarray, "h w 3"]:
     """The still at `path` in linear light, unbounded; NaN and infinities are kept. InputError as in `read_image`.
 
-    An image of integers (PNG, JPEG, …) is taken as sRGB and decoded, with a UserWarning: it holds no light above 1.
+    An image of integers (PNG, JPEG, …) is taken as sRGB and decoded, if it is to `warn` with a UserWarning: it holds no
+    light above 1.
     """
     image, is_float = _read_still(path)
     if is_float:
         return image
-    warnings.warn(f"{path} is no HDR image: its lights are cut off at 1; use a .hdr or .exr file", stacklevel=2)
+    if warn:
+        warnings.warn(f"{path} is no HDR image: its lights are cut off at 1; use a .hdr or .exr file", stacklevel=2)
     return srgb_to_linear(image)
 
 

@@ -13,11 +13,12 @@ from jaxtyping import Float
 from .config import Sampling
 from .errors import InputError
 from .gbuffers import find_gbuffer_clips
+from .lights import Lights
 from .media import DEFAULT_FPS, Clip, find_clips, fit_cover, readable, write_png
 from .page import PageClip, Reader
 from .renderers import GUIDANCE, ForwardRenderer, InverseRenderer
 from .results import ClipFolder, contact_sheet, shown_frames, side_by_side
-from .sources import BufferChunks, Cut, Lights, require_finished, rgb_runs
+from .sources import BufferChunks, Cut, require_finished, rgb_runs
 from .stages import Renderer
 from .windows import Chunk
 

@@ -1,21 +1,17 @@
-"""What runs read: clips and G-buffers, chunk by chunk, and the environments that light them."""
+"""What runs read: clips and G-buffers, chunk by chunk."""
 
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from .environment import camera_rotations, check_projection, light_angles, load_environment, project
 from .errors import InputError
 from .gbuffers import GBufferClip, each_frame
 from .media import Clip, fit_cover
-from .page import PageLight
-from .renderers import ForwardRenderer
-from .results import ClipFolder, inset, read_record
+from .results import read_record
 from .windows import Chunk, plan_chunks, select
 
 READ_RUN = 8  # frames that are held at a time
@@ -127,82 +123,3 @@ class BufferChunks:
         """The frames of one buffer, some at a time, the last repeated up to the chunk's length."""
         files = [self.clip.paths[label, stored][frame] for stored, frame in self.places[chunk]]
         return in_runs((fit_cover(frame, size) for frame in each_frame(files)), chunk.length)
-
-
-class Lights:
-    """The environments of a run; what they light is computed chunk by chunk.
-
-    Args:
-      paths: lat-long images.
-      rotation, flip, strength: as for `load_environment`.
-      rotate_light, elevation, poses, projection: as for `environment_maps`; the light turns once over a whole clip, and
-        poses beyond the clip's last frame are not used.
-      size: height and width of the maps; None: what suits the renderer.
-    Raises:
-      InputError: an environment that cannot be read, or values that make no sense.
-    """
-
-    def __init__(
-        self, paths, rotation=180.0, flip=False, strength=1.0, rotate_light=False, elevation=0.0, poses=None,
-        projection="frame", size=None,
-    ):  # fmt: skip
-        check_projection(size or (1, 1), projection)
-        camera_rotations(1 if poses is None else len(poses), elevation, poses)  # for its errors
-        self.cubes = [load_environment(path, rotation, flip, strength) for path in paths]
-        self.names = [Path(path).stem for path in paths]
-        self.rotate_light, self.elevation, self.poses = rotate_light, elevation, poses
-        self.projection, self.size = projection, size
-
-    @property
-    def labels(self) -> list[str]:
-        """What the results under each environment are called."""
-        return [f"env{index:04d}" for index in range(len(self.cubes))]
-
-    @property
-    def moves(self) -> bool:
-        """Are frames lit differently?"""
-        return self.rotate_light or self.poses is not None
-
-    def check(self, name: str, total: int) -> None:
-        """InputError if the clip of that name has more frames than there are poses."""
-        if self.poses is not None and len(self.poses) < total:
-            raise InputError(f"clip {name!r} has {total} frames, but --poses only {len(self.poses)}; give one for each")
-
-    def maps(self, index: int, frames: Int[np.ndarray, "f"], total: int, size: tuple[int, int]) -> dict:
-        """The maps of environment `index` for these frames of a clip of `total`; of one frame if all are lit alike."""
-        frames = frames if self.moves else frames[:1]
-        poses = None if self.poses is None else self.poses[:total]
-        rotations = camera_rotations(total, self.elevation, poses)[frames]
-        return project(
-            self.cubes[index], size, rotations, light_angles(total, self.rotate_light)[frames], self.projection
-        )
-
-    def encode(self, index: int, forward: ForwardRenderer, chunk: Chunk, total: int) -> Float[np.ndarray, "1 f h w c"]:
-        """Environment `index` as the renderer takes it, for the frames of a chunk of a clip of `total`."""
-        frames = np.minimum(np.arange(chunk.start, chunk.start + chunk.length), chunk.stop - 1)
-        frames = frames if self.moves else frames[:1]
-        size = self.size or forward.environment_size
-        runs = (frames[i : i + READ_RUN] for i in range(0, len(frames), READ_RUN))
-        maps = (self.maps(index, run, total, size) for run in runs)
-        return np.concatenate([forward.encode_environment(some) for some in maps], axis=1)
-
-    def tiles(self, folder: ClipFolder, chunk: Chunk, i: int, total: int) -> list[np.ndarray]:
-        """A frame under every environment, each with the environment in its lower left corner."""
-        tiles = []
-        for index, label in enumerate(self.labels):
-            image = folder.read(chunk, i, label)
-            side = min(image.shape[:2]) // 4
-            light = self.maps(index, np.array([chunk.start + i]), total, (side, side))["env_ldr"]
-            tiles.append(inset(image, np.asarray(light[0])))
-        return tiles
-
-    def on_page(self, total: int) -> dict[str, PageLight]:
-        """What a page shows of the environments that light a clip of `total` frames, by label."""
-        size = (256, 512 if self.projection == "frame" else 256)  # then scaled down, so that no small light is missed
-
-        def thumbnail(index: int, frame: int) -> np.ndarray:
-            light = self.maps(index, np.array([frame]), total, size)["env_ldr"][0]
-            return fit_cover(np.asarray(light), (size[0] // 4, size[1] // 4), multiple=1)
-
-        named = enumerate(zip(self.labels, self.names, strict=True))
-        return {label: PageLight(name, partial(thumbnail, index)) for index, (label, name) in named}

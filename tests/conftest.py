@@ -27,7 +27,7 @@ hypothesis.settings.load_profile("drender")
 
 import tiny  # noqa: E402
 
-from drender import convert  # noqa: E402
+from drender import convert, environment  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +40,16 @@ def inverse_checkpoint(tmp_path_factory) -> Path:
 def forward_checkpoint(tmp_path_factory) -> Path:
     """The tiny forward renderer with its LoRA, converted."""
     return _converted(tmp_path_factory, "forward")
+
+
+@pytest.fixture(scope="module")
+def small_cubes():
+    """Cube maps of 64×64 texels, which are quicker."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(environment, "CUBE_SIZE", 64)
+        environment._latlong_to_cube.clear_cache()
+        yield
+    environment._latlong_to_cube.clear_cache()
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from drender import environment
-from drender.environment import camera_rotations, environment_maps, light_angles, load_environment, project, read_poses
+from drender.environment import environment_maps, load_environment, project
 from drender.errors import InputError
 from drender.media import write_png
+from drender.orientation import camera_rotations, light_angles, read_poses
 
 GOLDEN = Path(__file__).parent / "golden" / "env_sunny.npz"
 HDR = os.environ.get("SUNNY_VONDELPARK_HDR")
@@ -185,7 +186,8 @@ def test_all_of_it_together():
 @pytest.mark.skipif(not HDR, reason="set SUNNY_VONDELPARK_HDR to the path of Poly Haven's sunny_vondelpark_1k.hdr")
 def test_golden_result_of_the_reference():
     golden = np.load(GOLDEN)
-    maps = environment_maps(HDR, num_frames=3, size=(128, 128), rotate_light=True)
+    with pytest.warns(UserWarning, match="exceeds radiance 10000, .* with 56% of its energy"):
+        maps = environment_maps(HDR, num_frames=3, size=(128, 128), rotate_light=True)
     for name, found in maps.items():
         difference = np.abs(np.asarray(found) - golden[name].astype(np.float32))
         assert difference.mean() < 1e-4 and difference.max() < 5e-4, name  # stored in half floats: 2.4e-4 near 1
@@ -336,9 +338,6 @@ def test_bad_transforms_files_are_input_errors(tmp_path, text, message):
     assert str(file) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_missing_and_singular_transforms(tmp_path):
+def test_a_missing_transforms_file_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match=r"none\.json: No such file"):
         read_poses(tmp_path / "none.json")
-    (tmp_path / "zero.json").write_text(json.dumps({"frames": [{"transform_matrix": np.zeros((4, 4)).tolist()}]}))
-    with pytest.raises(InputError, match="no inverse"):
-        read_poses(tmp_path / "zero.json", relative=True)

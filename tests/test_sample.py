@@ -345,11 +345,13 @@ def test_gbuffers_go_from_inverse_to_forward(run, forward, models, tmp_path):
 def test_forward_equals_the_python_interface(networks, forward, models, sky, tmp_path):
     (clip,) = find_gbuffer_clips(write_gbuffers(tmp_path / "in"))
     options = ("--rotate-light", "--strength", 0.5, "--flip", "--rotation", 90, "--elevation", 20)
+    options += ("--elevation-sign", "up", "--yaw", 20, "--pitch", -30, "--roll", 40, "--exposure", "auto", "--blur", 6)
     code, *_ = forward("--input", tmp_path / "in", "--output", tmp_path / "out", *options, "--bits", 16, "--no-video")
     assert code == 0
     light = environment_maps(
-        sky, 2, (64, 64), strength=0.5, flip=True, rotation=90.0, rotate_light=True, elevation=20.0
-    )
+        sky, 2, (64, 64), strength=0.5, flip=True, rotation=90.0, rotate_light=True, elevation=20.0,
+        elevation_sign="up", yaw=20.0, pitch=-30.0, roll=40.0, exposure="auto", blur=6.0,
+    )  # fmt: skip
     renderer = ForwardRenderer.load(str(models["forward"]), None, jax.devices()[0], 0.25)
     relit = renderer({name: clip.read(name)[None] for name in CONDITIONS}, light, num_steps=1)
     found = np.stack([read_image(tmp_path / f"out/in/0000.{i:04d}.env0000.png") for i in range(2)])
@@ -775,7 +777,12 @@ BAD_OPTIONS = [
     ("forward", ("--elevation", "nan"), "elevation nan"),
     ("forward", ("--poses", "/nowhere.json"), "cannot read /nowhere.json"),
     ("forward", ("--environment", "/nowhere.hdr"), "/nowhere.hdr does not exist"),
-    ("forward", ("--environment", "/tmp"), "unknown kind of image"),
+    ("forward", ("--environment", "/dev"), "/dev: no environment maps there"),
+    ("forward", ("--exposure", "bright"), "environment exposure 'bright' is neither a number of stops nor 'auto'"),
+    ("forward", ("--exposure", "inf"), "environment exposure inf"),
+    ("forward", ("--blur", -5), "environment blur -5.0"),
+    ("forward", ("--pitch", "nan"), "environment pitch nan"),
+    ("forward", ("--elevation-sign", "dow"), "unknown --elevation-sign 'dow'"),
     ("relight", ("--passes", "normal", "depth"), "--passes lacks basecolor, roughness, metallic"),
 ]
 
@@ -868,6 +875,21 @@ def test_doubtful_environments_light_with_a_warning_of_one_line(forward, sky, tm
     )
     assert code == 0
     assert err == f"warning: environment {other} {warning}\n"
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_folder_of_maps_lights_frame_by_frame(forward, sky, tmp_path):
+    (tmp_path / "sky").mkdir()
+    for i, name in enumerate(("sky9.hdr", "sky10.hdr")):
+        write_hdr(tmp_path / "sky" / name, read_image(sky) * 4.0**-i)
+    options = ("--input", write_gbuffers(tmp_path / "in"), "--environment", tmp_path / "sky", sky)
+    assert forward(*options, "--output", tmp_path / "out")[::2] == (0, "")
+    first, second = (read_image(tmp_path / f"out/in/0000.000{i}.env0000.png") for i in range(2))
+    np.testing.assert_array_equal(first, read_image(tmp_path / "out/in/0000.0000.env0001.png"))
+    assert not np.array_equal(second, read_image(tmp_path / "out/in/0000.0001.env0001.png"))
+    (tmp_path / "sky/sky10.hdr").unlink()
+    check_one_line(forward(*options, "--output", tmp_path / "few"), f"environment {tmp_path / 'sky'} only 1 maps")
+    assert not (tmp_path / "few").exists()
 
 
 def test_broken_environments(forward, sky, tmp_path):

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from ..clips import Light
-from ..environment import light_image, srgb_curve
+from ..environment import srgb_curve
 from ..gbuffers import encode_normal
+from ..radiance import light_image
 from . import meshes, shapes
 from .meshes import Mesh
 from .scenes import Body, Scene

@@ -12,9 +12,9 @@ import OpenImageIO as oiio
 from jaxtyping import Float, Float32
 
 from ..builtin import ENVIRONMENTS
-from ..environment import MAX_RADIANCE
 from ..errors import InputError
 from ..media import HDR_SUFFIXES, read_hdr, replacing, visible_entries
+from ..radiance import MAX_RADIANCE
 
 HELD_OUT = (
     "forest",

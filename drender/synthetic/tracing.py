@@ -99,7 +99,7 @@ class Tracer:
         self._parameters["bodies.faces"] = self._mi.UInt32(np.arange(len(corners["positions"]), dtype=np.uint32))
 
     def set_light(self, image: Float32[np.ndarray, "h w 3"], angle: float) -> None:
-        """The light of `environment.light_image`, turned as `environment.project` turns it."""
+        """The light of `radiance.light_image`, turned as `environment.project` turns it."""
         # Mitsuba's first and last rows are the poles themselves: with every second row its own, its map equals ours.
         rows = np.clip(np.arange(2 * len(image) + 1) / 2 - 0.5, 0, len(image) - 1)
         above, down = np.floor(rows).astype(int), (rows % 1)[:, None, None]
