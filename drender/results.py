@@ -70,14 +70,19 @@ class ClipFolder:
 
     def write(self, chunk: Chunk, results: dict[str, np.ndarray], bits: int) -> None:
         """Writes a chunk's frames `f h w 3` of every label, without the repeated ones, then records it as done."""
+        frames = ({label: images[i] for label, images in results.items()} for i in range(chunk.num_frames))
+        self.write_frames(chunk, frames, dict.fromkeys(results, bits))
+
+    def write_frames(self, chunk: Chunk, frames: Iterable[dict[str, np.ndarray]], bits: dict[str, int]) -> None:
+        """Writes a chunk frame by frame, images `h w 3` by label, as they come; then records it as done."""
         if not self.done:
             self._save()
             # What a run before this one wrote, of other settings or up to where it was stopped, is not to be mixed in.
             for path in self._images():
                 path.unlink()
-        for label, frames in results.items():
-            for i, frame in enumerate(frames[: chunk.num_frames]):
-                write_png(frame_path(self.path, chunk.index, i, label), frame, bits)
+        for i, images in enumerate(frames):
+            for label, image in images.items():
+                write_png(frame_path(self.path, chunk.index, i, label), image, bits[label])
         self._save(chunks=sorted(self.done | {chunk.index}))
 
     def read(self, chunk: Chunk, frame: int, label: str) -> np.ndarray:

@@ -261,10 +261,15 @@ def _process(run: Run, renderers: Any, clip, progress: bool, stopped: threading.
 def _rgb_clips(source: Path, output: Path, failed: Failed) -> list[Clip]:
     """The clips at `source`; InputError if results in `output` would count as input when the run is started again."""
     clips = find_clips(source, failed)
-    inside = source.is_dir() and output.resolve().is_relative_to(source.resolve())
-    if inside or any((output / clip.name).resolve() == clip.paths[0].resolve().parent for clip in clips):
-        raise InputError(f"--output {output} would put results among the input's files; give another")
+    keep_apart(source, output, {clip.name: clip.paths[0].parent for clip in clips})
     return clips
+
+
+def keep_apart(source: Path, output: Path, folders: dict[str, Path]) -> None:
+    """InputError if the results of clips, whose files lie in these folders, would lie among the input's files."""
+    inside = source.is_dir() and output.resolve().is_relative_to(source.resolve())
+    if inside or any((output / name).resolve() == folder.resolve() for name, folder in folders.items()):
+        raise InputError(f"--output {output} would put results among the input's files; give another")
 
 
 def _writable(output: Path) -> None:
