@@ -35,14 +35,15 @@ def edit(
     Args:
       set: label -> value in [0, 1] as stored, or for a colour "#rrggbb" or three such numbers (sRGB-encoded).
       scale: label -> factor ≥ 0, for a colour one or three, of linear light; the product is cut off at 1.
-      replace: label -> images in [0, 1] that take the place of the buffer's.
+      replace: label -> images in [0, 1], as stored, that take the place of the buffer's; of other buffers than colours
+        the mean of their channels.
     Raises:
       InputError: a buffer that is not there or cannot be edited, is changed in two ways, or a value out of range.
     """
     result = {label: np.asarray(image, np.float32) for label, image in buffers.items()}
     changes = [(label, set_to(label, value)) for label, value in (set or {}).items()]
     factors = [(label, scale_by(label, value)) for label, value in (scale or {}).items()]
-    images = [(label, np.asarray(image, np.float32)) for label, image in (replace or {}).items()]
+    images = [(label, _texture(label, image)) for label, image in (replace or {}).items()]
     check_labels([label for label, _ in (*changes, *factors, *images)], buffers)
     for label, factor in factors:
         light = to_linear(label, result[label]) * factor
@@ -50,6 +51,10 @@ def edit(
     for label, value in (*changes, *images):
         result[label] = blend(label, result[label], value, mask)
     return result
+
+
+def _texture(label: str, image: Image) -> Float32[np.ndarray, "*b h w _c"]:
+    return np.asarray(image if label in COLOURS else image.mean(axis=-1, keepdims=True), np.float32)
 
 
 def blend(label: str, image: Image, value: np.ndarray, mask: Mask | None) -> Float32[np.ndarray, "*b h w 3"]:

@@ -145,7 +145,7 @@ class FileObject:
     def __init__(self, path: str | Path, frame: int | None = None):
         self.path, self.frame = path, frame
         try:
-            found = find_gbuffer_clips(path, ("depth", "mask"), labels=("mask",))
+            found = find_gbuffer_clips(path, ("depth",), labels=("mask",))
         except InputError as error:
             raise InputError(f"--object: {error}") from None
         self._clips = {clip.name: clip for clip in found}
@@ -153,6 +153,10 @@ class FileObject:
     def check(self, name: str, num_frames: int, labels: Sequence[str]) -> None:
         """InputError if it does not fit to a clip of that name, with so many frames and these buffers."""
         clip, count = self._clip(name), len(self._places(name))
+        if "mask" not in clip.labels:
+            raise InputError(
+                f"--object {self.path}: has no mask of every frame (….mask.png) to cut the object out by; add it"
+            )
         if self.frame is not None and not 0 <= self.frame < count:
             raise InputError(f"--object-frame {self.frame}: {self.path} has frames 0 to {count - 1}")
         if self.frame is None and count not in (1, num_frames):
@@ -210,6 +214,7 @@ class RenderedObject:
 
     def __init__(self, shape: str, position=(0.5, 0.5), height=0.4, turn=(0.0, 0.0, 0.0), fov=40.0):
         from .synthetic import meshes, shapes  # what they need is not always installed
+        from .synthetic.tracing import load_mitsuba
 
         if not (np.isfinite(height) and height > 0):
             raise InputError(f"--height {height:g}: must be more than 0")
@@ -225,8 +230,12 @@ class RenderedObject:
                 raise InputError(f"--object {shape} does not exist")
             self._mesh = meshes.read_mesh(shape)
         else:
-            kinds = f"{' '.join(meshes.MESH_SUFFIXES)}, or a folder of G-buffers"
-            raise InputError(f"--object: {unknown('shape', shape, shapes.FAMILIES)}; or give a mesh ({kinds})")
+            hint = str(unknown("shape", shape, shapes.FAMILIES)).partition("; ")[2]
+            raise InputError(
+                f"--object {shape}: no folder of G-buffers, "
+                f"no mesh ({' '.join(meshes.MESH_SUFFIXES)}) and no shape; {hint}"
+            )
+        load_mitsuba()  # told before anything is read, if it is not installed
         self._layers: dict[tuple[int, int], Layer] = {}
 
     def check(self, name: str, num_frames: int, labels: Sequence[str]) -> None:

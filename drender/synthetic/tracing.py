@@ -53,7 +53,7 @@ class Tracer:
 
     def __init__(self, size: tuple[int, int], spp: int):
         self.size, self.paths = size, max(1, round(spp / DENOISED**2))
-        self._mi, self._dr, self._denoise = _mitsuba()
+        self._mi, self._dr, self._denoise = load_mitsuba()
         mi = self._mi
         texture = lambda channels: {
             "type": "bitmap",
@@ -190,8 +190,8 @@ def _mean(samples: Float32[np.ndarray, "H W c"], size: tuple[int, int]) -> Float
     return np.ascontiguousarray(reduce(samples, "(h i) (w j) c -> h w c", "mean", h=size[0], w=size[1]))
 
 
-def _mitsuba():
-    """Mitsuba, Dr.Jit and the denoiser, set up to use one core."""
+def load_mitsuba():
+    """Mitsuba, Dr.Jit and the denoiser, set up to use one core. InputError where they are not installed."""
     os.environ.setdefault("OIDN_NUM_THREADS", "1")
     os.environ.setdefault("OIDN_SET_AFFINITY", "0")  # else the denoisers of all processes share the first core
     # The system's LLVM may be one that Dr.Jit aborts with; the package's is one that it takes.
