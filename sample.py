@@ -90,7 +90,7 @@ def rework(args) -> None:
     if args.command == "edit":
         run = reworking.EditRun(**shared, steps=[reworking.Step.read(**edit) for edit in args.edits or [{}]])
     else:
-        material = {label: getattr(args, label) for label in MATERIAL if getattr(args, label) is not None}
+        material = {label: " ".join(getattr(args, label)) for label in MATERIAL if getattr(args, label) is not None}
         place = args.depth and tuple(args.depth)
         run = reworking.InsertRun(**shared, inserted=inserted(args), place=place, material=material, guide=args.guide)
     runs.execute(run, lambda device: None, jax.local_devices()[:1])

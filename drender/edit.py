@@ -20,7 +20,8 @@ COLOURS = ("basecolor", "diffuse_albedo")  # sRGB-encoded; factors and soft edge
 EDITABLE = (*COLOURS, "roughness", "metallic")
 
 Image, Mask = Float[np.ndarray, "*b h w 3"], Float[np.ndarray, "*b h w 1"]
-Value = str | float | Sequence[float]  # "#rrggbb", one number, or three
+Number = float | int
+Value = str | Number | Sequence[Number]  # "#rrggbb", one number, or three; as words in one string too
 
 
 def edit(
@@ -111,17 +112,12 @@ def scale_by(label: str, value: Value) -> Float32[np.ndarray, "_n"]:
 
 def colour(value: Value) -> Float32[np.ndarray, "3"]:
     """ "#rrggbb", or three numbers in [0, 1], sRGB-encoded; one number is a grey. InputError for anything else."""
-    text = value if isinstance(value, str) else value[0] if _is_word(value) else ""
-    if re.fullmatch("#[0-9a-fA-F]{6}", text):
-        return np.array([int(text[i : i + 2], 16) for i in (1, 3, 5)], np.float32) / 255
+    if isinstance(value, str) and re.fullmatch("#[0-9a-fA-F]{6}", value):
+        return np.array([int(value[i : i + 2], 16) for i in (1, 3, 5)], np.float32) / 255
     numbers = np.broadcast_to(_numbers("colour", value, (1, 3)), 3)
     if not ((numbers >= 0) & (numbers <= 1)).all():
         raise InputError(f"colour {_shown(value)}: its numbers must be 0 to 1, or write #rrggbb")
     return numbers
-
-
-def _is_word(value: Value) -> bool:
-    return not isinstance(value, str | float | int) and len(value) == 1 and isinstance(value[0], str)
 
 
 def _numbers(name: str, value: Value, counts: tuple[int, ...]) -> Float32[np.ndarray, "_n"]:
@@ -144,7 +140,7 @@ def _shown(value: Value) -> str:
 # ---- Masks ----
 
 
-def color_range(basecolor: Image, centre: Value, distance: float) -> Float32[np.ndarray, "*b h w 1"]:
+def color_range(basecolor: Image, centre: Value, distance: Number) -> Float32[np.ndarray, "*b h w 1"]:
     """Where the basecolor, as stored (sRGB), is no further from a colour than `distance`, in [0, √3]."""
     if not distance >= 0:
         raise InputError(f"colour range: the distance is {distance:g}; it must be 0 or more")
@@ -152,7 +148,7 @@ def color_range(basecolor: Image, centre: Value, distance: float) -> Float32[np.
     return (apart <= np.float32(distance) + 1e-6).astype(np.float32)
 
 
-def depth_range(depth: Image, near: float, far: float) -> Float32[np.ndarray, "*b h w 1"]:
+def depth_range(depth: Image, near: Number, far: Number) -> Float32[np.ndarray, "*b h w 1"]:
     """Where the depth is from `near` to `far`, both included: 0 is near, 1 far and the background."""
     if not 0 <= near <= far <= 1:
         raise InputError(f"depth range {near:g} {far:g}: must be NEAR FAR with 0 ≤ NEAR ≤ FAR ≤ 1")
@@ -160,7 +156,7 @@ def depth_range(depth: Image, near: float, far: float) -> Float32[np.ndarray, "*
     return ((depth >= near - 1e-6) & (depth <= far + 1e-6)).astype(np.float32)
 
 
-def feather(mask: Mask, pixels: float) -> Float32[np.ndarray, "*b h w 1"]:
+def feather(mask: Mask, pixels: Number) -> Float32[np.ndarray, "*b h w 1"]:
     """The mask with its edges blurred over `pixels` to either side, and unchanged further away.
 
     A Gaussian, σ half of that, cut off there.

@@ -75,12 +75,12 @@ class ClipFolder:
 
     def write_frames(self, chunk: Chunk, frames: Iterable[dict[str, np.ndarray]], bits: dict[str, int]) -> None:
         """Writes a chunk frame by frame, images `h w 3` by label, as they come; then records it as done."""
-        if not self.done:
-            self._save()
-            # What a run before this one wrote, of other settings or up to where it was stopped, is not to be mixed in.
-            for path in self._images():
-                path.unlink()
         for i, images in enumerate(frames):
+            if i == 0 and not self.done:
+                self._save()
+                # What an earlier run wrote, of other settings or up to where it was stopped, is not to be mixed in.
+                for path in self._images():
+                    path.unlink()
             for label, image in images.items():
                 write_png(frame_path(self.path, chunk.index, i, label), image, bits[label])
         self._save(chunks=sorted(self.done | {chunk.index}))

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32
 from tqdm import tqdm
 
-from .edit import check_labels, color_range, colour, depth_range, edit, feather, scale_by, set_to
+from .edit import check_labels, color_range, depth_range, edit, feather, scale_by, set_to
 from .errors import InputError
 from .frames import Companion
 from .gbuffers import GBufferClip, find_gbuffer_clips
@@ -140,11 +140,11 @@ class Step:
       feather: pixels over which edges are soft.
     """
 
-    set: Mapping[str, Sequence[str]]
-    scale: Mapping[str, Sequence[str]]
+    set: Mapping[str, str]
+    scale: Mapping[str, str]
     replace: Mapping[str, Companion]
     mask: Companion | None = None
-    colours: tuple[Sequence[str], float] | None = None
+    colours: tuple[str, float] | None = None
     depths: tuple[float, float] | None = None
     invert: bool = False
     feather: float = 0.0
@@ -162,14 +162,11 @@ class Step:
         if not labels:
             raise InputError("an edit changes nothing; give it --set, --scale or --replace")
         check_labels(labels, labels)
-        for label, words in named["--set"]:
-            set_to(label, words)
-        for label, words in named["--scale"]:
-            scale_by(label, words)
-        for label, words in named["--replace"]:
-            if len(words) > 1:
-                raise InputError(f"--replace {label} {' '.join(words)}: give one path")
-        textures = {label: Companion("--replace", words[0], label) for label, words in named["--replace"]}
+        for label, value in named["--set"]:
+            set_to(label, value)
+        for label, value in named["--scale"]:
+            scale_by(label, value)
+        textures = {label: Companion("--replace", path, label) for label, path in named["--replace"]}
         if invert and not (mask or color_range or depth_range):
             raise InputError("--invert: there is no mask to invert; give --mask, --color-range or --depth-range")
         if feather < 0:
@@ -196,23 +193,22 @@ class Step:
         return feather(1 - area if self.invert else area, self.feather)
 
 
-def _label_and_value(option: str, words: Sequence[str]) -> tuple[str, Sequence[str]]:
+def _label_and_value(option: str, words: Sequence[str]) -> tuple[str, str]:
     if len(words) < 2:
         raise InputError(f"{option} {words[0]}: a value is missing; give a buffer and what to make of it")
-    return words[0], words[1:]
+    return words[0], " ".join(words[1:])
 
 
-def _colour_range(words: Sequence[str]) -> tuple[Sequence[str], float]:
+def _colour_range(words: Sequence[str]) -> tuple[str, float]:
     """ "#rrggbb 0.2" or "r g b 0.2"."""
     try:
-        centre, distance = words[:-1], float(words[-1])
+        centre, distance = " ".join(words[:-1]), float(words[-1])
     except ValueError:
-        centre, distance = (), 0.0
+        centre, distance = "", 0.0
     if not centre:
         raise InputError(f"--color-range {' '.join(words)}: give a colour and a distance, such as '#c03020 0.2'")
     try:
-        color_range(np.zeros((1, 1, 3), np.float32), centre, distance)
-        colour(centre)
+        color_range(np.zeros((1, 1, 3), np.float32), centre, distance)  # for its errors
     except InputError as error:
         raise InputError(f"--color-range {' '.join(words)}: {error}") from None
     return centre, distance
@@ -220,7 +216,7 @@ def _colour_range(words: Sequence[str]) -> tuple[Sequence[str], float]:
 
 def _depth_range(bounds: Sequence[float]) -> tuple[float, float]:
     near, far = bounds
-    depth_range(np.zeros((1, 1, 3), np.float32), near, far)
+    depth_range(np.zeros((1, 1, 3), np.float32), near, far)  # for its errors
     return near, far
 
 
@@ -281,7 +277,7 @@ class InsertRun(ReworkRun):
 
     inserted: FileObject | RenderedObject | None = None
     place: tuple[float, ...] | None = None
-    material: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    material: Mapping[str, str] = field(default_factory=dict)
     guide: bool = False
 
     def __post_init__(self):
