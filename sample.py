@@ -10,10 +10,12 @@ from pathlib import Path
 
 import jax
 
-from drender import builtin, cli, reworking, runs
+from drender import builtin, cli, runs
 from drender.config import DEFAULT_PASSES, RendererConfig, Sampling, from_dict
+from drender.edit_run import EditRun, Step
 from drender.environment import PROJECTIONS, read_poses
 from drender.errors import InputError
+from drender.insert_run import InsertRun
 from drender.insertion import FileObject, RenderedObject
 from drender.renderers import ForwardRenderer, InverseRenderer, chosen_passes, used_conditions
 from drender.stages import DTYPES
@@ -88,11 +90,11 @@ def rework(args) -> None:
         "overwrite": args.overwrite,
     }
     if args.command == "edit":
-        run = reworking.EditRun(**shared, steps=[reworking.Step.read(**edit) for edit in args.edits or [{}]])
+        run = EditRun(**shared, steps=[Step.read(**edit) for edit in args.edits or [{}]])
     else:
         material = {label: " ".join(getattr(args, label)) for label in MATERIAL if getattr(args, label) is not None}
         place = args.depth and tuple(args.depth)
-        run = reworking.InsertRun(**shared, inserted=inserted(args), place=place, material=material, guide=args.guide)
+        run = InsertRun(**shared, inserted=inserted(args), place=place, material=material, guide=args.guide)
     runs.execute(run, lambda device: None, jax.local_devices()[:1])
 
 

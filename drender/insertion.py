@@ -77,9 +77,8 @@ def insert(
         raise InputError(f"the object has no {', no '.join(lacks)}, which the clip has; add it to the object's files")
     if "depth" not in buffers:
         raise InputError("the clip has no depth, which says what is in front of the object")
-    spread = max(own[1] - own[0], 1e-6)
-    depth = place[0] + (layer.images["depth"] - np.float32(own[0])) / np.float32(spread) * (place[1] - place[0])
-    depth = depth.clip(0, 1).astype(np.float32)
+    within = (layer.images["depth"] - np.float32(own[0])) / np.float32(max(own[1] - own[0], 1e-6))
+    depth = (place[0] + within.clip(0, 1) * (place[1] - place[0])).astype(np.float32)
     visible = ((buffers["depth"] - depth)[..., :1] / SOFT + 1).clip(0, 1) * layer.coverage
     images = {**layer.images, "depth": depth, "mask": np.ones_like(depth)}
     result = dict(buffers)
@@ -200,7 +199,7 @@ class FileObject:
 
 
 class RenderedObject:
-    """An object that stands still before a fixed camera; of one material, grey and dull.
+    """An object that stands still before a fixed camera; of one material, a dull grey.
 
     Args:
       shape: a family of `synthetic.shapes.FAMILIES`, or the path of a mesh.

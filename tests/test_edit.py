@@ -290,6 +290,16 @@ def test_results_are_resumed_kept_apart_and_replaced_as_by_other_commands(run, t
     assert read_image(frame_path(tmp_path / "out/b", 0, 0, "roughness")).max() == 0
 
 
+def test_buffers_of_other_models_are_passed_on(run, tmp_path):
+    clip = write_gbuffers(tmp_path / "walk", labels=("basecolor", "glossiness"), record={"overlap": 6})
+    record = json.loads((clip / "inverse.json").read_text())
+    (clip / "inverse.json").write_text(json.dumps(record | {"labels": ["basecolor", "glossiness"]}))
+    assert run("edit", "--input", clip, "--output", tmp_path / "out", "--set", "basecolor", 0)[0] == 0
+    for i in range(3):
+        before, after = (stored(frame_path(x, 0, i, "glossiness")) for x in (clip, tmp_path / "out/walk"))
+        np.testing.assert_array_equal(before, after)
+
+
 def test_the_input_is_safe(run, tmp_path):
     clip = write_gbuffers(tmp_path / "in" / "walk")
     before = contents(tmp_path / "in")
@@ -316,7 +326,7 @@ def test_an_empty_mask_is_a_warning(run, tmp_path):
         (("--set", "roughness"), "--set roughness: a value is missing"),
         (("--set", "diffuse_albedo", "1"), "clip 'walk' has no 'diffuse_albedo'"),
         (("--set", "roughness", "1", "--invert"), "--invert: there is no mask to invert"),
-        (("--set", "roughness", "1", "--feather", "-1"), "--feather -1: must be 0 or more"),
+        (("--set", "roughness", "1", "--feather", "-1"), "--feather -1: must be 0 to 1000"),
         (
             ("--set", "roughness", "1", "--color-range", "#ffffff"),
             "--color-range #ffffff: give a colour and a distance",
