@@ -254,9 +254,7 @@ class RenderedObject:
 
         tracer, (height, width) = Tracer(size, spp=1), size
         extent = np.tan(self.fov / 2) * CAMERA_DISTANCE  # of half the picture's height, at the object
-        # A ball's outline is where rays touch it, which is a little larger than its middle's distance would say.
-        outline = self.height * np.tan(self.fov / 2)
-        radius = CAMERA_DISTANCE * outline / np.sqrt(1 + outline**2)
+        radius = ball_radius(self.height, self.fov)
         x, y = (2 * self.position[0] - 1) * extent * width / height, (1 - 2 * self.position[1]) * extent
         rotation = Rotation.from_euler("YXZ", self.turn, degrees=True).as_matrix()
         material = np.array([*[0.6] * 3, 0.5, 0.0], np.float32)  # basecolor is linear here
@@ -272,3 +270,9 @@ class RenderedObject:
             label: np.broadcast_to(image, (height, width, 3)).astype(np.float32) for label, image in alone.items()
         }
         return Layer(images, frame.coverage)
+
+
+def ball_radius(height: float, fov: float) -> float:
+    """Of a ball at CAMERA_DISTANCE that is seen `height` high, where the picture, of `fov` radians, is 1."""
+    outline = height * np.tan(fov / 2)
+    return float(CAMERA_DISTANCE * outline / np.sqrt(1 + outline**2))  # where rays touch it, before its middle
