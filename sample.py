@@ -1,9 +1,11 @@
-"""Sampling: `inverse`, `forward` and `relight`. `python sample.py relight --help` lists the options of the last.
+"""Sampling: `inverse`, `forward` and `relight`; and `edit` and `insert`, which change G-buffers between the first two.
 
-Without options, a command runs the small models that come with the package on the clip that does.
+`python sample.py relight --help` lists the options of a command. Without options, a command runs the small models that
+come with the package on the clip that does.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +14,11 @@ import jax
 from drender import builtin, cli, execution, runs
 from drender.config import DEFAULT_PASSES, RendererConfig, Sampling, from_dict
 from drender.diffusion import SAMPLERS
+from drender.edit_run import EditRun, Step
 from drender.environment import PROJECTIONS
 from drender.errors import InputError
+from drender.insert_run import InsertRun
+from drender.insertion import FileObject, RenderedObject
 from drender.lights import Lights
 from drender.orientation import ELEVATION_SIGNS, read_poses
 from drender.renderers import ForwardRenderer, InverseRenderer, chosen_passes, used_conditions
@@ -22,10 +27,16 @@ from drender.windows import MODES
 
 # Options that change where and how fast a run works, not what comes out.
 NOT_RECORDED = {"command", "output", "devices", "overwrite", "video", "html"}
+MATERIAL = ("basecolor", "roughness", "metallic")
 
 
 def main() -> None:
     args = parser().parse_args()
+    rework(args) if args.command in ("edit", "insert") else render(args)
+
+
+def render(args) -> None:
+    """Runs a command of the renderers."""
     inverse_config, forward_config = complete(args)
     sampling = {name: getattr(args, name) for name in Sampling.__dataclass_fields__ if getattr(args, name) is not None}
     from_dict(Sampling, sampling, "options")  # a bad value is told before anything is loaded
@@ -67,6 +78,32 @@ def main() -> None:
     execution.execute(run, load, jax.local_devices()[: args.devices])
 
 
+def rework(args) -> None:
+    """Runs a command that changes G-buffers. It needs no models, and takes no accelerator from those that do."""
+    jax.config.update("jax_platforms", "cpu")
+    args.input = args.input or str(builtin.GBUFFERS)
+    args.output = args.output or str(Path("outputs") / args.command)
+    settings = {name: value for name, value in sorted(vars(args).items()) if name not in NOT_RECORDED}
+    shared = {
+        "input": Path(args.input),
+        "output": Path(args.output),
+        "cut": runs.Cut(sys.maxsize, 6 if args.overlap is None else args.overlap, "all", None),  # chunks as they are
+        "sampling": {},
+        "settings": {"command": args.command, **settings},
+        "bits": args.bits,
+        "video": args.video,
+        "overwrite": args.overwrite,
+        "html": args.html,
+    }
+    if args.command == "edit":
+        run = EditRun(**shared, steps=[Step.read(**edit) for edit in args.edits or [{}]])
+    else:
+        material = {label: " ".join(getattr(args, label)) for label in MATERIAL if getattr(args, label) is not None}
+        place = args.depth and tuple(args.depth)
+        run = InsertRun(**shared, inserted=inserted(args), place=place, material=material, guide=args.guide)
+    execution.execute(run, lambda device: (), jax.local_devices()[:1])
+
+
 def complete(args) -> tuple[RendererConfig | None, RendererConfig | None]:
     """Fills in what is not given, and returns the configurations of the renderers that are used."""
     kinds = ("inverse", "forward") if args.command == "relight" else (args.command,)
@@ -99,10 +136,19 @@ def parser() -> cli.Parser:
     clips = "image, video, folder of frames, or folder of such"
     for command, kind in ((inverse, clips), (forward, "folder of G-buffers, or of such folders"), (relight, clips)):
         files(command, kind)
+        option(command, "--devices", "N", "how many local devices share the clips (all)", int)
+        command.add_argument("--dtype", choices=DTYPES, help="to compute in (float32 on a CPU, else bfloat16)")
     for command in (inverse, relight):
         command.add_argument(
             "--passes", nargs="+", metavar="NAME", default=DEFAULT_PASSES, help="G-buffers to estimate"
         )
+    edit = add("edit", help="G-buffers to G-buffers of other materials; several edits with --then between them")
+    insert = add("insert", help="an object into G-buffers, by depth and mask")
+    for command in (edit, insert):
+        files(command, "folder of G-buffers, or of such folders", bits=None)
+        option(command, "--overlap", "N", "frames that chunks share, where no record tells (6)", int)
+    editing(edit)
+    insertion(insert)
     option(inverse, "--lora-scale", "X", "of factors trained on real footage, where there are any", float, default=1.0)
     for command in (forward, relight):
         light(command)
@@ -118,15 +164,14 @@ def option(command: cli.Parser, name: str, metavar: str, help: str, kind: type |
     command.add_argument(name, metavar=metavar, help=help, type=kind, **how)
 
 
-def files(command: cli.Parser, kind: str) -> None:
+def files(command: cli.Parser, kind: str, bits: int | None = 8) -> None:
     option(command, "--input", "PATH", f"{kind} (the built-in clip)")
     option(command, "--output", "FOLDER", "for the results (outputs/ and the command's name)")
     command.add_argument("--overwrite", action="store_true", help="replace results made with other options")
-    command.add_argument("--bits", type=int, choices=(8, 16), default=8, help="of the PNG files")
+    kept = "" if bits else " (those of the input)"
+    command.add_argument("--bits", type=int, choices=(8, 16), default=bits, help=f"of the PNG files{kept}")
     command.add_argument("--no-video", dest="video", action="store_false", help="write no mp4 and no contact sheet")
     command.add_argument("--html", action="store_true", help="write index.html, a page to look at the results")
-    option(command, "--devices", "N", "how many local devices share the clips (all)", int)
-    command.add_argument("--dtype", choices=DTYPES, help="to compute in (float32 on a CPU, else bfloat16)")
 
 
 def light(command: cli.Parser) -> None:
@@ -191,6 +236,69 @@ def sampler(command: cli.Parser) -> None:
     command.add_argument(
         "--deterministic", action=argparse.BooleanOptionalAction, help="one step, for models trained so (what it was)"
     )
+
+
+class OfEdit(argparse.Action):
+    """An option of the edit that is being described: `args.edits` has a dictionary for each."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        edits = namespace.edits = namespace.edits or [{}]
+        if self.dest == "then":
+            edits.append({})
+        elif self.dest in ("set", "scale", "replace"):
+            edits[-1].setdefault(self.dest, []).append(values)
+        else:
+            edits[-1][self.dest] = True if self.nargs == 0 else values
+
+
+def editing(command: cli.Parser) -> None:
+    command.set_defaults(edits=None)
+    of_edit = {"action": OfEdit, "default": argparse.SUPPRESS}
+    add = lambda name, help, **how: command.add_argument(name, help=help, **of_edit, **how)
+    add("--set", "basecolor, roughness or metallic; #rrggbb, or numbers 0 to 1", nargs="+", metavar=("NAME", "VALUE"))
+    add("--scale", "one to multiply, a basecolor in linear light", nargs="+", metavar=("NAME", "FACTOR"))
+    add("--replace", "by a picture or by the frames of a clip", nargs="+", metavar=("NAME", "PATH"))
+    add("--mask", "where: an image, or a clip of as many frames", type=cli.path, metavar="PATH")
+    add("--color-range", "where the basecolor is that near to a colour", nargs="+", metavar=("COLOR", "DISTANCE"))
+    add("--depth-range", "where the depth is in this range", type=float, nargs=2, metavar=("NEAR", "FAR"))
+    add("--invert", "everywhere else", nargs=0)
+    add("--feather", "pixels over which the mask's edges are soft, to either side", type=float, metavar="PIXELS")
+    add("--then", "begins another edit, with a mask of its own", nargs=0)
+
+
+def insertion(command: cli.Parser) -> None:
+    option(
+        command, "--object", "WHAT", "folder of G-buffers with masks, mesh (.ply .obj .gltf .glb), or shape: cube, "
+        "torus, knot, …", default="sphere",
+    )  # fmt: skip
+    option(command, "--object-frame", "I", "frame to hold of a folder of G-buffers", int)
+    numbers = lambda name, metavar, help: command.add_argument(
+        name, type=float, nargs=len(metavar), metavar=metavar, help=help
+    )
+    numbers("--position", ("X", "Y"), "of a mesh or shape in the picture, 0 0 is its upper left corner (0.5 0.5)")
+    option(command, "--height", "H", "of it, where the picture's is 1 (0.4)", float)
+    numbers("--turn", ("YAW", "PITCH", "ROLL"), "of it in degrees (0 0 0)")
+    option(command, "--fov", "DEGREES", "field of view of the picture's height that it is seen with (40)", float)
+    command.add_argument(
+        "--depth", type=float, nargs="+", metavar=("NEAR", "FAR"),
+        help="the object's in the clip, 0 to 1; or of its middle only (that of what it stands on)",
+    )  # fmt: skip
+    command.add_argument("--basecolor", nargs="+", metavar="COLOR", help="of all of it: #rrggbb, or numbers 0 to 1")
+    for name in MATERIAL[1:]:
+        command.add_argument(f"--{name}", nargs=1, metavar="X", help="of all of it, 0 to 1")
+    command.add_argument("--guide", action="store_true", help="show it over the RGB too, in a plain light, unshadowed")
+
+
+def inserted(args) -> FileObject | RenderedObject:
+    placing = {name: getattr(args, name) for name in ("position", "height", "turn", "fov")}
+    placing = {name: value for name, value in placing.items() if value is not None}
+    if Path(args.object).is_dir():
+        if placing:
+            raise InputError(f"--{next(iter(placing))} is for meshes and shapes; --object {args.object} is a folder")
+        return FileObject(args.object, args.object_frame)
+    if args.object_frame is not None:
+        raise InputError(f"--object-frame is for folders of G-buffers; --object {args.object} is none")
+    return RenderedObject(args.object, **placing)
 
 
 def stops(text: str) -> float | str:

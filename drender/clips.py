@@ -161,8 +161,7 @@ class TrainingClip:
 
     @property
     def folder(self) -> Path:
-        (label, _), (path, *_) = next(iter(self.buffers.paths.items()))
-        return path.parent if path.stem.endswith(f".{label}") else path.parent.parent  # `label/stem.png`
+        return self.buffers.folder
 
     @property
     def num_frames(self) -> int:

@@ -52,6 +52,11 @@ class GBufferClip:
     chunks: dict[int, int]  # number of frames of each chunk; layouts without chunks have one, chunk 0
     paths: dict[tuple[str, int], tuple[Path, ...]]  # (label, chunk) -> the frames in order
 
+    @property
+    def folder(self) -> Path:
+        (label, _), (path, *_) = next(iter(self.paths.items()))
+        return path.parent if path.stem.endswith(f".{label}") else path.parent.parent  # `label/stem.png`
+
     def read(
         self, label: str, chunk: int = 0, start: int = 0, stop: int | None = None
     ) -> Float32[np.ndarray, "f h w 3"]:

@@ -88,6 +88,21 @@ def to_integers(image: np.ndarray, bits: int = 8) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
+def stored_bits(path: str | Path) -> int:
+    """Bits of an integer PNG that holds the still at `path` without loss: 8, or 16 for deeper integers and floats.
+
+    InputError if it cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        head = file.read(25)
+    if head[:8] == PNG_SIGNATURE and len(head) == 25:
+        return 16 if head[24] == 16 else 8  # the header tells, and G-buffers are many
+    source = _open_still(path)
+    bits = 8 if str(source.spec().format) == "uint8" else 16
+    source.close()
+    return bits
+
+
 def _read_still(path: str | Path) -> tuple[Float32[np.ndarray, "h w 3"], bool]:
     """The upright picture over black, and whether the file holds floats (which are linear light)."""
     source = _open_still(path)
@@ -352,10 +367,16 @@ def fit_cover(
     frames = np.asarray(frames, np.float32)
     if size == frames.shape[-3:-1]:
         return frames
-    resized = np.empty((*frames.shape[:-3], *size, 3), np.float32)
+    fitted = np.empty((*frames.shape[:-3], *size, 3), np.float32)
     for index in np.ndindex(*frames.shape[:-3]):  # one at a time: they may be large
-        resized[index] = _resize(frames[index], shape=(*size, 3))
-    return resized
+        fitted[index] = resized(frames[index], size)
+    return fitted
+
+
+def resized(image: Float[np.ndarray, "h w 3"], size: tuple[int, int]) -> Float32[np.ndarray, "H W 3"]:
+    """The image stretched to `size` (height, width): bilinear and antialiased; itself if it has that size."""
+    image = np.asarray(image, np.float32)
+    return image if image.shape[:2] == tuple(size) else np.asarray(_resize(image, shape=(*size, 3)))
 
 
 _resize = jax.jit(partial(jax.image.resize, method="linear"), static_argnames="shape")

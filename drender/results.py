@@ -91,13 +91,17 @@ class ClipFolder:
 
     def write(self, chunk: Chunk, label: str, runs: Iterable[np.ndarray], bits: int) -> Iterator[np.ndarray]:
         """Writes frames, `1 n h w 3` at a time, of one image kind, without the repeated ones, and hands them on."""
-        self._begin()
         frame = 0
         for run in runs:
             for image in run[0, : chunk.num_frames - frame]:
-                write_png(frame_path(self.path, chunk.index, frame, label), image, bits)
+                self.put(chunk, frame, label, image, bits)
                 frame += 1
             yield run
+
+    def put(self, chunk: Chunk, frame: int, label: str, image: np.ndarray, bits: int) -> None:
+        """Writes one image `h w 3`."""
+        self._begin()
+        write_png(frame_path(self.path, chunk.index, frame, label), image, bits)
 
     def complete(self, chunk: Chunk) -> None:
         """Records that all files of the chunk are there."""

@@ -144,7 +144,7 @@ class InverseRun(BuffersRun):
     def page_clip(self, clip: Clip) -> PageClip:
         shown = list(shown_frames(self.cut.plan(clip.num_frames), self.cut.overlap))
         (folder,) = self.folders(clip)
-        return PageClip(clip.name, clip.fps, len(shown), _readers(folder, shown, self.labels))
+        return PageClip(clip.name, clip.fps, len(shown), readers(folder, shown, self.labels))
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ class ForwardRun(LitRun):
         (folder,), total = self.folders(clip), clip.chunks[-1].stop
         given = [name for name in ("rgb", *self.conditions) if name in clip.clip.labels]
         read = lambda name, i: fit_cover(clip.read(*shown[i], name), self.cut.size)
-        frames = {name: partial(read, name) for name in given} | _readers(folder, shown, self.lights.labels)
+        frames = {name: partial(read, name) for name in given} | readers(folder, shown, self.lights.labels)
         return PageClip(clip.name, DEFAULT_FPS, len(shown), frames, self.lights.on_page(total))
 
 
@@ -280,7 +280,7 @@ class RelightRun(BuffersRun, LitRun):
         chunks = self.cut.plan(clip.num_frames)
         shown = list(shown_frames(chunks, self.cut.overlap))
         gbuffers, relit = self.folders(clip)
-        frames = _readers(gbuffers, shown, self.labels) | _readers(relit, shown, self.lights.labels)
+        frames = readers(gbuffers, shown, self.labels) | readers(relit, shown, self.lights.labels)
         return PageClip(clip.name, clip.fps, len(shown), frames, self.lights.on_page(chunks[-1].stop))
 
 
@@ -295,7 +295,7 @@ def encoded(
 consume = collections.deque(maxlen=0).extend
 
 
-def _readers(folder: ClipFolder, shown: Sequence[Place], labels: Iterable[str]) -> dict[str, Reader]:
+def readers(folder: ClipFolder, shown: Sequence[Place], labels: Iterable[str]) -> dict[str, Reader]:
     """The frames of a finished clip for its page."""
     read = lambda label, i: folder.read(*shown[i], label)
     return {label: partial(read, label) for label in labels}
@@ -304,7 +304,12 @@ def _readers(folder: ClipFolder, shown: Sequence[Place], labels: Iterable[str]) 
 def _rgb_clips(source: Path, output: Path, failed: Failed) -> list[Clip]:
     """The clips at `source`; InputError if results in `output` would count as input when the run is started again."""
     clips = find_clips(source, failed)
-    inside = source.is_dir() and output.resolve().is_relative_to(source.resolve())
-    if inside or any((output / clip.name).resolve() == clip.paths[0].resolve().parent for clip in clips):
-        raise InputError(f"--output {output} would put results among the input's files; give another")
+    keep_apart(source, output, {clip.name: clip.paths[0].parent for clip in clips})
     return clips
+
+
+def keep_apart(source: Path, output: Path, folders: dict[str, Path]) -> None:
+    """InputError if the results of clips, whose files lie in these folders, would lie among the input's files."""
+    inside = source.is_dir() and output.resolve().is_relative_to(source.resolve())
+    if inside or any((output / name).resolve() == folder.resolve() for name, folder in folders.items()):
+        raise InputError(f"--output {output} would put results among the input's files; give another")

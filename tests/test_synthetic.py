@@ -401,7 +401,7 @@ def tracer():
 def test_what_is_not_installed_is_named(monkeypatch, tmp_path):
     for name in ("mitsuba", "drjit", "trimesh"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(InputError, match=r'synthetic data needs Mitsuba 3 .*; pip install "drender\[data\]"'):
+    with pytest.raises(InputError, match=r'path tracing needs Mitsuba 3 .*; pip install "drender\[data\]"'):
         Tracer((8, 8), 4)
     with pytest.raises(InputError, match=r'meshes need trimesh; pip install "drender\[data\]"'):
         meshes.read_mesh(tmp_path / "a.ply")

@@ -53,7 +53,7 @@ class Tracer:
 
     def __init__(self, size: tuple[int, int], spp: int):
         self.size, self.paths = size, max(1, round(spp / DENOISED**2))
-        self._mi, self._dr, self._denoise = _mitsuba()
+        self._mi, self._dr, self._denoise = load_mitsuba()
         mi = self._mi
         texture = lambda channels: {
             "type": "bitmap",
@@ -120,13 +120,20 @@ class Tracer:
         self._dr.eval(radiance)  # all channels at once, else each sum would trace the paths anew
         rgb = _image([self._dr.block_sum(channel, self.paths) / self.paths for channel in radiance], height, width)
         surfaces = self._surfaces(pose, fov)
-        hit, depth = surfaces["coverage"] > 0, surfaces["depth"]
-        near, far = float(depth.min(initial=np.inf, where=hit)), float(depth.max(initial=0, where=hit))
+        near, far = _depths(surfaces)
         means = {name: _mean(samples, (height, width)) for name, samples in surfaces.items()}
         # Of the surfaces themselves, without noise: they keep the denoiser from blurring edges and textures.
         rgb = self._denoise(rgb, albedo=means["basecolor"], normal=means["normal"], hdr=True, clean_aux=True)
         means = {name: _mean(samples, self.size) for name, samples in means.items()}
         return Frame(_mean(np.maximum(rgb, 0), self.size), **means, near=near, far=far)
+
+    def surfaces(self, pose: Float32[np.ndarray, "4 4"], fov: float) -> Frame:
+        """The frame without light: its `rgb` is black. What `trace` gives besides, at a fraction of the time."""
+        self._parameters.update()
+        surfaces = self._surfaces(pose, fov)
+        near, far = _depths(surfaces)
+        means = {name: _mean(samples, self.size) for name, samples in surfaces.items()}
+        return Frame(np.zeros((*self.size, 3), np.float32), **means, near=near, far=far)
 
     def _surfaces(self, pose: Float32[np.ndarray, "4 4"], fov: float) -> dict[str, Float32[np.ndarray, "H W _c"]]:
         """What each of BUFFERS×BUFFERS rays through every pixel meets, 0 where that is nothing."""
@@ -167,6 +174,12 @@ class Tracer:
         return mi.Ray3f(mi.Point3f(pose[3], pose[7], pose[11]), dr.normalize(mi.Vector3f(row(0), row(1), row(2))))
 
 
+def _depths(surfaces: dict[str, Float32[np.ndarray, "H W _c"]]) -> tuple[float, float]:
+    """The least and greatest depth; infinite and 0 where nothing is met."""
+    hit, depth = surfaces["coverage"] > 0, surfaces["depth"]
+    return float(depth.min(initial=np.inf, where=hit)), float(depth.max(initial=0, where=hit))
+
+
 def _image(channels: list, height: int, width: int) -> Float32[np.ndarray, "h w c"]:
     rows = np.stack([np.array(channel, np.float32) for channel in channels], axis=-1)
     return rearrange(rows, "(h w) c -> h w c", h=height, w=width)
@@ -177,8 +190,8 @@ def _mean(samples: Float32[np.ndarray, "H W c"], size: tuple[int, int]) -> Float
     return np.ascontiguousarray(reduce(samples, "(h i) (w j) c -> h w c", "mean", h=size[0], w=size[1]))
 
 
-def _mitsuba():
-    """Mitsuba, Dr.Jit and the denoiser, set up to use one core."""
+def load_mitsuba():
+    """Mitsuba, Dr.Jit and the denoiser, set up to use one core. InputError where they are not installed."""
     os.environ.setdefault("OIDN_NUM_THREADS", "1")
     os.environ.setdefault("OIDN_SET_AFFINITY", "0")  # else the denoisers of all processes share the first core
     # The system's LLVM may be one that Dr.Jit aborts with; the package's is one that it takes.
@@ -195,5 +208,5 @@ def _mitsuba():
         mitsuba.set_variant("llvm_ad_rgb")
         drjit.set_thread_count(1)
     except ImportError as error:
-        raise InputError(f'synthetic data needs Mitsuba 3 ({error}); pip install "drender[data]"') from error
+        raise InputError(f'path tracing needs Mitsuba 3 ({error}); pip install "drender[data]"') from error
     return mitsuba, drjit, mitsuba_oidn.denoise
