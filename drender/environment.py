@@ -20,7 +20,7 @@ from einops import rearrange, repeat
 from jaxtyping import Array, ArrayLike, Float, Float32, Int
 
 from .errors import InputError, unknown
-from .media import read_hdr
+from .images import read_hdr
 
 CUBE_SIZE = 512
 MAX_RADIANCE = 65504.0  # the largest half float

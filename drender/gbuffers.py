@@ -15,7 +15,8 @@ from jaxtyping import Float, Float32
 
 from .config import CONDITIONS, DOMAINS
 from .errors import InputError
-from .media import HDR_SUFFIXES, IMAGE_SUFFIXES, natural_order, read_image, readable, visible_entries
+from .files import natural_order, readable, visible_entries
+from .images import HDR_SUFFIXES, IMAGE_SUFFIXES, read_image
 
 # What the released layout calls a frame: its chunk and its number within.
 RELEASED_STEM = re.compile(r"\d{4,}\.\d{4,}")

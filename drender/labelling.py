@@ -10,7 +10,7 @@ from . import runs
 from .clips import LIGHT, Light, write_light
 from .config import Sampling, from_dict
 from .errors import InputError
-from .media import HDR_SUFFIXES
+from .images import HDR_SUFFIXES
 from .renderers import InverseRenderer, chosen_passes
 from .results import read_record
 

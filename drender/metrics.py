@@ -23,9 +23,9 @@ from tqdm import tqdm
 from . import cli
 from .config import DOMAINS
 from .errors import InputError
+from .files import natural_order, replacing
 from .gbuffers import RELEASED_STEM, decode_normal, find_images, frame_path, read_frames
 from .lpips import LPIPS
-from .media import natural_order, replacing
 
 Images, Masks = Float[np.ndarray, "*b h w 3"], Bool[np.ndarray, "*b h w"]
 Frames, FrameMasks = Float[np.ndarray, "f h w 3"], Bool[np.ndarray, "f h w"]

@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from .errors import InputError
+from .files import replacing
+from .fitting import fit_cover
 from .gbuffers import frame_path
-from .media import fit_cover, read_image, replacing, write_png, write_video
+from .images import read_image, write_png
+from .media import write_video
 from .windows import Chunk
 
 SHEET_SIDE = 128  # of the images on a contact sheet, about

@@ -14,8 +14,11 @@ import jax
 import numpy as np
 
 from .errors import InputError
+from .files import readable
+from .fitting import fit_cover
 from .gbuffers import find_gbuffer_clips
-from .media import DEFAULT_FPS, Clip, find_clips, fit_cover, readable, write_png
+from .images import write_png
+from .media import DEFAULT_FPS, Clip, find_clips
 from .renderers import ForwardRenderer, InverseRenderer
 from .results import ClipFolder, contact_sheet, shown_frames, side_by_side
 from .sources import BufferChunks, Cut, Lights, rgb_chunks

@@ -8,8 +8,9 @@ from jaxtyping import Int
 
 from .environment import camera_rotations, check_projection, light_angles, load_environment, project
 from .errors import InputError
+from .fitting import fit_cover
 from .gbuffers import GBufferClip
-from .media import Clip, fit_cover
+from .media import Clip
 from .renderers import ForwardRenderer
 from .results import ClipFolder, inset, read_record
 from .windows import Chunk, plan_chunks, select

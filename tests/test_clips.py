@@ -12,7 +12,7 @@ from drender.clips import Augmentation, AugmentationRange, ClipSet, Light, expos
 from drender.environment import camera_rotations, load_environment, project
 from drender.errors import InputError
 from drender.gbuffers import encode_normal, frame_path
-from drender.media import read_image, write_png
+from drender.images import read_image, write_png
 
 RNG = np.random.default_rng(0)
 SIZE = (8, 16)  # of environment maps, always the same to compile once

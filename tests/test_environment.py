@@ -12,7 +12,7 @@ import pytest
 from drender import environment
 from drender.environment import camera_rotations, environment_maps, light_angles, load_environment, project, read_poses
 from drender.errors import InputError
-from drender.media import write_png
+from drender.images import write_png
 
 GOLDEN = Path(__file__).parent / "golden" / "env_sunny.npz"
 HDR = os.environ.get("SUNNY_VONDELPARK_HDR")

@@ -13,7 +13,7 @@ from drender.gbuffers import (
     find_gbuffer_clips,
     frame_path,
 )
-from drender.media import write_png
+from drender.images import write_png
 
 RELEASED = "{chunk:04d}.{frame:04d}.{label}.png"
 WEBDATASET = "walk-{frame}.{label}.png"

@@ -15,7 +15,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from drender import cli, metrics
 from drender.errors import InputError
 from drender.gbuffers import encode_normal, frame_path
-from drender.media import write_png
+from drender.images import write_png
 from drender.metrics import (
     angular_error,
     correlation,

@@ -22,7 +22,8 @@ from drender import builtin, checkpoint, cli
 from drender.config import CONDITIONS, DEFAULT_PASSES, DOMAINS, Sampling, from_dict
 from drender.environment import environment_maps
 from drender.gbuffers import find_gbuffer_clips
-from drender.media import find_clips, read_image, write_png, write_video
+from drender.images import read_image, write_png
+from drender.media import find_clips, write_video
 from drender.renderers import ForwardRenderer, InverseRenderer
 from drender.results import ClipFolder
 
