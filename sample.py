@@ -11,14 +11,17 @@ import jax
 
 from drender import builtin, cli, runs
 from drender.config import DEFAULT_PASSES, RendererConfig, Sampling, from_dict
+from drender.encodings import KINDS, NORMALS, TRANSFERS, Assumed, Format
 from drender.environment import PROJECTIONS, read_poses
 from drender.errors import InputError
+from drender.fitting import MODES as FIT_MODES
+from drender.fitting import OUTPUTS, Fit
 from drender.renderers import ForwardRenderer, InverseRenderer, chosen_passes, used_conditions
 from drender.stages import DTYPES
 from drender.windows import MODES
 
 # Options that change where and how fast a run works, not what comes out.
-NOT_RECORDED = {"command", "output", "devices", "overwrite", "video"}
+NOT_RECORDED = {"command", "output", "devices", "overwrite", "video", "quality"}
 
 
 def main() -> None:
@@ -29,13 +32,17 @@ def main() -> None:
     shared = {
         "input": Path(args.input),
         "output": Path(args.output),
-        "cut": runs.Cut(args.frames, args.overlap, args.chunks, multiples_of_64("--size", args.size)),
+        "cut": runs.Cut(args.frames, args.overlap, args.chunks),
+        "fit": Fit(args.fit, multiples_of_64("--size", args.size), args.output_size),
         "sampling": sampling,
         "settings": {name: value for name, value in sorted(vars(args).items()) if name not in NOT_RECORDED},
-        "bits": args.bits,
+        "format": image_format(args),
         "video": args.video,
+        "quality": args.quality,
         "overwrite": args.overwrite,
     }
+    if not 0 <= args.quality <= 10:
+        raise InputError(f"--quality {args.quality:g}: must be from 0 to 10")
     if args.devices is not None and args.devices < 1:
         raise InputError(f"--devices {args.devices}: must be 1 or more")
     if args.command == "inverse":
@@ -45,8 +52,9 @@ def main() -> None:
     elif args.command == "forward":
         used = used_conditions(forward_config, args.drop)
         run = runs.ForwardRun(
-            **shared, lights=lights(args), conditions=used, drop=args.drop, fixed_frame=args.fixed_frame
-        )
+            **shared, lights=lights(args), conditions=used, drop=args.drop, fixed_frame=args.fixed_frame,
+            assumed=Assumed(args.input_transfer, args.input_normals),
+        )  # fmt: skip
         load = lambda device: ForwardRenderer.load(args.checkpoint, args.dtype, device, args.lora_scale)
     else:
         passes = chosen_passes(inverse_config, args.passes)
@@ -102,6 +110,15 @@ def parser() -> cli.Parser:
     option(inverse, "--lora-scale", "X", "of factors trained on real footage, where there are any", float, default=1.0)
     for command in (forward, relight):
         light(command)
+    forward.add_argument(
+        "--input-transfer", choices=TRANSFERS,
+        help="of colours in files that do not say (srgb; linear in .exr and .hdr); ours say",
+    )  # fmt: skip
+    forward.add_argument(
+        "--input-normals", choices=NORMALS, default="opengl", help="axes of normals in files that do not say; ours say"
+    )
+    for command in (inverse, relight):
+        command.add_argument("--normals", choices=NORMALS, default="opengl", help="their axes; directx: y down")
     forward.add_argument("--fixed-frame", type=int, metavar="I", help="repeat frame I of the clip for --frames frames")
     for command in (inverse, forward, relight):
         cutting(command, "their own" if command is forward else "the model's")
@@ -118,8 +135,11 @@ def files(command: cli.Parser, kind: str) -> None:
     option(command, "--input", "PATH", f"{kind} (the built-in clip)")
     option(command, "--output", "FOLDER", "for the results (outputs/ and the command's name)")
     command.add_argument("--overwrite", action="store_true", help="replace results made with other options")
-    command.add_argument("--bits", type=int, choices=(8, 16), default=8, help="of the PNG files")
+    command.add_argument("--format", choices=KINDS, default="png", help="of the images; exr: half float")
+    command.add_argument("--bits", type=int, choices=(8, 16), help="of the PNG files (8)")
+    command.add_argument("--transfer", choices=TRANSFERS, help="of colours in the images (srgb; linear in EXR)")
     command.add_argument("--no-video", dest="video", action="store_false", help="write no mp4 and no contact sheet")
+    option(command, "--quality", "Q", "of the mp4, 0 to 10; 7 is x264's CRF 18, a step is 3 CRF", float, default=7.0)
     option(command, "--devices", "N", "how many local devices share the clips (all)", int)
     command.add_argument("--dtype", choices=DTYPES, help="to compute in (float32 on a CPU, else bfloat16)")
 
@@ -148,8 +168,15 @@ def cutting(command: cli.Parser, default_size: str) -> None:
     command.add_argument("--chunks", choices=MODES, default="all", help="which to sample")
     command.add_argument(
         "--size", type=int, nargs=2, metavar=("H", "W"),
-        help=f"to cover; sides are rounded up to multiples of 64 ({default_size})",
+        help=f"that --fit is about; sides are rounded up to multiples of 64 ({default_size})",
     )  # fmt: skip
+    command.add_argument(
+        "--fit", choices=FIT_MODES, default="cover",
+        help="cover the size, be contained in it (padded, and cropped again), or be stretched to it",
+    )  # fmt: skip
+    command.add_argument(
+        "--output-size", choices=OUTPUTS, default="model", help="size of the results: the model's, or the source's"
+    )
 
 
 def sampler(command: cli.Parser) -> None:
@@ -174,6 +201,12 @@ def sampler(command: cli.Parser) -> None:
     command.add_argument(
         "--deterministic", action=argparse.BooleanOptionalAction, help="one step, for models trained so (what it was)"
     )
+
+
+def image_format(args) -> Format:
+    if args.format == "exr" and args.bits is not None:
+        raise InputError(f"--bits {args.bits} is for PNG, and EXR is half float; leave one of --bits and --format out")
+    return Format(args.format, args.bits or 8, args.transfer, getattr(args, "normals", "opengl"))
 
 
 def lights(args) -> runs.Lights:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from drender.encodings import decode_normal
 from drender.environment import srgb_curve
-from drender.gbuffers import decode_normal
 from drender.images import srgb_to_linear
 
 MAX_LOG = np.log1p(10_000.0)  # where `env_log` is 1

@@ -7,7 +7,9 @@ WebP, linear in Radiance .hdr and OpenEXR. A file that is written appears under 
 import struct
 import warnings
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import OpenImageIO as oiio
@@ -28,7 +30,7 @@ def read_image(path: str | Path) -> Float32[np.ndarray, "h w 3"]:
     Grey becomes three equal channels, alpha is composited on black, EXIF orientation is applied. InputError if the file
     is missing, no image, truncated, damaged or larger than MAX_PIXELS.
     """
-    return _read_still(path)[0]
+    return read_still(path).image
 
 
 def read_hdr(path: str | Path) -> Float32[np.ndarray, "h w 3"]:
@@ -36,11 +38,11 @@ def read_hdr(path: str | Path) -> Float32[np.ndarray, "h w 3"]:
 
     An image of integers (PNG, JPEG, …) is taken as sRGB and decoded, with a UserWarning: it holds no light above 1.
     """
-    image, is_float = _read_still(path)
-    if is_float:
-        return image
+    still = read_still(path)
+    if still.is_float:
+        return still.image
     warnings.warn(f"{path} is no HDR image: its lights are cut off at 1; use a .hdr or .exr file", stacklevel=2)
-    return srgb_to_linear(image)
+    return srgb_to_linear(still.image)
 
 
 def srgb_to_linear(image: Float32[np.ndarray, "*b"]) -> Float32[np.ndarray, "*b"]:
@@ -48,19 +50,55 @@ def srgb_to_linear(image: Float32[np.ndarray, "*b"]) -> Float32[np.ndarray, "*b"
     return np.where(image <= 0.04045, image / 12.92, ((image + 0.055) / 1.055) ** 2.4).astype(np.float32)
 
 
-def write_png(path: str | Path, image: Float[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w 3"], bits: int = 8) -> None:
+def linear_to_srgb(image: Float32[np.ndarray, "*b"]) -> Float32[np.ndarray, "*b"]:
+    """Linear [0, 1] to sRGB-encoded [0, 1], the inverse of `srgb_to_linear`; what lies outside is cut off first."""
+    image = np.clip(image, 0, 1)
+    return np.where(image <= 0.0031308, image * 12.92, 1.055 * image ** (1 / 2.4) - 0.055).astype(np.float32)
+
+
+def write_png(
+    path: str | Path,
+    image: Float[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w 3"],
+    bits: int = 8,
+    attributes: Mapping[str, str] | None = None,
+) -> None:
     """Write a PNG of 8 or 16 `bits`, making its folder: floats in [0, 1] (clipped, rounded to nearest) or plain uint8.
 
+    The `attributes` become its text chunks; OpenImageIO's `oiio:ColorSpace` among them decides on gAMA and sRGB.
     InputError if it cannot be written, for example on a full disk; then nothing is left behind.
     """
     pixels = to_integers(image, bits)
     height, width, channels = pixels.shape
+    _write(path, "png", oiio.ImageSpec(width, height, channels, str(pixels.dtype)), pixels, attributes or {})
+
+
+def write_exr(
+    path: str | Path, channels: Mapping[str, Float[np.ndarray, "h w"]], attributes: Mapping[str, str] | None = None
+) -> None:
+    """Write an OpenEXR file, ZIP-compressed, making its folder: a channel is half float, or float if it is called Z.
+
+    The `attributes` become strings in its header. InputError as in `write_png`.
+    """
+    pixels = np.stack(list(channels.values()), axis=-1).astype(np.float32)
+    spec = oiio.ImageSpec(pixels.shape[1], pixels.shape[0], len(channels), "half")
+    spec.channelnames = tuple(channels)
+    spec.channelformats = tuple(oiio.TypeDesc("float" if name == "Z" else "half") for name in channels)
+    spec.attribute("compression", "zip")
+    spec.attribute("DateTime", "")  # none: the same picture is the same bytes at any hour
+    _write(path, "exr", spec, pixels, attributes or {})
+
+
+def _write(
+    path: str | Path, kind: str, spec: "oiio.ImageSpec", pixels: np.ndarray, attributes: Mapping[str, str]
+) -> None:
+    for name, value in attributes.items():
+        spec.attribute(name, value)
+    whole = {"png": _is_whole_png, "exr": _is_whole_exr}[kind]
     with replacing(path) as temporary:
-        output = oiio.ImageOutput.create("png")
-        spec = oiio.ImageSpec(width, height, channels, str(pixels.dtype))
+        output = oiio.ImageOutput.create(kind)
         done = output.open(str(temporary), spec) and output.write_image(pixels) and output.close()
         # A full disk shows in none of the returned values, only in a message or in the file.
-        if (error := output.geterror()) or not done or not _is_whole_png(temporary):
+        if (error := output.geterror()) or not done or not whole(temporary):
             raise OSError(first_line(error) or "the file is incomplete; is the disk full?")
 
 
@@ -71,8 +109,16 @@ def to_integers(image: np.ndarray, bits: int = 8) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def _read_still(path: str | Path) -> tuple[Float32[np.ndarray, "h w 3"], bool]:
-    """The upright picture over black, and whether the file holds floats (which are linear light)."""
+class Still(NamedTuple):
+    """A picture and what its file says of it."""
+
+    image: Float32[np.ndarray, "h w 3"]  # upright, over black
+    is_float: bool  # linear light, unless the attributes know better
+    attributes: dict[str, str]  # the strings in its header
+
+
+def read_still(path: str | Path, channels: Sequence[str] = ()) -> Still:
+    """The still at `path` as `read_image` gives it; the three `channels`, or one thrice, if the file has those."""
     source = open_still(path)
     spec = source.spec()
     pixels = source.read_image(0, 0, 0, spec.nchannels, "float")
@@ -80,13 +126,17 @@ def _read_still(path: str | Path) -> tuple[Float32[np.ndarray, "h w 3"], bool]:
     source.close()
     if pixels is None or error:
         raise InputError(f"{path}: truncated or damaged image ({first_line(error)}); save it anew")
-    # OpenImageIO puts R, G, B first if there are any. Otherwise: luminance, depth, or channels of unknown names.
-    colour = [channel for channel in range(spec.nchannels) if channel != spec.alpha_channel] or [0]
-    image = pixels[..., colour[:3] if len(colour) >= 3 else colour[:1] * 3]
+    if channels and set(channels) <= set(spec.channelnames):
+        chosen = [spec.channelnames.index(name) for name in channels]
+    else:
+        # OpenImageIO puts R, G, B first if there are any. Otherwise: luminance, depth, or channels of unknown names.
+        chosen = [channel for channel in range(spec.nchannels) if channel != spec.alpha_channel] or [0]
+    image = pixels[..., chosen[:3] if len(chosen) >= 3 else chosen[:1] * 3]
     if spec.alpha_channel >= 0 and spec.get_int_attribute("oiio:UnassociatedAlpha"):  # else multiplied in the file
         image = image * pixels[..., spec.alpha_channel, None]
-    is_float = str(spec.format) in ("half", "float", "double")
-    return np.ascontiguousarray(_upright(image, spec.get_int_attribute("Orientation", 1))), is_float
+    image = np.ascontiguousarray(_upright(image, spec.get_int_attribute("Orientation", 1)))
+    attributes = {item.name: item.value for item in spec.extra_attribs if isinstance(item.value, str)}
+    return Still(image, str(spec.format) in ("half", "float", "double"), attributes)
 
 
 def open_still(path: str | Path) -> "oiio.ImageInput":
@@ -130,3 +180,10 @@ def _is_whole_png(path: Path) -> bool:
         valid = valid and zlib.crc32(data[start + 4 : end]) == int.from_bytes(data[end : end + 4], "big")
         start = end + 4
     return valid
+
+
+def _is_whole_exr(path: Path) -> bool:
+    """Whether all pixels of the file can be read."""
+    source = oiio.ImageInput.open(str(path))
+    whole = source is not None and source.read_image(0, 0, 0, source.spec().nchannels, "half") is not None
+    return whole and not source.geterror()

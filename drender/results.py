@@ -10,15 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
+from .encodings import KINDS, Format, read
 from .errors import InputError
 from .files import replacing
-from .fitting import fit_cover
+from .fitting import Placement, fit_cover
 from .gbuffers import frame_path
-from .images import read_image, write_png
 from .media import write_video
 from .windows import Chunk
 
 SHEET_SIDE = 128  # of the images on a contact sheet, about
+TILE_SIDE = 1024  # of the images in a video, at most
+PNG = Format()
 RECORD = {"settings": dict, "labels": list, "chunks": list, "finished": bool}
 
 
@@ -31,11 +33,14 @@ class ClipFolder:
       labels: of the images that the run writes.
       settings: what the results depend on, as JSON. Results of other settings are not mixed with these.
       overwrite: replace such results once there is something to replace them with, instead of raising InputError.
+      format: of the images.
     """
 
     def __init__(
-        self, output: Path, name: str, command: str, labels: Iterable[str], settings: dict, overwrite: bool = False
-    ):
+        self, output: Path, name: str, command: str, labels: Iterable[str], settings: dict, overwrite: bool = False,
+        format: Format = PNG,
+    ):  # fmt: skip
+        self.format = format
         self.output, self.name = Path(output), name
         self.path = self.output / name
         self._record_path = self.path / f"{command}.json"
@@ -71,8 +76,11 @@ class ClipFolder:
         """Indices of the chunks whose files are all there."""
         return set(self._record["chunks"])
 
-    def write(self, chunk: Chunk, results: dict[str, np.ndarray], bits: int) -> None:
-        """Writes a chunk's frames `f h w 3` of every label, without the repeated ones, then records it as done."""
+    def write(self, chunk: Chunk, results: dict[str, np.ndarray], placement: Placement) -> None:
+        """Writes a chunk's frames `f h w 3` of every label, without the repeated ones, then records it as done.
+
+        The frames are of the network's size; the `placement` makes them what is written.
+        """
         if not self.done:
             self._save()
             # What a run before this one wrote, of other settings or up to where it was stopped, is not to be mixed in.
@@ -80,17 +88,21 @@ class ClipFolder:
                 path.unlink()
         for label, frames in results.items():
             for i, frame in enumerate(frames[: chunk.num_frames]):
-                write_png(frame_path(self.path, chunk.index, i, label), frame, bits)
+                self.format.write(self._file(chunk, i, label), placement.restore(frame, label), label)
         self._save(chunks=sorted(self.done | {chunk.index}))
 
     def read(self, chunk: Chunk, frame: int, label: str) -> np.ndarray:
-        return read_image(frame_path(self.path, chunk.index, frame, label))
+        """A frame that was written, as it is in memory."""
+        return read(self._file(chunk, frame, label), label)
 
-    def finish(self, frames: Iterable[np.ndarray] | None, fps: float) -> None:
-        """Writes the video of `frames`, if any, and records the clip as finished."""
+    def finish(self, frames: Iterable[np.ndarray] | None, fps: float, quality: float) -> None:
+        """Writes the video of `frames`, if any, and records the clip as finished, with its frame rate."""
         if frames is not None:
-            write_video(self.video, frames, fps)
-        self._save(finished=True)
+            write_video(self.video, frames, fps, quality)
+        self._save(finished=True, fps=fps)
+
+    def _file(self, chunk: Chunk, frame: int, label: str) -> Path:
+        return frame_path(self.path, chunk.index, frame, label, self.format.kind)
 
     def _save(self, **changes) -> None:
         self._record |= changes
@@ -98,7 +110,8 @@ class ClipFolder:
             temporary.write_text(json.dumps(self._record, indent=1))
 
     def _images(self) -> list[Path]:
-        return [path for label in self._record["labels"] for path in sorted(self.path.glob(f"*.{label}.png"))]
+        names = [f"*.{label}.{kind}" for label in self._record["labels"] for kind in KINDS]
+        return [path for name in names for path in sorted(self.path.glob(name))]
 
 
 def read_record(path: Path) -> dict:
@@ -106,6 +119,7 @@ def read_record(path: Path) -> dict:
     try:
         record = json.loads(path.read_text())
         whole = all(isinstance(record[key], kind) for key, kind in RECORD.items())
+        whole = whole and isinstance(record.get("fps", 0), int | float)
     except (OSError, ValueError, LookupError, TypeError):
         return {}
     return record if whole else {}
@@ -130,6 +144,11 @@ def side_by_side(images: list[np.ndarray], columns: int = 3) -> np.ndarray:
     images = images + [np.zeros_like(images[0])] * (-len(images) % columns)
     rows = [np.concatenate(images[i : i + columns], axis=1) for i in range(0, len(images), columns)]
     return np.concatenate(rows)
+
+
+def tile(image: np.ndarray) -> np.ndarray:
+    """The image as a video shows it beside others: no larger than a screen can take."""
+    return _scaled(image, min(1.0, TILE_SIDE / max(image.shape[:2])))
 
 
 def contact_sheet(rows: list[list[np.ndarray]]) -> np.ndarray:

@@ -13,14 +13,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from .encodings import USUAL, Assumed, Format
 from .errors import InputError
 from .files import readable
-from .fitting import fit_cover
+from .fitting import Fit, Placement
 from .gbuffers import find_gbuffer_clips
 from .images import write_png
-from .media import DEFAULT_FPS, Clip, find_clips
+from .media import Clip, find_clips
 from .renderers import ForwardRenderer, InverseRenderer
-from .results import ClipFolder, contact_sheet, shown_frames, side_by_side
+from .results import PNG, ClipFolder, contact_sheet, shown_frames, side_by_side, tile
 from .sources import BufferChunks, Cut, Lights, rgb_chunks
 from .windows import Chunk
 
@@ -35,25 +36,28 @@ class Run:
 
     Attributes:
       input, output: paths.
-      cut: how clips are cut and resized.
+      cut, fit: how clips are cut and resized.
       sampling: keyword arguments of the renderers.
       settings: what the results depend on, for the record.
-      bits: of the PNG files, 8 or 16.
+      format: of the images.
       video: write `{clip}.viz.mp4` and the contact sheet?
+      quality: of the video, 0 to 10.
       overwrite: replace results of other settings?
     """
 
     input: Path
     output: Path
     cut: Cut
+    fit: Fit
     sampling: dict
     settings: dict
-    bits: int = 8
+    format: Format = PNG
     video: bool = True
+    quality: float = 7.0
     overwrite: bool = False
 
     def folder(self, name: str, command: str, labels: Iterable[str], below: str = "") -> ClipFolder:
-        return ClipFolder(self.output / below, name, command, labels, self.settings, self.overwrite)
+        return ClipFolder(self.output / below, name, command, labels, self.settings, self.overwrite, self.format)
 
     def sheet(self, name: str) -> Path:
         """Where the contact sheet of a clip is."""
@@ -67,7 +71,8 @@ class Run:
 
     def finish(self, folder: ClipFolder, shown: Sequence[Place], tiles: Tiles, fps: float) -> None:
         """Writes the video and records the clip as finished."""
-        folder.finish((side_by_side(tiles(*place)) for place in shown) if self.video else None, fps)
+        frames = (side_by_side([tile(image) for image in tiles(*place)]) for place in shown)
+        folder.finish(frames if self.video else None, fps, self.quality)
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,10 @@ class BuffersRun(Run):
     def labels(self) -> tuple[str, ...]:
         return ("rgb", *self.passes)
 
-    def write_buffers(self, folder: ClipFolder, chunk: Chunk, rgb: np.ndarray, buffers: dict[str, np.ndarray]) -> None:
-        folder.write(chunk, {name: frames[0] for name, frames in ({"rgb": rgb} | buffers).items()}, self.bits)
+    def write_buffers(
+        self, folder: ClipFolder, chunk: Chunk, rgb: np.ndarray, buffers: dict[str, np.ndarray], placement: Placement
+    ) -> None:
+        folder.write(chunk, {name: frames[0] for name, frames in ({"rgb": rgb} | buffers).items()}, placement)
 
     def buffer_tiles(self, folder: ClipFolder) -> Tiles:
         return lambda chunk, frame: [folder.read(chunk, frame, label) for label in self.labels]
@@ -100,9 +107,10 @@ class InverseRun(BuffersRun):
     def process(self, inverse: InverseRenderer, clip: Clip, progress: bool) -> Iterator[Chunk]:
         (folder,) = self.folders(clip)
         chunks = self.cut.plan(clip.num_frames)
-        for chunk, rgb in rgb_chunks(clip, chunks, self.cut.size, folder.done):
+        placement = self.fit.place(clip.size)
+        for chunk, rgb in rgb_chunks(clip, chunks, placement, folder.done):
             buffers = inverse(rgb, self.passes, progress=progress, **self.sampling)
-            self.write_buffers(folder, chunk, rgb, buffers)
+            self.write_buffers(folder, chunk, rgb, buffers, placement)
             yield chunk
         shown, tiles = list(shown_frames(chunks, self.cut.overlap)), self.buffer_tiles(folder)
         self.draw_sheet(clip.name, shown, tiles)
@@ -116,12 +124,14 @@ class ForwardRun(Run):
     Attributes:
       conditions: the G-buffers that are used; `drop` names those that are not.
       fixed_frame: a frame of the clip to repeat as often as a chunk has frames.
+      assumed: what the G-buffers hold, if their files do not say it.
     """
 
     lights: Lights | None = None
     conditions: Sequence[str] = ()
     drop: Sequence[str] = ()
     fixed_frame: int | None = None
+    assumed: Assumed = USUAL
 
     def clips(self, failed: Failed) -> list[BufferChunks]:
         def plan(clip):
@@ -129,7 +139,7 @@ class ForwardRun(Run):
             self.lights.check(clip.name, chunks.chunks[-1].stop)
             return chunks
 
-        found = find_gbuffer_clips(self.input, self.conditions, failed, labels=self.conditions)
+        found = find_gbuffer_clips(self.input, self.conditions, failed, self.conditions, self.assumed)
         return readable(plan, [(clip,) for clip in found], failed)
 
     def folders(self, clip: BufferChunks) -> list[ClipFolder]:
@@ -138,20 +148,20 @@ class ForwardRun(Run):
     def process(self, forward: ForwardRenderer, clip: BufferChunks, progress: bool) -> Iterator[Chunk]:
         (folder,) = self.folders(clip)
         names = self.conditions or clip.clip.labels[:1]  # one, even if dropped, tells the size
-        total = clip.chunks[-1].stop
+        total, placement = clip.chunks[-1].stop, self.fit.place(clip.size)
         for chunk in clip.chunks:
             if chunk.index in folder.done:
                 continue
-            buffers = {name: fit_cover(clip.read(chunk, name), self.cut.size)[None] for name in names}
+            buffers = {name: clip.read(chunk, name, placement)[None] for name in names}
             frames = self.lights.relight(
                 forward, buffers, chunk, total, drop=self.drop, progress=progress, **self.sampling
             )
-            folder.write(chunk, frames, self.bits)
+            folder.write(chunk, frames, placement)
             yield chunk
         shown = list(shown_frames(clip.chunks, clip.overlap))
         tiles = lambda chunk, frame: self.lights.tiles(folder, chunk, frame, total)
         self.draw_sheet(clip.name, shown, tiles)
-        self.finish(folder, shown, tiles, DEFAULT_FPS)
+        self.finish(folder, shown, tiles, clip.fps)
 
 
 @dataclass(frozen=True)
@@ -178,16 +188,16 @@ class RelightRun(BuffersRun):
         inverse, forward = renderers
         gbuffers, relit = self.folders(clip)
         chunks = self.cut.plan(clip.num_frames)
-        total = chunks[-1].stop
+        total, placement = chunks[-1].stop, self.fit.place(clip.size)
         # The options of guidance are the forward renderer's; the inverse one is sampled without, as released.
         unguided = self.sampling | {"guidance": (1.0, 1.0)}
-        for chunk, rgb in rgb_chunks(clip, chunks, self.cut.size, gbuffers.done & relit.done):
+        for chunk, rgb in rgb_chunks(clip, chunks, placement, gbuffers.done & relit.done):
             buffers = inverse(rgb, self.passes, progress=progress, **unguided)
-            self.write_buffers(gbuffers, chunk, rgb, buffers)
+            self.write_buffers(gbuffers, chunk, rgb, buffers, placement)
             frames = self.lights.relight(
                 forward, buffers, chunk, total, drop=self.drop, progress=progress, **self.sampling
             )
-            relit.write(chunk, frames, self.bits)
+            relit.write(chunk, frames, placement)
             yield chunk
         shown, buffers = list(shown_frames(chunks, self.cut.overlap)), self.buffer_tiles(gbuffers)
         lit = lambda chunk, frame: self.lights.tiles(relit, chunk, frame, total)

@@ -8,9 +8,9 @@ from jaxtyping import Int
 
 from .environment import camera_rotations, check_projection, light_angles, load_environment, project
 from .errors import InputError
-from .fitting import fit_cover
+from .fitting import Placement
 from .gbuffers import GBufferClip
-from .media import Clip
+from .media import DEFAULT_FPS, Clip
 from .renderers import ForwardRenderer
 from .results import ClipFolder, inset, read_record
 from .windows import Chunk, plan_chunks, select
@@ -18,17 +18,14 @@ from .windows import Chunk, plan_chunks, select
 
 @dataclass(frozen=True)
 class Cut:
-    """How clips are cut and resized: frames per chunk, shared frames, chunk mode, size (height, width) to cover."""
+    """How clips are cut: frames per chunk, shared frames, chunk mode."""
 
     frames: int = 24
     overlap: int = 6
     mode: str = "all"
-    size: tuple[int, int] | None = (512, 512)
 
     def __post_init__(self):
         plan_chunks(self.frames + 1, self.frames, self.overlap, self.mode)  # for its errors
-        if self.size is not None and min(self.size) < 1:
-            raise InputError(f"size is {self.size[0]} {self.size[1]}; both sides must be 1 or more")
 
     def plan(self, num_frames: int) -> list[Chunk]:
         return plan_chunks(num_frames, self.frames, self.overlap, self.mode)
@@ -40,7 +37,7 @@ def fill(frames: np.ndarray, length: int) -> np.ndarray:
 
 
 def rgb_chunks(
-    clip: Clip, chunks: list[Chunk], size: tuple[int, int], done: set[int]
+    clip: Clip, chunks: list[Chunk], placement: Placement, done: set[int]
 ) -> Iterator[tuple[Chunk, np.ndarray]]:
     """The chunks that are not done, with their frames `1 f h w 3`; reads the clip once, and holds one chunk of it."""
     todo = [chunk for chunk in chunks if chunk.index not in done]
@@ -50,7 +47,7 @@ def rgb_chunks(
             position, frames = chunk.start, clip.frames(chunk.start)
         held = held[len(held) - max(position - chunk.start, 0) :]
         for _ in range(chunk.stop - position):
-            held.append(fit_cover(next(frames), size))
+            held.append(placement.fit(next(frames)))
         position = max(position, chunk.stop)
         held = held[-chunk.num_frames :]
         yield chunk, fill(np.stack(held), chunk.length)[None]
@@ -64,11 +61,17 @@ class BufferChunks:
     stored: list[Chunk]  # as the files are numbered
     chunks: list[Chunk]  # as they are rendered
     overlap: int
+    fps: float = DEFAULT_FPS  # as the record of the run that wrote it says
     fixed_frame: int | None = None
 
     @property
     def name(self) -> str:
         return self.clip.name
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of its frames, of which the first is read for it."""
+        return next(self.clip.frames(*next(iter(self.clip.paths)))).shape[:2]
 
     @classmethod
     def plan(cls, clip: GBufferClip, cut: Cut, fixed_frame: int | None) -> "BufferChunks":
@@ -76,6 +79,7 @@ class BufferChunks:
         record = read_record(next(iter(clip.paths.values()))[0].parent / "inverse.json")
         if record.get("finished") is False:
             raise InputError(f"clip {clip.name!r}: the inverse run that writes it is not finished; run it again first")
+        fps = record.get("fps", DEFAULT_FPS)
         # The record of our inverse run tells the chunks' overlap; the released scripts leave none.
         overlap = record.get("settings", {}).get("overlap", cut.overlap) if len(clip.chunks) > 1 else cut.overlap
         stored, start, length = [], 0, max(clip.chunks.values())
@@ -91,18 +95,19 @@ class BufferChunks:
         if fixed_frame is not None:
             if not 0 <= fixed_frame < total:
                 raise InputError(f"--fixed-frame {fixed_frame}: clip {clip.name!r} has frames 0 to {total - 1}")
-            return cls(clip, stored, [Chunk(0, 0, cut.frames, cut.frames)], 0, fixed_frame)
-        return cls(clip, stored, select(stored, cut.mode) if len(stored) > 1 else cut.plan(total), overlap)
+            return cls(clip, stored, [Chunk(0, 0, cut.frames, cut.frames)], 0, fps, fixed_frame)
+        return cls(clip, stored, select(stored, cut.mode) if len(stored) > 1 else cut.plan(total), overlap, fps)
 
-    def read(self, chunk: Chunk, label: str) -> np.ndarray:
-        """Frames `f h w 3` of one buffer, filled up to the chunk's length."""
+    def read(self, chunk: Chunk, label: str, placement: Placement) -> np.ndarray:
+        """Frames `f h w 3` of one buffer as the network sees them, filled up to the chunk's length."""
         if self.fixed_frame is not None:
             start, stop = self.fixed_frame, self.fixed_frame + 1
             source = next(stored for stored in self.stored if start < stored.stop)
         else:
             start, stop = chunk.start, chunk.stop
             source = next(stored for stored in self.stored if len(self.stored) == 1 or stored == chunk)
-        return fill(self.clip.read(label, source.index, start - source.start, stop - source.start), chunk.length)
+        frames = self.clip.frames(label, source.index, start - source.start, stop - source.start)
+        return fill(np.stack([placement.fit(frame) for frame in frames]), chunk.length)
 
 
 class Lights:
