@@ -40,6 +40,11 @@ def channels(path):
     return {name: x.pixels for name, x in OpenEXR.File(str(path), separate_channels=True).channels().items()}
 
 
+def png_info(path):
+    with Image.open(path) as image:
+        return image.info
+
+
 def rgb_of(found):
     return np.stack([found[name] for name in "RGB"], axis=-1).astype(np.float32)
 
@@ -176,15 +181,15 @@ def test_png_is_as_released_and_says_what_it_is(tmp_path, bits):
     gl, dx, plain = (read(tmp_path / f"{name}.png", "roughness") for name in ("gl", "dx", "plain"))
     np.testing.assert_array_equal(gl, plain)
     np.testing.assert_allclose(dx, plain * [1, -1, 1] + [0, 1, 0], atol=1.01 / (2**bits - 1))
-    assert Image.open(tmp_path / "dx.png").text["drender:normals"] == "directx"
+    assert png_info(tmp_path / "dx.png")["drender:normals"] == "directx"
     for transfer in ("linear", "srgb"):
         Format(transfer=transfer).write(tmp_path / "a.png", picture("rgb"), "rgb")
-        info = Image.open(tmp_path / "a.png").info
+        info = png_info(tmp_path / "a.png")
         assert info["drender:transfer"] == transfer and ("srgb" in info) == (transfer == "srgb")
         assert info["gamma"] == (1 if transfer == "linear" else 0.45455)
     np.testing.assert_allclose(iio.imread(tmp_path / "a.png") / 255, picture("rgb"), atol=0.51 / 255)
     Format().write(tmp_path / "a.png", picture("depth"), "depth")
-    assert not {"srgb", "gamma"} & Image.open(tmp_path / "a.png").info.keys()
+    assert not {"srgb", "gamma"} & png_info(tmp_path / "a.png").keys()
 
 
 # ---- Files of other programs ----

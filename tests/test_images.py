@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from drender.errors import InputError
-from drender.images import read_hdr, read_image, write_png
+from drender.images import read_hdr, read_image, write_exr, write_png
 from drender.media import find_clips, write_video
 
 RNG = np.random.default_rng(0)
@@ -149,11 +149,16 @@ def test_png_rounds_to_nearest_and_clips(tmp_path):
 
 def test_writing_where_one_cannot(tmp_path):
     (tmp_path / "file").write_text("")
-    for name, write, pixels in (("a.png", write_png, SCENE), ("a.mp4", partial(write_video, fps=7.0), [SCENE])):
+    z = {"Z": SCENE[..., 0]}
+    for name, write, pixels in (
+        ("a.png", write_png, SCENE),
+        ("a.exr", write_exr, z),
+        ("a.mp4", partial(write_video, fps=7.0), [SCENE]),
+    ):
         assert str(tmp_path / "file" / name) in broken(write, tmp_path / "file" / name, pixels)
         (tmp_path / name).mkdir()
         assert "cannot write" in broken(write, tmp_path / name, pixels)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "a.png", "file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.exr", "a.mp4", "a.png", "file"]
 
 
 @pytest.mark.parametrize("limit", [0, 100, 5000])
@@ -165,6 +170,7 @@ def test_a_full_disk(tmp_path, limit):
     try:
         messages = [
             broken(write_png, tmp_path / "a.png", noise),
+            broken(write_exr, tmp_path / "a.exr", {"Z": noise[..., 0]}),
             broken(write_video, tmp_path / "a.mp4", [noise] * 9, 7.0),
         ]
     finally:

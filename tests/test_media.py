@@ -49,6 +49,23 @@ def test_video_round_trip(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["pan.mp4"]
 
 
+def test_quality_and_frame_rate(tmp_path):
+    frames = [np.random.default_rng(k).random((64, 64, 3), np.float32) for k in range(4)]
+    sizes, errors = [], []
+    for quality in (0.0, 3.5, 7.0, 10.0):
+        write_video(tmp_path / "a.mp4", frames, 24000 / 1001, quality)
+        sizes.append((tmp_path / "a.mp4").stat().st_size)
+        (clip,) = find_clips(tmp_path / "a.mp4")
+        assert clip.fps == 24000 / 1001 and clip.size == (64, 64)
+        errors.append(np.abs(np.stack(list(clip.frames())) - frames).mean())
+    assert sizes == sorted(sizes) and errors == sorted(errors, reverse=True)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert container.streams.video[0].average_rate == Fraction(24000, 1001)
+    for quality in (-0.1, 10.5, float("nan")):
+        assert "must be from 0 to 10" in broken(write_video, tmp_path / "b.mp4", frames, 7.0, quality)
+    assert not (tmp_path / "b.mp4").exists()
+
+
 def test_video_of_odd_sides_and_uint8_grows_by_its_edge(tmp_path):
     write_video(tmp_path / "a.mp4", [(SCENE[:31, :47] * 255).astype(np.uint8)] * 3, 24000 / 1001)
     (clip,) = find_clips(tmp_path / "a.mp4")
