@@ -168,7 +168,7 @@ def cutting(command: cli.Parser, default_size: str) -> None:
     command.add_argument("--chunks", choices=MODES, default="all", help="which to sample")
     command.add_argument(
         "--size", type=int, nargs=2, metavar=("H", "W"),
-        help=f"that --fit is about; sides are rounded up to multiples of 64 ({default_size})",
+        help=f"to cover, or what else --fit says; sides are rounded up to multiples of 64 ({default_size})",
     )  # fmt: skip
     command.add_argument(
         "--fit", choices=FIT_MODES, default="cover",
