@@ -13,8 +13,8 @@ from drender import ForwardRenderer, builtin, cli, environment_maps
 from drender.edit import edit
 from drender.environment import light_image
 from drender.gbuffers import find_gbuffer_clips
+from drender.images import srgb_to_linear
 from drender.insertion import CAMERA_DISTANCE, RenderedObject, ball_radius, insert
-from drender.media import srgb_to_linear
 from drender.synthetic import shapes
 from drender.synthetic.filming import LUMINANCE
 from drender.synthetic.tracing import TILE, Tracer

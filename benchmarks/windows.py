@@ -21,7 +21,7 @@ from tqdm import tqdm
 from drender import InverseRenderer, cli
 from drender.clips import open_clips
 from drender.config import DEFAULT_PASSES
-from drender.media import write_png
+from drender.images import write_png
 from drender.results import shown_frames
 from drender.windows import plan_chunks, plan_windows
 

@@ -17,10 +17,13 @@ import numpy as np
 from jaxtyping import Float32
 
 from .config import ENVIRONMENT_LABELS, from_dict, to_dict
+from .encodings import decode_normal, encode_normal
 from .environment import camera_rotations, load_environment, project, srgb_curve
 from .errors import InputError
-from .gbuffers import GBufferClip, decode_normal, encode_normal, find_gbuffer_clips
-from .media import fit_cover, replacing, srgb_to_linear
+from .files import replacing
+from .fitting import fit_cover
+from .gbuffers import GBufferClip, find_gbuffer_clips
+from .images import srgb_to_linear
 
 LIGHT = "light.json"
 # What an 8-bit file stores as 255, and so may have been brighter.

@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from .environment import srgb_curve
 from .errors import InputError, unknown
-from .media import srgb_to_linear
+from .images import srgb_to_linear
 
 COLOURS = ("basecolor", "diffuse_albedo")  # sRGB-encoded; factors and soft edges act on linear light
 EDITABLE = (*COLOURS, "roughness", "metallic")

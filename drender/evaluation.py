@@ -17,6 +17,7 @@ from . import lora, metrics
 from .checkpoint import unflatten
 from .clips import TrainingClip, open_clips
 from .errors import InputError
+from .latents import is_set, read_recipe
 from .objectives import Model, decoded_light
 from .renderers import ForwardRenderer, InverseRenderer
 from .run_folder import RunFolder
@@ -45,9 +46,12 @@ class Evaluation:
             "environment": light,
             "vae": ("rgb", *config.data.passes),
         }[config.objective]
+        # What is learnt from cached latents has their size.
+        of_latents = [read_recipe(source.path).size for source in config.data.sources[:1] if is_set(source.path)]
+        self.size = of_latents[0] if of_latents else config.data.size
         if config.evaluation.path is not None:
             self.clips = open_clips(config.evaluation.path, self.labels)[: config.evaluation.clips]
-            compared = model.config.environment_size if config.objective == "environment" else config.data.size
+            compared = model.config.environment_size if config.objective == "environment" else self.size
             if min(compared) < metrics.WINDOW:
                 raise InputError(
                     f"evaluation.path: images of {compared[0]} {compared[1]} pixels are too small to compare; "
@@ -98,7 +102,7 @@ class Evaluation:
         config, model = self.config, self.model.config
         (window, *_) = clip.windows(config.data.frames)
         frames = slice(window.start, window.start + config.data.frames)
-        images = clip.images(self.labels, frames, config.data.size, model.environment_size)
+        images = clip.images(self.labels, frames, self.size, model.environment_size)
         batch = {label: np.ascontiguousarray(frames)[None] for label, frames in images.items()}
         options = {"num_steps": config.evaluation.num_steps, "progress": False}
         if config.objective == "inverse":

@@ -6,8 +6,10 @@ import numpy as np
 from jaxtyping import Float32
 
 from .errors import InputError
+from .files import natural_order
+from .fitting import fit_cover, resize
 from .gbuffers import find_images
-from .media import DEFAULT_FPS, Clip, find_clips, fit_cover, natural_order, resized
+from .media import DEFAULT_FPS, Clip, find_clips
 
 
 class Companion:
@@ -71,7 +73,7 @@ class Frames:
                 self._image, self._next = next(self._frames), self._next + 1
         image = self._image
         if same_view(image.shape[:2], size):
-            return resized(image, size)
+            return resize(image, size)
         if not crop:
             (h, w), (height, width) = image.shape[:2], size
             raise InputError(

@@ -1,46 +1,26 @@
-"""G-buffers: their names, their encodings, and folders of them on disk.
-
-All are stored in [0, 1]. Basecolor and diffuse albedo are sRGB-encoded; roughness, metallic and depth are one channel
-repeated to three. Depth is relative: 0 near, 1 far and background. Normals are in camera space with OpenGL's axes (x
-right, y up, z toward the camera), stored as n·½ + ½; a horizontal flip of the image negates their x.
-"""
+"""Folders of G-buffers on disk. What their numbers mean stands in `encodings.py`."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 
 from .config import CONDITIONS, DOMAINS
+from .encodings import USUAL, Assumed, read
 from .errors import InputError
-from .media import HDR_SUFFIXES, IMAGE_SUFFIXES, natural_order, read_image, readable, visible_entries
+from .files import natural_order, readable, visible_entries
+from .images import HDR_SUFFIXES, IMAGE_SUFFIXES
 
 # What the released layout calls a frame: its chunk and its number within.
 RELEASED_STEM = re.compile(r"\d{4,}\.\d{4,}")
 
-# ---- Encodings ----
 
-
-def encode_normal(normal: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3"]:
-    """Unit vectors, in [−1, 1], as the colours in [0, 1] that are stored."""
-    return normal * 0.5 + 0.5
-
-
-def decode_normal(colour: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3"]:
-    """Stored colours in [0, 1] as unit vectors. The colour ½, which has no direction, gives the zero vector."""
-    normal = colour * 2 - 1
-    length = np.linalg.norm(normal, axis=-1, keepdims=True)
-    return normal / np.maximum(length, 1e-6)
-
-
-# ---- Folders ----
-
-
-def frame_path(folder: str | Path, chunk: int, frame: int, label: str) -> Path:
+def frame_path(folder: str | Path, chunk: int, frame: int, label: str, kind: str = "png") -> Path:
     """Where the released layout keeps a frame of a clip: `label` is a buffer's name, `rgb`, `env0000`, …"""
-    return Path(folder) / f"{chunk:04d}.{frame:04d}.{label}.png"
+    return Path(folder) / f"{chunk:04d}.{frame:04d}.{label}.{kind}"
 
 
 @dataclass(frozen=True)
@@ -51,6 +31,16 @@ class GBufferClip:
     labels: tuple[str, ...]  # the buffers that every frame has
     chunks: dict[int, int]  # number of frames of each chunk; layouts without chunks have one, chunk 0
     paths: dict[tuple[str, int], tuple[Path, ...]]  # (label, chunk) -> the frames in order
+    assumed: Assumed = USUAL  # of files that do not say how they are encoded
+
+    def frames(
+        self, label: str, chunk: int = 0, start: int = 0, stop: int | None = None
+    ) -> Iterator[Float32[np.ndarray, "h w 3"]]:
+        """Frames start to stop − 1 (by default to the end of the chunk) of one buffer, read as they are asked for.
+
+        InputError naming the file if one cannot be read or differs from the first in size.
+        """
+        return read_frames(self.paths[label, chunk][start:stop], label, self.assumed)
 
     @property
     def folder(self) -> Path:
@@ -60,26 +50,18 @@ class GBufferClip:
     def read(
         self, label: str, chunk: int = 0, start: int = 0, stop: int | None = None
     ) -> Float32[np.ndarray, "f h w 3"]:
-        """Frames start to stop − 1 (by default to the end of the chunk) of one buffer, as stored, in [0, 1].
-
-        InputError naming the file if one cannot be read or differs from the first in size.
-        """
-        return read_frames(self.paths[label, chunk][start:stop])
+        """The same frames in one array."""
+        return np.stack(list(self.frames(label, chunk, start, stop)))
 
 
-def read_frames(paths: Sequence[Path]) -> Float32[np.ndarray, "f h w 3"]:
-    """The images of a clip as stored; InputError if one cannot be read or differs from the first in size."""
-    return np.stack(list(each_frame(paths)))
-
-
-def each_frame(paths: Sequence[Path]) -> Iterator[Float32[np.ndarray, "h w 3"]]:
-    """As `read_frames`, one by one."""
-    shape = None
+def read_frames(paths: Sequence[Path], label: str, assumed: Assumed = USUAL) -> Iterator[Float32[np.ndarray, "h w 3"]]:
+    """The images of a clip, one by one, whatever their format; InputError as in `GBufferClip.frames`."""
+    size = None
     for path in paths:
-        image = read_image(path)
-        shape = shape or image.shape
-        if image.shape != shape:
-            found, first = (f"{width}x{height}" for height, width, _ in (image.shape, shape))
+        image = read(path, label, assumed)
+        size = size or image.shape
+        if image.shape != size:
+            found, first = (f"{width}x{height}" for height, width, _ in (image.shape, size))
             raise InputError(f"{path} has {found} pixels, {paths[0].name} {first}; a clip needs one size")
         yield image
 
@@ -90,14 +72,16 @@ def find_gbuffer_clips(
     failed: Callable[[InputError], None] | None = None,
     labels: Sequence[str] = (),
     check: Callable[[str, Path], None] = lambda name, folder: None,
+    assumed: Assumed = USUAL,
 ) -> list[GBufferClip]:
     """The clips at `path`, in natural order: the folder of one clip, or a folder of such folders.
 
     A clip's folder holds `{chunk:04d}.{frame:04d}.{label}.png` (the released layout), `{stem}.{label}.png` (webdataset
     style, frames in the natural order of their stems), or `{label}/{stem}.png`; or EXR and the other stills that
-    `read_image` reads. Files with labels that are neither G-buffers nor among `labels`, such as `rgb`, are passed over.
-    InputError if there is no clip, or if a frame lacks one of the `required` labels; of many clips, `failed` takes
-    these last errors, and the others are returned. `check`, given a clip's name and folder, may raise one too.
+    `read_image` reads, which are taken as `assumed` where they do not say what they hold. Files with labels that are
+    neither G-buffers nor among `labels`, such as `rgb`, are passed over. InputError if there is no clip, or if a frame
+    lacks one of the `required` labels; of many clips, `failed` takes these last errors, and the others are returned.
+    `check`, given a clip's name and folder, may raise one too.
     """
     known = tuple(dict.fromkeys((*DOMAINS, *labels)))
 
@@ -108,7 +92,7 @@ def find_gbuffer_clips(
     clips = find_images(path, known)
     if not clips:
         raise InputError(f"{path}: no G-buffers there; expected files such as {frame_path('clip', 0, 0, 'basecolor')}")
-    return readable(clip, clips, failed)
+    return [replace(clip, assumed=assumed) for clip in readable(clip, clips, failed)]
 
 
 def find_images(path: str | Path, labels: Sequence[str]) -> list[tuple[str, dict[str, dict[str, Path]]]]:

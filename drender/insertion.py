@@ -14,10 +14,11 @@ from scipy.ndimage import distance_transform_edt
 from scipy.spatial.transform import Rotation
 
 from .edit import blend, to_linear, to_stored
+from .encodings import decode_normal, encode_normal
 from .errors import InputError, unknown
+from .fitting import resize
 from .frames import same_view
-from .gbuffers import GBufferClip, decode_normal, encode_normal, find_gbuffer_clips
-from .media import resized
+from .gbuffers import GBufferClip, find_gbuffer_clips
 
 Image, Mask = Float32[np.ndarray, "h w 3"], Float32[np.ndarray, "h w 1"]
 
@@ -179,7 +180,7 @@ class FileObject:
                     f"--object {self.path}: its {label} of {w}x{h} pixels has another shape than the clip's "
                     f"{width}x{height}; make them the same"
                 )
-        images = {label: resized(image, size) for label, image in images.items()}
+        images = {label: resize(image, size) for label, image in images.items()}
         return Layer.cut(images, images.pop("mask"))
 
     def still(self, name: str) -> bool:

@@ -10,7 +10,8 @@ from . import execution, runs
 from .clips import LIGHT, Light, write_light
 from .config import Sampling, from_dict
 from .errors import InputError
-from .media import HDR_SUFFIXES
+from .fitting import Fit
+from .images import HDR_SUFFIXES
 from .renderers import InverseRenderer, chosen_passes
 from .results import read_record
 
@@ -50,7 +51,7 @@ def label(
     """
     config = InverseRenderer.load_config(checkpoint)
     frames, size = config.frames if frames is None else frames, size or config.size
-    cut = runs.Cut(frames, overlap=0, mode="drop-last", size=size)
+    cut = runs.Cut(frames, overlap=0, mode="drop-last")
     sampling = {"seed": seed} | ({} if num_steps is None else {"num_steps": num_steps})
     from_dict(Sampling, sampling, "options")  # a bad value is told before anything is loaded
     settings = {
@@ -58,7 +59,7 @@ def label(
         "size": size, "dtype": dtype, **sampling,
     }  # fmt: skip
     run = runs.InverseRun(
-        Path(source), Path(destination), cut, sampling, settings, video=False, overwrite=overwrite,
+        Path(source), Path(destination), cut, Fit(size=size), sampling, settings, video=False, overwrite=overwrite,
         passes=chosen_passes(config, passes),
     )  # fmt: skip
     lights = _lights(run, Path(environments)) if environments else {}

@@ -9,7 +9,7 @@ from jaxtyping import ArrayLike, Float, Int
 
 from .environment import Environment, check_projection
 from .errors import InputError
-from .media import fit_cover
+from .fitting import fit_cover
 from .orientation import camera_rotations, light_angles
 from .page import PageLight
 from .renderers import ForwardRenderer

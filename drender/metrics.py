@@ -22,10 +22,11 @@ from tqdm import tqdm
 
 from . import cli
 from .config import DOMAINS
+from .encodings import decode_normal
 from .errors import InputError
-from .gbuffers import RELEASED_STEM, decode_normal, find_images, frame_path, read_frames
+from .files import natural_order, replacing
+from .gbuffers import RELEASED_STEM, find_images, frame_path, read_frames
 from .lpips import LPIPS
-from .media import natural_order, replacing
 
 Images, Masks = Float[np.ndarray, "*b h w 3"], Bool[np.ndarray, "*b h w"]
 Frames, FrameMasks = Float[np.ndarray, "f h w 3"], Bool[np.ndarray, "f h w"]
@@ -180,11 +181,11 @@ class Comparison:
 
     def scores(self, lpips: LPIPS | None = None) -> Scores:
         """What `evaluate` gives, after the number of frames."""
-        predicted, truth = read_frames(self.predicted), read_frames(self.truth)
+        predicted, truth = (np.stack(list(read_frames(x, self.label))) for x in (self.predicted, self.truth))
         _require_size(self.predicted[0], predicted, self.truth[0], truth)
         mask = None
         if self.masks is not None:
-            mask = read_frames(self.masks)
+            mask = np.stack(list(read_frames(self.masks, "mask")))
             _require_size(self.masks[0], mask, self.truth[0], truth)
             mask = mask.mean(-1) > 0.5
         try:

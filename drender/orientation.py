@@ -13,7 +13,7 @@ from jaxtyping import ArrayLike, Float32
 from scipy.spatial.transform import Rotation
 
 from .errors import InputError, unknown
-from .media import natural_order
+from .files import natural_order
 
 ELEVATION_SIGNS = ("released", "up")
 

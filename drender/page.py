@@ -18,7 +18,9 @@ import numpy as np
 from jaxtyping import Float
 
 from .builtin import ASSETS
-from .media import fit_cover, replacing, to_integers
+from .files import replacing
+from .fitting import fit_cover
+from .images import to_integers
 
 MAX_FRAMES = 120  # of a clip; of a longer one every second, third, … is shown
 MAX_SIDE = 512  # pixels; larger frames are scaled down

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, Float32
 
 from .errors import InputError
-from .media import HDR_SUFFIXES, IMAGE_SUFFIXES, read_hdr, visible_entries
+from .files import visible_entries
+from .images import HDR_SUFFIXES, IMAGE_SUFFIXES, read_hdr
 
 MAX_RADIANCE = 65504.0  # the largest half float
 # Radiance that `env_ldr` and `env_log` show as white. What is brighter looks the same.

@@ -11,12 +11,17 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from .encodings import KINDS, Format, read
 from .errors import InputError
+from .files import replacing
+from .fitting import Placement, fit_cover
 from .gbuffers import frame_path
-from .media import fit_cover, read_image, replacing, write_png, write_video
+from .media import write_video
 from .windows import Chunk, Windowed
 
 SHEET_SIDE = 128  # of the images on a contact sheet, about
+TILE_SIDE = 1024  # of the images in a video, at most
+PNG = Format()
 RECORD = {"settings": dict, "labels": list, "chunks": list, "finished": bool}
 
 
@@ -29,11 +34,14 @@ class ClipFolder:
       labels: of the images that the run writes.
       settings: what the results depend on, as JSON. Results of other settings are not mixed with these.
       overwrite: replace such results once there is something to replace them with, instead of raising InputError.
+      format: of the images.
     """
 
     def __init__(
-        self, output: Path, name: str, command: str, labels: Iterable[str], settings: dict, overwrite: bool = False
-    ):
+        self, output: Path, name: str, command: str, labels: Iterable[str], settings: dict, overwrite: bool = False,
+        format: Format = PNG,
+    ):  # fmt: skip
+        self.format = format
         self.output, self.name = Path(output), name
         self.path = self.output / name
         self._record_path = self.path / f"{command}.json"
@@ -89,19 +97,22 @@ class ClipFolder:
         with replacing(self._latents_path(chunk, label)) as temporary, open(temporary, "wb") as file:
             np.savez(file, windows=np.array(windows), pieces=np.stack([np.asarray(piece) for piece in latents.pieces]))
 
-    def write(self, chunk: Chunk, label: str, runs: Iterable[np.ndarray], bits: int) -> Iterator[np.ndarray]:
-        """Writes frames, `1 n h w 3` at a time, of one image kind, without the repeated ones, and hands them on."""
+    def write(self, chunk: Chunk, label: str, runs: Iterable[np.ndarray], placement: Placement) -> Iterator[np.ndarray]:
+        """Writes frames, `1 n h w 3` at a time, of one image kind, without the repeated ones, and hands them on.
+
+        They are of the network's size; the `placement` makes them what is written.
+        """
         frame = 0
         for run in runs:
             for image in run[0, : chunk.num_frames - frame]:
-                self.put(chunk, frame, label, image, bits)
+                self.put(chunk, frame, label, placement.restore(image, label), self.format)
                 frame += 1
             yield run
 
-    def put(self, chunk: Chunk, frame: int, label: str, image: np.ndarray, bits: int) -> None:
-        """Writes one image `h w 3`."""
+    def put(self, chunk: Chunk, frame: int, label: str, image: np.ndarray, format: Format) -> None:
+        """Writes one image `h w 3`, in a format of the folder's kind."""
         self._begin()
-        write_png(frame_path(self.path, chunk.index, frame, label), image, bits)
+        format.write(self._file(chunk, frame, label), image, label)
 
     def complete(self, chunk: Chunk) -> None:
         """Records that all files of the chunk are there."""
@@ -110,13 +121,17 @@ class ClipFolder:
             path.unlink()
 
     def read(self, chunk: Chunk, frame: int, label: str) -> np.ndarray:
-        return read_image(frame_path(self.path, chunk.index, frame, label))
+        """A frame that was written, as it is in memory."""
+        return read(self._file(chunk, frame, label), label)
 
-    def finish(self, frames: Iterable[np.ndarray] | None, fps: float) -> None:
-        """Writes the video of `frames`, if any, and records the clip as finished."""
+    def finish(self, frames: Iterable[np.ndarray] | None, fps: float, quality: float) -> None:
+        """Writes the video of `frames`, if any, and records the clip as finished, with its frame rate."""
         if frames is not None:
-            write_video(self.video, frames, fps)
-        self._save(finished=True)
+            write_video(self.video, frames, fps, quality)
+        self._save(finished=True, fps=fps)
+
+    def _file(self, chunk: Chunk, frame: int, label: str) -> Path:
+        return frame_path(self.path, chunk.index, frame, label, self.format.kind)
 
     def _begin(self) -> None:
         """Removes, when there is something to write, what a run of other settings left: it is not to be mixed in."""
@@ -136,7 +151,8 @@ class ClipFolder:
             temporary.write_text(json.dumps(self._record, indent=1))
 
     def _images(self) -> list[Path]:
-        return [path for label in self._record["labels"] for path in sorted(self.path.glob(f"*.{label}.png"))]
+        names = [f"*.{label}.{kind}" for label in self._record["labels"] for kind in KINDS]
+        return [path for name in names for path in sorted(self.path.glob(name))]
 
 
 def read_record(path: Path) -> dict:
@@ -144,6 +160,7 @@ def read_record(path: Path) -> dict:
     try:
         record = json.loads(path.read_text())
         whole = all(isinstance(record[key], kind) for key, kind in RECORD.items())
+        whole = whole and isinstance(record.get("fps", 0), int | float)
     except (OSError, ValueError, LookupError, TypeError):
         return {}
     return record if whole else {}
@@ -168,6 +185,11 @@ def side_by_side(images: list[np.ndarray], columns: int = 3) -> np.ndarray:
     images = images + [np.zeros_like(images[0])] * (-len(images) % columns)
     rows = [np.concatenate(images[i : i + columns], axis=1) for i in range(0, len(images), columns)]
     return np.concatenate(rows)
+
+
+def tile(image: np.ndarray) -> np.ndarray:
+    """The image as a video shows it beside others: no larger than a screen can take."""
+    return _scaled(image, min(1.0, TILE_SIDE / max(image.shape[:2])))
 
 
 def contact_sheet(rows: list[list[np.ndarray]]) -> np.ndarray:

@@ -9,9 +9,11 @@ import numpy as np
 from jaxtyping import Float32
 from tqdm import tqdm
 
+from .encodings import Format
 from .errors import InputError
+from .files import readable, visible_entries
 from .gbuffers import GBufferClip, find_gbuffer_clips
-from .media import DEFAULT_FPS, readable, stored_bits, visible_entries
+from .images import stored_bits
 from .page import PageClip
 from .results import ClipFolder, read_record, shown_frames
 from .runs import Failed, Run, keep_apart, readers
@@ -74,7 +76,7 @@ class ReworkRun(Run):
     def process(self, nothing: tuple[()], clip: BufferChunks, progress: bool) -> Iterator[Chunk]:
         (folder,) = self.folders(clip)
         change = self.change(clip)
-        bits = {label: self.bits or _bits(clip.clip, label) for label in self.labels(clip)}
+        formats = {label: Format(bits=self.bits or _bits(clip.clip, label)) for label in self.labels(clip)}
         total = sum(chunk.num_frames for chunk in clip.chunks)
         whole = not folder.done
         with tqdm(total=total, disable=None if progress else True, leave=False, unit="frame") as bar:
@@ -83,7 +85,7 @@ class ReworkRun(Run):
                     continue
                 for i, images in enumerate(self._changed(clip, chunk, change)):
                     for label, image in images.items():
-                        folder.put(chunk, i, label, image, bits[label])
+                        folder.put(chunk, i, label, image, formats[label])
                     bar.update()
                 folder.complete(chunk)
                 print(f"{clip.name}: frames {chunk.start} to {chunk.stop - 1} written", flush=True)
@@ -93,11 +95,11 @@ class ReworkRun(Run):
         shown = list(shown_frames(clip.chunks, clip.overlap))
         tiles = lambda chunk, frame: [folder.read(chunk, frame, label) for label in self.labels(clip)]
         self.draw_sheet(clip.name, shown, tiles)
-        self.finish(folder, shown, tiles, DEFAULT_FPS)
+        self.finish(folder, shown, tiles, clip.fps)
 
     def page_clip(self, clip: BufferChunks) -> PageClip:
         (folder,), shown = self.folders(clip), list(shown_frames(clip.chunks, clip.overlap))
-        return PageClip(clip.name, DEFAULT_FPS, len(shown), readers(folder, shown, self.labels(clip)))
+        return PageClip(clip.name, clip.fps, len(shown), readers(folder, shown, self.labels(clip)))
 
     def _changed(self, clip: BufferChunks, chunk: Chunk, change: Change) -> Iterator[Images]:
         for i in range(chunk.num_frames):

@@ -27,7 +27,8 @@ from tensorboardX import SummaryWriter
 from . import checkpoint
 from .config import RendererConfig, from_dict, to_dict
 from .errors import InputError
-from .media import replacing, write_png
+from .files import replacing
+from .images import write_png
 from .training_config import TrainConfig
 
 RECORD = "run.json"

@@ -11,13 +11,17 @@ import numpy as np
 from jaxtyping import Float
 
 from .config import Sampling
+from .encodings import USUAL, Assumed, Format
 from .errors import InputError
+from .files import readable
+from .fitting import Fit, Placement
 from .gbuffers import find_gbuffer_clips
+from .images import write_png
 from .lights import Lights
-from .media import DEFAULT_FPS, Clip, find_clips, fit_cover, readable, write_png
+from .media import Clip, find_clips
 from .page import PageClip, Reader
 from .renderers import GUIDANCE, ForwardRenderer, InverseRenderer
-from .results import ClipFolder, contact_sheet, shown_frames, side_by_side
+from .results import PNG, ClipFolder, contact_sheet, shown_frames, side_by_side, tile
 from .sources import BufferChunks, Cut, require_finished, rgb_runs
 from .stages import Renderer
 from .windows import Chunk
@@ -33,11 +37,12 @@ class Run:
 
     Attributes:
       input, output: paths.
-      cut: how clips are cut and resized.
+      cut, fit: how clips are cut and resized.
       sampling: keyword arguments of the renderers.
       settings: what the results depend on, for the record.
-      bits: of the PNG files, 8 or 16.
+      format: of the images.
       video: write `{clip}.viz.mp4` and the contact sheet?
+      quality: of the video, 0 to 10.
       overwrite: replace results of other settings?
       html: write `index.html`, a page to look at all clips?
     """
@@ -47,19 +52,23 @@ class Run:
     input: Path
     output: Path
     cut: Cut
+    fit: Fit
     sampling: dict
     settings: dict
-    bits: int = 8
+    format: Format = PNG
     video: bool = True
+    quality: float = 7.0
     overwrite: bool = False
     html: bool = False
 
     def folder(self, name: str, command: str, labels: Iterable[str], below: str = "") -> ClipFolder:
-        return ClipFolder(self.output / below, name, command, labels, self.settings, self.overwrite)
+        return ClipFolder(self.output / below, name, command, labels, self.settings, self.overwrite, self.format)
 
-    def write(self, folder: ClipFolder, chunk: Chunk, label: str, runs: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def write(
+        self, folder: ClipFolder, chunk: Chunk, label: str, runs: Iterable[np.ndarray], placement: Placement
+    ) -> Iterator[np.ndarray]:
         """Writes frames of one image kind, `1 n h w 3` at a time, and hands them on; says so at the end."""
-        yield from folder.write(chunk, label, runs, self.bits)
+        yield from folder.write(chunk, label, runs, placement)
         print(f"{folder.name}: {label}, frames {chunk.start} to {chunk.stop - 1}, written", flush=True)
 
     def sheet(self, name: str) -> Path:
@@ -74,7 +83,8 @@ class Run:
 
     def finish(self, folder: ClipFolder, shown: Sequence[Place], tiles: Tiles, fps: float) -> None:
         """Writes the video and records the clip as finished."""
-        folder.finish((side_by_side(tiles(*place)) for place in shown) if self.video else None, fps)
+        frames = (side_by_side([tile(image) for image in tiles(*place)]) for place in shown)
+        folder.finish(frames if self.video else None, fps, self.quality)
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,8 @@ class BuffersRun(Run):
         # The option of guidance is the forward renderer's; the inverse one is sampled without, as released.
         options = self.sampling | ({"guidance": (1.0, 1.0)} if self.unguided else {})
         sampling = inverse.sampling(options)
-        rgb = lambda: rgb_runs(clip, chunk, self.cut.size)
+        placement = self.fit.place(clip.size)
+        rgb = lambda: rgb_runs(clip, chunk, placement)
         remembered = {name: folder.remember(chunk, name) for name in self.passes}
         known = {name for name, latents in remembered.items() if latents is not None}
         if known != remembered.keys():
@@ -107,9 +118,10 @@ class BuffersRun(Run):
             for name, buffer in inverse.estimate(latents, self.passes, sampling, noise, progress, known):
                 folder.sampled(chunk, name, buffer)
                 remembered[name] = buffer
-        consume(self.write(folder, chunk, "rgb", rgb()))
+        consume(self.write(folder, chunk, "rgb", rgb(), placement))
         for name, buffer in remembered.items():
-            yield name, self.write(folder, chunk, name, inverse.decode_buffer(name, buffer, sampling))
+            frames = inverse.decode_buffer(name, buffer, sampling)
+            yield name, self.write(folder, chunk, name, frames, placement)
 
     def buffer_tiles(self, folder: ClipFolder) -> Tiles:
         return lambda chunk, frame: [folder.read(chunk, frame, label) for label in self.labels]
@@ -168,6 +180,7 @@ class LitRun(Run):
         chunk: Chunk,
         total: int,
         folder: ClipFolder,
+        placement: Placement,
         progress: bool,
     ) -> None:
         """Writes a chunk of a clip of `total` frames under every environment.
@@ -187,7 +200,7 @@ class LitRun(Run):
                     light = self.lights.encode(index, forward, chunk, total)
                 result = forward.render(used, light, sampling, noise, progress)
                 folder.sampled(chunk, label, result)
-            consume(self.write(folder, chunk, label, forward.decode(result, sampling)))
+            consume(self.write(folder, chunk, label, forward.decode(result, sampling), placement))
         folder.complete(chunk)
 
 
@@ -197,9 +210,11 @@ class ForwardRun(LitRun):
 
     Attributes:
       fixed_frame: a frame of the clip to repeat as often as a chunk has frames.
+      assumed: what the G-buffers hold, if their files do not say it.
     """
 
     fixed_frame: int | None = None
+    assumed: Assumed = USUAL
 
     def clips(self, failed: Failed) -> list[BufferChunks]:
         def plan(clip):
@@ -208,7 +223,7 @@ class ForwardRun(LitRun):
             return chunks
 
         labels = (*self.conditions, "rgb")
-        found = find_gbuffer_clips(self.input, self.conditions, failed, labels, require_finished)
+        found = find_gbuffer_clips(self.input, self.conditions, failed, labels, require_finished, self.assumed)
         return readable(plan, [(clip,) for clip in found], failed)
 
     def folders(self, clip: BufferChunks) -> list[ClipFolder]:
@@ -216,26 +231,27 @@ class ForwardRun(LitRun):
 
     def process(self, forward: ForwardRenderer, clip: BufferChunks, progress: bool) -> Iterator[Chunk]:
         (folder,) = self.folders(clip)
-        total = clip.chunks[-1].stop
+        total, placement = clip.chunks[-1].stop, self.fit.place(clip.size)
         for chunk in clip.chunks:
             if chunk.index in folder.done:
                 continue
             names = self.conditions or clip.clip.labels[:1]  # one, even if dropped, tells the size
-            buffers = ((name, clip.runs(chunk, name, self.cut.size)) for name in names)
-            self.render(forward, buffers, chunk, total, folder, progress)
+            buffers = ((name, clip.runs(chunk, name, placement)) for name in names)
+            self.render(forward, buffers, chunk, total, folder, placement, progress)
             yield chunk
         shown = list(shown_frames(clip.chunks, clip.overlap))
         tiles = lambda chunk, frame: self.lights.tiles(folder, chunk, frame, total)
         self.draw_sheet(clip.name, shown, tiles)
-        self.finish(folder, shown, tiles, DEFAULT_FPS)
+        self.finish(folder, shown, tiles, clip.fps)
 
     def page_clip(self, clip: BufferChunks) -> PageClip:
         shown = list(shown_frames(clip.chunks, clip.overlap))
         (folder,), total = self.folders(clip), clip.chunks[-1].stop
         given = [name for name in ("rgb", *self.conditions) if name in clip.clip.labels]
-        read = lambda name, i: fit_cover(clip.read(*shown[i], name), self.cut.size)
+        placement = self.fit.place(clip.size)
+        read = lambda name, i: placement.restore(placement.fit(clip.read(*shown[i], name)), name)
         frames = {name: partial(read, name) for name in given} | readers(folder, shown, self.lights.labels)
-        return PageClip(clip.name, DEFAULT_FPS, len(shown), frames, self.lights.on_page(total))
+        return PageClip(clip.name, clip.fps, len(shown), frames, self.lights.on_page(total))
 
 
 @dataclass(frozen=True)
@@ -262,12 +278,12 @@ class RelightRun(BuffersRun, LitRun):
         inverse, forward = renderers
         gbuffers, relit = self.folders(clip)
         chunks = self.cut.plan(clip.num_frames)
-        total = chunks[-1].stop
+        total, placement = chunks[-1].stop, self.fit.place(clip.size)
         for chunk in chunks:
             if chunk.index in gbuffers.done & relit.done:
                 continue
             buffers = self.estimate(inverse, clip, chunk, gbuffers, progress)
-            self.render(forward, buffers, chunk, total, relit, progress)
+            self.render(forward, buffers, chunk, total, relit, placement, progress)
             gbuffers.complete(chunk)
             yield chunk
         shown, buffers = list(shown_frames(chunks, self.cut.overlap)), self.buffer_tiles(gbuffers)

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Float
 
 from .errors import InputError
-from .gbuffers import GBufferClip, each_frame
-from .media import Clip, fit_cover
+from .fitting import Placement
+from .gbuffers import GBufferClip, read_frames
+from .media import DEFAULT_FPS, Clip
 from .results import read_record
 from .windows import Chunk, plan_chunks, select
 
@@ -19,23 +20,19 @@ READ_RUN = 8  # frames that are held at a time
 
 @dataclass(frozen=True)
 class Cut:
-    """How clips are cut and resized.
+    """How clips are cut.
 
     Attributes:
       frames, overlap: of a chunk, and those that neighbours share.
       mode: of the chunks, see `plan_chunks`.
-      size: height and width to cover.
     """
 
     frames: int = 24
     overlap: int = 6
     mode: str = "blend"
-    size: tuple[int, int] | None = (512, 512)
 
     def __post_init__(self):
         plan_chunks(self.frames + 1, self.frames, self.overlap, self.mode)  # for its errors
-        if self.size is not None and min(self.size) < 1:
-            raise InputError(f"size is {self.size[0]} {self.size[1]}; both sides must be 1 or more")
 
     def plan(self, num_frames: int) -> list[Chunk]:
         return plan_chunks(num_frames, self.frames, self.overlap, self.mode)
@@ -51,9 +48,9 @@ def in_runs(frames: Iterator[np.ndarray], length: int) -> Iterator[Float[np.ndar
         yield np.stack(run)[None]
 
 
-def rgb_runs(clip: Clip, chunk: Chunk, size: tuple[int, int]) -> Iterator[Float[np.ndarray, "1 n h w 3"]]:
-    """The frames of a chunk, some at a time."""
-    return in_runs((fit_cover(frame, size) for frame in clip.frames(chunk.start, chunk.stop)), chunk.length)
+def rgb_runs(clip: Clip, chunk: Chunk, placement: Placement) -> Iterator[Float[np.ndarray, "1 n h w 3"]]:
+    """The frames of a chunk as the network sees them, some at a time."""
+    return in_runs((placement.fit(frame) for frame in clip.frames(chunk.start, chunk.stop)), chunk.length)
 
 
 def require_finished(name: str, folder: Path) -> None:
@@ -71,16 +68,23 @@ class BufferChunks:
       chunks: as they are rendered.
       places: of a chunk's frames: (chunk, frame) as the files are numbered.
       overlap: frames that neighbouring chunks share.
+      fps: as the record of the run that wrote the files says.
     """
 
     clip: GBufferClip
     chunks: list[Chunk]
     places: dict[Chunk, list[tuple[int, int]]]
     overlap: int
+    fps: float = DEFAULT_FPS
 
     @property
     def name(self) -> str:
         return self.clip.name
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of its frames, of which the first is read for it."""
+        return next(self.clip.frames(*next(iter(self.clip.paths)))).shape[:2]
 
     @classmethod
     def plan(cls, clip: GBufferClip, cut: Cut, fixed_frame: int | None) -> "BufferChunks":
@@ -91,6 +95,7 @@ class BufferChunks:
         """
         # The record of our inverse run tells the chunks' overlap; the released scripts leave none.
         record = read_record(next(iter(clip.paths.values()))[0].parent / "inverse.json")
+        fps = record.get("fps", DEFAULT_FPS)
         overlap = record.get("settings", {}).get("overlap", cut.overlap) if len(clip.chunks) > 1 else cut.overlap
         stored, places, length = [], [], max(clip.chunks.values())
         for index, num_frames in clip.chunks.items():
@@ -107,19 +112,19 @@ class BufferChunks:
             if not 0 <= fixed_frame < len(places):
                 raise InputError(f"--fixed-frame {fixed_frame}: clip {clip.name!r} has frames 0 to {len(places) - 1}")
             still = Chunk(0, 0, cut.frames, cut.frames)
-            return cls(clip, [still], {still: [places[fixed_frame]] * cut.frames}, 0)
+            return cls(clip, [still], {still: [places[fixed_frame]] * cut.frames}, 0, fps)
         if len(stored) > 1 and cut.mode != "blend":
             chunks = select(stored, cut.mode)
-            return cls(clip, chunks, {c: [(c.index, i) for i in range(c.num_frames)] for c in chunks}, overlap)
+            return cls(clip, chunks, {c: [(c.index, i) for i in range(c.num_frames)] for c in chunks}, overlap, fps)
         chunks = cut.plan(len(places))
-        return cls(clip, chunks, {chunk: places[chunk.start : chunk.stop] for chunk in chunks}, overlap)
+        return cls(clip, chunks, {chunk: places[chunk.start : chunk.stop] for chunk in chunks}, overlap, fps)
 
     def read(self, chunk: Chunk, frame: int, label: str) -> np.ndarray:
         """A frame of one buffer, as stored."""
         stored, i = self.places[chunk][frame]
         return self.clip.read(label, stored, i, i + 1)[0]
 
-    def runs(self, chunk: Chunk, label: str, size: tuple[int, int] | None) -> Iterator[Float[np.ndarray, "1 n h w 3"]]:
-        """The frames of one buffer, some at a time, the last repeated up to the chunk's length."""
+    def runs(self, chunk: Chunk, label: str, placement: Placement) -> Iterator[Float[np.ndarray, "1 n h w 3"]]:
+        """The frames of one buffer as the network sees them, some at a time, the last repeated to fill the chunk."""
         files = [self.clip.paths[label, stored][frame] for stored, frame in self.places[chunk]]
-        return in_runs((fit_cover(frame, size) for frame in each_frame(files)), chunk.length)
+        return in_runs(map(placement.fit, read_frames(files, label, self.clip.assumed)), chunk.length)

@@ -12,7 +12,7 @@ from drender import checkpoint, objectives, origins, sharding, training
 from drender.clips import Light, write_light
 from drender.config import from_dict
 from drender.gbuffers import frame_path
-from drender.media import write_png
+from drender.images import write_png
 from drender.training_config import MeshConfig, TrainConfig
 
 SIZE = 16

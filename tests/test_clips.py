@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from tiny_clips import LABELS, colour, write_clip, write_noise, write_sky
 
 from drender.clips import Augmentation, AugmentationRange, ClipSet, Light, exposed, open_clips, write_light
+from drender.encodings import encode_normal
 from drender.environment import camera_rotations, load_environment, project
 from drender.errors import InputError
-from drender.gbuffers import encode_normal, frame_path
-from drender.media import read_image, write_png
+from drender.gbuffers import frame_path
+from drender.images import read_image, write_png
 
 RNG = np.random.default_rng(0)
 SIZE = (8, 16)  # of environment maps, always the same to compile once

@@ -21,8 +21,8 @@ from drender.config import CONDITIONS, ENVIRONMENT_LABELS, EnvEncoderConfig, VAE
 from drender.data import open_data
 from drender.errors import InputError
 from drender.gbuffers import find_gbuffer_clips, frame_path
+from drender.images import read_image, write_png
 from drender.latents import LatentSet, read_recipe
-from drender.media import read_image, write_png
 from drender.renderers import InverseRenderer
 from drender.training_config import DataConfig, Source
 from drender.vae import VAE

@@ -17,9 +17,11 @@ from drender import cli
 from drender.config import CONDITIONS
 from drender.edit import EDITABLE, color_range, colour, depth_range, edit, feather
 from drender.errors import InputError
+from drender.fitting import resize
 from drender.frames import Companion, same_view
 from drender.gbuffers import frame_path
-from drender.media import read_image, resized, write_png, write_video
+from drender.images import read_image, write_png
+from drender.media import write_video
 
 LABELS = ("rgb", *CONDITIONS)
 IMAGES = hnp.arrays(np.float32, (1, 2, 3, 4, 3), elements=st.floats(0, 1, width=32))
@@ -358,8 +360,8 @@ def test_buffers_of_different_sizes_and_masks_of_another_shape_are_named(run, tm
 
 def test_stretching_keeps_the_ends_of_a_ramp():
     ramp = np.linspace(0, 1, 64, dtype=np.float32)[None, :, None].repeat(4, 0).repeat(3, -1)
-    assert resized(ramp, (4, 64)) is ramp
-    shrunk = resized(ramp, (8, 16))
+    assert resize(ramp, (4, 64)) is ramp
+    shrunk = resize(ramp, (8, 16))
     assert shrunk.shape == (8, 16, 3) and (np.diff(shrunk[0, :, 0]) > 0).all()
 
 

@@ -12,7 +12,7 @@ import pytest
 from drender import environment
 from drender.environment import environment_maps, load_environment, project
 from drender.errors import InputError
-from drender.media import write_png
+from drender.images import write_png
 from drender.orientation import camera_rotations, light_angles, read_poses
 
 GOLDEN = Path(__file__).parent / "golden" / "env_sunny.npz"

@@ -1,19 +1,12 @@
-"""G-buffers: names and encodings, and the three layouts of their folders."""
+"""G-buffers: names, and the three layouts of their folders."""
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from drender.config import CONDITIONS, DEFAULT_PASSES, DOMAINS
 from drender.errors import InputError
-from drender.gbuffers import (
-    decode_normal,
-    encode_normal,
-    find_gbuffer_clips,
-    frame_path,
-)
-from drender.media import write_png
+from drender.gbuffers import find_gbuffer_clips, frame_path
+from drender.images import write_png
 
 RELEASED = "{chunk:04d}.{frame:04d}.{label}.png"
 WEBDATASET = "walk-{frame}.{label}.png"
@@ -34,7 +27,7 @@ def write_clip(folder, layout=RELEASED, labels=CONDITIONS, chunks=(2,), size=(2,
     return folder
 
 
-# ---- Names and encodings ----
+# ---- Names ----
 
 
 def test_names_agree_with_the_released_models():
@@ -42,23 +35,6 @@ def test_names_agree_with_the_released_models():
     assert list(DOMAINS.values()) == [0, 1, 2, 3, 4, 5]
     assert DEFAULT_PASSES == ("basecolor", "metallic", "roughness", "normal", "depth")
     assert CONDITIONS == ("basecolor", "normal", "depth", "roughness", "metallic")
-
-
-def test_normals_at_known_values():
-    np.testing.assert_allclose(encode_normal(np.array([0.0, 0.0, 1.0])), [0.5, 0.5, 1])
-    np.testing.assert_allclose(decode_normal(np.array([1.0, 0.5, 0.5])), [1, 0, 0])
-    np.testing.assert_allclose(decode_normal(np.array([0.75, 0.75, 0.5])), np.array([1, 1, 0]) / np.sqrt(2))
-    np.testing.assert_array_equal(decode_normal(np.full((2, 2, 3), 0.5, np.float32)), np.zeros((2, 2, 3)))
-
-
-@given(st.integers(0, 2**32 - 1))
-@settings(max_examples=50, deadline=None, derandomize=True)
-def test_normals_survive_16_bits(seed):
-    normal = np.random.default_rng(seed).normal(size=(4, 5, 3)).astype(np.float32)
-    normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
-    stored = np.rint(encode_normal(normal) * 65535) / 65535
-    np.testing.assert_allclose(decode_normal(stored), normal, atol=5e-5)
-    assert decode_normal(encode_normal(normal)).dtype == np.float32
 
 
 # ---- Folders ----

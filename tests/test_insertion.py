@@ -16,10 +16,11 @@ from drender import ForwardRenderer, cli, environment_maps
 from drender.builtin import GBUFFERS
 from drender.config import CONDITIONS
 from drender.edit import to_linear
+from drender.encodings import decode_normal, encode_normal
 from drender.errors import InputError
-from drender.gbuffers import decode_normal, encode_normal, find_gbuffer_clips, frame_path
+from drender.gbuffers import find_gbuffer_clips, frame_path
+from drender.images import read_image, srgb_to_linear, write_png
 from drender.insertion import SOFT, Layer, RenderedObject, guide, insert, placed, with_albedo
-from drender.media import read_image, srgb_to_linear, write_png
 
 with_mitsuba = pytest.mark.skipif(importlib.util.find_spec("mitsuba") is None, reason="mitsuba is not installed")
 IMAGES = hnp.arrays(np.float32, (3, 4, 3), elements=st.floats(0, 1, width=32))

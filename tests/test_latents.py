@@ -9,16 +9,19 @@ import jax
 import numpy as np
 import pytest
 import small
+import smallest
 from tiny_clips import LABELS, write_clip, write_noise, write_sky
 
-from drender import checkpoint
+from drender import checkpoint, objectives
 from drender import encode as encoding
 from drender.clips import Augmentation, AugmentationRange, Light, open_clips
 from drender.config import ENVIRONMENT_LABELS
 from drender.encode import fingerprint
 from drender.errors import InputError
+from drender.evaluation import Evaluation
 from drender.gbuffers import frame_path
 from drender.latents import LatentSet, missing, read_recipe
+from drender.run_folder import RunFolder
 from drender.stages import Renderer
 from drender.vae import VAE
 
@@ -304,3 +307,13 @@ def test_a_fingerprint_is_of_what_encodes():
     for name in ("encoder", "quant_conv"):
         other = small.random_params(VAE, small.VAE, seed=1)
         assert fingerprint(params | {name: other[name]}) != print_of
+
+
+# ---- What learns from it ----
+
+
+def test_what_is_learnt_from_latents_is_evaluated_at_their_size(clips, vae, tmp_path):
+    encode(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
+    config = smallest.config("inverse", tmp_path / "set", tmp_path / "run", **{"data.size": [512, 512]})
+    model = objectives.Model(small.inverse_config(), config.loss, latent=True)
+    assert Evaluation(config, model, RunFolder(config, model.config)).size == (8, 8)

@@ -6,8 +6,8 @@ import pytest
 from drender import builtin, environment
 from drender.environment import environment_maps
 from drender.errors import InputError
+from drender.images import write_png
 from drender.lights import Lights
-from drender.media import write_png
 
 SIZE = (12, 12)
 pytestmark = [pytest.mark.usefixtures("small_cubes"), pytest.mark.filterwarnings("ignore:.*is no HDR image")]

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from drender import cli, metrics
+from drender.encodings import encode_normal
 from drender.errors import InputError
-from drender.gbuffers import encode_normal, frame_path
-from drender.media import write_png
+from drender.gbuffers import frame_path
+from drender.images import write_png
 from drender.metrics import (
     angular_error,
     correlation,

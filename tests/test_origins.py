@@ -8,7 +8,7 @@ import smallest
 from drender import InputError, InverseRenderer, checkpoint, convert, origins, training
 from drender.checkpoint import flatten
 from drender.gbuffers import frame_path
-from drender.media import write_png
+from drender.images import write_png
 
 
 def weights(config, resumed=False, log=lambda line: None):

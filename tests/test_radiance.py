@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from drender import builtin, radiance
 from drender.environment import load_environment
 from drender.errors import InputError
-from drender.media import write_png
+from drender.images import write_png
 from drender.radiance import automatic_exposure, beyond_range, blurred, light_image, map_files, mean_luminance
 
 SHAPES = st.sampled_from([(1, 2), (4, 8), (5, 7), (16, 32)])

@@ -23,7 +23,8 @@ from drender import builtin, checkpoint, cli
 from drender.config import CONDITIONS, DEFAULT_PASSES, DOMAINS
 from drender.environment import environment_maps
 from drender.gbuffers import find_gbuffer_clips
-from drender.media import find_clips, read_image, write_png, write_video
+from drender.images import read_image, srgb_to_linear, write_png
+from drender.media import find_clips, write_video
 from drender.renderers import ForwardRenderer, InverseRenderer
 from drender.results import ClipFolder
 from drender.windows import Windowed
@@ -536,7 +537,7 @@ def test_a_page_of_a_finished_run_is_made_from_its_files(inverse, monkeypatch, t
 def test_a_page_of_a_resumed_run_shows_all_of_it(inverse, monkeypatch, tmp_path):
     arguments = ("--input", smooth(tmp_path / "walk", 5), "--output", tmp_path / "out", "--html")
     with monkeypatch.context() as patch:
-        patch.setattr("drender.results.write_png", Stop(7, KeyboardInterrupt()))
+        patch.setattr("drender.encodings.write_png", Stop(7, KeyboardInterrupt()))
         assert inverse(*arguments)[0] == 130
     assert not (tmp_path / "out/index.html").exists()
     assert inverse(*arguments)[0] == 0
@@ -561,6 +562,103 @@ def test_a_page_that_cannot_be_made_is_one_line(inverse, tmp_path):
     missing.unlink()
     check_one_line(inverse(*arguments, "--html"), f"{missing} does not exist")
     assert (tmp_path / "out/index.html").read_bytes() == page and not list((tmp_path / "out").glob(".*"))
+
+
+# ---- Shapes and formats ----
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ((), (128, 64)),
+        (("--fit", "contain"), (64, 36)),
+        (("--fit", "stretch"), (64, 64)),
+        (("--fit", "contain", "--output-size", "source"), (80, 45)),
+        (("--output-size", "source"), (80, 45)),
+    ],
+)
+def test_a_portrait_in_every_fit(relight, tmp_path, options, size):
+    write_frames(tmp_path / "walk", 3, height=80, width=45)
+    code, _, err = relight("--input", tmp_path / "walk", "--output", tmp_path / "out", *options)
+    assert (code, err) == (0, "")
+    files = sorted((tmp_path / "out").glob("*/walk/*.png"))
+    assert len(files) == 3 * (1 + len(DEFAULT_PASSES) + 1)  # frames 0 1 | 1 2
+    assert {read_image(path).shape for path in files} == {(*size, 3)}
+
+
+def test_contained_gbuffers_keep_their_size_in_forward(inverse, forward, tmp_path):
+    write_gbuffers(tmp_path / "in", height=36, width=64)
+    for fit, size in (("contain", (36, 64)), ("cover", (64, 128))):
+        options = ("--input", tmp_path / "in", "--output", tmp_path / fit, "--fit", fit)
+        assert forward(*options)[0] == 0
+        assert read_image(tmp_path / fit / "in/0000.0000.env0000.png").shape == (*size, 3)
+
+
+@pytest.mark.parametrize("options", [("--format", "exr"), ("--bits", 16), ("--bits", 16, "--transfer", "linear")])
+def test_gbuffers_of_every_format_are_the_same_to_forward(run, forward, models, tmp_path, options):
+    write_frames(tmp_path / "walk", 1)
+    relit = []
+    for normals in ("opengl", "directx"):
+        arguments = ("--checkpoint", models["inverse"], *QUICK, "--input", tmp_path / "walk", "--normals", normals)
+        assert run("inverse", *arguments, "--output", tmp_path / normals, *options)[0] == 0
+        assert forward("--input", tmp_path / normals, "--output", tmp_path / f"{normals}-relit", "--bits", 16)[0] == 0
+        relit.append(read_image(tmp_path / f"{normals}-relit/walk/0000.0000.env0000.png"))
+    np.testing.assert_allclose(*relit, atol=4e-5)
+    if "exr" in options:
+        assert {path.suffix for path in (tmp_path / "opengl/walk").iterdir()} == {".exr", ".json"}
+        return
+    # The same PNG files without what they say of themselves.
+    for path in (tmp_path / "directx/walk").glob("*.png"):
+        write_png(path, read_image(path), bits=16)
+    said = ("--input-normals", "directx", "--input-transfer", "linear" if "linear" in options else "srgb")
+    assert forward("--input", tmp_path / "directx", "--output", tmp_path / "said", "--bits", 16, *said)[0] == 0
+    assert forward("--input", tmp_path / "directx", "--output", tmp_path / "unsaid", "--bits", 16)[0] == 0
+    said, unsaid = (read_image(tmp_path / name / "walk/0000.0000.env0000.png") for name in ("said", "unsaid"))
+    np.testing.assert_array_equal(said, relit[1])
+    assert np.abs(unsaid - relit[1]).max() > 0.02
+
+
+def test_relit_frames_as_exr_are_linear_light(relight, tmp_path):
+    write_frames(tmp_path / "walk", 1)
+    for name, options in (("exr", ("--format", "exr")), ("png", ("--bits", 16))):
+        assert relight("--input", tmp_path / "walk", "--output", tmp_path / name, *options)[0] == 0
+    linear = read_image(tmp_path / "exr/relit/walk/0000.0000.env0000.exr")
+    np.testing.assert_allclose(
+        linear, srgb_to_linear(read_image(tmp_path / "png/relit/walk/0000.0000.env0000.png")), rtol=2**-10, atol=2e-5
+    )
+    videos = [next(find_clips(tmp_path / name / "relit/walk.viz.mp4")[0].frames()) for name in ("exr", "png")]
+    assert np.abs(videos[0] - videos[1]).mean() < 2 / 255  # of noise, through H.264; a curve too many would be 50
+
+
+def test_the_frame_rate_is_that_of_the_source(run, forward, relight, models, tmp_path):
+    write_video(tmp_path / "pan.mp4", pictures(2), 24000 / 1001)
+    arguments = ("--checkpoint", models["inverse"], *QUICK, "--input", tmp_path / "pan.mp4")
+    assert run("inverse", *arguments, "--output", tmp_path / "buffers")[0] == 0
+    assert forward("--input", tmp_path / "buffers", "--output", tmp_path / "lit")[0] == 0
+    assert relight("--input", tmp_path / "pan.mp4", "--output", tmp_path / "both")[0] == 0
+    for video in ("buffers/pan", "lit/pan", "both/gbuffers/pan", "both/relit/pan"):
+        assert find_clips(tmp_path / f"{video}.viz.mp4")[0].fps == 24000 / 1001
+
+
+def test_the_quality_of_the_video(inverse, tmp_path):
+    write_frames(tmp_path / "walk", 2)
+    sizes = []
+    for quality in (1, 7, 10):
+        assert inverse("--input", tmp_path / "walk", "--output", tmp_path / "out", "--quality", quality)[0] == 0
+        sizes.append((tmp_path / "out/walk.viz.mp4").stat().st_size)
+        (tmp_path / "out/walk.viz.mp4").unlink()  # then only the video is made again, with another quality
+    assert sizes == sorted(set(sizes))
+
+
+def test_another_format_takes_the_place_of_the_files(inverse, tmp_path):
+    write_frames(tmp_path / "walk", 2)
+    arguments = ("--input", tmp_path / "walk", "--output", tmp_path / "out")
+    assert inverse(*arguments)[0] == 0
+    check_one_line(inverse(*arguments, "--format", "exr"), "another format ('png', now 'exr')", "--overwrite")
+    assert inverse(*arguments, "--format", "exr", "--overwrite")[0] == 0
+    assert not list((tmp_path / "out/walk").glob("*.png"))
+    assert inverse(*arguments, "--overwrite")[0] == 0
+    assert not list((tmp_path / "out/walk").glob("*.exr"))
 
 
 # ---- Stopping and going on ----
@@ -588,12 +686,12 @@ def test_an_interrupted_run_goes_on_where_it_was(inverse, monkeypatch, tmp_path,
     whole = contents(tmp_path / "out")
     shutil.rmtree(tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr("drender.results.write_png", Stop(after, KeyboardInterrupt()))
+        patch.setattr("drender.encodings.write_png", Stop(after, KeyboardInterrupt()))
         code, _, err = inverse(*arguments)
     assert code == 130 and err.count("\n") == 1 and "run the same command again" in err
     assert not [name for name in contents(tmp_path / "out") if name.endswith("mp4")]
     calls = []
-    monkeypatch.setattr("drender.results.write_png", lambda *a: calls.append(a) or write_png(*a))
+    monkeypatch.setattr("drender.encodings.write_png", lambda *a: calls.append(a) or write_png(*a))
     assert inverse(*arguments)[0] == 0
     assert contents(tmp_path / "out") == whole
     assert len(calls) == 18 - after // 6 * 6  # finished chunks are not made again
@@ -638,7 +736,7 @@ def test_results_of_other_options_are_kept_unless_overwritten(inverse, run, mode
 def test_leavings_of_a_run_with_other_options_are_not_mixed_in(inverse, monkeypatch, tmp_path):
     arguments = ("--input", write_frames(tmp_path / "a", 2), "--output", tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr("drender.results.write_png", Stop(5, KeyboardInterrupt()))
+        patch.setattr("drender.encodings.write_png", Stop(5, KeyboardInterrupt()))
         assert inverse(*arguments)[0] == 130
     code, _, err = inverse(*arguments, "--chunks", "first", "--frames", 1, "--overlap", 0)
     assert code == 2 and "another" in err
@@ -662,7 +760,7 @@ def test_unfinished_gbuffers_are_no_input(run, forward, models, monkeypatch, tmp
     arguments = ("inverse", "--checkpoint", models["inverse"], *QUICK, "--output", tmp_path / "out")
     arguments += ("--input", write_frames(tmp_path / "a", 3))
     with monkeypatch.context() as patch:
-        patch.setattr("drender.results.write_png", Stop(12, KeyboardInterrupt()))
+        patch.setattr("drender.encodings.write_png", Stop(12, KeyboardInterrupt()))
         assert run(*arguments)[0] == 130
     code, _, err = forward("--input", tmp_path / "out", "--output", tmp_path / "relit")
     assert code == 2 and "is not finished" in err
@@ -682,7 +780,7 @@ def test_an_interruption_of_two_devices_stops_after_their_chunks(inverse, monkey
             time.sleep(0.3)
         write(*arguments)
 
-    monkeypatch.setattr("drender.results.write_png", interrupted)
+    monkeypatch.setattr("drender.encodings.write_png", interrupted)
     code, _, err = inverse("--input", tmp_path / "in", "--output", tmp_path / "out", "--devices", 2)
     assert code == 130 and "interrupted" in err
     assert len(seen) <= 12  # one clip on each device
@@ -760,6 +858,10 @@ BAD_OPTIONS = [
     ("inverse", ("--overlap", 2), "overlap is 2; it must be less than the 2 of frames"),
     ("inverse", ("--size", 0, 64), "size is 0 64; both sides must be 1 or more"),
     ("inverse", ("--size", 64, -64), "size is 64 -64; both sides must be 1 or more"),
+    ("inverse", ("--format", "exr", "--bits", 16), "--bits 16 is for PNG"),
+    ("inverse", ("--quality", 11), "--quality 11: must be from 0 to 10"),
+    ("inverse", ("--fit", "crop"), "unknown --fit 'crop'"),
+    ("forward", ("--normals", "directx"), "unknown option '--normals'"),
     ("inverse", ("--seed", -1), "seed is -1; it must be 0 or more"),
     ("inverse", ("--fps", "nan"), "fps is nan"),
     ("inverse", ("--guidance", 1, "nan"), "guidance is"),

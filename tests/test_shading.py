@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import shading
 
+from drender.encodings import encode_normal
 from drender.environment import environment_maps, srgb_curve
-from drender.gbuffers import encode_normal
 
 SIZE = (16, 16)
 

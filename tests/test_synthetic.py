@@ -18,7 +18,7 @@ from drender import builtin
 from drender.clips import open_clips
 from drender.environment import ldr_curve, load_environment, project
 from drender.errors import InputError
-from drender.media import read_hdr, read_image, srgb_to_linear
+from drender.images import read_hdr, read_image, srgb_to_linear
 from drender.radiance import light_image
 from drender.synthetic import filming, making, materials, meshes, scenes, shapes, skies, workers
 from drender.synthetic.scenes import Camera

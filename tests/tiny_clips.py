@@ -8,7 +8,7 @@ import OpenImageIO as oiio
 from drender.clips import Light, write_light
 from drender.config import DEFAULT_PASSES
 from drender.gbuffers import frame_path
-from drender.media import write_png
+from drender.images import write_png
 
 LABELS = ("rgb", *DEFAULT_PASSES)
 

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from ..clips import Light
+from ..encodings import encode_normal
 from ..environment import srgb_curve
-from ..gbuffers import encode_normal
 from ..radiance import light_image
 from . import meshes, shapes
 from .meshes import Mesh
@@ -22,7 +22,7 @@ LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)
 
 @dataclass(frozen=True)
 class Film:
-    """A clip: its images by label, in [0, 1] as `gbuffers.py` wants them, and what they were made with."""
+    """A clip: its images by label, in [0, 1] as `encodings.py` wants them, and what they were made with."""
 
     images: dict[str, Float32[np.ndarray, "f h w 3"]]
     light: Light

@@ -33,8 +33,9 @@ from ..builtin import ENVIRONMENTS as BUNDLED
 from ..checkpoint import complete_folder
 from ..clips import open_clips, write_light
 from ..errors import InputError
+from ..files import replacing
 from ..gbuffers import frame_path
-from ..media import read_image, replacing, write_png
+from ..images import read_image, write_png
 from ..results import difference, side_by_side
 from . import meshes, scenes, shapes, skies, workers
 from .filming import film

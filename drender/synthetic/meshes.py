@@ -12,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Float, Float32
 
 from ..errors import InputError
-from ..media import visible_entries
+from ..files import visible_entries
 
 MESH_SUFFIXES = (".ply", ".obj", ".gltf", ".glb")
 MAX_FACES = 200_000  # of one file; more would only slow the tracer, which rebuilds its tree every frame

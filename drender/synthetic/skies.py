@@ -13,7 +13,8 @@ from jaxtyping import Float, Float32
 
 from ..builtin import ENVIRONMENTS
 from ..errors import InputError
-from ..media import HDR_SUFFIXES, read_hdr, replacing, visible_entries
+from ..files import replacing, visible_entries
+from ..images import HDR_SUFFIXES, read_hdr
 from ..radiance import MAX_RADIANCE
 
 HELD_OUT = (
