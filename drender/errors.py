@@ -7,6 +7,11 @@ from collections.abc import Iterable
 class InputError(ValueError):
     """A bad input. The scripts print its one line and exit with code 2, without a traceback."""
 
+    def __str__(self) -> str:
+        # Names of files, and what stands in damaged ones, may hold line breaks and bytes that are no text.
+        escape = lambda c: c.encode("unicode_escape", "surrogatepass").decode()
+        return "".join(c if c.isprintable() else escape(c) for c in super().__str__())
+
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not among the `known` ones; it proposes the nearest."""

@@ -17,17 +17,17 @@ import OpenImageIO as oiio
 import pytest
 import small
 from pages import Page, decode
+from stand_ins import ForwardStandIn, InverseStandIn
 
 import sample
 from drender import builtin, checkpoint, cli
-from drender.config import CONDITIONS, DEFAULT_PASSES, DOMAINS
+from drender.config import CONDITIONS, DEFAULT_PASSES
 from drender.environment import environment_maps
 from drender.gbuffers import find_gbuffer_clips
 from drender.images import read_image, srgb_to_linear, write_png
 from drender.media import find_clips, write_video
 from drender.renderers import ForwardRenderer, InverseRenderer
 from drender.results import ClipFolder
-from drender.windows import Windowed
 
 RNG = np.random.default_rng(0)
 ROOT = Path(__file__).parents[1]
@@ -66,48 +66,6 @@ def networks(stand_ins, monkeypatch):
     """The real ones instead. They stay loaded, and what is compiled of them stays compiled, from test to test."""
     for cls, load in LOADED.items():
         monkeypatch.setattr(cls, "load", load)
-
-
-class StandIn:
-    """Latents are pixels, and a clip has one window."""
-
-    def __init__(self):
-        pass
-
-    def encode(self, images, sampling, rng):
-        return images
-
-    def initial_noise(self, noise, seed, grid):
-        return np.zeros(grid, np.float32)
-
-    def decode(self, latents, sampling, match=False):
-        (piece,) = latents.pieces
-        return (piece[:, i : i + 3] for i in range(0, piece.shape[1], 3))
-
-
-class InverseStandIn(StandIn, InverseRenderer):
-    """Every pass is another power of the picture."""
-
-    config = small.inverse_config()
-
-    def estimate(self, latents, passes, sampling, noise, progress, known=()):
-        for name in passes:
-            power = np.float32(1 + 0.1 * DOMAINS[name] + sampling.seed)
-            yield name, Windowed([slice(0, latents.shape[1])], [latents**power])
-
-
-class ForwardStandIn(StandIn, ForwardRenderer):
-    """The mean of the buffers times that of the light from one side."""
-
-    config = small.forward_config()
-    environment_size = (64, 64)
-
-    def encode_environment(self, environment):
-        return np.asarray(environment["env_ldr"])[None, :, :, -16:].mean(axis=(2, 3), keepdims=True)
-
-    def render(self, latents, light, sampling, noise, progress):
-        frames = sum(latents.values()) / np.float32(len(latents)) * light
-        return Windowed([slice(0, frames.shape[1])], [frames])
 
 
 @pytest.fixture
