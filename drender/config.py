@@ -32,7 +32,8 @@ PerLevel = int | tuple[int, ...]
 _CROSS_DOWN, _DOWN = "CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"
 _CROSS_UP, _UP = "CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal"
 
-SHORT = reprlib.Repr(maxlevel=2, maxstring=100, maxother=100)  # of values in messages: YAML's aliases make endless ones
+SHORT = reprlib.Repr()  # of values in messages: with YAML's aliases a small file can hold one that is endless in print
+SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 100, 100
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import random
 import struct
+from pathlib import Path
 
 import fuzzing
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drender.errors import InputError
+from drender.images import write_png
 
 FILES = [(reader, number) for reader, files in fuzzing.VALID.items() for number in range(len(files))]
 
@@ -128,6 +131,14 @@ def test_what_was_found_stays_mended(read, tmp_path, found):
         path = fuzzing.damaged(reader, tmp_path, random.Random(0)).rename(tmp_path / "clip" / name)
     answer = read(reader, path)
     assert not answer.startswith("BUG"), answer
+
+
+def test_a_name_that_is_no_text_is_told(read, tmp_path):
+    name = os.fsencode(tmp_path) + b"/0000.0000.basecolor\xff.basecolor.png"
+    Path(os.fsdecode(name)).write_bytes(fuzzing.valid("png", 0)[1])
+    assert read("gbuffers", tmp_path).endswith("basecolor\\udcff.basecolor.png: the name is no UTF-8; rename it")
+    with pytest.raises(InputError, match="the name is no UTF-8"):
+        write_png(tmp_path / "a\udcff.png", np.zeros((2, 2, 3), np.float32))
 
 
 def test_an_error_is_one_line_whatever_it_quotes():
