@@ -702,6 +702,42 @@ def test_leavings_of_a_run_with_other_options_are_not_mixed_in(inverse, monkeypa
     assert frames(tmp_path / "out/a", "rgb") == ["0000.0000"]
 
 
+def test_a_run_that_is_killed_between_record_and_latents_leaves_no_latents(inverse, monkeypatch, tmp_path):
+    arguments = ("--input", write_frames(tmp_path / "a", 3), "--output", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(ClipFolder, "_forget", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert inverse(*arguments)[0] == 130
+    assert inverse(*arguments)[0] == 0
+    assert not [name for name in contents(tmp_path / "out") if Path(name).name.startswith(".")]
+
+
+def test_a_run_that_is_killed_while_it_removes_other_results_is_not_taken_for_them(inverse, monkeypatch, tmp_path):
+    arguments = ("--input", write_frames(tmp_path / "a", 3), "--output", tmp_path / "out")
+    inverse(*arguments)
+    before = contents(tmp_path / "out")
+    unlink, removed = Path.unlink, []
+
+    def remove(path, *_, **how):
+        if path.suffix == ".png" and not path.name.startswith("."):
+            removed.append(path)
+            if len(removed) > 2:
+                raise KeyboardInterrupt
+        unlink(path, *_, **how)
+
+    (tmp_path / "out/a/.0000.0000.depth.part.png").touch()  # what a killed run of other passes may leave
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", remove)
+        assert inverse(*arguments, "--seed", 1, "--overwrite")[0] == 130
+    code, out, _ = inverse(*arguments)
+    assert code == 0 and "skipped" not in out
+    (tmp_path / "out/a/.0000.0000.depth.part.png").unlink()
+    assert contents(tmp_path / "out") == before
+    (tmp_path / "out/a/.0000.0000.depth.part.png").touch()
+    assert inverse(*arguments, "--passes", "depth", "--overwrite")[0] == 0
+    assert labels(tmp_path / "out/a") == {"rgb", "depth"}
+    assert not [name for name in contents(tmp_path / "out") if Path(name).name.startswith(".")]
+
+
 @pytest.mark.parametrize("record", ["", "{", "[]", '{"settings": 3}', '{"finished": true}'])
 def test_files_that_no_known_run_wrote_are_kept(inverse, tmp_path, record):
     arguments = ("--input", write_frames(tmp_path / "a", 2), "--output", tmp_path / "out")
