@@ -4,8 +4,9 @@
 
 Two clips, two lights, a page; in turn one chunk of blended windows and separate chunks. Every start is a process of its
 own, forked after the imports, which ends by SIGKILL at a moment drawn evenly from the time that an uninterrupted one
-takes. `--kills` are of runs whose networks are replaced by arithmetic (tests/stand_ins.py), so that most of their time
-is reading and writing; `--real` are of the built-in models. All files must be the same, byte for byte, hidden ones too.
+took, unless it is done before. `--kills` are of runs whose networks are replaced by arithmetic (tests/stand_ins.py), so
+that most of their time is reading and writing; `--real` are of the built-in models. All files must be the same, byte
+for byte, hidden ones too.
 """
 
 import argparse
@@ -60,16 +61,16 @@ def series(real: bool, wanted: int, moments: random.Random, ends: float) -> int:
             write_clip(folder / f"in/clip{clip}", seed=clip)
         reference, duration = {}, {}
         for mode in MODES:
-            for name in (f"first-{mode}", mode):  # the first compiles
-                began = time.monotonic()
-                if start(command(folder, name, mode), real, folder / "log") is not None:
-                    sys.exit(f"an uninterrupted run failed:\n{(folder / 'log').read_text()}")
-                duration[mode] = time.monotonic() - began
+            began = time.monotonic()
+            if start(command(folder, mode, mode), real, folder / "log") is not None:
+                sys.exit(f"an uninterrupted run failed:\n{(folder / 'log').read_text()}")
+            duration[mode] = time.monotonic() - began
             reference[mode] = contents(folder / mode)
         while kills < wanted and time.monotonic() < ends:
             mode, output = MODES[runs % 2], folder / f"killed{runs}"
             while True:
-                delay = moments.uniform(0, duration[mode]) if kills < wanted else None
+                go_on = kills < wanted and time.monotonic() < ends
+                delay = moments.uniform(0, duration[mode]) if go_on else None
                 killed = start(command(folder, output.name, mode), real, folder / "log", delay)
                 if killed is None:
                     break
