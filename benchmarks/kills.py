@@ -1,11 +1,12 @@
 """Kills `sample.py relight` at random moments, starts it again until it ends, and compares with an uninterrupted run.
 
-    python benchmarks/kills.py [--kills 40] [--real 10] [--seed 0]
+    python benchmarks/kills.py [--kills 40] [--real 10] [--files 30] [--seed 0]
 
 Two clips, two lights, a page; in turn one chunk of blended windows and separate chunks. Every start is a process of its
 own, forked after the imports, which ends by SIGKILL at a moment drawn evenly from the time that an uninterrupted one
 took, unless it is done before. `--kills` are of runs whose networks are replaced by arithmetic (tests/stand_ins.py), so
-that most of their time is reading and writing; `--real` are of the built-in models. All files must be the same, byte
+that most of their time is reading and writing; `--real` are of the built-in models. The page takes most of the former,
+so `--files` kills are drawn evenly from the files instead: just before one appears under its name, or just after. All files must be the same, byte
 for byte, hidden ones too.
 """
 
@@ -39,20 +40,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=40, help="of runs with stand-ins (40)")
     parser.add_argument("--real", type=int, default=10, help="of runs with the built-in models (10)")
+    parser.add_argument("--files", type=int, default=30, help="of runs with stand-ins, at a file (30)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
     parser.add_argument("--minutes", type=float, default=60, help="after which no further run is begun (60)")
     args = parser.parse_args()
     moments, ends = random.Random(args.seed), time.monotonic() + 60 * args.minutes
-    print("| networks | kills | runs | same bytes | left a part of a file | killed at, by the last file written |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| networks | moments | kills | runs | same bytes | left a part of a file | killed at, by the last file written |"
+    )
+    print("|---|---|---|---|---|---|---|")
     bad = 0
-    for real, wanted in ((False, args.kills), (True, args.real)):
+    for real, by, wanted in ((False, "time", args.kills), (False, "files", args.files), (True, "time", args.real)):
         if wanted:
-            bad += series(real, wanted, moments, ends)
+            bad += series(real, by, wanted, moments, ends)
     return int(bad > 0)
 
 
-def series(real: bool, wanted: int, moments: random.Random, ends: float) -> int:
+def series(real: bool, by: str, wanted: int, moments: random.Random, ends: float) -> int:
     """Runs until `wanted` kills are done; prints a row of the table. Returns how many runs came out otherwise."""
     kills, runs, same, parts, stages = 0, 0, 0, 0, Counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -70,8 +74,10 @@ def series(real: bool, wanted: int, moments: random.Random, ends: float) -> int:
             mode, output = MODES[runs % 2], folder / f"killed{runs}"
             while True:
                 go_on = kills < wanted and time.monotonic() < ends
-                delay = moments.uniform(0, duration[mode]) if go_on else None
-                killed = start(command(folder, output.name, mode), real, folder / "log", delay)
+                delay = moments.uniform(0, duration[mode]) if go_on and by == "time" else None
+                # Halves: before a file appears.
+                file = moments.randrange(2 * len(reference[mode])) / 2 if go_on and by == "files" else None
+                killed = start(command(folder, output.name, mode), real, folder / "log", delay, file)
                 if killed is None:
                     break
                 if killed != signal.SIGKILL:
@@ -89,7 +95,7 @@ def series(real: bool, wanted: int, moments: random.Random, ends: float) -> int:
                     print(f"run {runs - 1} ({mode}): {file} differs", file=sys.stderr)
     where = ", ".join(f"{name} {count}" for name, count in stages.most_common())
     print(
-        f"| {'built-in' if real else 'stand-ins'} | {kills} | {runs} | {same} | {parts} | {where} |",
+        f"| {'built-in' if real else 'stand-ins'} | {by} | {kills} | {runs} | {same} | {parts} | {where} |",
         flush=True,
     )
     return runs - same
@@ -100,9 +106,13 @@ def command(folder: Path, output: str, mode: str) -> list[str]:
     return [*COMMAND, *files, "--environment", "night", "sunset", "--chunks", mode]
 
 
-def start(arguments: list[str], real: bool, log: Path, delay: float | None = None) -> int | None:
-    """Runs `sample.py` in a process, which is killed after `delay` seconds. Returns None if it ended well, or why not:
-    the signal, or a negative exit code."""
+def start(
+    arguments: list[str], real: bool, log: Path, delay: float | None = None, file: float | None = None
+) -> int | None:
+    """Runs `sample.py` in a process, killed after `delay` seconds or at a `file`.
+
+    Returns None if it ended well, or why not: the signal, or a negative exit code.
+    """
     child = os.fork()
     if child == 0:
         with log.open("w") as file:
@@ -112,6 +122,8 @@ def start(arguments: list[str], real: bool, log: Path, delay: float | None = Non
 
             InverseRenderer.load = lambda *_: InverseStandIn()
             ForwardRenderer.load = lambda *_: ForwardStandIn()
+        if file is not None:
+            os.replace = killing(os.replace, file)
         sys.argv = ["sample.py", *arguments]
         try:
             cli.run(sample.main)
@@ -130,6 +142,22 @@ def start(arguments: list[str], real: bool, log: Path, delay: float | None = Non
             os.kill(child, signal.SIGKILL)
             deadline = None
         time.sleep(0.002)
+
+
+def killing(replace, file: float):
+    """An `os.replace` that kills the process at a call: before it does its work, where `file` is not whole, or after."""
+    calls = 0
+
+    def call(*arguments, **how):
+        nonlocal calls
+        if calls + 0.5 == file:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(*arguments, **how)
+        if calls == file:
+            os.kill(os.getpid(), signal.SIGKILL)
+        calls += 1
+
+    return call
 
 
 def stage(output: Path) -> str:

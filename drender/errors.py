@@ -16,6 +16,7 @@ class InputError(ValueError):
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not among the `known` ones; it proposes the nearest."""
     known = sorted(known)
+    name = name if len(name) <= 100 else name[:100] + "…"
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
     return InputError(f"unknown {kind} {name!r}; {hint}")

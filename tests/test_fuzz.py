@@ -70,6 +70,7 @@ FOUND = {
     "YAML with a day that is none": ("yaml", "a.yaml", lambda: b"seed: 2001-99-99"),
     "YAML nested deeply": ("yaml", "a.yaml", lambda: b"[" * 1000),
     "YAML with a number for a key": ("yaml", "a.yaml", lambda: b"3: 4"),
+    "YAML with an endless key": ("yaml", "a.yaml", lambda: b"a" * 5000 + b": 4"),
     "YAML of a billion laughs": ("yaml", "a.yaml", lambda: laughs()),
     "YAML with an endless number": ("yaml", "a.yaml", lambda: b"optimizer: " + endless("learning_rate")),
     "a record nested deeply": ("record", "inverse.json", lambda: b"[" * 100_000),
