@@ -5,9 +5,9 @@
 Two clips, two lights, a page; in turn one chunk of blended windows and separate chunks. Every start is a process of its
 own, forked after the imports, which ends by SIGKILL at a moment drawn evenly from the time that an uninterrupted one
 took, unless it is done before. `--kills` are of runs whose networks are replaced by arithmetic (tests/stand_ins.py), so
-that most of their time is reading and writing; `--real` are of the built-in models. The page takes most of the former,
-so `--files` kills are drawn evenly from the files instead: just before one appears under its name, or just after. All files must be the same, byte
-for byte, hidden ones too.
+that most of their time is reading and writing; `--real` are of the built-in models. As the page takes most of the
+former, `--files` kills are drawn evenly from the files instead: just before one appears under its name, or just after.
+All files must be the same, byte for byte, hidden ones too.
 """
 
 import argparse
@@ -145,7 +145,7 @@ def start(
 
 
 def killing(replace, file: float):
-    """An `os.replace` that kills the process at a call: before it does its work, where `file` is not whole, or after."""
+    """An `os.replace` that kills the process at a call: after its work, or before it if `file` is no whole number."""
     calls = 0
 
     def call(*arguments, **how):
