@@ -31,8 +31,8 @@ from drender.renderers import ForwardRenderer, InverseRenderer
 
 MODES = ("blend", "all")
 COMMAND = (
-    "relight", "--frames", "4", "--overlap", "1", "--size", "64", "64", "--environment-size", "64", "64", "--steps", "2",
-    "--html", "--devices", "1",
+    "relight", "--frames", "4", "--overlap", "1", "--size", "64", "64", "--environment-size", "64", "64",
+    "--steps", "2", "--html", "--devices", "1",
 )  # fmt: skip
 
 

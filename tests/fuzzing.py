@@ -299,8 +299,6 @@ class Reader:
 
 def serve() -> None:
     """Reads lines `reader⇥path` and answers each with a line: a JSON string."""
-    from drender.errors import InputError
-
     readers = make_readers()
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print
@@ -309,20 +307,27 @@ def serve() -> None:
     print('"ready"', file=out, flush=True)
     for line in sys.stdin:
         name, path = line.rstrip("\n").split("\t")
-        try:
-            with contextlib.redirect_stdout(sys.stderr):
-                found = readers[name](Path(path))
-            answer = "value" if found else "BUG: a value of the wrong kind"
-        except InputError as error:
-            answer = f"error: {error}" if len(str(error).splitlines()) == 1 else f"BUG: not one line: {error}"
-            answer = answer if len(str(error)) < 2000 else f"BUG: a line of {len(str(error))} characters"
-        except BaseException as error:
-            frames, trace = [], error.__traceback__
-            while trace:
-                frames.append(f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}")
-                trace = trace.tb_next
-            answer = f"BUG: {type(error).__name__}: {str(error)[:200]} ({' '.join(frames[1:])[-200:]})"
-        print(json.dumps(answer), file=out, flush=True)
+        with contextlib.redirect_stdout(sys.stderr):
+            said = answer(readers[name], Path(path))
+        print(json.dumps(said), file=out, flush=True)
+
+
+def answer(reader: Callable[[Path], bool], path: Path) -> str:
+    """How a file is taken: "value", "error: …", or "BUG: …"."""
+    from drender.errors import InputError
+
+    try:
+        return "value" if reader(path) else "BUG: a value of the wrong kind"
+    except InputError as error:
+        if len(str(error).splitlines()) != 1:
+            return f"BUG: not one line: {error}"
+        return f"error: {error}" if len(str(error)) < 2000 else f"BUG: a line of {len(str(error))} characters"
+    except BaseException as error:
+        frames, trace = [], error.__traceback__
+        while trace:
+            frames.append(f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}")
+            trace = trace.tb_next
+        return f"BUG: {type(error).__name__}: {str(error)[:200]} ({' '.join(frames[1:])[-200:]})"
 
 
 def make_readers() -> dict[str, Callable[[Path], bool]]:

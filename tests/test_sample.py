@@ -20,7 +20,7 @@ from pages import Page, decode
 from stand_ins import ForwardStandIn, InverseStandIn
 
 import sample
-from drender import builtin, checkpoint, cli
+from drender import builtin, checkpoint, cli, execution
 from drender.config import CONDITIONS, DEFAULT_PASSES
 from drender.environment import environment_maps
 from drender.gbuffers import find_gbuffer_clips
@@ -1044,6 +1044,20 @@ def test_a_clip_that_fails_does_not_stop_the_others(inverse, tmp_path):
     assert last == "error: 4 of 5 clips failed, as said above; mend them and run again"
     assert len(failed) == 4 and all(line.startswith("failed: ") for line in failed)
     assert (tmp_path / "out/c.viz.mp4").is_file() and not (tmp_path / "out/e").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted in Linux's way")
+def test_no_file_stays_open(inverse, monkeypatch, tmp_path):
+    for i in range(6):
+        write_frames(tmp_path / f"in/{i}", 1)
+    damaged(tmp_path / "in/3/000.png")
+    counts, process = [], execution._process
+    monkeypatch.setattr(
+        execution, "_process", lambda *a: (process(*a), counts.append(len(os.listdir("/proc/self/fd"))))
+    )
+    code, _, err = inverse("--input", tmp_path / "in", "--output", tmp_path / "out", "--html")
+    assert code == 2 and "1 of 6 clips failed" in err
+    assert len(counts) == 5 and len(set(counts[1:])) == 1
 
 
 def test_gbuffers_that_fail_do_not_stop_the_others(forward, tmp_path):
