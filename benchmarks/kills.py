@@ -113,8 +113,8 @@ def start(
     """
     child = os.fork()
     if child == 0:
-        with log.open("w") as file:
-            os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+        with log.open("w") as said:
+            os.dup2(said.fileno(), 1), os.dup2(said.fileno(), 2)
         if not real:
             from stand_ins import ForwardStandIn, InverseStandIn
 
