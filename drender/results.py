@@ -94,12 +94,17 @@ class ClipFolder:
         except Exception:  # of a damaged file numpy and zipfile raise nearly anything; what is lost is only time
             return None
 
-    def sampled(self, chunk: Chunk, label: str, latents: Windowed) -> None:
-        """Keeps what was sampled until the clip is finished, should the run be stopped: it took the longest."""
+    def sampled(self, chunk: Chunk, label: str, latents: Windowed) -> Windowed:
+        """Keeps what was sampled until the clip is finished, should the run be stopped: it took the longest.
+
+        Returns it as `remember` will, on the host: a device may round what follows otherwise.
+        """
         self._begin()
         windows = [(window.start, window.stop) for window in latents.windows]
+        pieces = [np.asarray(piece) for piece in latents.pieces]
         with replacing(self._latents_path(chunk, label)) as temporary, open(temporary, "wb") as file:
-            np.savez(file, windows=np.array(windows), pieces=np.stack([np.asarray(piece) for piece in latents.pieces]))
+            np.savez(file, windows=np.array(windows), pieces=np.stack(pieces))
+        return Windowed(latents.windows, pieces)
 
     def write(self, chunk: Chunk, label: str, runs: Iterable[np.ndarray], placement: Placement) -> Iterator[np.ndarray]:
         """Writes frames, `1 n h w 3` at a time, of one image kind, without the repeated ones, and hands them on.
