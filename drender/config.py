@@ -4,8 +4,10 @@ Field names are those of the released `config.json` files, so that a reader of o
 files hold one number or a list with one entry per level, we hold the list.
 """
 
+import contextlib
 import dataclasses
 import math
+import reprlib
 import types
 import typing
 from dataclasses import dataclass, field
@@ -29,6 +31,9 @@ PerLevel = int | tuple[int, ...]
 
 _CROSS_DOWN, _DOWN = "CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"
 _CROSS_UP, _UP = "CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal"
+
+SHORT = reprlib.Repr()  # of values in messages: with YAML's aliases a small file can hold one that is endless in print
+SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 100, 100
 
 
 @dataclass(frozen=True)
@@ -226,7 +231,7 @@ def from_dict(cls: type, data: dict, where: str, ignore_unknown: bool = False) -
         if key not in hints:
             if ignore_unknown:
                 continue
-            raise InputError(f"{where}: {unknown('key', key, hints)}")
+            raise InputError(f"{where}: {unknown('key', str(key), hints)}")
         values[key] = _convert(hints[key], value, f"{where}: {key}")
     missing = [f.name for f in dataclasses.fields(cls) if f.name not in values and _required(f)]
     if missing:
@@ -261,11 +266,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         if value in args:
             return value
-        raise InputError(f"{where}: {value!r} is none of {', '.join(map(repr, args))}")
+        raise InputError(f"{where}: {SHORT.repr(value)} is none of {', '.join(map(repr, args))}")
     if origin is tuple:
         if isinstance(value, (list, tuple)):
             if args[-1] is not Ellipsis and len(value) != len(args):
-                raise InputError(f"{where}: expected {len(args)} values, found {len(value)}: {value!r}")
+                raise InputError(f"{where}: expected {len(args)} values, found {len(value)}: {SHORT.repr(value)}")
             return tuple(_convert(args[0], item, where) for item in value)
     elif origin is dict:
         if isinstance(value, dict):
@@ -273,7 +278,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     elif dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where)
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):  # an integer of hundreds of digits
+            return float(value)
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
-    raise InputError(f"{where}: expected {hint if origin else hint.__name__}, found {value!r}")
+    raise InputError(f"{where}: expected {hint if origin else hint.__name__}, found {SHORT.repr(value)}")

@@ -7,10 +7,16 @@ from collections.abc import Iterable
 class InputError(ValueError):
     """A bad input. The scripts print its one line and exit with code 2, without a traceback."""
 
+    def __str__(self) -> str:
+        # Names of files, and what stands in damaged ones, may hold line breaks and bytes that are no text.
+        escape = lambda c: c.encode("unicode_escape", "surrogatepass").decode()
+        return "".join(c if c.isprintable() else escape(c) for c in super().__str__())
+
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not among the `known` ones; it proposes the nearest."""
     known = sorted(known)
+    name = name if len(name) <= 100 else name[:100] + "…"
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
     return InputError(f"unknown {kind} {name!r}; {hint}")

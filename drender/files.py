@@ -21,6 +21,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     The folder is made. An OSError, or one of FFmpeg's, becomes an InputError naming `path`.
     """
     path = Path(path)
+    _require_text(path)
     temporary = path.with_name(f".{path.stem}.part{path.suffix}")  # always the same: what a killed run left goes too
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,10 +47,19 @@ def visible_entries(folder: Path) -> list[Path]:
 
 
 def require_file(path: Path) -> None:
+    """InputError if there is no such file, or if it may not be read, or not named to the libraries that read it."""
     if not path.is_file():
         raise InputError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
     if not os.access(path, os.R_OK):
         raise InputError(f"{path} may not be read; see its permissions")
+    _require_text(path)
+
+
+def _require_text(path: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{path}: the name is no UTF-8; rename it") from None
 
 
 def first_line(message: str) -> str:

@@ -7,7 +7,7 @@ WebP, linear in Radiance .hdr and OpenEXR. A file that is written appears under 
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,11 @@ from .files import first_line, replacing, require_file
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 HDR_SUFFIXES = (".hdr", ".exr")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-MAX_PIXELS = 2**28  # of one still; a header that claims more is an error before any memory is taken
+# Of one still; a header that claims more is an error before any memory is taken. So is one that claims more than its
+# bytes can hold, unless it is small: black compresses to a byte per 8000 pixels at most, but in WebP.
+MAX_PIXELS = 2**28
+MAX_PIXELS_PER_BYTE, SMALL = 2**14, 2**24
+MAX_CHANNELS = 64  # of EXR, which are read together
 
 
 def read_image(path: str | Path) -> Float32[np.ndarray, "h w 3"]:
@@ -138,13 +142,20 @@ def read_still(path: str | Path, channels: Sequence[str] = ()) -> Still:
     """The still at `path` as `read_image` gives it; the three `channels`, or one thrice, if the file has those."""
     source = open_still(path)
     spec = source.spec()
-    pixels = source.read_image(0, 0, 0, spec.nchannels, "float")
-    error = source.geterror()  # set beside the pixels of a truncated JPEG, whose rest is filled with grey
+    try:
+        pixels = source.read_image(0, 0, 0, spec.nchannels, "float")
+    except MemoryError:
+        raise InputError(f"{path}: {spec.width}x{spec.height} pixels do not fit into memory; shrink it") from None
+    error = _text(source.geterror)  # set beside the pixels of a truncated JPEG, whose rest is filled with grey
     source.close()
     if pixels is None or error:
         raise InputError(f"{path}: truncated or damaged image ({first_line(error)}); save it anew")
-    if channels and set(channels) <= set(spec.channelnames):
-        chosen = [spec.channelnames.index(name) for name in channels]
+    try:
+        names = spec.channelnames
+    except UnicodeDecodeError:
+        names = ()
+    if channels and set(channels) <= set(names):
+        chosen = [names.index(name) for name in channels]
     else:
         # OpenImageIO puts R, G, B first if there are any. Otherwise: luminance, depth, or channels of unknown names.
         chosen = [channel for channel in range(spec.nchannels) if channel != spec.alpha_channel] or [0]
@@ -152,7 +163,8 @@ def read_still(path: str | Path, channels: Sequence[str] = ()) -> Still:
     if spec.alpha_channel >= 0 and spec.get_int_attribute("oiio:UnassociatedAlpha"):  # else multiplied in the file
         image = image * pixels[..., spec.alpha_channel, None]
     image = np.ascontiguousarray(_upright(image, spec.get_int_attribute("Orientation", 1)))
-    attributes = {item.name: item.value for item in spec.extra_attribs if isinstance(item.value, str)}
+    strings = (item for item in spec.extra_attribs if str(item.type) == "string")
+    attributes = {_text(lambda: item.name): _text(lambda: item.value) for item in strings}  # noqa: B023
     return Still(image, str(spec.format) in ("half", "float", "double"), attributes)
 
 
@@ -170,11 +182,24 @@ def open_still(path: str | Path) -> "oiio.ImageInput":
     as_stored["oiio:UnassociatedAlpha"] = 1  # no multiplication by alpha in the file's 8 bits
     source = oiio.ImageInput.open(str(path), as_stored)
     if source is None:
-        raise InputError(f"{path}: not a readable image ({first_line(oiio.geterror())}); save it anew")
-    width, height = source.spec().width, source.spec().height
-    if width * height > MAX_PIXELS:
-        raise InputError(f"{path}: claims to have {width}x{height} pixels, the limit is {MAX_PIXELS}; shrink it")
+        raise InputError(f"{path}: not a readable image ({first_line(_text(oiio.geterror))}); save it anew")
+    spec, size = source.spec(), path.stat().st_size
+    claim = f"{path}: claims to have {spec.width}x{spec.height} pixels"
+    if spec.width * spec.height > MAX_PIXELS:
+        raise InputError(f"{claim}, the limit is {MAX_PIXELS}; shrink it")
+    if spec.width * spec.height > max(MAX_PIXELS_PER_BYTE * size, SMALL):
+        raise InputError(f"{claim} in {size} bytes; save it anew")
+    if not 0 < spec.nchannels <= MAX_CHANNELS or spec.depth > 1 or spec.deep:
+        raise InputError(f"{path}: no flat picture of 1 to {MAX_CHANNELS} channels; save it anew")
     return source
+
+
+def _text(read: Callable[[], str]) -> str:
+    """What OpenImageIO says, which may come from a damaged file and be no UTF-8."""
+    try:
+        return read()
+    except UnicodeDecodeError as error:
+        return error.object.decode(errors="replace")
 
 
 def _upright(image: Float32[np.ndarray, "h w 3"], orientation: int) -> Float32[np.ndarray, "H W 3"]:

@@ -64,7 +64,7 @@ def _h264_stream(
 def _open_video(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """A container and its video stream; what FFmpeg finds wrong with them while in use is an InputError."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             stream = container.streams.best("video")
             if stream is None or stream.codec_context is None:
                 raise InputError(f"{path}: no video that can be decoded in this file; encode it anew")

@@ -86,7 +86,9 @@ def read_poses(path: str | Path, relative: bool = False) -> Float32[np.ndarray, 
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except KeyError as error:
         raise InputError(f"{path} lacks the key {error}; expected are frames[i].transform_matrix") from error
-    except (ValueError, TypeError, AttributeError) as error:  # no JSON, or other types of values
+    except RecursionError:
+        raise InputError(f"{path} holds no list of poses; expected are frames[i].transform_matrix") from None
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:  # no JSON, or other types of values
         raise InputError(f"{path} holds no list of poses ({error}); expected are frames[i].transform_matrix") from error
     if poses.shape[1:] != (4, 4) or not np.isfinite(poses).all():
         raise InputError(f"{path}: every transform_matrix must be 4x4 and finite, found shape {poses.shape[1:]}")

@@ -5,9 +5,9 @@ beside them lets an interrupted run go on where it stopped.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -23,6 +23,7 @@ SHEET_SIDE = 128  # of the images on a contact sheet, about
 TILE_SIDE = 1024  # of the images in a video, at most
 PNG = Format()
 RECORD = {"settings": dict, "labels": list, "chunks": list, "finished": bool}
+WORD = re.compile(r"\w+")  # a label, with which files are looked for that are removed
 
 
 class ClipFolder:
@@ -85,17 +86,25 @@ class ClipFolder:
             return None
         try:
             with np.load(self._latents_path(chunk, label)) as found:
-                windows = [slice(start, stop) for start, stop in found["windows"].tolist()]
-                return Windowed(windows, list(found["pieces"])) if windows[-1].stop == chunk.length else None
-        except (OSError, ValueError, LookupError, BadZipFile):
+                windows = [slice(int(start), int(stop)) for start, stop in found["windows"].tolist()]
+                pieces = list(found["pieces"])
+            lengths = [piece.shape[1] for piece in pieces if piece.ndim == 5 and piece.dtype.kind == "f"]
+            fit = lengths == [window.stop - window.start for window in windows] and windows[-1].stop == chunk.length
+            return Windowed(windows, pieces) if fit else None
+        except Exception:  # of a damaged file numpy and zipfile raise nearly anything; what is lost is only time
             return None
 
-    def sampled(self, chunk: Chunk, label: str, latents: Windowed) -> None:
-        """Keeps what was sampled until the clip is finished, should the run be stopped: it took the longest."""
+    def sampled(self, chunk: Chunk, label: str, latents: Windowed) -> Windowed:
+        """Keeps what was sampled until the clip is finished, should the run be stopped: it took the longest.
+
+        Returns it as `remember` will, on the host: a device may round what follows otherwise.
+        """
         self._begin()
         windows = [(window.start, window.stop) for window in latents.windows]
+        pieces = [np.asarray(piece) for piece in latents.pieces]
         with replacing(self._latents_path(chunk, label)) as temporary, open(temporary, "wb") as file:
-            np.savez(file, windows=np.array(windows), pieces=np.stack([np.asarray(piece) for piece in latents.pieces]))
+            np.savez(file, windows=np.array(windows), pieces=np.stack(pieces))
+        return Windowed(latents.windows, pieces)
 
     def write(self, chunk: Chunk, label: str, runs: Iterable[np.ndarray], placement: Placement) -> Iterator[np.ndarray]:
         """Writes frames, `1 n h w 3` at a time, of one image kind, without the repeated ones, and hands them on.
@@ -117,8 +126,7 @@ class ClipFolder:
     def complete(self, chunk: Chunk) -> None:
         """Records that all files of the chunk are there."""
         self._save(chunks=sorted(self.done | {chunk.index}))
-        for path in self.path.glob(f".{chunk.index:04d}.*.latents.npz"):
-            path.unlink()
+        self._forget(f".{chunk.index:04d}.*.latents.npz")
 
     def read(self, chunk: Chunk, frame: int, label: str) -> np.ndarray:
         """A frame that was written, as it is in memory."""
@@ -128,6 +136,7 @@ class ClipFolder:
         """Writes the video of `frames`, if any, and records the clip as finished, with its frame rate."""
         if frames is not None:
             write_video(self.video, frames, fps, quality)
+        self._forget(".*.latents.npz")  # of chunks after whose completion a run was killed at once
         self._save(finished=True, fps=fps)
 
     def _file(self, chunk: Chunk, frame: int, label: str) -> Path:
@@ -138,17 +147,29 @@ class ClipFolder:
         if self._continued:
             return
         self._continued = True
-        for path in [*self._images(), *self.path.glob(".*.latents.npz")]:
+        if found := read_record(self._record_path):  # should this be stopped half-way, it is not taken for whole
+            self._write_record(found | {"chunks": [], "finished": False})
+        for path in self._images():
             path.unlink()
+        self._forget(".*.latents.npz", ".*.part.*")
         self._save()
+
+    def _forget(self, *patterns: str) -> None:
+        """Removes hidden files."""
+        for pattern in patterns:
+            for path in self.path.glob(pattern):
+                path.unlink()
 
     def _latents_path(self, chunk: Chunk, label: str) -> Path:
         return self.path / f".{chunk.index:04d}.{label}.latents.npz"
 
     def _save(self, **changes) -> None:
         self._record |= changes
+        self._write_record(self._record)
+
+    def _write_record(self, record: dict) -> None:
         with replacing(self._record_path) as temporary:
-            temporary.write_text(json.dumps(self._record, indent=1))
+            temporary.write_text(json.dumps(record, indent=1))
 
     def _images(self) -> list[Path]:
         names = [f"*.{label}.{kind}" for label in self._record["labels"] for kind in KINDS]
@@ -160,10 +181,17 @@ def read_record(path: Path) -> dict:
     try:
         record = json.loads(path.read_text())
         whole = all(isinstance(record[key], kind) for key, kind in RECORD.items())
-        whole = whole and isinstance(record.get("fps", 0), int | float)
-    except (OSError, ValueError, LookupError, TypeError):
+        whole = whole and all(isinstance(label, str) and WORD.fullmatch(label) for label in record["labels"])
+        whole = whole and all(_is_count(index) for index in record["chunks"])
+        whole = whole and _is_count(record["settings"].get("overlap", 0))
+        whole = whole and 1e-3 <= record.get("fps", 1) <= 1e6
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {}
     return record if whole else {}
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**31
 
 
 def difference(before: dict, now: dict) -> str:

@@ -116,8 +116,7 @@ class BuffersRun(Run):
             latents = encoded(inverse, rgb(), sampling)
             noise = inverse.initial_noise(None, sampling.seed, latents.shape)
             for name, buffer in inverse.estimate(latents, self.passes, sampling, noise, progress, known):
-                folder.sampled(chunk, name, buffer)
-                remembered[name] = buffer
+                remembered[name] = folder.sampled(chunk, name, buffer)
         consume(self.write(folder, chunk, "rgb", rgb(), placement))
         for name, buffer in remembered.items():
             frames = inverse.decode_buffer(name, buffer, sampling)
@@ -199,7 +198,7 @@ class LitRun(Run):
                 if "environment" not in self.drop:
                     light = self.lights.encode(index, forward, chunk, total)
                 result = forward.render(used, light, sampling, noise, progress)
-                folder.sampled(chunk, label, result)
+                result = folder.sampled(chunk, label, result)
             consume(self.write(folder, chunk, label, forward.decode(result, sampling), placement))
         folder.complete(chunk)
 

@@ -71,7 +71,7 @@ def best(names: list[str], stem: str) -> list[str]:
 def _shards(index: Path) -> list[Path]:
     try:
         return [index.parent / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{index}: not an index of weight files; download it again") from None
 
 
@@ -101,7 +101,7 @@ def _read_array(file: Path, shape: tuple[int, ...], dtype: np.dtype, offset: int
     try:
         data = np.fromfile(file, np.uint8, math.prod(shape) * dtype.itemsize, offset=offset)
         return data.view(dtype).reshape(shape)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise InputError(f"{file}: cannot be read ({error})") from None
 
 

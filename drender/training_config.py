@@ -269,9 +269,12 @@ def read(path: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
       InputError: no such file, no YAML, an unknown key (with the nearest known one), or a value of the wrong type.
     """
     try:
-        values = _parse(Path(path).expanduser().read_text(encoding="utf-8"), str(path))
+        text = Path(path).expanduser().read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: no YAML, for it is no UTF-8") from None
+    values = _parse(text, str(path))
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected keys and values such as 'objective: inverse'")
     for override in overrides:
@@ -291,5 +294,8 @@ def read(path: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
 def _parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except RecursionError:
+        raise InputError(f"{where}: too deeply nested") from None
+    # The others are of values that look like dates or numbers, or are tagged as such, and are none.
+    except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
         raise InputError(f"{where}: no YAML ({' '.join(str(error).split())})") from error

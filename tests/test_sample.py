@@ -17,17 +17,17 @@ import OpenImageIO as oiio
 import pytest
 import small
 from pages import Page, decode
+from stand_ins import ForwardStandIn, InverseStandIn
 
 import sample
-from drender import builtin, checkpoint, cli
-from drender.config import CONDITIONS, DEFAULT_PASSES, DOMAINS
+from drender import builtin, checkpoint, cli, execution
+from drender.config import CONDITIONS, DEFAULT_PASSES
 from drender.environment import environment_maps
 from drender.gbuffers import find_gbuffer_clips
 from drender.images import read_image, srgb_to_linear, write_png
 from drender.media import find_clips, write_video
 from drender.renderers import ForwardRenderer, InverseRenderer
 from drender.results import ClipFolder
-from drender.windows import Windowed
 
 RNG = np.random.default_rng(0)
 ROOT = Path(__file__).parents[1]
@@ -66,48 +66,6 @@ def networks(stand_ins, monkeypatch):
     """The real ones instead. They stay loaded, and what is compiled of them stays compiled, from test to test."""
     for cls, load in LOADED.items():
         monkeypatch.setattr(cls, "load", load)
-
-
-class StandIn:
-    """Latents are pixels, and a clip has one window."""
-
-    def __init__(self):
-        pass
-
-    def encode(self, images, sampling, rng):
-        return images
-
-    def initial_noise(self, noise, seed, grid):
-        return np.zeros(grid, np.float32)
-
-    def decode(self, latents, sampling, match=False):
-        (piece,) = latents.pieces
-        return (piece[:, i : i + 3] for i in range(0, piece.shape[1], 3))
-
-
-class InverseStandIn(StandIn, InverseRenderer):
-    """Every pass is another power of the picture."""
-
-    config = small.inverse_config()
-
-    def estimate(self, latents, passes, sampling, noise, progress, known=()):
-        for name in passes:
-            power = np.float32(1 + 0.1 * DOMAINS[name] + sampling.seed)
-            yield name, Windowed([slice(0, latents.shape[1])], [latents**power])
-
-
-class ForwardStandIn(StandIn, ForwardRenderer):
-    """The mean of the buffers times that of the light from one side."""
-
-    config = small.forward_config()
-    environment_size = (64, 64)
-
-    def encode_environment(self, environment):
-        return np.asarray(environment["env_ldr"])[None, :, :, -16:].mean(axis=(2, 3), keepdims=True)
-
-    def render(self, latents, light, sampling, noise, progress):
-        frames = sum(latents.values()) / np.float32(len(latents)) * light
-        return Windowed([slice(0, frames.shape[1])], [frames])
 
 
 @pytest.fixture
@@ -744,6 +702,42 @@ def test_leavings_of_a_run_with_other_options_are_not_mixed_in(inverse, monkeypa
     assert frames(tmp_path / "out/a", "rgb") == ["0000.0000"]
 
 
+def test_a_run_that_is_killed_between_record_and_latents_leaves_no_latents(inverse, monkeypatch, tmp_path):
+    arguments = ("--input", write_frames(tmp_path / "a", 3), "--output", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(ClipFolder, "_forget", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert inverse(*arguments)[0] == 130
+    assert inverse(*arguments)[0] == 0
+    assert not [name for name in contents(tmp_path / "out") if Path(name).name.startswith(".")]
+
+
+def test_a_run_that_is_killed_while_it_removes_other_results_is_not_taken_for_them(inverse, monkeypatch, tmp_path):
+    arguments = ("--input", write_frames(tmp_path / "a", 3), "--output", tmp_path / "out")
+    inverse(*arguments)
+    before = contents(tmp_path / "out")
+    unlink, removed = Path.unlink, []
+
+    def remove(path, *_, **how):
+        if path.suffix == ".png" and not path.name.startswith("."):
+            removed.append(path)
+            if len(removed) > 2:
+                raise KeyboardInterrupt
+        unlink(path, *_, **how)
+
+    (tmp_path / "out/a/.0000.0000.depth.part.png").touch()  # what a killed run of other passes may leave
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", remove)
+        assert inverse(*arguments, "--seed", 1, "--overwrite")[0] == 130
+    code, out, _ = inverse(*arguments)
+    assert code == 0 and "skipped" not in out
+    (tmp_path / "out/a/.0000.0000.depth.part.png").unlink()
+    assert contents(tmp_path / "out") == before
+    (tmp_path / "out/a/.0000.0000.depth.part.png").touch()
+    assert inverse(*arguments, "--passes", "depth", "--overwrite")[0] == 0
+    assert labels(tmp_path / "out/a") == {"rgb", "depth"}
+    assert not [name for name in contents(tmp_path / "out") if Path(name).name.startswith(".")]
+
+
 @pytest.mark.parametrize("record", ["", "{", "[]", '{"settings": 3}', '{"finished": true}'])
 def test_files_that_no_known_run_wrote_are_kept(inverse, tmp_path, record):
     arguments = ("--input", write_frames(tmp_path / "a", 2), "--output", tmp_path / "out")
@@ -1050,6 +1044,20 @@ def test_a_clip_that_fails_does_not_stop_the_others(inverse, tmp_path):
     assert last == "error: 4 of 5 clips failed, as said above; mend them and run again"
     assert len(failed) == 4 and all(line.startswith("failed: ") for line in failed)
     assert (tmp_path / "out/c.viz.mp4").is_file() and not (tmp_path / "out/e").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted in Linux's way")
+def test_no_file_stays_open(inverse, monkeypatch, tmp_path):
+    for i in range(6):
+        write_frames(tmp_path / f"in/{i}", 1)
+    damaged(tmp_path / "in/3/000.png")
+    counts, process = [], execution._process
+    monkeypatch.setattr(
+        execution, "_process", lambda *a: (process(*a), counts.append(len(os.listdir("/proc/self/fd"))))
+    )
+    code, _, err = inverse("--input", tmp_path / "in", "--output", tmp_path / "out", "--html")
+    assert code == 2 and "1 of 6 clips failed" in err
+    assert len(counts) == 5 and len(set(counts[1:])) == 1
 
 
 def test_gbuffers_that_fail_do_not_stop_the_others(forward, tmp_path):
