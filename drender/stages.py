@@ -149,7 +149,8 @@ class Renderer:
         total = z.shape[1]
         runs = [slice(i, min(i + chunk, total)) for i in range(0, total, chunk)]
         runs = plan_windows(total, chunk, overlap) if overlap else runs
-        z = z / np.float32(self.config.vae.scaling_factor)
+        # On the host, whether it came from a device or from a file: they round divisions otherwise.
+        z = np.asarray(z) / np.float32(self.config.vae.scaling_factor)
         decode = lambda run: [self._decode(self.params["vae"], clip[None, run]) for clip in z]
         for frames in cross_fade(runs, (np.concatenate(clips) for clips in one_ahead(map(decode, runs)))):
             yield np.clip(frames / 2 + 0.5, 0, 1)
