@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from training import GIB, find_devices
 
-from drender import attention, checkpoint, flops
-from drender.config import CONDITIONS, DEFAULT_PASSES, ENVIRONMENT_LABELS, EnvEncoderConfig, RendererConfig, UNetConfig
+from drender import attention, checkpoint, flops, starts
+from drender.config import CONDITIONS, DEFAULT_PASSES, ENVIRONMENT_LABELS, RendererConfig, UNetConfig, VAEConfig
 from drender.layers import structure
 from drender.renderers import ForwardRenderer, InverseRenderer
 from drender.stages import DTYPES, NETWORKS, Renderer
@@ -60,15 +60,26 @@ class Stage:
 
 def full(kind: str) -> RendererConfig:
     """The configuration of the released renderers."""
-    if kind == "inverse":
-        return RendererConfig("inverse", UNetConfig(context_embedding_type="clip"))
+    return _config(kind, UNetConfig(), VAEConfig(), 1024)
+
+
+def tiny(kind: str) -> RendererConfig:
+    """The same with few channels, and four frames of 64×64 for a clip."""
+    levels = (32, 32, 64, 64)
     unet = UNetConfig(
-        in_channels=24,
-        cross_attention_dim=UNetConfig.block_out_channels,
-        temporal_cross_attention_dim=None,
-        multi_res_encoder_hidden_states=True,
+        block_out_channels=levels,
+        num_attention_heads=(1, 2, 2, 4),
+        addition_time_embed_dim=32,
+        projection_class_embeddings_input_dim=96,
     )
-    return RendererConfig("forward", unet, env_encoder=EnvEncoderConfig(), scale_cond_latents=True)
+    config = _config(kind, unet, VAEConfig(block_out_channels=levels), 48)
+    return dataclasses.replace(config, size=(64, 64), frames=4, environment_size=(64, 64))
+
+
+def _config(kind: str, unet: UNetConfig, vae: VAEConfig, width: int) -> RendererConfig:
+    """width: of the context token of the inverse renderer."""
+    svd = dataclasses.replace(unet, cross_attention_dim=width, temporal_cross_attention_dim=width)
+    return starts.renderer_config(kind, RendererConfig("svd", svd, vae))
 
 
 def abstract(config: RendererConfig, dtype: str) -> Renderer:
