@@ -25,7 +25,6 @@ import argparse
 import datetime
 import multiprocessing
 import platform
-import statistics
 import subprocess
 import tempfile
 import time
@@ -101,14 +100,14 @@ class Ours:
 
     def peak(self):
         """Nothing to be compared: a product of large matrices, of which the fastest counts."""
-        n = 2048 if jax.devices()[0].platform == "cpu" else 8192
+        n = 1024 if jax.devices()[0].platform == "cpu" else 8192
         x = jnp.asarray(np.random.default_rng(0).standard_normal((n, n), np.float32), self.dtype)
         jax.block_until_ready(_product(x, x))
         times = []
         for _ in range(5):
             began = time.perf_counter()
-            jax.block_until_ready([_product(x, x) for _ in range(10)])
-            times.append((time.perf_counter() - began) / 10)
+            jax.block_until_ready([_product(x, x) for _ in range(5)])
+            times.append((time.perf_counter() - began) / 5)
         return np.float64(2 * n**3 / min(times) / 1e12)
 
     @property
@@ -399,8 +398,9 @@ def counted(config: RendererConfig, args) -> dict[str, float]:
     return result
 
 
-def measure(kind: str, path: Path, args) -> tuple[list[str], list[str], list[str]]:
-    """A renderer's stages as rows of the table, notes to it, and what it was measured with."""
+def report(kind: str, path: Path, args) -> str:
+    """A renderer's stages, measured, in Markdown."""
+    began = time.perf_counter()
     tera = counted(checkpoint.load_config(path), args)
     sides = {name: Side(name, path, kind, args) for name in args.sides}
     stages = [stage for stage in STAGES[kind] if stage in args.stages]
@@ -414,32 +414,50 @@ def measure(kind: str, path: Path, args) -> tuple[list[str], list[str], list[str
                     results[stage, name] = answer[1]
         if "ours" in sides and (answer := sides["ours"].ask("peak")):
             peak = max(peak, float(answer[1]))
-        print(f"{kind}: turn {turn} of {args.repeats} done", flush=True)
+        print(f"{kind}: turn {turn} of {args.repeats} done at {time.perf_counter() - began:.0f} s", flush=True)
 
     rows = []
     for stage in stages:
-        median = {name: statistics.median(times[stage, name][1:]) for name in sides if (stage, name) in times}
-        cells = [kind, stage, f"{tera[stage]:.3g}"]
+        # Other work on the machine only ever adds to a time.
+        least = {name: min(times[stage, name][1:]) for name in sides if len(times.get((stage, name), [])) > 1}
+        cells = [stage, f"{tera[stage]:.3g}"]
         for name in args.sides:
-            seconds = median.get(name)
+            seconds = least.get(name)
             cells.append(f"{seconds:.3f} ({times[stage, name][0]:.1f})" if seconds else "–")
             if name == "ours":
                 cells.append(f"{tera[stage] / seconds:.3g}" if seconds else "–")
                 cells.append(f"{100 * tera[stage] / seconds / peak:.0f} %" if seconds and peak else "–")
             elif "ours" in args.sides:
-                cells.append(f"{seconds / median['ours']:.2f}" if seconds and "ours" in median else "–")
+                cells.append(f"{seconds / least['ours']:.2f}" if seconds and "ours" in least else "–")
         cells.append(difference(results.get((stage, "ours")), results.get((stage, "torch"))))
         rows.append("| " + " | ".join(cells) + " |")
 
     memory = [f"{name} {answer[1]:.2f} GiB" for name, side in sides.items() if (answer := side.ask("memory"))]
-    notes = [f"{kind}: peak memory {', '.join(memory) or 'unknown'}"]
+    notes = [f"peak memory: {', '.join(memory) or 'unknown'}"]
     if peak:
-        notes.append(f"{kind}: ours loaded in {sides['ours'].load[0]:.1f} s; matrix product {peak:.3g} TFLOP/s")
+        notes.append(f"ours loaded in {sides['ours'].load[0]:.1f} s; matrix product {peak:.3g} TFLOP/s")
     about = [answer[1] for side in sides.values() if (answer := side.ask("about"))]
-    notes += [f"{kind}: {name} left out: {side.error}" for name, side in sides.items() if side.error]
+    notes += [f"{name} left out: {side.error}" for name, side in sides.items() if side.error]
     for side in sides.values():
         side.close()
-    return rows, notes, about
+    heads = ["stage", "TFLOP"]
+    for name in args.sides:
+        heads += [f"{name}, s"]
+        heads += ["TFLOP/s", "of peak"] if name == "ours" else ["ratio"] if "ours" in args.sides else []
+    heads.append("difference")
+    return "\n".join([
+        f"### {args.model}, {kind}, {args.frames} frames {args.size[0]}×{args.size[1]}, {args.steps} steps",
+        "",
+        f"{'; '.join(about)}; commit {commit()}, {datetime.date.today()}. Least of {args.repeats} turns, seconds; in "
+        "brackets the first call, which compiles or reads the compiled code from disk.",
+        "",
+        "| " + " | ".join(heads) + " |",
+        "|" + "---|" * len(heads),
+        *rows,
+        "",
+        *(f"- {note}" for note in notes),
+        "",
+    ])  # fmt: skip
 
 
 def difference(ours, theirs) -> str:
@@ -476,34 +494,14 @@ def main() -> None:
     # This process only counts; the card is for the sides.
     jax.config.update("jax_platforms", "cpu")
 
-    rows, notes, about = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         for kind in args.kinds:
-            found = measure(kind, prepared(args, kind, Path(folder)), args)
-            rows, notes, about = ([*a, *b] for a, b in zip((rows, notes, about), found, strict=True))
-    others = [name for name in args.sides if name != "ours"]
-    heads = ["", "stage", "TFLOP", "ours, s", "TFLOP/s", "of peak"] if "ours" in args.sides else ["", "stage", "TFLOP"]
-    for name in others:
-        heads += [f"{name}, s", "ratio"] if "ours" in args.sides else [f"{name}, s"]
-    heads.append("difference")
-    title = f"{args.model}, {args.frames} frames {args.size[0]}×{args.size[1]}, {args.steps} steps"
-    text = "\n".join([
-        f"### {title}",
-        "",
-        f"{'; '.join(dict.fromkeys(about))}; commit {commit()}, {datetime.date.today()}. Median of {args.repeats} "
-        "turns, seconds; in brackets the first call, which compiles or reads the compiled code from disk.",
-        "",
-        "| " + " | ".join(heads) + " |",
-        "|" + "---|" * len(heads),
-        *rows,
-        "",
-        *(f"- {note}" for note in notes),
-        "",
-    ])  # fmt: skip
-    print(text)
-    if args.append:
-        with args.append.open("a") as file:
-            file.write("\n" + text)
+            # Each at once, so that a run that is cut off has told what it knows.
+            text = report(kind, prepared(args, kind, Path(folder)), args)
+            print(text, flush=True)
+            if args.append:
+                with args.append.open("a") as file:
+                    file.write("\n" + text)
 
 
 if __name__ == "__main__":
