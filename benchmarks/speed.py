@@ -70,7 +70,7 @@ class Inputs:
 
 class Ours:
     def __init__(self, path: Path, kind: str, args):
-        self.renderer = plan.RENDERERS[kind].load(path, args.dtype, lora_scale=0)
+        self.renderer = plan.RENDERERS[kind].load(path, args.dtype, lora_scale=0.0)
         self.kind, self.inputs = kind, Inputs(self.renderer.config, args)
         self.sampling = self.renderer.sampling(
             {"num_steps": args.steps, "frames": args.frames, "deterministic": False},
