@@ -15,14 +15,17 @@ from .layers import Keys, TimeMixer, TimestepEmbedding, group_norm, sinusoid
 
 # Attention logits above this many elements are computed in pieces, so that memory stays bounded (1 GiB in float32).
 MAX_LOGITS = 2**28
+# More rows than a grid of CUDA blocks has along an axis are not given to cuDNN.
+MAX_FUSED_ROWS = 2**16 - 1
 
 
 def attend(
     q: Float[Array, "rows t n d"], k: Float[Array, "rows u n d"], v: Float[Array, "rows u n d"]
 ) -> Float[Array, "rows t n d"]:
     """softmax(q kᵀ / √d) v, by a fused kernel where the device has one, else in pieces of at most MAX_LOGITS logits."""
-    half = q.dtype != jnp.float32
-    if half and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0 and _has_fused_attention():
+    rows, head = q.shape[0], q.shape[-1]
+    suits = q.dtype != jnp.float32 and rows <= MAX_FUSED_ROWS and head <= 128 and head % 8 == 0
+    if suits and _has_fused_attention():
         return jax.lax.platform_dependent(q, k, v, cuda=_attend_fused, default=_attend_in_pieces)
     return _attend_in_pieces(q, k, v)
 

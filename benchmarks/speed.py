@@ -1,0 +1,511 @@
+"""How fast the renderers are, stage by stage, beside the same networks in PyTorch (diffusers' modules).
+
+    python benchmarks/speed.py --model full --frames 24 --size 512 512 --dtype bfloat16 --append benchmarks/RESULTS.md
+    python benchmarks/speed.py --model tiny
+
+MODEL is "tiny" or "full" (the released renderers' sizes) with random weights that this makes, "builtin", or the folder
+of a converted checkpoint. Both sides have the same weights and inputs, and a process each, so that each one's peak
+memory is its own; they take turns, stage by stage. A side that cannot work is left out, with its reason.
+
+Stages: `encode` and `decode` take all frames through the auto-encoder, `environment` as many maps through the encoder
+of environments, `denoise` is a clip from noise to latents in `--steps` steps, of the forward renderer with guidance
+under a still light, its tokens included. FLOP are ours, counted on the jaxpr; the peak is that of a large matrix
+product, taken in turns with everything else.
+"""
+
+import os
+
+# Both sides share the card, and what they hold is to be seen.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+# PyTorch's threads spin while they wait for one another, and on a machine that others use too that made it thirty times
+# slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import argparse
+import datetime
+import multiprocessing
+import platform
+import subprocess
+import tempfile
+import time
+import zlib
+from importlib import metadata
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import plan
+
+from drender import builtin, checkpoint, convert, diffusion
+from drender.config import RendererConfig
+from drender.layers import structure
+from drender.stages import DTYPES, NETWORKS
+
+STAGES = {"inverse": ("encode", "denoise", "decode"), "forward": ("environment", "denoise")}
+PASS, GUIDANCE = "normal", (1.2, 1.2)
+MICRO = (6.0, 127.0, 0.0)  # of the default options
+RUN = 8  # frames that are decoded together
+GIB = 2**30
+
+
+class Inputs:
+    """The same random numbers for every side."""
+
+    def __init__(self, config: RendererConfig, args):
+        random = np.random.default_rng(0)
+        grid = args.frames, *(side // config.vae.downscale for side in args.size)
+        normal = lambda *shape: random.standard_normal(shape, np.float32)
+        c = config.vae.latent_channels
+        self.rgb = random.random((args.frames, *args.size, 3), np.float32)
+        self.noise, self.latents = normal(1, *grid, c), normal(1, *grid, c * 5)[..., : config.unet.in_channels - c]
+        if config.env_encoder is not None:
+            height, width = config.environment_size
+            scale = config.vae.downscale if config.env_encoder.latent_encoder else 1
+            self.light = normal(1, args.frames, height // scale, width // scale, config.env_encoder.in_channels)
+
+
+# --- ours ------------------------------------------------------------------------------------------------------------
+
+
+class Ours:
+    def __init__(self, path: Path, kind: str, args):
+        self.renderer = plan.RENDERERS[kind].load(path, args.dtype, lora_scale=0.0)
+        self.kind, self.inputs = kind, Inputs(self.renderer.config, args)
+        self.sampling = self.renderer.sampling(
+            {"num_steps": args.steps, "frames": args.frames, "deterministic": False},
+            GUIDANCE if kind == "forward" else (1.0, 1.0),
+        )
+        jax.block_until_ready(self.renderer.params)
+
+    def encode(self):
+        return self.renderer.encode_images(self.inputs.rgb)
+
+    def decode(self):
+        return np.concatenate(list(self.renderer.decode_latents(self.inputs.noise, RUN)), axis=1)
+
+    def environment(self):
+        tokens = self.renderer._encode_light(self.renderer.params["env_encoder"], self.inputs.light)
+        return np.concatenate([np.asarray(level, np.float32).ravel() for level in tokens])
+
+    def denoise(self):
+        noise, latents = self.inputs.noise, self.inputs.latents
+        if self.kind == "inverse":
+            ((_, found),) = self.renderer.estimate(latents, [PASS], self.sampling, noise, progress=False)
+        else:
+            names = self.renderer.config.conditions
+            conditions = dict(zip(names, np.split(latents, len(names), axis=-1), strict=True))
+            found = self.renderer.render(conditions, self.inputs.light[:, :1], self.sampling, noise, progress=False)
+        return np.asarray(found.blended())
+
+    def peak(self):
+        """Nothing to be compared: a product of large matrices, of which the fastest counts."""
+        n = 1024 if jax.devices()[0].platform == "cpu" else 8192
+        x = jnp.asarray(np.random.default_rng(0).standard_normal((n, n), np.float32), self.dtype)
+        jax.block_until_ready(_product(x, x))
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            jax.block_until_ready([_product(x, x) for _ in range(5)])
+            times.append((time.perf_counter() - began) / 5)
+        return np.float64(2 * n**3 / min(times) / 1e12)
+
+    @property
+    def dtype(self):
+        return jax.tree.leaves(self.renderer.params)[0].dtype
+
+    def about(self) -> str:
+        device = jax.devices()[0]
+        name = _processor() if device.platform == "cpu" else device.device_kind
+        return f"{name}, {self.dtype}, jax {jax.__version__}"
+
+    def memory(self) -> float:
+        stats = jax.devices()[0].memory_stats()
+        return stats["peak_bytes_in_use"] / GIB if stats else _resident()
+
+
+_product = jax.jit(jnp.matmul)
+
+
+# --- PyTorch ---------------------------------------------------------------------------------------------------------
+
+
+class Torch:
+    """The released pipeline's arithmetic, written with diffusers' networks, which run as they come."""
+
+    compiles = False
+
+    def __init__(self, path: Path, kind: str, args):
+        import diffusers
+        import torch
+        from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D
+
+        diffusers.utils.logging.set_verbosity_error()
+        torch.set_grad_enabled(False)
+        self.torch, self.kind, self.steps = torch, kind, args.steps
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.dtype = getattr(torch, args.dtype or ("float32" if self.device == "cpu" else "bfloat16"))
+        config = self.config = checkpoint.load_config(path)
+        self.inputs = Inputs(config, args)
+        if {config.unet.norm_num_groups, config.vae.norm_num_groups} != {32}:
+            raise ValueError("diffusers' modules have norms of 32 groups, this model has not")
+
+        weights = self._weights(path, "unet")
+        if kind == "inverse":
+            row = weights.pop("context_embedding.weight")[config.domains[PASS]].float()
+            self.token = (row * min(1.0, 10 / float(row.norm() + 1e-7)))[None, None].to(self.dtype)
+        unet = {name: getattr(config.unet, name) for name in UNET_OPTIONS}
+        with torch.device("meta"):
+            self.unet = diffusers.UNetSpatioTemporalConditionModel(**unet)
+            vae = {name: getattr(config.vae, name) for name in VAE_OPTIONS}
+            downs = ("DownEncoderBlock2D",) * len(config.vae.block_out_channels)
+            self.vae = diffusers.AutoencoderKLTemporalDecoder(**vae, down_block_types=downs)
+            self.light = torch.nn.Module()
+            if encoder := config.env_encoder:
+                levels, layers = encoder.channels, encoder.num_res_blocks
+                self.light.conv_in = torch.nn.Conv2d(encoder.in_channels, levels[0], 3, padding=1)
+                self.light.down_blocks = torch.nn.ModuleList(
+                    DownEncoderBlock2D(levels[max(i - 1, 0)], c, num_layers=layers, add_downsample=i > 0)
+                    for i, c in enumerate(levels)
+                )
+        if kind == "forward":
+            self._give_light()
+        self._load(self.unet, weights)
+        self._load(self.vae, self._weights(path, "vae"))
+        if config.env_encoder:
+            self._load(self.light, self._weights(path, "env_encoder"))
+        if self.compiles:
+            self.unet = torch.compile(self.unet.to(memory_format=torch.channels_last))
+            self.vae.encode, self.vae.decode = torch.compile(self.vae.encode), torch.compile(self.vae.decode)
+        schedule = config.scheduler
+        self.sigmas = diffusion.karras_sigmas(args.steps, schedule.sigma_min, schedule.sigma_max).tolist()
+        self.scale = diffusion.initial_scale(schedule.sigma_max, schedule.timestep_spacing)
+
+    def _weights(self, path: Path, name: str) -> dict:
+        """Torch's names and tensors, in the dtype to compute in; no two copies of all of them at any time."""
+        with jax.default_device(jax.devices("cpu")[0]):
+            leaves = checkpoint.flatten(checkpoint.load(path, name, None, str(self.dtype).removeprefix("torch.")))
+        tensors = {}
+        for key in list(leaves):
+            x = np.ascontiguousarray(convert.to_torch(key, np.asarray(leaves.pop(key))))
+            half = x.dtype.name == "bfloat16"  # which torch does not take from numpy
+            tensor = self.torch.tensor(x.view(np.int16) if half else x).to(self.device)
+            tensors[convert.torch_name(key)] = tensor.view(self.torch.bfloat16) if half else tensor
+        return tensors
+
+    def _load(self, module, weights: dict) -> None:
+        module.load_state_dict(weights, assign=True)
+        module.eval()
+
+    def _give_light(self) -> None:
+        """Makes the UNet the forward renderer's: tokens per level and frame, and none for attention over time."""
+        levels = len(self.config.unet.block_out_channels)
+        self.tokens = [None] * levels
+        for name, module in self.unet.named_modules():
+            part, _, rest = name.partition(".")
+            if name.endswith(".temporal_transformer_blocks.0"):
+                module.attn2 = module.norm2 = None
+            elif name.endswith(".transformer_blocks.0"):
+                index = levels - 1 if part == "mid_block" else int(rest.partition(".")[0])
+                level = levels - 1 - index if part == "up_blocks" else index
+                tokens = lambda _, inputs, named, i=level: (inputs, named | {"encoder_hidden_states": self.tokens[i]})
+                module.register_forward_pre_hook(tokens, with_kwargs=True)
+
+    def _in(self, x: np.ndarray):
+        return self.torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, -3))).to(self.device)
+
+    def _out(self, x) -> np.ndarray:
+        return np.moveaxis(x.float().cpu().numpy(), -3, -1)
+
+    def encode(self):
+        x = self._in(self.inputs.rgb).to(self.dtype) * 2 - 1
+        runs = [self.vae.encode(x[i : i + RUN]).latent_dist.mode() for i in range(0, len(x), RUN)]
+        return self._out(self.torch.cat(runs))
+
+    def decode(self):
+        z = (self._in(self.inputs.noise)[0] / self.config.vae.scaling_factor).to(self.dtype)
+        runs = [self.vae.decode(z[i : i + RUN], num_frames=len(z[i : i + RUN])).sample for i in range(0, len(z), RUN)]
+        return np.clip(self._out(self.torch.cat(runs)[None]) / 2 + 0.5, 0, 1)
+
+    def _tokens(self, light: np.ndarray) -> list:
+        x, levels = self.light.conv_in(self._in(light)[0].to(self.dtype)), []
+        for block in self.light.down_blocks:
+            x = block(x)
+            levels.append(x.flatten(2).mT)
+        return levels
+
+    def environment(self):
+        return np.concatenate([level.float().cpu().numpy().ravel() for level in self._tokens(self.inputs.light)])
+
+    def denoise(self):
+        torch, guided = self.torch, self.kind == "forward"
+        x, latents = self._in(self.inputs.noise) * self.scale, self._in(self.inputs.latents).to(self.dtype)
+        micro = torch.tensor([MICRO] * (1 + guided), device=self.device, dtype=self.dtype)
+        if guided:
+            # The unconditional half has latents and tokens of zeros.
+            latents = torch.cat([latents, torch.zeros_like(latents)])
+            tokens = [level.expand(x.shape[1], -1, -1) for level in self._tokens(self.inputs.light[:, :1])]
+            self.tokens = [torch.cat([level, torch.zeros_like(level)]) for level in tokens]
+            context = torch.zeros(2, 1, 1, device=self.device, dtype=self.dtype)
+        else:
+            context = self.token.to(self.device)
+        for sigma, following in zip(self.sigmas[:-1], self.sigmas[1:], strict=True):
+            scaled = (x / (sigma**2 + 1) ** 0.5).to(self.dtype)
+            rows = torch.cat([scaled.expand(len(latents), *x.shape[1:]), latents], dim=2)
+            now = torch.tensor(float(np.log(sigma) / 4), device=self.device)
+            prediction = self.unet(rows, now, context, micro, return_dict=False)[0].float()
+            if guided:
+                conditional, unconditional = prediction.chunk(2)
+                prediction = unconditional + GUIDANCE[0] * (conditional - unconditional)
+            x0 = -sigma / (sigma**2 + 1) ** 0.5 * prediction + x / (sigma**2 + 1)
+            x = x + (following - sigma) * (x - x0) / sigma
+        return self._out(x)
+
+    def about(self) -> str:
+        return f"torch {self.torch.__version__}, diffusers {metadata.version('diffusers')}"
+
+    def memory(self) -> float:
+        return self.torch.cuda.max_memory_allocated() / GIB if self.device == "cuda" else _resident()
+
+
+class CompiledTorch(Torch):
+    """The same through `torch.compile`."""
+
+    compiles = True
+
+
+UNET_OPTIONS = (
+    "in_channels", "out_channels", "block_out_channels", "down_block_types", "up_block_types", "layers_per_block",
+    "transformer_layers_per_block", "num_attention_heads", "cross_attention_dim", "addition_time_embed_dim",
+    "projection_class_embeddings_input_dim",
+)  # fmt: skip
+VAE_OPTIONS = ("in_channels", "out_channels", "latent_channels", "block_out_channels", "layers_per_block")
+SIDES = {"ours": Ours, "torch": Torch, "torch.compile": CompiledTorch}
+
+
+# --- sides as processes ----------------------------------------------------------------------------------------------
+
+
+class Side:
+    """A side in a process of its own, which answers one question at a time."""
+
+    def __init__(self, name: str, path: Path, kind: str, args):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, end = context.Pipe()
+        self.process = context.Process(target=_serve, args=(end, name, path, kind, args), daemon=True)
+        self.process.start()
+        end.close()
+        self.error = None
+        self.load = self.ask()
+
+    def ask(self, method: str | None = None):
+        """(seconds, result) of a method; None once something failed, of which `error` tells."""
+        if self.error is not None:
+            return None
+        try:
+            if method:
+                self.pipe.send(method)
+            answer = self.pipe.recv()
+        except (EOFError, BrokenPipeError):
+            answer = f"the process ended ({self.process.exitcode}); is memory short?"
+        if isinstance(answer, str):
+            self.error = answer
+            return None
+        return answer
+
+    def close(self) -> None:
+        self.pipe.close()
+        self.process.join()
+
+
+def _serve(pipe, name: str, path: Path, kind: str, args) -> None:
+    try:
+        began = time.perf_counter()
+        side = SIDES[name](path, kind, args)
+        # What PyTorch's side holds while it loads is this script's doing: from here on is counted, on a CPU.
+        if Path("/proc/self/clear_refs").exists():
+            Path("/proc/self/clear_refs").write_text("5")
+        pipe.send((time.perf_counter() - began, None))
+        while True:
+            method = pipe.recv()
+            began = time.perf_counter()
+            result = getattr(side, method)()
+            pipe.send((time.perf_counter() - began, result))
+    except EOFError:
+        pass
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300])
+
+
+def _resident() -> float:
+    """The most memory that this process has held since it was loaded, in GiB."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 2**20
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.machine()}"
+
+
+# --- models and the table --------------------------------------------------------------------------------------------
+
+
+def prepared(args, kind: str, folder: Path) -> Path:
+    """The checkpoint of a model, made where it is one of random weights."""
+    model = args.model
+    if model == "builtin":
+        return builtin.checkpoint(kind)
+    if model not in ("tiny", "full"):
+        return Path(model)
+    config = {"tiny": plan.tiny, "full": plan.full}[model](kind)
+    networks = [name for name in NETWORKS if getattr(config, name) is not None]
+    params = {name: lambda name=name: random_params(name, config, args.dtype or "float32") for name in networks}
+    checkpoint.save(folder / kind, config, params)
+    return folder / kind
+
+
+def random_params(name: str, config: RendererConfig, dtype: str) -> dict:
+    """Kernels that keep the variance, norms and biases a little off their usual start.
+
+    All are cut from one stretch of random numbers: to draw a billion takes longer than all that is measured.
+    """
+    numbers = np.random.default_rng(0).standard_normal(2**22 + 1, np.float32)
+
+    def draw(path: str, leaf) -> np.ndarray:
+        kind = path.rpartition(".")[2]
+        x = np.resize(np.roll(numbers, zlib.crc32(path.encode())), leaf.shape)
+        if kind == "kernel":
+            x /= np.float32(np.sqrt(leaf.size / leaf.shape[-1]))
+        elif kind not in ("embedding", "mix_factor"):
+            x = (kind == "scale") + np.float32(0.1) * x
+        return x.astype(dtype)
+
+    abstract = checkpoint.flatten(structure(NETWORKS[name], getattr(config, name))[1])
+    return checkpoint.unflatten({path: draw(path, leaf) for path, leaf in abstract.items()})
+
+
+def counted(config: RendererConfig, args) -> dict[str, float]:
+    """TFLOP of every stage."""
+    clip = {"dtype": "float32", "num_frames": args.frames, "size": args.size}
+    clip |= {"num_steps": args.steps, "frames": args.frames, "deterministic": False}
+    if config.kind == "forward":
+        clip |= {"guidance": GUIDANCE, "drop": config.conditions}
+    total = lambda found, *names: sum(plan.operations(s) * s.calls for s in found if s.name in names)
+    found = plan.stages(config, **clip, passes=(PASS,))
+    result = {name: total(found, name) for name in ("encode", "decode")}
+    result["denoise"] = total(found, "step", "environment")
+    if config.kind == "forward":
+        result["environment"] = total(plan.stages(config, **clip, light_frames=args.frames), "environment")
+    return result
+
+
+def report(kind: str, path: Path, args) -> str:
+    """A renderer's stages, measured, in Markdown."""
+    began = time.perf_counter()
+    tera = counted(checkpoint.load_config(path), args)
+    sides = {name: Side(name, path, kind, args) for name in args.sides}
+    stages = [stage for stage in STAGES[kind] if stage in args.stages]
+    times: dict[tuple[str, str], list[float]] = {}
+    results, peak = {}, 0.0
+    for turn in range(args.repeats + 1):
+        for stage in stages:
+            for name, side in sides.items():
+                if answer := side.ask(stage):
+                    times.setdefault((stage, name), []).append(answer[0])
+                    results[stage, name] = answer[1]
+        if "ours" in sides and (answer := sides["ours"].ask("peak")):
+            peak = max(peak, float(answer[1]))
+        print(f"{kind}: turn {turn} of {args.repeats} done at {time.perf_counter() - began:.0f} s", flush=True)
+
+    rows = []
+    for stage in stages:
+        # Other work on the machine only ever adds to a time.
+        least = {name: min(times[stage, name][1:]) for name in sides if len(times.get((stage, name), [])) > 1}
+        cells = [stage, f"{tera[stage]:.3g}"]
+        for name in args.sides:
+            seconds = least.get(name)
+            cells.append(f"{seconds:.3f} ({times[stage, name][0]:.1f})" if seconds else "–")
+            if name == "ours":
+                cells.append(f"{tera[stage] / seconds:.3g}" if seconds else "–")
+                cells.append(f"{100 * tera[stage] / seconds / peak:.0f} %" if seconds and peak else "–")
+            elif "ours" in args.sides:
+                cells.append(f"{seconds / least['ours']:.2f}" if seconds and "ours" in least else "–")
+        cells.append(difference(results.get((stage, "ours")), results.get((stage, "torch"))))
+        rows.append("| " + " | ".join(cells) + " |")
+
+    memory = [f"{name} {answer[1]:.2f} GiB" for name, side in sides.items() if (answer := side.ask("memory"))]
+    notes = [f"peak memory after loading: {', '.join(memory) or 'unknown'}"]
+    if peak:
+        notes.append(f"ours loaded in {sides['ours'].load[0]:.1f} s; matrix product {peak:.3g} TFLOP/s")
+    about = [answer[1] for side in sides.values() if (answer := side.ask("about"))]
+    notes += [f"{name} left out: {side.error}" for name, side in sides.items() if side.error]
+    for side in sides.values():
+        side.close()
+    heads = ["stage", "TFLOP"]
+    for name in args.sides:
+        heads += [f"{name}, s"]
+        heads += ["TFLOP/s", "of peak"] if name == "ours" else ["ratio"] if "ours" in args.sides else []
+    heads.append("difference")
+    return "\n".join([
+        f"### {args.model}, {kind}, {args.frames} frames {args.size[0]}×{args.size[1]}, {args.steps} steps",
+        "",
+        f"{'; '.join(about)}; commit {commit()}, {datetime.date.today()}. Least of {args.repeats} turns, seconds; in "
+        "brackets the first call, which compiles or reads the compiled code from disk.",
+        "",
+        "| " + " | ".join(heads) + " |",
+        "|" + "---|" * len(heads),
+        *rows,
+        "",
+        *(f"- {note}" for note in notes),
+        "",
+    ])  # fmt: skip
+
+
+def difference(ours, theirs) -> str:
+    """The largest difference, beside the largest of their numbers."""
+    if ours is None or theirs is None:
+        return "–"
+    return f"{np.abs(ours - theirs).max() / np.abs(theirs).max():.1e}"
+
+
+def commit() -> str:
+    try:
+        command = ["git", "describe", "--always", "--dirty"]
+        return subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--kinds", nargs="+", choices=STAGES, default=list(STAGES))
+    every = tuple(dict.fromkeys(stage for stages in STAGES.values() for stage in stages))
+    parser.add_argument("--stages", nargs="+", choices=every, default=every)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--frames", type=int, default=4)
+    parser.add_argument("--size", type=int, nargs=2, default=(64, 64), metavar=("H", "W"))
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--dtype", choices=DTYPES, default=None)
+    parser.add_argument("--repeats", type=int, default=5, help="turns that count; one before them compiles")
+    parser.add_argument("--append", type=Path, help="a Markdown file")
+    args = parser.parse_args()
+    # This process only counts; the card is for the sides.
+    jax.config.update("jax_platforms", "cpu")
+
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in args.kinds:
+            # Each at once, so that a run that is cut off has told what it knows.
+            text = report(kind, prepared(args, kind, Path(folder)), args)
+            print(text, flush=True)
+            if args.append:
+                with args.append.open("a") as file:
+                    file.write("\n" + text)
+
+
+if __name__ == "__main__":
+    main()
