@@ -11,6 +11,7 @@ import pytest
 from drender.errors import InputError
 from drender.images import write_png
 from drender.media import find_clips, write_video
+from drender.results import side_by_side
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (20, 31, 3)).astype(np.uint8)
@@ -202,3 +203,17 @@ def test_two_clips_of_one_name(tmp_path):
     movie(tmp_path / "a.mp4", frames=2)
     message = broken(find_clips, tmp_path)
     assert "two clips are named 'a'" in message and "a.png" in message and "a.mp4" in message
+
+
+def test_the_same_frames_give_the_same_bytes(tmp_path):
+    """x264's macroblock tree made eight different files of twelve of this."""
+    noise = np.random.default_rng(0).random((10, 64, 64, 3)).astype(np.float32)
+    flat = np.full((64, 64, 3), 0.5, np.float32)
+    y, x = np.mgrid[0:64, 0:64].astype(np.float32) / 64
+    soft = np.stack([y, x, 1 - y], axis=-1)
+    changed = [np.clip(soft + 0.1 * (image.mean(-1, keepdims=True) - 0.5), 0, 1) for image in noise]
+    flicker = [flat + 0.2 * (image[:1, :1] - 0.5) for image in noise]
+    frames = [side_by_side([a, flat, b, c, soft, flat]) for a, b, c in zip(noise, changed, flicker, strict=True)]
+    for i in range(12):
+        write_video(tmp_path / f"{i}.mp4", iter(frames), 7.0)
+    assert len({(tmp_path / f"{i}.mp4").read_bytes() for i in range(12)}) == 1
