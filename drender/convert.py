@@ -176,7 +176,7 @@ def _misfit(wrong: list[str], where: str) -> InputError:
     lines = [f"{where}: {len(wrong)} tensors do not fit the network", *wrong[:MAX_LINES]]
     if len(wrong) > MAX_LINES:
         lines.append(f"and {len(wrong) - MAX_LINES} more")
-    return InputError("\n  ".join(lines))
+    return InputError(lines[0], lines[1:])
 
 
 def _described(name: str, tensors: Mapping[str, Tensor]) -> str:

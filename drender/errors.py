@@ -5,12 +5,16 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """A bad input. The scripts print its one line and exit with code 2, without a traceback."""
+    """A bad input. The scripts print its one line and exit with code 2, without a traceback.
 
-    def __str__(self) -> str:
+    details: what there is a list of, a line each below the first.
+    """
+
+    def __init__(self, message: str, details: Iterable[str] = ()):
         # Names of files, and what stands in damaged ones, may hold line breaks and bytes that are no text.
         escape = lambda c: c.encode("unicode_escape", "surrogatepass").decode()
-        return "".join(c if c.isprintable() else escape(c) for c in super().__str__())
+        lines = ("".join(c if c.isprintable() else escape(c) for c in line) for line in (message, *details))
+        super().__init__("\n  ".join(lines))
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:

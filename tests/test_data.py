@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import small
+from stand_ins import InverseStandIn
 from tiny_clips import LABELS, write_clip, write_noise, write_sky
 
 from drender import checkpoint, cli, encode
@@ -371,21 +372,11 @@ def run(monkeypatch, capsys):
     return call
 
 
-class StandIn(InverseRenderer):
-    """Every pass is the picture."""
-
-    def __init__(self):
-        pass
-
-    def __call__(self, rgb, passes, progress, **sampling):
-        return dict.fromkeys(passes, rgb)
-
-
 @pytest.fixture
 def inverse_model(tmp_path, monkeypatch) -> Path:
     """A checkpoint that is not loaded: the stand-in takes its place."""
     checkpoint.save(tmp_path / "inverse", INVERSE, {})
-    monkeypatch.setattr(InverseRenderer, "load", lambda *_: StandIn())
+    monkeypatch.setattr(InverseRenderer, "load", lambda *_: InverseStandIn())
     return tmp_path / "inverse"
 
 
@@ -435,7 +426,7 @@ def test_label_makes_clips_to_train_on(run, inverse_model, tmp_path):
     (walk.folder / "inverse.json").write_text(json.dumps(record | {"finished": False, "chunks": [0]}))
     before = frame_path(walk.folder, 0, 0, "depth").stat().st_mtime_ns
     code, out, _ = run(*arguments)
-    assert code == 0 and "walk: frames 2 to 3 written" in out and "walk: frames 0 to 1" not in out
+    assert code == 0 and "walk: depth, frames 2 to 3, written" in out and "walk: frames 0 to 1" not in out
     assert frame_path(walk.folder, 0, 0, "depth").stat().st_mtime_ns == before
     assert len(find_gbuffer_clips(tmp_path / "set", ("depth",))) == 2
     assert read_image(frame_path(walk.folder, 0, 1, "depth")).shape == (64, 64, 3)

@@ -206,7 +206,7 @@ def test_numbers_that_are_none_stop_the_run(whole, train, clips, tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             output = oiio.ImageOutput.create(str(path))
             assert output.open(str(path), oiio.ImageSpec(16, 16, 3, "float"))
-            assert output.write_image(np.full((16, 16, 3), np.nan, np.float32)) and output.close()
+            assert output.write_image(np.full((16, 16, 3), 3e38, np.float32)) and output.close()
     sources = {"data.sources": [{"path": str(bad)}], "optimizer.steps": 20}
     with pytest.raises(InputError, match=f"^step 13: .*loss nan.*; {run} keeps the checkpoint after step 12; lower"):
         train(run, **sources)

@@ -5,6 +5,7 @@ import argparse
 import numpy as np
 import plan
 import pytest
+import sides
 import small
 import speed
 
@@ -20,8 +21,8 @@ def test_pytorch_does_the_same(config, tmp_path):
     networks = [name for name in NETWORKS if getattr(config, name) is not None]
     params = {name: speed.random_params(name, config, "float32") for name in networks}
     checkpoint.save(tmp_path / "model", config, params)
-    ours, theirs = (side(tmp_path / "model", config.kind, ARGS) for side in (speed.Ours, speed.Torch))
-    for stage in speed.STAGES[config.kind]:
+    ours, theirs = (side(tmp_path / "model", config.kind, ARGS) for side in (sides.Ours, sides.Torch))
+    for stage in sides.STAGES[config.kind]:
         expected = getattr(theirs, stage)()
         found = getattr(ours, stage)()
         assert found.shape == expected.shape
