@@ -66,6 +66,8 @@ def plot(distances: dict[tuple[str, float], dict[int, float]], path: Path) -> No
     for (name, rho), found in distances.items():
         axes.loglog(list(found), list(found.values()), "o-", label=f"{name}, ρ = {rho:g}")
     axes.set(xlabel="calls of the network", ylabel="relative distance to the solution")
+    axes.set_xticks(STEPS, [str(steps) for steps in STEPS])
+    axes.minorticks_off()
     axes.legend()
     figure.savefig(path, dpi=120)
 

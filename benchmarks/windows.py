@@ -26,7 +26,7 @@ from drender.results import shown_frames
 from drender.windows import plan_chunks, plan_windows
 
 FRAMES, OVERLAP = 8, 2  # the built-in models' windows
-LENGTHS = (8, 30, 120, 480)
+LENGTHS = (16, 48, 144)
 
 
 def seams(args) -> None:
