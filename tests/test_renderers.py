@@ -155,6 +155,13 @@ def test_a_long_clip_is_sampled_and_decoded_in_windows(inverse, forward):
         assert forward(buffers, environment, **options).shape == rgb.shape
 
 
+def test_latents_of_a_device_are_decoded_to_the_bits_of_those_of_a_file(inverse):
+    """A stopped run goes on from a file. Devices and numpy divide differently."""
+    z = np.random.default_rng(6).standard_normal((1, 3, 8, 8, 4), np.float32)
+    device, file = (list(inverse.decode_latents(latents, 2)) for latents in (jnp.asarray(z), z))
+    np.testing.assert_array_equal(np.concatenate(device, axis=1), np.concatenate(file, axis=1))
+
+
 def test_passes_together_are_what_each_is_alone(inverse, clip, monkeypatch):
     together = inverse(clip[0], CONDITIONS, num_steps=2)
     monkeypatch.setattr(renderers, "BATCH_LATENTS", 1)
