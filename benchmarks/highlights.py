@@ -15,8 +15,8 @@ from drender.environment import light_image
 from drender.gbuffers import find_gbuffer_clips
 from drender.images import srgb_to_linear
 from drender.insertion import CAMERA_DISTANCE, RenderedObject, ball_radius, insert
+from drender.radiance import LUMINANCE
 from drender.synthetic import shapes
-from drender.synthetic.filming import LUMINANCE
 from drender.synthetic.tracing import TILE, Tracer
 
 SIZE, HEIGHT, FOV = (64, 64), 0.55, 35.0
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def spot(direction, height: int = 64) -> np.ndarray:
-    """A lat-long map of mean 1: 0.15 everywhere, and a lamp of 24° in one direction."""
+    """A lat-long map of mean 1: 0.15 everywhere, and a lamp of 24° in one direction: x right, y up, z to the camera."""
     v, u = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(2 * height) + 0.5) / (2 * height), indexing="ij")
     polar, azimuth = np.pi * v, 2 * np.pi * (u - 0.5)
     seen = np.stack([np.sin(polar) * np.sin(azimuth), np.cos(polar), -np.sin(polar) * np.cos(azimuth)], axis=-1)

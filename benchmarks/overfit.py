@@ -21,7 +21,6 @@ UNET = {
     "up_block_types": ["UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"],
     "num_attention_heads": [2, 4],
 }
-ENCODER = {"in_channels": 12, "channels": [32, 64]}
 
 
 def main() -> None:

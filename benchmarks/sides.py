@@ -10,6 +10,7 @@ import plan
 
 from drender import checkpoint, convert, diffusion
 from drender.config import RendererConfig
+from drender.windows import whole
 
 STAGES = {"inverse": ("encode", "denoise", "decode"), "forward": ("environment", "denoise")}
 PASS, GUIDANCE = "normal", (1.2, 1.2)
@@ -57,7 +58,7 @@ class Ours:
         return self.renderer.encode_images(self.inputs.rgb)
 
     def decode(self):
-        return np.concatenate(list(self.renderer.decode_latents(self.inputs.noise, RUN)), axis=1)
+        return whole(self.renderer.decode_latents(self.inputs.noise, RUN))
 
     def environment(self):
         tokens = self.renderer._encode_light(self.renderer.params["env_encoder"], self.inputs.light)

@@ -17,11 +17,11 @@ import numpy as np
 from jaxtyping import Float32
 
 from .config import ENVIRONMENT_LABELS, from_dict, to_dict
-from .encodings import decode_normal, encode_normal
+from .encodings import renormalised
 from .environment import camera_rotations, load_environment, project, srgb_curve
 from .errors import InputError
 from .files import replacing
-from .fitting import fit_cover
+from .fitting import crop_centre, fit_cover
 from .gbuffers import GBufferClip, find_gbuffer_clips
 from .images import srgb_to_linear
 
@@ -263,10 +263,8 @@ def _fitted(label: str, image: Float32[np.ndarray, "h w 3"], size: tuple[int, in
     with _on_cpu():
         fitted = fit_cover(image, size, multiple=1)
     if label == "normal" and fitted.shape != image.shape:
-        fitted = encode_normal(decode_normal(fitted))  # means of unit vectors are shorter
-    (height, width), (h, w) = fitted.shape[:2], size
-    top, left = (height - h) // 2, (width - w) // 2
-    return fitted[top : top + h, left : left + w]
+        fitted = renormalised(fitted)
+    return crop_centre(fitted, size)
 
 
 def open_clips(path: str | Path, labels: Sequence[str]) -> list[TrainingClip]:

@@ -7,14 +7,12 @@ outside, between them at soft edges. Where it is 0, every buffer keeps its bits.
 import re
 from collections.abc import Mapping, Sequence
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32
 from scipy.ndimage import gaussian_filter1d
 
-from .environment import srgb_curve
 from .errors import InputError, unknown
-from .images import srgb_to_linear
+from .images import linear_to_srgb, srgb_to_linear
 
 COLOURS = ("basecolor", "diffuse_albedo")  # sRGB-encoded; factors and soft edges act on linear light
 EDITABLE = (*COLOURS, "roughness", "metallic")
@@ -77,7 +75,7 @@ def to_linear(label: str, image: np.ndarray) -> np.ndarray:
 
 def to_stored(label: str, image: np.ndarray) -> np.ndarray:
     """The inverse of `to_linear`."""
-    return np.asarray(srgb_curve(jnp.asarray(image, jnp.float32))) if label in COLOURS else image
+    return linear_to_srgb(image) if label in COLOURS else image
 
 
 # ---- Values ----

@@ -42,6 +42,11 @@ def decode_normal(colour: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3"
     return normal / np.maximum(length, 1e-6)
 
 
+def renormalised(colour: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3"]:
+    """Stored normals of length one again: means of unit vectors, as of a resized image, are shorter."""
+    return encode_normal(decode_normal(colour))
+
+
 def is_colour(label: str) -> bool:
     """Whether images of this label are colours; all others are data, which no transfer curve changes."""
     return COLOURS.fullmatch(label) is not None

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Float32
 
-from .encodings import decode_normal, encode_normal
+from .encodings import renormalised
 from .errors import InputError, unknown
 
 Size = tuple[int, int]  # height, width
@@ -47,6 +47,12 @@ def fit_cover(
 ) -> Float32[np.ndarray, "H W 3"]:
     """The frame at the `cover_size` of `size` (height, width), or of its own."""
     return resize(frame, cover_size(frame.shape[:2], size or frame.shape[:2], multiple))
+
+
+def crop_centre(frame: Float32[np.ndarray, "H W 3"], size: Size) -> Float32[np.ndarray, "h w 3"]:
+    """The middle of a frame, of this (height, width), which is no larger."""
+    top, left = ((a - b) // 2 for a, b in zip(frame.shape[:2], size, strict=True))
+    return frame[top : top + size[0], left : left + size[1]]
 
 
 @dataclass(frozen=True)
@@ -111,5 +117,4 @@ class Placement:
         if self.written == self.inner:
             return image
         resized = resize(image, self.written)
-        # Means of unit vectors are shorter than one.
-        return encode_normal(decode_normal(resized)) if label == "normal" else resized
+        return renormalised(resized) if label == "normal" else resized

@@ -1,15 +1,19 @@
 """Images that go with the frames of clips: masks and textures, from a still, a clip, or a folder of clips."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float32
 
 from .errors import InputError
 from .files import natural_order
-from .fitting import fit_cover, resize
+from .fitting import crop_centre, fit_cover, resize
 from .gbuffers import find_images
 from .media import DEFAULT_FPS, Clip, find_clips
+
+T = TypeVar("T")
 
 
 class Companion:
@@ -37,15 +41,21 @@ class Companion:
 
     def of(self, name: str, num_frames: int) -> "Frames":
         """Those of the clip of that name; InputError if there are none, or too few, or too many."""
-        clip = next(iter(self._clips.values())) if len(self._clips) == 1 else self._clips.get(name)
-        if clip is None:
-            raise InputError(f"{self.option} {self.path}: has {len(self._clips)} clips, but none named {name!r}")
+        clip = of_clip(name, self._clips, f"{self.option} {self.path}")
         if clip.num_frames not in (1, num_frames):
             raise InputError(
                 f"{self.option} {self.path}: has {clip.num_frames} frames, but clip {name!r} {num_frames}; "
                 "give one image, or as many as the clip has"
             )
         return Frames(self.option, clip)
+
+
+def of_clip(name: str, companions: Mapping[str, T], given: str) -> T:
+    """The only one of them, or that of the name; InputError if there is none, naming what was given."""
+    found = next(iter(companions.values())) if len(companions) == 1 else companions.get(name)
+    if found is None:
+        raise InputError(f"{given}: has {len(companions)} clips, but none named {name!r}; give one of them")
+    return found
 
 
 def _labelled(name: str, files: dict[str, Path]) -> Clip:
@@ -80,9 +90,7 @@ class Frames:
                 f"{self._option} {self._clip.paths[0]}: {w}x{h} pixels have another shape than the G-buffers' "
                 f"{width}x{height}; make them the same"
             )
-        covered = fit_cover(image, size, multiple=1)
-        top, left = ((a - b) // 2 for a, b in zip(covered.shape[:2], size, strict=True))
-        return covered[top : top + size[0], left : left + size[1]]
+        return crop_centre(fit_cover(image, size, multiple=1), size)
 
 
 def same_view(source: tuple[int, int], size: tuple[int, int]) -> bool:

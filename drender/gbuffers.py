@@ -87,12 +87,12 @@ def find_gbuffer_clips(
 
     def clip(name: str, files: dict[str, dict[str, Path]]) -> GBufferClip:
         check(name, next(iter(next(iter(files.values())).values())).parent)
-        return _clip(name, files, required, known)
+        return replace(_clip(name, files, required, known), assumed=assumed)
 
     clips = find_images(path, known)
     if not clips:
         raise InputError(f"{path}: no G-buffers there; expected files such as {frame_path('clip', 0, 0, 'basecolor')}")
-    return [replace(clip, assumed=assumed) for clip in readable(clip, clips, failed)]
+    return readable(clip, clips, failed)
 
 
 def find_images(path: str | Path, labels: Sequence[str]) -> list[tuple[str, dict[str, dict[str, Path]]]]:

@@ -14,10 +14,10 @@ from scipy.ndimage import distance_transform_edt
 from scipy.spatial.transform import Rotation
 
 from .edit import blend, to_linear, to_stored
-from .encodings import decode_normal, encode_normal
+from .encodings import decode_normal, encode_normal, renormalised
 from .errors import InputError, unknown
 from .fitting import resize
-from .frames import same_view
+from .frames import of_clip, same_view
 from .gbuffers import GBufferClip, find_gbuffer_clips
 
 Image, Mask = Float32[np.ndarray, "h w 3"], Float32[np.ndarray, "h w 1"]
@@ -188,12 +188,7 @@ class FileObject:
         return self.frame is not None or len(self._places(name)) == 1
 
     def _clip(self, name: str) -> GBufferClip:
-        clip = next(iter(self._clips.values())) if len(self._clips) == 1 else self._clips.get(name)
-        if clip is None:
-            raise InputError(
-                f"--object {self.path}: has {len(self._clips)} clips, but none named {name!r}; give one of them"
-            )
-        return clip
+        return of_clip(name, self._clips, f"--object {self.path}")
 
     def _places(self, name: str) -> list[tuple[int, int]]:
         return [(chunk, i) for chunk, count in self._clip(name).chunks.items() for i in range(count)]
@@ -263,7 +258,7 @@ class RenderedObject:
         tracer.set_bodies([self._mesh.placed(rotation, radius, np.array([x, y, -CAMERA_DISTANCE]))])
         frame = tracer.surfaces(np.eye(4, dtype=np.float32), self.fov)
         alone = {name: getattr(frame, name) / np.maximum(frame.coverage, 1e-6) for name in RENDERED}
-        alone["normal"] = encode_normal(decode_normal(encode_normal(alone["normal"])))  # means are shorter than 1
+        alone["normal"] = renormalised(encode_normal(alone["normal"]))
         alone["basecolor"] = to_stored("basecolor", alone["basecolor"].clip(0, 1))
         far = max(frame.far, 1e-6)
         alone["depth"] = alone["depth"] / far

@@ -22,7 +22,7 @@ DARK = 0.01
 # What the automatic exposure makes of the mean luminance: about the geometric mean of the built-in maps.
 MEAN_LUMINANCE = 0.6
 LEAST_ROWS = 128  # of a blurred map: its lookups blend the first row with the last, in half a pixel around the poles
-LUMINANCE = np.array([0.2126, 0.7152, 0.0722])  # of linear BT.709 primaries
+LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)  # of linear BT.709 primaries
 
 
 # ---- Reading ----

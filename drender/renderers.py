@@ -18,7 +18,7 @@ from tqdm import tqdm
 from .config import DEFAULT_PASSES, RendererConfig, Sampling
 from .errors import InputError, unknown
 from .stages import Renderer
-from .windows import Windowed
+from .windows import Windowed, whole
 
 # Passes are denoised together as long as they have no more latents than this, all frames counted: half of a clip of 24
 # frames of 512×512, which by itself keeps any GPU busy.
@@ -255,10 +255,6 @@ def used_conditions(config: RendererConfig, drop: Iterable[str]) -> list[str]:
         if name not in (*config.conditions, "environment"):
             raise unknown("condition to drop", name, [*config.conditions, "environment"])
     return [name for name in config.conditions if name not in drop]
-
-
-def whole(runs: Iterable[Float[np.ndarray, "b n h w 3"]]) -> Float[np.ndarray, "b f h w 3"]:
-    return np.concatenate(list(runs), axis=1)
 
 
 def _bar(total: int, progress: bool) -> tqdm:

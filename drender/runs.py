@@ -99,7 +99,13 @@ class BuffersRun(Run):
         return ("rgb", *self.passes)
 
     def estimate(
-        self, inverse: InverseRenderer, clip: Clip, chunk: Chunk, folder: ClipFolder, progress: bool
+        self,
+        inverse: InverseRenderer,
+        clip: Clip,
+        chunk: Chunk,
+        folder: ClipFolder,
+        placement: Placement,
+        progress: bool,
     ) -> Iterator[tuple[str, Iterator[np.ndarray]]]:
         """Estimates a chunk's G-buffers: name -> its frames, `1 n h w 3` at a time, written as they are taken.
 
@@ -108,7 +114,6 @@ class BuffersRun(Run):
         # The option of guidance is the forward renderer's; the inverse one is sampled without, as released.
         options = self.sampling | ({"guidance": (1.0, 1.0)} if self.unguided else {})
         sampling = inverse.sampling(options)
-        placement = self.fit.place(clip.size)
         rgb = lambda: rgb_runs(clip, chunk, placement)
         remembered = {name: folder.remember(chunk, name) for name in self.passes}
         known = {name for name, latents in remembered.items() if latents is not None}
@@ -140,11 +145,11 @@ class InverseRun(BuffersRun):
 
     def process(self, inverse: InverseRenderer, clip: Clip, progress: bool) -> Iterator[Chunk]:
         (folder,) = self.folders(clip)
-        chunks = self.cut.plan(clip.num_frames)
+        chunks, placement = self.cut.plan(clip.num_frames), self.fit.place(clip.size)
         for chunk in chunks:
             if chunk.index in folder.done:
                 continue
-            for _, frames in self.estimate(inverse, clip, chunk, folder, progress):
+            for _, frames in self.estimate(inverse, clip, chunk, folder, placement, progress):
                 consume(frames)
             folder.complete(chunk)
             yield chunk
@@ -281,7 +286,7 @@ class RelightRun(BuffersRun, LitRun):
         for chunk in chunks:
             if chunk.index in gbuffers.done & relit.done:
                 continue
-            buffers = self.estimate(inverse, clip, chunk, gbuffers, progress)
+            buffers = self.estimate(inverse, clip, chunk, gbuffers, placement, progress)
             self.render(forward, buffers, chunk, total, relit, placement, progress)
             gbuffers.complete(chunk)
             yield chunk

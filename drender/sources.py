@@ -38,7 +38,7 @@ class Cut:
         return plan_chunks(num_frames, self.frames, self.overlap, self.mode)
 
 
-def in_runs(frames: Iterator[np.ndarray], length: int) -> Iterator[Float[np.ndarray, "1 n h w 3"]]:
+def frames_in_runs(frames: Iterator[np.ndarray], length: int) -> Iterator[Float[np.ndarray, "1 n h w 3"]]:
     """Frames as clips of at most READ_RUN; the last is repeated until there are `length`."""
     last = None
     for start in range(0, length, READ_RUN):
@@ -50,7 +50,7 @@ def in_runs(frames: Iterator[np.ndarray], length: int) -> Iterator[Float[np.ndar
 
 def rgb_runs(clip: Clip, chunk: Chunk, placement: Placement) -> Iterator[Float[np.ndarray, "1 n h w 3"]]:
     """The frames of a chunk as the network sees them, some at a time."""
-    return in_runs((placement.fit(frame) for frame in clip.frames(chunk.start, chunk.stop)), chunk.length)
+    return frames_in_runs((placement.fit(frame) for frame in clip.frames(chunk.start, chunk.stop)), chunk.length)
 
 
 def require_finished(name: str, folder: Path) -> None:
@@ -94,7 +94,7 @@ class BufferChunks:
         InputError if there is no such frame, or if the files' chunks do not fit together.
         """
         # The record of our inverse run tells the chunks' overlap; the released scripts leave none.
-        record = read_record(next(iter(clip.paths.values()))[0].parent / "inverse.json")
+        record = read_record(clip.folder / "inverse.json")
         fps = record.get("fps", DEFAULT_FPS)
         overlap = record.get("settings", {}).get("overlap", cut.overlap) if len(clip.chunks) > 1 else cut.overlap
         stored, places, length = [], [], max(clip.chunks.values())
@@ -127,4 +127,4 @@ class BufferChunks:
     def runs(self, chunk: Chunk, label: str, placement: Placement) -> Iterator[Float[np.ndarray, "1 n h w 3"]]:
         """The frames of one buffer as the network sees them, some at a time, the last repeated to fill the chunk."""
         files = [self.clip.paths[label, stored][frame] for stored, frame in self.places[chunk]]
-        return in_runs(map(placement.fit, read_frames(files, label, self.clip.assumed)), chunk.length)
+        return frames_in_runs(map(placement.fit, read_frames(files, label, self.clip.assumed)), chunk.length)

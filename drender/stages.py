@@ -25,7 +25,7 @@ from .errors import InputError, unknown
 from .layers import structure
 from .unet import UNet
 from .vae import VAE
-from .windows import Windowed, cross_fade, match_range, plan_windows
+from .windows import Windowed, cross_fade, match_range, plan_windows, whole
 
 NETWORKS = {"unet": UNet, "vae": VAE, "env_encoder": EnvEncoder}
 DTYPES = ("float32", "bfloat16", "float16")
@@ -166,7 +166,7 @@ class Renderer:
         overlap = min(2, chunk // 2) * several if sampling.decode_overlap is None else sampling.decode_overlap
         decoded = lambda z: self.decode_latents(z, chunk, overlap)
         if match and several:
-            pieces = (np.concatenate(list(decoded(piece)), axis=1) for piece in latents.pieces)
+            pieces = (whole(decoded(piece)) for piece in latents.pieces)
             return (np.clip(frames, 0, 1) for frames in cross_fade(latents.windows, pieces, match_range))
         return decoded(latents.blended())
 

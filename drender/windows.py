@@ -34,7 +34,12 @@ class Windowed:
         """All frames, each once."""
         if len(self.pieces) == 1:
             return self.pieces[0]
-        return np.concatenate(list(cross_fade(self.windows, self.pieces)), axis=1)
+        return whole(cross_fade(self.windows, self.pieces))
+
+
+def whole(runs: Iterable[Float[np.ndarray, "b n h w c"]]) -> Float[np.ndarray, "b f h w c"]:
+    """Frames that come some at a time, in one array."""
+    return np.concatenate(list(runs), axis=1)
 
 
 def plan_windows(num_frames: int, length: int, overlap: int) -> list[slice]:

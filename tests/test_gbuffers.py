@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from refusals import broken
 
 from drender.config import CONDITIONS, DEFAULT_PASSES, DOMAINS
 from drender.errors import InputError
@@ -113,40 +114,35 @@ def test_what_is_required_may_differ(tmp_path):
 # ---- Errors ----
 
 
-def broken(*arguments):
-    with pytest.raises(InputError) as error:
-        find_gbuffer_clips(*arguments)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
 def test_missing_frames_are_named(tmp_path):
     write_clip(tmp_path / "walk", chunks=(4, 2))
     frame_path(tmp_path / "walk", 0, 3, "depth").unlink()
     frame_path(tmp_path / "walk", 0, 1, "normal").unlink()
     frame_path(tmp_path / "walk", 1, 0, "normal").unlink()
-    message = broken(tmp_path)
+    message = broken(find_gbuffer_clips, tmp_path)
     assert "clip 'walk' has no 'normal' (frame 0000.0001 and 1 more), no 'depth' (frame 0000.0003)" in message
 
 
 def test_a_missing_buffer_is_named(tmp_path):
     write_clip(tmp_path / "walk", labels=("basecolor", "depth", "roughness", "metallic"))
-    assert "clip 'walk' has no 'normal' (frame 0000.0000 and 1 more)" in broken(tmp_path / "walk")
+    assert "clip 'walk' has no 'normal' (frame 0000.0000 and 1 more)" in broken(find_gbuffer_clips, tmp_path / "walk")
     write_clip(tmp_path / "run", labels=("diffuse_albedo",))
-    assert "clip 'run' has no 'basecolor', no 'depth'" in broken(tmp_path / "run", ("basecolor", "depth"))
+    assert "clip 'run' has no 'basecolor', no 'depth'" in broken(
+        find_gbuffer_clips, tmp_path / "run", ("basecolor", "depth")
+    )
 
 
 def test_nothing_there(tmp_path):
-    assert "does not exist" in broken(tmp_path / "none")
+    assert "does not exist" in broken(find_gbuffer_clips, tmp_path / "none")
     write_clip(tmp_path / "walk", labels=("rgb",))
-    assert "no G-buffers" in broken(tmp_path)
-    assert "is not a folder" in broken(tmp_path / "walk" / "0000.0000.rgb.png")
+    assert "no G-buffers" in broken(find_gbuffer_clips, tmp_path)
+    assert "is not a folder" in broken(find_gbuffer_clips, tmp_path / "walk" / "0000.0000.rgb.png")
 
 
 def test_two_files_for_one_frame(tmp_path):
     write_clip(tmp_path)
     frame_path(tmp_path, 0, 0, "depth").with_suffix(".jpg").write_text("")
-    assert "0000.0000.depth.png are the same buffer" in broken(tmp_path)
+    assert "0000.0000.depth.png are the same buffer" in broken(find_gbuffer_clips, tmp_path)
 
 
 def test_frames_of_different_size(tmp_path):

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from refusals import broken
 
-from drender.errors import InputError
 from drender.images import read_hdr, read_image, write_exr, write_png
 from drender.media import find_clips, write_video
 
@@ -19,14 +19,6 @@ COLOUR = RNG.integers(0, 256, (20, 31, 4)).astype(np.uint8)
 RGB, RGBA = COLOUR[..., :3], COLOUR
 ramp = np.linspace(0, 1, 48)
 SCENE = np.stack(np.broadcast_arrays(ramp[:32, None], ramp[None, :], 0.5), axis=-1).astype(np.float32)  # 32×48, smooth
-
-
-def broken(function, *arguments):
-    """The message of the InputError that a call raises, checked to be one line."""
-    with pytest.raises(InputError) as error:
-        function(*arguments)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def radiance_header(height, width):

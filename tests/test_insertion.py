@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from highlights import spot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -21,6 +22,7 @@ from drender.errors import InputError
 from drender.gbuffers import find_gbuffer_clips, frame_path
 from drender.images import read_image, srgb_to_linear, write_png
 from drender.insertion import SOFT, Layer, RenderedObject, guide, insert, placed, with_albedo
+from drender.radiance import LUMINANCE
 
 with_mitsuba = pytest.mark.skipif(importlib.util.find_spec("mitsuba") is None, reason="mitsuba is not installed")
 IMAGES = hnp.arrays(np.float32, (3, 4, 3), elements=st.floats(0, 1, width=32))
@@ -301,17 +303,6 @@ def forward() -> ForwardRenderer:
     return ForwardRenderer.load()
 
 
-def spot(direction, height=32) -> np.ndarray:
-    """A lat-long map, dim but for a lamp of 24° in one direction: x right, y up, z toward the camera."""
-    v, u = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(2 * height) + 0.5) / (2 * height), indexing="ij")
-    polar, azimuth = np.pi * v, 2 * np.pi * (u - 0.5)
-    seen = np.stack([np.sin(polar) * np.sin(azimuth), np.cos(polar), -np.sin(polar) * np.cos(azimuth)], axis=-1)
-    lamp = seen @ (np.array(direction) / np.linalg.norm(direction)) > np.cos(np.deg2rad(12))
-    image = np.full((height, 2 * height, 3), 0.15, np.float32)
-    image[lamp] = 0.85 / np.average(lamp, weights=np.sin(polar))
-    return image
-
-
 @pytest.mark.parametrize("material", [{"metallic": 1.0}, {"roughness": 0.2}], ids=["metal", "white"])
 def test_the_built_in_model_lights_an_inserted_sphere_from_the_side_where_the_light_is(material, forward):
     """The mean place of its brightest tenth, where 1 is the sphere's radius. Path tracing puts it at 0.57 to 0.64."""
@@ -322,9 +313,9 @@ def test_the_built_in_model_lights_an_inserted_sphere_from_the_side_where_the_li
     inside = visible[..., 0] > 0.95
     y, x = np.mgrid[:64, :64] + 0.5
     for direction in ((-1, 0.25, 0.5), (1, 0.25, 0.5), (0, 1, 0.5)):
-        light = environment_maps(spot(direction), 1, forward.environment_size, rotation=0.0)
+        light = environment_maps(spot(direction, height=32), 1, forward.environment_size, rotation=0.0)
         lit = forward({label: image[None, None] for label, image in buffers.items()}, light)[0, 0]
-        luminance = srgb_to_linear(lit) @ np.float32([0.2126, 0.7152, 0.0722])
+        luminance = srgb_to_linear(lit) @ LUMINANCE
         brightest = inside & (luminance >= np.quantile(luminance[inside], 0.9))
         place = np.array([x[brightest].mean() / 64 - 0.55, 0.5 - y[brightest].mean() / 64]) / (0.55 / 2)
         toward = np.array(direction[:2]) / np.linalg.norm(direction[:2])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from refusals import broken
 
 from drender.errors import InputError
 from drender.lpips import ALEX, LPIPS, VGG
@@ -116,20 +117,13 @@ def test_images_too_small(tmp_path, kind):
         distance(images[0, 1:], images[1, 1:])
 
 
-def broken(folder):
-    with pytest.raises(InputError) as error:
-        LPIPS.load(folder)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
 def test_files_that_are_wrong(tmp_path):
-    assert "no weights of LPIPS; expected alexnet-*.pth with alex.pth or vgg16-*.pth" in broken(tmp_path)
+    assert "no weights of LPIPS; expected alexnet-*.pth with alex.pth or vgg16-*.pth" in broken(LPIPS.load, tmp_path)
     write(tmp_path, "alex")
     heads, trunk = tmp_path / "alex.pth", tmp_path / NETS["alex"][3]
     torch.save({"lin0.model.1.weight": torch.ones(1, 64, 1, 1)}, heads)
-    assert f"{heads}: lin0.model.1.weight is 1x64x1x1, where LPIPS needs 1x5x1x1" in broken(tmp_path)
+    assert f"{heads}: lin0.model.1.weight is 1x64x1x1, where LPIPS needs 1x5x1x1" in broken(LPIPS.load, tmp_path)
     torch.save({"features.0.weight": torch.ones(5, 3, 11, 11)}, trunk)
-    assert f"{trunk}: features.0.bias is missing, where LPIPS needs 5" in broken(tmp_path)
+    assert f"{trunk}: features.0.bias is missing, where LPIPS needs 5" in broken(LPIPS.load, tmp_path)
     trunk.write_bytes(b"no weights")
-    assert f"{trunk}: damaged" in broken(tmp_path)
+    assert f"{trunk}: damaged" in broken(LPIPS.load, tmp_path)

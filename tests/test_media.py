@@ -7,6 +7,7 @@ import av
 import imageio.v3 as iio
 import numpy as np
 import pytest
+from refusals import broken
 
 from drender.errors import InputError
 from drender.images import write_png
@@ -17,14 +18,6 @@ RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (20, 31, 3)).astype(np.uint8)
 ramp = np.linspace(0, 1, 48)
 SCENE = np.stack(np.broadcast_arrays(ramp[:32, None], ramp[None, :], 0.5), axis=-1).astype(np.float32)  # 32×48, smooth
-
-
-def broken(function, *arguments):
-    """The message of the InputError that a call raises, checked to be one line."""
-    with pytest.raises(InputError) as error:
-        function(*arguments)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def movie(path, frames=6):

@@ -11,13 +11,11 @@ from jaxtyping import Float32
 from ..clips import Light
 from ..encodings import encode_normal
 from ..environment import srgb_curve
-from ..radiance import light_image
+from ..radiance import LUMINANCE, light_image
 from . import meshes, shapes
 from .meshes import Mesh
 from .scenes import Body, Scene
 from .tracing import TILE, Frame, Tracer
-
-LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)
 
 
 @dataclass(frozen=True)
