@@ -1,6 +1,11 @@
 """The two sides of speed.py: a renderer's stages as they are here, and the same arithmetic in PyTorch."""
 
+import ctypes
+import os
+import platform
+import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -36,9 +41,22 @@ class Inputs:
 
 
 def resident() -> float:
-    """The most memory that this process has held since it was loaded, in GiB."""
+    """The most memory that this process has held since `forget`, in GiB."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 2**20
+
+
+def forget() -> None:
+    """Gives back what was freed, and counts anew the most that this process holds."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.machine()}"
 
 
 # --- ours ------------------------------------------------------------------------------------------------------------
@@ -92,8 +110,12 @@ class Ours:
 
     def about(self) -> str:
         device = jax.devices()[0]
-        name = _processor() if device.platform == "cpu" else device.device_kind
+        name = processor() if device.platform == "cpu" else device.device_kind
         return f"{name}, {self.dtype}, jax {jax.__version__}"
+
+    def forget(self) -> None:
+        """Counts the most memory anew; of a card JAX cannot."""
+        forget()
 
     def memory(self) -> float:
         stats = jax.devices()[0].memory_stats()
@@ -239,6 +261,12 @@ class Torch:
 
     def about(self) -> str:
         return f"torch {self.torch.__version__}, diffusers {metadata.version('diffusers')}"
+
+    def forget(self) -> None:
+        """Counts the most memory anew."""
+        if self.device == "cuda":
+            self.torch.cuda.reset_peak_memory_stats()
+        forget()
 
     def memory(self) -> float:
         return self.torch.cuda.max_memory_allocated() / GIB if self.device == "cuda" else resident()

@@ -10,7 +10,8 @@ memory is its own; they take turns, stage by stage. A side that cannot work is l
 Stages: `encode` and `decode` take all frames through the auto-encoder, `environment` as many maps through the encoder
 of environments, `denoise` is a clip from noise to latents in `--steps` steps, of the forward renderer with guidance
 under a still light, its tokens included. FLOP are ours, counted on the jaxpr; the peak is that of a large matrix
-product, taken in turns with everything else.
+product, taken in turns with everything else. Memory is the most that a stage holds, networks included; on a card, where
+JAX cannot count anew, the most that it and those before it held.
 """
 
 import os
@@ -22,12 +23,9 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import argparse
-import ctypes
 import datetime
 import multiprocessing
-import platform
 import subprocess
-import sys
 import tempfile
 import time
 import zlib
@@ -82,7 +80,7 @@ def _serve(pipe, name: str, path: Path, kind: str, args) -> None:
     try:
         began = time.perf_counter()
         side = SIDES[name](path, kind, args)
-        _forget_loading()
+        side.forget()  # how it loads is no part of it
         pipe.send((time.perf_counter() - began, None))
         while True:
             method = pipe.recv()
@@ -93,19 +91,6 @@ def _serve(pipe, name: str, path: Path, kind: str, args) -> None:
         pass
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300])
-
-
-def _forget_loading() -> None:
-    """Gives back what was freed, and counts anew the most that this process holds: how it loads is no part of it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.machine()}"
 
 
 # --- models and the table --------------------------------------------------------------------------------------------
@@ -160,8 +145,8 @@ def counted(config: RendererConfig, args) -> dict[str, float]:
     return result
 
 
-def report(kind: str, path: Path, args) -> str:
-    """A renderer's stages, measured, in Markdown."""
+def report(kind: str, path: Path, args) -> tuple[str, dict[str, dict[str, float]]]:
+    """A renderer's stages, measured: in Markdown, and stage -> side -> seconds."""
     began = time.perf_counter()
     tera = counted(checkpoint.load_config(path), args)
     sides = {name: Side(name, path, kind, args) for name in args.sides}
@@ -178,10 +163,18 @@ def report(kind: str, path: Path, args) -> str:
             peak = max(peak, float(answer[1]))
         print(f"{kind}: turn {turn} of {args.repeats} done at {time.perf_counter() - began:.0f} s", flush=True)
 
-    rows = []
+    memory = {}
+    for stage in stages:
+        for name, side in sides.items():
+            for method in ("forget", stage, "memory"):
+                answer = side.ask(method)
+            memory[stage, name] = answer and answer[1]
+
+    rows, measured = [], {}
     for stage in stages:
         # Other work on the machine only ever adds to a time.
         least = {name: min(times[stage, name][1:]) for name in sides if len(times.get((stage, name), [])) > 1}
+        measured[f"{kind}: {stage}"] = least
         cells = [stage, f"{tera[stage]:.3g}"]
         for name in args.sides:
             seconds = least.get(name)
@@ -191,11 +184,11 @@ def report(kind: str, path: Path, args) -> str:
                 cells.append(f"{100 * tera[stage] / seconds / peak:.0f} %" if seconds and peak else "–")
             elif "ours" in args.sides:
                 cells.append(f"{seconds / least['ours']:.2f}" if seconds and "ours" in least else "–")
+        cells += [f"{held:.2f}" if (held := memory[stage, name]) else "–" for name in args.sides]
         cells.append(difference(results.get((stage, "ours")), results.get((stage, "torch"))))
         rows.append("| " + " | ".join(cells) + " |")
 
-    memory = [f"{name} {answer[1]:.2f} GiB" for name, side in sides.items() if (answer := side.ask("memory"))]
-    notes = [f"peak memory after loading: {', '.join(memory) or 'unknown'}"]
+    notes = []
     if peak:
         notes.append(f"ours loaded in {sides['ours'].load[0]:.1f} s; matrix product {peak:.3g} TFLOP/s")
     about = [answer[1] for side in sides.values() if (answer := side.ask("about"))]
@@ -206,8 +199,8 @@ def report(kind: str, path: Path, args) -> str:
     for name in args.sides:
         heads += [f"{name}, s"]
         heads += ["TFLOP/s", "of peak"] if name == "ours" else ["ratio"] if "ours" in args.sides else []
-    heads.append("difference")
-    return "\n".join([
+    heads += [*(f"{name}, GiB" for name in args.sides), "difference"]
+    text = "\n".join([
         f"### {args.model}, {kind}, {args.frames} frames {args.size[0]}×{args.size[1]}, {args.steps} steps",
         "",
         f"{'; '.join(about)}; commit {commit()}, {datetime.date.today()}. Least of {args.repeats} turns, seconds; in "
@@ -220,6 +213,24 @@ def report(kind: str, path: Path, args) -> str:
         *(f"- {note}" for note in notes),
         "",
     ])  # fmt: skip
+    return text, measured
+
+
+def plot(measured: dict[str, dict[str, float]], path: Path) -> None:
+    """Draws every stage's seconds, a bar per side."""
+    import matplotlib.pyplot as plt
+
+    sides = list(dict.fromkeys(name for least in measured.values() for name in least))
+    figure, axes = plt.subplots(figsize=(6, 0.5 + 0.5 * len(measured)), layout="constrained")
+    height = 0.8 / len(sides)
+    for i, name in enumerate(sides):
+        places = [row + (i - (len(sides) - 1) / 2) * height for row in range(len(measured))]
+        axes.barh(places, [least.get(name, 0.0) for least in measured.values()], height, label=name)
+    axes.set_yticks(range(len(measured)), list(measured))
+    axes.invert_yaxis()
+    axes.set(xscale="log", xlabel="seconds")
+    axes.legend()
+    figure.savefig(path, dpi=120)
 
 
 def difference(ours, theirs) -> str:
@@ -252,18 +263,23 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default=None)
     parser.add_argument("--repeats", type=int, default=5, help="turns that count; one before them compiles")
     parser.add_argument("--append", type=Path, help="a Markdown file")
+    parser.add_argument("--plot", type=Path, help="a picture of the times to draw (needs matplotlib)")
     args = parser.parse_args()
     # This process only counts; the card is for the sides.
     jax.config.update("jax_platforms", "cpu")
 
+    measured = {}
     with tempfile.TemporaryDirectory() as folder:
         for kind in args.kinds:
             # Each at once, so that a run that is cut off has told what it knows.
-            text = report(kind, prepared(args, kind, Path(folder)), args)
+            text, of_kind = report(kind, prepared(args, kind, Path(folder)), args)
+            measured |= of_kind
             print(text, flush=True)
             if args.append:
                 with args.append.open("a") as file:
                     file.write("\n" + text)
+    if args.plot:
+        plot(measured, args.plot)
 
 
 if __name__ == "__main__":

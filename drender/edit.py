@@ -100,7 +100,7 @@ def set_to(label: str, value: Value) -> Float32[np.ndarray, "3"]:
     return np.broadcast_to(numbers, 3)
 
 
-def scale_by(label: str, value: Value) -> Float32[np.ndarray, "_n"]:
+def scale_by(label: str, value: Value) -> Float32[np.ndarray, " _n"]:
     """The factor of a buffer, or the three of a colour. InputError if it makes no sense."""
     numbers = _numbers(f"{label} factor", value, (1, 3) if label in COLOURS else (1,))
     if not (numbers >= 0).all():
@@ -118,7 +118,7 @@ def colour(value: Value) -> Float32[np.ndarray, "3"]:
     return numbers
 
 
-def _numbers(name: str, value: Value, counts: tuple[int, ...]) -> Float32[np.ndarray, "_n"]:
+def _numbers(name: str, value: Value, counts: tuple[int, ...]) -> Float32[np.ndarray, " _n"]:
     words = value.split() if isinstance(value, str) else np.atleast_1d(value)
     wanted = "one number" if counts == (1,) else "one number or three"
     wanted += " or #rrggbb" if name == "colour" else ""

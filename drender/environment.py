@@ -116,10 +116,10 @@ class Environment:
 
     def maps(
         self,
-        frames: Int[np.ndarray, "f"],
+        frames: Int[np.ndarray, " f"],
         size: tuple[int, int],
         rotations: Float32[np.ndarray, "f 3 3"],
-        angles: Float32[np.ndarray, "f"],
+        angles: Float32[np.ndarray, " f"],
         projection: str = "frame",
     ) -> dict[str, Float32[Array, "f H W 3"]]:
         """What `project` makes of these frames of the light, under a rotation and an angle for each."""
@@ -229,7 +229,7 @@ def project(
     cube: Float32[Array, "6 n n 3"],
     size: tuple[int, int],
     rotations: Float32[ArrayLike, "f 3 3"],
-    angles: Float32[ArrayLike, "f"],
+    angles: Float32[ArrayLike, " f"],
     projection: str = "frame",
 ) -> dict[str, Float32[Array, "f H W 3"]]:
     """The maps `env_ldr`, `env_log`, `env_nrm` of f frames in [0, 1], with (H, W) = `size`.

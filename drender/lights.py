@@ -65,7 +65,7 @@ class Lights:
         for environment in self.environments:
             environment.require(total, f"clip {name!r}")
 
-    def maps(self, index: int, frames: Int[np.ndarray, "f"], total: int, size: tuple[int, int]) -> dict:
+    def maps(self, index: int, frames: Int[np.ndarray, " f"], total: int, size: tuple[int, int]) -> dict:
         """The maps of environment `index` for these frames of a clip of `total`; of one frame if all are lit alike."""
         environment = self.environments[index]
         frames = frames if self.moves(index) else frames[:1]

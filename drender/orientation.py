@@ -47,7 +47,7 @@ def camera_rotations(
     return poses[:, :3, :3]
 
 
-def light_angles(num_frames: int, rotate: bool) -> Float32[np.ndarray, "f"]:
+def light_angles(num_frames: int, rotate: bool) -> Float32[np.ndarray, " f"]:
     """The light's turn about y in every frame, in radians: 0, or from 0 to 2π with both ends if it is to `rotate`.
 
     It turns the way of a growing yaw: light from ahead of the camera comes from its right, then from behind it.

@@ -1,6 +1,7 @@
 """The benchmarks: both sides are the same networks, and what is counted is what is computed."""
 
 import argparse
+from importlib import metadata
 
 import numpy as np
 import plan
@@ -27,6 +28,8 @@ def test_pytorch_does_the_same(config, tmp_path):
         found = getattr(ours, stage)()
         assert found.shape == expected.shape
         np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max(), err_msg=stage)
+    for side, package in ((ours, "jax"), (theirs, "diffusers")):
+        assert metadata.version(package) in side.about() and side.memory() > 0
 
 
 def test_a_plan_is_what_a_renderer_does():

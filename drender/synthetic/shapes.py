@@ -41,7 +41,7 @@ def _turned(outline: Float[np.ndarray, "u 2"], profile: Float[np.ndarray, "v 2"]
     return _grid(np.stack([c * x + s * z, level, c * z - s * x], axis=-1))
 
 
-def _tube(curve: Float[np.ndarray, "u 3"], radius: Float[np.ndarray, "u"], closed: bool, sides: int = 20) -> Mesh:
+def _tube(curve: Float[np.ndarray, "u 3"], radius: Float[np.ndarray, " u"], closed: bool, sides: int = 20) -> Mesh:
     """A round tube along a curve; an open one gets pointed ends."""
     if closed:
         curve, radius = np.concatenate([curve, curve[:1]]), np.append(radius, radius[0])
@@ -95,7 +95,7 @@ def _ring(points: int = 64, power: float = 2.0) -> Float[np.ndarray, "u 2"]:
     return np.stack([np.sign(s) * np.abs(s) ** (2 / power), np.sign(c) * np.abs(c) ** (2 / power)], axis=-1)
 
 
-def _polygon(radii: Float[np.ndarray, "u"]) -> Float[np.ndarray, "u 2"]:
+def _polygon(radii: Float[np.ndarray, " u"]) -> Float[np.ndarray, "u 2"]:
     angle = np.linspace(0, 2 * np.pi, len(radii), endpoint=False)
     return np.stack([np.sin(angle), np.cos(angle)], axis=-1) * radii[:, None]
 
@@ -113,7 +113,7 @@ def _lids(*profile: tuple) -> Float[np.ndarray, "v 2"]:
     return np.array([(0.0, profile[0][1]), *profile, (0.0, profile[-1][1])])
 
 
-def _spline(knots: Float[np.ndarray, "k"], points: int = 40) -> Float[np.ndarray, "v"]:
+def _spline(knots: Float[np.ndarray, " k"], points: int = 40) -> Float[np.ndarray, " v"]:
     """A smooth curve through values at equal distances (cosine steps)."""
     t = np.linspace(0, len(knots) - 1, points)
     i = np.minimum(t.astype(int), len(knots) - 2)
