@@ -22,7 +22,7 @@ from drender.orientation import read_poses
 from drender.renderers import ForwardRenderer, InverseRenderer, chosen_passes, used_conditions
 
 # Options that change where and how fast a run works, not what comes out.
-NOT_RECORDED = {"command", "output", "devices", "overwrite", "video", "quality", "html"}
+NOT_RECORDED = {"command", "output", "devices", "process", "overwrite", "video", "quality", "html"}
 
 
 def main() -> None:
@@ -55,14 +55,14 @@ def render(args) -> None:
     if args.command == "inverse":
         passes = chosen_passes(inverse_config, args.passes)
         run = runs.InverseRun(**shared, passes=passes)
-        load = lambda device: InverseRenderer.load(args.checkpoint, args.dtype, device, args.lora_scale)
+        load = lambda team: InverseRenderer.load(args.checkpoint, args.dtype, team, args.lora_scale)
     elif args.command == "forward":
         used = used_conditions(forward_config, args.drop)
         run = runs.ForwardRun(
             **shared, lights=lights(args), conditions=used, drop=args.drop, fixed_frame=args.fixed_frame,
             assumed=Assumed(args.input_transfer, args.input_normals),
         )  # fmt: skip
-        load = lambda device: ForwardRenderer.load(args.checkpoint, args.dtype, device, args.lora_scale)
+        load = lambda team: ForwardRenderer.load(args.checkpoint, args.dtype, team, args.lora_scale)
     else:
         passes = chosen_passes(inverse_config, args.passes)
         used = used_conditions(forward_config, args.drop)
@@ -71,11 +71,11 @@ def render(args) -> None:
                 f"--passes lacks {', '.join(lacks)} for the forward renderer; add it, or name it in --drop"
             )
         run = runs.RelightRun(**shared, lights=lights(args), passes=passes, conditions=used, drop=args.drop)
-        load = lambda device: (
-            InverseRenderer.load(args.inverse, args.dtype, device),
-            ForwardRenderer.load(args.forward, args.dtype, device, args.lora_scale),
+        load = lambda team: (
+            InverseRenderer.load(args.inverse, args.dtype, team),
+            ForwardRenderer.load(args.forward, args.dtype, team, args.lora_scale),
         )
-    execution.execute(run, load, jax.local_devices()[: args.devices])
+    execution.execute(run, load, jax.local_devices()[: args.devices], tuple(args.process))
 
 
 def rework(args) -> None:
@@ -105,7 +105,7 @@ def rework(args) -> None:
         }
         place = args.depth and tuple(args.depth)
         run = InsertRun(**shared, inserted=inserted(args), place=place, material=material, guide=args.guide)
-    execution.execute(run, lambda device: (), jax.local_devices()[:1])
+    execution.execute(run, lambda team: (), jax.local_devices()[:1])
 
 
 def complete(args) -> tuple[RendererConfig | None, RendererConfig | None]:

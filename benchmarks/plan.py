@@ -13,6 +13,7 @@ cuDNN and the CUDA context.
 
 import argparse
 import dataclasses
+import functools
 import math
 import re
 import sys
@@ -29,9 +30,12 @@ from drender import attention, checkpoint, flops, starts
 from drender.config import CONDITIONS, DEFAULT_PASSES, ENVIRONMENT_LABELS, RendererConfig, UNetConfig, VAEConfig
 from drender.layers import structure
 from drender.renderers import ForwardRenderer, InverseRenderer
+from drender.sharding import ALONE, Team
 from drender.stages import DTYPES, NETWORKS, Renderer
 
 RENDERERS = {"inverse": InverseRenderer, "forward": ForwardRenderer}
+# As a compiled program spells them.
+DTYPE_NAMES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "s32": "int32", "u32": "uint32"}
 # What the compiled stages are called here, and where a renderer has them.
 NAMES = {"encode": "_encode", "environment": "_encode_light", "step": "_clean", "decode": "_decode"}
 
@@ -44,12 +48,14 @@ class Stage:
       name: "encode", "environment", "step" or "decode".
       fn: the compiled function of the renderer.
       arguments: what it is called with, as shapes; the network's parameters first.
+      split: how a team of devices shares its rows and frames.
       calls: how often.
     """
 
     name: str
     fn: Callable
     arguments: tuple
+    split: jax.sharding.NamedSharding | None = None
     calls: int = 0
 
     @property
@@ -82,12 +88,14 @@ def _config(kind: str, unet: UNetConfig, vae: VAEConfig, width: int) -> Renderer
     return starts.renderer_config(kind, RendererConfig("svd", svd, vae))
 
 
-def abstract(config: RendererConfig, dtype: str) -> Renderer:
-    """A renderer of shapes."""
+def abstract(config: RendererConfig, dtype: str, team: Team = ALONE) -> Renderer:
+    """A renderer of shapes, on devices that need not be there."""
     networks = [name for name in NETWORKS if getattr(config, name) is not None]
     shapes = {name: structure(NETWORKS[name], getattr(config, name))[1] for name in networks}
     of = lambda x: jax.ShapeDtypeStruct(x.shape, dtype)
-    return RENDERERS[config.kind](config, jax.tree.map(of, shapes))
+    renderer = RENDERERS[config.kind](config, jax.tree.map(of, shapes), team)
+    renderer._shared = lambda stage, network, rows: stage(renderer.params[network], rows, team.split(*rows.shape[:2]))
+    return renderer
 
 
 def stages(
@@ -99,6 +107,7 @@ def stages(
     passes: tuple[str, ...] = ("normal",),
     light_frames: int = 1,
     drop: tuple[str, ...] = (),
+    team: Team = ALONE,
     **sampling,
 ) -> list[Stage]:
     """The stages that sampling a clip takes, in order.
@@ -108,9 +117,10 @@ def stages(
       passes: of the inverse renderer.
       light_frames: of the forward renderer's environment; 1 is a still light.
       drop: what the forward renderer is not given.
+      team: devices that share the clip.
       **sampling: fields of `config.Sampling`.
     """
-    renderer = abstract(config, dtype)
+    renderer = abstract(config, dtype, team)
     found: list[Stage] = []
     for name, attribute in NAMES.items():
         if hasattr(renderer, attribute):
@@ -124,11 +134,12 @@ def _noting(name: str, fn: Callable, found: list[Stage]) -> Callable:
     known: dict = {}
 
     def call(*arguments):
-        shapes = jax.tree.map(_shape, arguments)
-        key = jax.tree.structure(shapes), tuple((x.shape, x.dtype) for x in jax.tree.leaves(shapes))
+        *arrays, split = arguments
+        shapes = jax.tree.map(_shape, tuple(arrays))
+        key = jax.tree.structure(shapes), tuple((x.shape, x.dtype) for x in jax.tree.leaves(shapes)), split
         if key not in known:
-            stage = Stage(name, fn, shapes)
-            known[key] = stage, jax.eval_shape(fn, *shapes)
+            stage = Stage(name, fn, shapes, split)
+            known[key] = stage, jax.eval_shape(functools.partial(fn, split=split), *shapes)
             found.append(stage)
         stage, results = known[key]
         stage.calls += 1
@@ -244,13 +255,18 @@ def memory(args) -> None:
     """Compiles the stages for an H100 that is not there, and prints what XLA plans to hold for each."""
     # What `attend` asks of the card, which is not there to be asked.
     attention._has_fused_attention = lambda: True
-    card = jax.sharding.SingleDeviceSharding(find_devices("h100", 1)[0])
-    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=card)
+    cards = tuple(find_devices("h100", args.devices))
+    team = Team(cards) if len(cards) > 1 else ALONE
+    sharding = team.everywhere or jax.sharding.SingleDeviceSharding(cards[0])
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     # What is worst: all frames in one window, a moving light, and guidance. One condition is as good as five.
     clip = {"num_frames": args.frames, "frames": args.frames, "size": args.size, "num_steps": 1, "guidance": 1.2}
-    clip |= {"light_frames": args.frames, "drop": CONDITIONS[1:]}
-    print(f"GiB of {args.frames} frames {args.size[0]}×{args.size[1]} in {args.dtype}, guided, sampled in one window\n")
-    print("| | stage | all networks | arguments | to work in | results | together |\n|---|---|---|---|---|---|---|")
+    clip |= {"light_frames": args.frames, "drop": CONDITIONS[1:], "team": team}
+    print(
+        f"GiB on each of {len(cards)}: {args.frames} frames {args.size[0]}×{args.size[1]} in {args.dtype}, guided, "
+        "sampled in one window\n"
+    )
+    print("| | stage | all networks | arguments | to work in | results | together | sent |\n|---" + "|---" * 7 + "|")
     for kind in args.kinds:
         held = sum(map(size_of, jax.tree.leaves(abstract(full(kind), args.dtype).params)))
         for stage in stages(full(kind), args.dtype, **clip):
@@ -258,14 +274,28 @@ def memory(args) -> None:
                 continue
             began = time.monotonic()
             arguments = jax.tree.map(place, stage.arguments)
-            plan = stage.fn.trace(*arguments).lower(lowering_platforms=("cuda",)).compile().memory_analysis()
+            traced = stage.fn.trace(*arguments, split=stage.split)
+            compiled = traced.lower(lowering_platforms=("cuda",)).compile()
+            plan = compiled.memory_analysis()
             own = sum(map(size_of, jax.tree.leaves(arguments[1:])))
             needs = [held, own, plan.temp_size_in_bytes, plan.output_size_in_bytes]
             cells = " | ".join(f"{n / GIB:.2f}" for n in needs)
             print(
-                f"| {kind} | {stage.name} of {stage.frames} frames | {cells} | **{sum(needs) / GIB:.2f}** |", flush=True
+                f"| {kind} | {stage.name} of {stage.frames} frames | {cells} | **{sum(needs) / GIB:.2f}** "
+                f"| {sent(compiled.as_text()) / GIB:.2f} |",
+                flush=True,
             )
             print(f"compiled in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+
+
+def sent(program: str) -> int:
+    """Bytes that a device gets from the others in a compiled program, as the results of its collective operations."""
+    total = 0
+    for types in re.findall(r"= (.*?) (?:all-gather|all-reduce|all-to-all|collective-permute)(?:-start)?\(", program):
+        for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", types):
+            size = math.prod(int(side) for side in shape.split(",") if side)
+            total += size * jnp.dtype(DTYPE_NAMES.get(kind, "uint8")).itemsize
+    return total
 
 
 def size_of(x) -> int:
@@ -282,6 +312,7 @@ def main() -> None:
         if name == "arithmetic":
             command.add_argument("--steps", type=int, default=20)
         else:
+            command.add_argument("--devices", type=int, default=1, help="that share the clip")
             command.add_argument("--dtype", choices=DTYPES, default="bfloat16")
             command.add_argument("--kinds", nargs="+", choices=RENDERERS, default=list(RENDERERS))
             command.add_argument("--stages", nargs="+", choices=NAMES, default=list(NAMES))

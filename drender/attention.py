@@ -7,11 +7,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
+from einops import rearrange, repeat
 from flax import nnx
 from jaxtyping import Array, Float
 
 from .layers import Keys, TimeMixer, TimestepEmbedding, group_norm, sinusoid
+from .sharding import share_rows
 
 # Attention logits above this many elements are computed in pieces, so that memory stays bounded (1 GiB in float32).
 MAX_LOGITS = 2**28
@@ -23,6 +24,7 @@ def attend(
     q: Float[Array, "rows t n d"], k: Float[Array, "rows u n d"], v: Float[Array, "rows u n d"]
 ) -> Float[Array, "rows t n d"]:
     """softmax(q kᵀ / √d) v, by a fused kernel where the device has one, else in pieces of at most MAX_LOGITS logits."""
+    q, k, v = map(share_rows, (q, k, v))
     rows, head = q.shape[0], q.shape[-1]
     suits = q.dtype != jnp.float32 and rows <= MAX_FUSED_ROWS and head <= 128 and head % 8 == 0
     if suits and _has_fused_attention():
@@ -81,20 +83,27 @@ class Attention(nnx.Module):
         self.to_out = nnx.List([nnx.Linear(channels, channels, rngs=rngs)])
 
     def __call__(
-        self, x: Float[Array, "rows t c"], context: Float[Array, "some u e"] | None = None
-    ) -> Float[Array, "rows #t c"]:
-        """Rows beyond the context's have a context of zeros, over which attention is `to_out`'s bias, exactly.
-
-        A context of one token needs no attention either: softmax over one key is 1.
+        self, x: Float[Array, "rows t c"], context: Float[Array, "some u e"] | None = None, each: int = 1
+    ) -> Float[Array, "rows t2 c"]:
         """
+        Args:
+          each: how many rows in turn have one row of context, whose keys and values are computed once. Rows beyond
+            those have a context of zeros, over which attention is `to_out`'s bias, exactly.
+
+        Returns:
+          what all tokens get (t2 = 1) of a context of one token, which needs no attention: softmax over one key is 1.
+        """
+        x = share_rows(x)
         context = x if context is None else context
         heads = lambda y: rearrange(y, "r t (n d) -> r t n d", n=self.heads)
-        some = context.shape[0]
+        of_each = lambda y: repeat(y, "r ... -> (r each) ...", each=each)
+        some = context.shape[0] * each
         v = self.to_v(context)
         if context.shape[1] > 1:
-            mixed = attend(heads(self.to_q(x[:some])), heads(self.to_k(context)), heads(v))
-            v = rearrange(mixed, "r t n d -> r t (n d)")
-        out = self.to_out[0](v)
+            k, v = (of_each(heads(y)) for y in (self.to_k(context), v))
+            out = self.to_out[0](rearrange(attend(heads(self.to_q(x[:some])), k, v), "r t n d -> r t (n d)"))
+        else:
+            out = of_each(self.to_out[0](v))
         if some < x.shape[0]:
             bias = jnp.broadcast_to(self.to_out[0].bias[...], (x.shape[0] - some, *out.shape[1:]))
             out = jnp.concatenate([out, bias.astype(out.dtype)])
@@ -151,14 +160,9 @@ class TransformerBlock(nnx.Module):
             rows = rearrange(self.norm1(x), "b f s c -> (b f) s c")
             x = x + rearrange(self.attn1(rows), "(b f) s c -> b f s c", f=f)
         if self.attn2 is not None:
-            # Frames that share their context are one row of queries: its keys and values are computed once.
-            frames = context.shape[1]
-            rows = rearrange(self.norm2(x), "b (f2 g) s c -> (b f2) (g s) c", f2=frames)
-            out = self.attn2(rows, rearrange(context, "b f2 u e -> (b f2) u e"))
-            if out.shape[1] == 1:  # one token: the same for every query
-                x = x + rearrange(out, "(b f2) 1 c -> b f2 1 c", f2=frames)
-            else:
-                x = x + rearrange(out, "(b f2) (g s) c -> b (f2 g) s c", f2=frames, s=s)
+            rows = rearrange(self.norm2(x), "b f s c -> (b f) s c")
+            out = self.attn2(rows, rearrange(context, "b f2 u e -> (b f2) u e"), each=f // context.shape[1])
+            x = x + rearrange(out, "(b f) t c -> b f t c", f=f)  # t is s or, the same for all of them, 1
         return x + self.ff(self.norm3(x))
 
 

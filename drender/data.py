@@ -306,13 +306,13 @@ def parser() -> cli.Parser:
     number(encoding, "--flip", float, "P", default=0.5, help="probability that a variant is mirrored")
     pair(encoding, "--intensity", ("LEAST", "MOST"), float, default=(1.0, 1.0), help="factor on its radiance")
     number(encoding, "--rotation", float, "DEGREES", default=0.0, help="up to which its light is turned")
-    pair(encoding, "--process", ("I", "N"), default=(0, 1), help="which of how many processes share the work")
     number(encoding, "--threads", default=4, help="that read ahead of the devices")
 
     for command, checkpoint in ((labelling, "of the inverse renderer"), (encoding, "whose VAE encodes")):
         command.add_argument("--checkpoint", type=cli.path, required=True, metavar="FOLDER", help=checkpoint)
         pair(command, "--size", ("H", "W"), help="to cover (the checkpoint's)")
         number(command, "--seed", default=0, help="of what is random")
+        pair(command, "--process", ("I", "N"), default=(0, 1), help="which of how many processes that share the work")
         number(command, "--devices", help="how many local devices share the work (all)")
         command.add_argument("--dtype", choices=DTYPES, help="to compute in (float32 on a CPU, else bfloat16)")
     return top

@@ -17,6 +17,7 @@ from .config import ENVIRONMENT_LABELS, RendererConfig
 from .errors import InputError
 from .latents import Recipe, begin, create, missing, said
 from .layers import structure
+from .sharding import check_process
 from .stages import Renderer
 from .vae import VAE
 
@@ -83,8 +84,7 @@ def encode(
     for (name, low), value in zip(least.items(), (frames, variants, threads, seed), strict=True):
         if value is not None and value < low:
             raise InputError(f"{name} is {value}; it must be {low} or more")
-    if not 0 <= process[0] < process[1]:
-        raise InputError(f"process is {process[0]} {process[1]}; expected an index from 0 and how many there are")
+    check_process(process)
     size, environment_size = size or config.size, environment_size or config.environment_size
     for name, sides in (("size", size), ("environment size", environment_size)):
         if min(sides) < 1 or any(side % config.vae.downscale for side in sides):

@@ -1,4 +1,7 @@
-"""Goes through a run's clips on all devices, skips what is finished, and says at the end which failed."""
+"""Goes through a run's clips on all devices, skips what is finished, and says at the end which failed.
+
+Several hosts that see the same folders share the clips by number: process I of N has every N-th from the I-th on.
+"""
 
 import os
 import sys
@@ -10,23 +13,32 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from .errors import InputError
 from .page import write_page
 from .runs import Run
+from .sharding import check_process
 
 
-def execute(run: Run, load: Callable[[jax.Device], Any], devices: list[jax.Device]) -> None:
-    """Processes every clip that is not finished, on as many devices at a time as there are.
+def execute(
+    run: Run,
+    load: Callable[[tuple[jax.Device, ...]], Any],
+    devices: list[jax.Device],
+    process: tuple[int, int] = (0, 1),
+) -> None:
+    """Processes every clip that is not finished: a device each, or, if there are fewer clips, some devices each.
 
     Of several clips, one with an InputError does not stop the others.
 
     Args:
-      load: gives the renderers on a device; called once per device that is needed.
+      load: gives the renderers on some devices; called once for all that are needed.
+      process: which of how many processes that share the clips this is.
     Raises:
       InputError: of the only clip, or of what all share; of several clips, one that counts those that failed.
     """
+    check_process(process)
     failures = []
 
     def failed(error: InputError) -> None:
@@ -35,23 +47,23 @@ def execute(run: Run, load: Callable[[jax.Device], Any], devices: list[jax.Devic
 
     clips = []
     found = run.clips(failed)
-    for clip in found:
+    for clip in found[process[0] :: process[1]]:
         if all(folder.finished and (folder.video.exists() or not run.video) for folder in run.folders(clip)):
             print(f"{clip.name}: finished before, skipped", flush=True)
         else:
             clips.append(clip)
     total = len(found) + len(failures)
     queue, stopped = iter(clips), threading.Event()
-    devices = devices[: len(clips)]
+    teams = [tuple(team) for team in np.array_split(np.array(devices), min(len(clips), len(devices)))] if clips else []
 
-    def work(device: jax.Device) -> None:
-        renderers = load(device)
+    def work(team: tuple[jax.Device, ...]) -> None:
+        renderers = load(team)
         for renderer in renderers if isinstance(renderers, tuple) else (renderers,):
             renderer.stopped = stopped
-        # `next` on a list's iterator is atomic: each clip goes to one device.
+        # `next` on a list's iterator is atomic: each clip goes to one team.
         while not stopped.is_set() and (clip := next(queue, None)) is not None:
             try:
-                _process(run, renderers, clip, len(devices) == 1, stopped)
+                _process(run, renderers, clip, len(teams) == 1, stopped)
             except InputError as error:
                 if total == 1:
                     raise
@@ -59,12 +71,12 @@ def execute(run: Run, load: Callable[[jax.Device], Any], devices: list[jax.Devic
 
     if clips:
         _writable(run.output)
-    if len(devices) == 1:
-        work(devices[0])  # in this thread, which an interruption stops at once
-    elif devices:
-        with ThreadPoolExecutor(len(devices)) as pool:
+    if len(teams) == 1:
+        work(teams[0])  # in this thread, which an interruption stops at once
+    elif teams:
+        with ThreadPoolExecutor(len(teams)) as pool:
             try:
-                for working in [pool.submit(work, device) for device in devices]:
+                for working in [pool.submit(work, team) for team in teams]:
                     working.result()
             finally:
                 stopped.set()

@@ -30,6 +30,7 @@ def label(
     environments: str | Path | None = None,
     overwrite: bool = False,
     devices: Sequence[jax.Device] | None = None,
+    process: tuple[int, int] = (0, 1),
 ) -> None:
     """Runs an inverse renderer over RGB clips; what an earlier run with the same arguments finished is kept.
 
@@ -45,7 +46,8 @@ def label(
       environments: a folder with the estimated light of clip NAME in NAME.hdr or NAME.exr, to which the clip gets a
         `light.json`, unless it has one.
       overwrite: replace results of other arguments.
-      devices: that share the clips; None: all local ones.
+      devices: that share the work; None: all local ones.
+      process: which of how many processes that share the clips this is.
     Raises:
       InputError: as from `execution.execute`, and for a clip without an environment.
     """
@@ -65,7 +67,10 @@ def label(
     lights = _lights(run, Path(environments)) if environments else {}
     try:
         execution.execute(
-            run, lambda device: InverseRenderer.load(checkpoint, dtype, device), devices or jax.local_devices()
+            run,
+            lambda team: InverseRenderer.load(checkpoint, dtype, team),
+            devices or jax.local_devices(),
+            process,
         )
     finally:
         for name, file in lights.items():

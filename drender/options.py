@@ -31,7 +31,11 @@ def parser(description: str) -> cli.Parser:
     for command, kind in ((inverse, clips), (forward, "folder of G-buffers, or of such folders"), (relight, clips)):
         files(command, kind)
         images(command)
-        option(command, "--devices", "N", "how many local devices share the clips (all)", int)
+        option(command, "--devices", "N", "how many local devices share the work (all)", int)
+        command.add_argument(
+            "--process", type=int, nargs=2, metavar=("I", "N"), default=(0, 1),
+            help="which of how many processes, from 0, that share the clips",
+        )  # fmt: skip
         command.add_argument("--dtype", choices=DTYPES, help="to compute in (float32 on a CPU, else bfloat16)")
     for command in (inverse, relight):
         command.add_argument(

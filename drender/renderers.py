@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from .config import DEFAULT_PASSES, RendererConfig, Sampling
 from .errors import InputError, unknown
-from .stages import Renderer
+from .stages import Renderer, batched
 from .windows import Windowed, whole
 
 # Passes are denoised together as long as they have no more latents than this, all frames counted: half of a clip of 24
@@ -76,8 +76,10 @@ class InverseRenderer(Renderer):
           roundings.
         """
         b, f, h, w = latents.shape[:4]
-        together = max(1, BATCH_LATENTS // (b * min(f, sampling.frames) * h * w))
-        groups = [passes[i : i + together] for i in range(0, len(passes), together)]
+        devices = len(self.team)
+        most = max(1, BATCH_LATENTS // (b * min(f, sampling.frames) * h * w)) * devices
+        # Rows that divide among the devices, as far as there are any.
+        groups = batched(passes, min(most, max(devices, len(passes) // devices * devices)))
         groups = [names for names in groups if not set(names) <= set(known)]
         with _bar(len(groups) * self.network_calls(f, sampling), progress) as bar:
             for names in groups:
@@ -106,7 +108,7 @@ class ForwardRenderer(Renderer):
         cls,
         path: str | Path | None = None,
         dtype: str | None = None,
-        device: jax.Device | None = None,
+        device: jax.Device | Sequence[jax.Device] | None = None,
         lora_scale: float = 0.25,
     ) -> "ForwardRenderer":
         """As `Renderer.load`.
@@ -209,7 +211,7 @@ class ForwardRenderer(Renderer):
         # One window's are kept: all there are of a short clip. Those of a long one would not fit.
         @functools.lru_cache(maxsize=1)
         def encoded(start: int, stop: int) -> list[Array]:
-            return self._encode_light(self.params["env_encoder"], light[:, start:stop])
+            return self._shared(self._encode_light, "env_encoder", light[:, start:stop])
 
         return lambda window: encoded(0, 1) if still else encoded(window.start, window.stop)
 

@@ -1,17 +1,22 @@
-"""Where arrays live on many devices and hosts: one mesh, and one rule.
+"""Where arrays live on many devices and hosts.
 
-The mesh has three axes. Rows of a batch are spread over `data` and `fsdp`; parameters, their averages and the optimizer
-state over `fsdp` (fully sharded data parallelism: weights are gathered where they are used); frames of a row over
-`frames`. XLA places everything else and inserts the communication.
+Training has one mesh, and one rule. The mesh has three axes. Rows of a batch are spread over `data` and `fsdp`;
+parameters, their averages and the optimizer state over `fsdp` (fully sharded data parallelism: weights are gathered
+where they are used); frames of a row over `frames`. XLA places everything else and inserts the communication.
+
+Sampling has a `Team` per clip: devices that all have the parameters and share the clip's rows and frames.
 """
 
+import contextlib
+import functools
 import math
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from .errors import InputError
@@ -43,6 +48,12 @@ def join_hosts(coordinator: str | None = None, num_processes: int | None = None,
             raise InputError(f"--coordinator {coordinator}: {error}") from error
     except RuntimeError as error:
         raise InputError(f"the other processes were not found ({str(error).splitlines()[0]})") from error
+
+
+def check_process(process: tuple[int, int]) -> None:
+    """InputError if there is no such process."""
+    if not 0 <= process[0] < process[1]:
+        raise InputError(f"process is {process[0]} {process[1]}; expected an index from 0 and how many there are")
 
 
 def make_mesh(config: MeshConfig, batch: int, accumulate: int, devices: list[jax.Device] | None = None) -> Mesh:
@@ -121,3 +132,87 @@ def place_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]
     """Makes one batch of the rows that every process has read."""
     sharding = rows(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}
+
+
+def sharing(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """Inside a jitted function: where `share_rows` knows the mesh; without one nothing is shared."""
+    return (
+        contextlib.nullcontext()
+        if mesh is None or mesh.size == 1
+        else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+    )
+
+
+def share_rows(x: jax.Array) -> jax.Array:
+    """An array with its first axis over as many devices of the mesh at hand as divide it.
+
+    XLA places what is computed by itself; but a fused kernel wants all that it takes to be placed alike, whole along
+    every other axis. (So does attention over time, where frames are shared: its rows are positions, which are traded
+    for frames, and back.)
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(tuple(_dividing(mesh, list(mesh.shape), x.shape[0]))))
+
+
+def _dividing(mesh: Mesh | AbstractMesh, names: list[str], number: int) -> list[str]:
+    """Takes from the names of axes those over which so many things can be spread evenly."""
+    taken = []
+    for name in list(names):
+        if number % mesh.shape[name] == 0:
+            taken.append(name)
+            names.remove(name)
+            number //= mesh.shape[name]
+    return taken
+
+
+# --- sampling --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Team:
+    """Devices that share what is sampled, all with all parameters; one works alone, without any mesh."""
+
+    devices: tuple[jax.Device, ...] = ()
+
+    def __len__(self) -> int:
+        return max(1, len(self.devices))
+
+    @functools.cached_property
+    def _mesh(self) -> Mesh:
+        """An axis for every prime factor of the number of devices, so that each can go to rows or to frames."""
+        primes = prime_factors(len(self))
+        names = tuple(f"devices {i}" for i in range(len(primes)))
+        return Mesh(np.array(self.devices).reshape(primes), names, axis_types=(AxisType.Auto,) * len(primes))
+
+    @property
+    def everywhere(self) -> NamedSharding | None:
+        """Of arrays that all devices have whole."""
+        return everywhere(self._mesh) if len(self) > 1 else None
+
+    def split(self, rows: int, frames: int) -> NamedSharding | None:
+        """Of rows of frames: rows over as many devices as divide them, for they do not depend on each other, frames
+        over the others. Devices that divide neither do what others do.
+        """
+        if len(self) == 1:
+            return None
+        names = list(self._mesh.shape)
+        over_rows, over_frames = (tuple(_dividing(self._mesh, names, number)) for number in (rows, frames))
+        return NamedSharding(self._mesh, P(over_rows, over_frames))
+
+
+ALONE = Team()
+
+
+def prime_factors(number: int) -> list[int]:
+    """Rising, as often as each divides; none of 1."""
+    for prime in range(2, number + 1):
+        if number % prime == 0:
+            return [prime, *prime_factors(number // prime)]
+    return []
+
+
+def spread(tree: Any, sharding: NamedSharding | None) -> Any:
+    """Arrays where a team has them, in a jitted function too; those of a device alone are there."""
+    return tree if sharding is None else jax.lax.with_sharding_constraint(tree, sharding)

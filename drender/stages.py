@@ -5,9 +5,10 @@ Outside the networks everything is float32. Pixels are on the device a run of fr
 
 import functools
 import itertools
+import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -23,6 +24,7 @@ from .config import RendererConfig, Sampling, from_dict
 from .env_encoder import EnvEncoder
 from .errors import InputError, unknown
 from .layers import structure
+from .sharding import ALONE, Team, sharing, spread
 from .unet import UNet
 from .vae import VAE
 from .windows import Windowed, cross_fade, match_range, plan_windows, whole
@@ -40,24 +42,29 @@ class Renderer:
     # Set by another thread, it ends what is being sampled in this one, with a KeyboardInterrupt.
     stopped = threading.Event()
 
-    def __init__(self, config: RendererConfig, params: Mapping[str, dict]):
-        """params: nested dicts of arrays per component; their dtype is the one that is computed in."""
-        self.config = config
-        self.params = dict(params)
+    def __init__(self, config: RendererConfig, params: Mapping[str, dict], team: Team = ALONE):
+        """
+        Args:
+          params: nested dicts of arrays per component, on all devices; their dtype is the one that is computed in.
+          team: the devices that share a clip, if there are several.
+        """
+        self.config, self.params, self.team = config, dict(params), team
         graphs = {name: structure(NETWORKS[name], getattr(config, name))[0] for name in params}
-        self._encode = _method(graphs["vae"], "encode")
-        self._decode = _method(graphs["vae"], "decode")
+        # Results are small beside what they are made of, and are needed whole.
+        compiled = functools.partial(jax.jit, static_argnames="split", out_shardings=team.everywhere)
+        self._encode = compiled(_method(graphs["vae"], "encode"))
+        self._decode = compiled(_method(graphs["vae"], "decode"))
         if "unet" in graphs:
-            self._clean = jax.jit(functools.partial(clean, graphs["unet"]))
+            self._clean = compiled(functools.partial(diffusion.clean, graphs["unet"]))
         if "env_encoder" in graphs:
-            self._encode_light = _method(graphs["env_encoder"], "__call__")
+            self._encode_light = compiled(_method(graphs["env_encoder"], "__call__"))
 
     @classmethod
     def load(
         cls,
         path: str | Path | None = None,
         dtype: str | None = None,
-        device: jax.Device | None = None,
+        device: jax.Device | Sequence[jax.Device] | None = None,
         lora_scale: float = 1.0,
     ) -> "Renderer":
         """Loads a converted checkpoint.
@@ -65,23 +72,24 @@ class Renderer:
         Args:
           path: folder written by `convert_weights.py`; None: the small model that comes with the package.
           dtype: what to compute in, "float32", "bfloat16" or "float16"; None: float32 on a CPU, else bfloat16.
-          device: where; None: the default device.
+          device: where; several share every clip, and each holds the parameters; None: the default device.
           lora_scale: how much to merge of the factors trained on real footage, where the checkpoint has them.
         Raises:
           InputError: no such checkpoint, one of another kind, or an unknown dtype.
         """
         cache_compilations()
-        device = device or jax.devices()[0]
-        dtype = dtype or ("float32" if device.platform == "cpu" else "bfloat16")
+        devices = (device,) if isinstance(device, jax.Device) else tuple(device or jax.devices()[:1])
+        dtype = dtype or ("float32" if devices[0].platform == "cpu" else "bfloat16")
         if dtype not in DTYPES:
             raise unknown("dtype", dtype, DTYPES)
         path = path or builtin.checkpoint(cls.kind)
         config = cls.load_config(path)
-        with jax.default_device(device):
+        with jax.default_device(devices[0]):
             params = cls._load_params(path, config, dtype)
             if lora_scale and "unet" in params and "lora" in checkpoint.components(path):
                 params["unet"] = lora.merge(params["unet"], checkpoint.load(path, "lora"), lora_scale)
-            return cls(config, params)
+            team = Team(devices)
+            return cls(config, jax.device_put(params, team.everywhere), team)
 
     @classmethod
     def load_config(cls, path: str | Path) -> RendererConfig:
@@ -119,7 +127,13 @@ class Renderer:
 
     def encode_images(self, images: Float[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n h8 w8 c"]:
         """VAE means of images in [0, 1], unscaled."""
-        return in_runs(lambda run: self._encode(self.params["vae"], run[:, None] * 2 - 1)[:, 0], images)
+        encode = lambda run: self._shared(self._encode, "vae", run[:, None] * 2 - 1)[:, 0]
+        return in_runs(encode, images, len(self.team))
+
+    def _shared(self, stage: Callable, network: str, rows: Float[ArrayLike, "b f ..."]):
+        """What a stage makes of rows of frames, which the team shares."""
+        split = self.team.split(*rows.shape[:2])
+        return stage(self.params[network], spread(rows, split), split)
 
     def encode(
         self, images: Float[np.ndarray, "b f h w 3"], sampling: Sampling, rng: np.random.Generator | None = None
@@ -151,8 +165,13 @@ class Renderer:
         runs = plan_windows(total, chunk, overlap) if overlap else runs
         # On the host, whether it came from a device or from a file: they round divisions otherwise.
         z = np.asarray(z) / np.float32(self.config.vae.scaling_factor)
-        decode = lambda run: [self._decode(self.params["vae"], clip[None, run]) for clip in z]
-        for frames in cross_fade(runs, (np.concatenate(clips) for clips in one_ahead(map(decode, runs)))):
+        # Every device decodes a run of its own; a shorter last one they share.
+        rows = itertools.groupby((clip[None, run] for run in runs for clip in z), np.shape)
+        groups = [group for _, alike in rows for group in batched(list(alike), len(self.team))]
+        decode = lambda group: self._shared(self._decode, "vae", np.concatenate(group))
+        decoded = itertools.chain.from_iterable(one_ahead(map(decode, groups)))
+        pieces = (np.stack(list(itertools.islice(decoded, len(z)))) for _ in runs)
+        for frames in cross_fade(runs, pieces):
             yield np.clip(frames / 2 + 0.5, 0, 1)
 
     def decode(
@@ -179,41 +198,56 @@ class Renderer:
         sampling: Sampling,
         bar: tqdm,
     ) -> Windowed:
-        """Scaled latents, from unit noise and encoded conditions; domain as `clean` takes it.
+        """Scaled latents, from unit noise and encoded conditions; domain as `diffusion.clean` takes it.
 
         A long clip's windows are denoised together: at every noise level their x̂₀ are faded into one another over the
         frames that they share, and the clip as a whole takes the step (MultiDiffusion, Bar-Tal et al. 2023, over time).
-        It stays on the host meanwhile; the device holds a window.
+        It stays on the host meanwhile; a device holds a window.
 
         Args:
-          context: of the frames of a window, as `clean` takes it.
+          context: of the frames of a window, as `diffusion.clean` takes it.
         """
-        windows = plan_windows(noise.shape[1], sampling.frames, sampling.overlap)
+        b, f = noise.shape[:2]
+        windows = plan_windows(f, sampling.frames, sampling.overlap)
+        # SVD was trained with the frame rate less one.
         micro = np.array([sampling.fps - 1, sampling.motion_bucket_id, sampling.noise_aug_strength], np.float32)
-        micro = np.tile(micro, (noise.shape[0], 1))  # SVD was trained with the frame rate less one
         guided = max(sampling.guidance) > 1
-        scales = diffusion.guidance_scales(sampling.guidance, noise.shape[1])
+        scales = diffusion.guidance_scales(sampling.guidance, f)
         sigmas = self.sigmas(sampling)
+        # As many windows at a time as give every device a row; one is no more than the device would hold alone.
+        together = len(self.team) // math.gcd(len(self.team), b * (1 + guided))
+        groups = batched(windows, together)
+        joined = lambda *rows: rows[0] if len(rows) == 1 else jnp.concatenate(rows)
         if len(windows) == 1:
-            of_window = lambda array, window: array
-            # Committed to the parameters' device as the steps' results are, for which else all is compiled again.
+            of_windows = lambda array, group: array
+            # Committed to where the steps' results are, for which else all is compiled again.
             noise, conditions = jax.device_put((noise, conditions), jax.tree.leaves(self.params)[0].sharding)
         else:
-            of_window = lambda array, window: array[:, window]
+            of_windows = lambda array, group: np.concatenate([array[:, window] for window in group])
             noise, conditions = np.asarray(noise), np.asarray(conditions)
 
-        def pieces(x, i) -> list[Array]:
+        def pieces(x, i) -> list[ArrayLike]:
             now = diffusion.dynamic_guidance_scales(scales, i, len(sigmas) - 1) if sampling.dynamic_guidance else scales
-            cleaned = []
-            for window in windows:
+            cleaned, last = [], x
+            for group in groups:
                 if self.stopped.is_set():
                     raise KeyboardInterrupt
-                arguments = of_window(conditions, window), context(window), domain, micro
-                guidance = now[window] if guided else None
-                cleaned.append(self._clean(self.params["unet"], *arguments, guidance, of_window(x, window), sigmas[i]))
+                x0 = self._clean(
+                    self.params["unet"],
+                    of_windows(conditions, group),
+                    jax.tree.map(joined, *map(context, group)),
+                    None if domain is None else np.tile(domain, len(group)),
+                    np.tile(micro, (b * len(group), 1)),
+                    np.repeat([now[window] for window in group], b, axis=0) if guided else None,
+                    of_windows(x, group),
+                    sigmas[i],
+                    self.team.split(b * len(group) * (1 + guided), windows[0].stop),
+                )
+                cleaned += [x0] if len(group) == 1 else np.split(np.asarray(x0), len(group))
                 # Wait for what came before: progress stays honest, and the device never runs dry.
-                jax.block_until_ready(cleaned[-2] if len(cleaned) > 1 else x)
-                bar.update()
+                jax.block_until_ready(last)
+                last = x0
+                bar.update(len(group))
             return cleaned
 
         clean = lambda x, i: Windowed(windows, pieces(x, i)).blended()
@@ -257,54 +291,22 @@ class Renderer:
         return images.astype(np.float32)
 
 
-def predict(
-    graphdef: nnx.GraphDef, params, conditions, context, domain, micro, scales, x, sigma
-) -> Float[Array, "b f h w c"]:
-    """The network's F, guided where `scales` (per frame) are given.
-
-    Args:
-      conditions: conditioning latents [b, f, h, w, d].
-      context, domain, micro: as `UNet` takes them.
-      x: noisy latents [b, f, h, w, c] at noise level `sigma`.
-    """
-    noisy = diffusion.scaled_input(x, sigma)
-    rows = jnp.concatenate([noisy, conditions], axis=-1)
-    if scales is not None:
-        # The second half of the rows is the unconditional one. The inverse renderer's keeps its domain token; the
-        # forward renderer's has no environment, which the network knows by there being fewer rows of context.
-        rows = jnp.concatenate([rows, jnp.concatenate([noisy, jnp.zeros_like(conditions)], axis=-1)])
-        micro = jnp.concatenate([micro, micro])
-        if domain is not None:
-            domain, context = jnp.concatenate([domain, domain]), jnp.concatenate([context, context])
-    time = jnp.broadcast_to(diffusion.network_time(sigma), rows.shape[:1])
-    prediction = nnx.merge(graphdef, params)(rows, time, context, micro, domain)
-    if scales is None:
-        return prediction
-    conditional, unconditional = jnp.split(prediction, 2)
-    return diffusion.guide(unconditional, conditional, scales[:, None, None, None])
-
-
-def clean(
-    graphdef: nnx.GraphDef, params, conditions, context, domain, micro, scales, x, sigma
-) -> Float[Array, "b f h w c"]:
-    """x̂₀ by one call of the network; arguments as `predict` takes them.
-
-    At sigma_max, from x = 0, it is −F but for a millionth: the one-step mode.
-    """
-    return diffusion.denoised(x, predict(graphdef, params, conditions, context, domain, micro, scales, x, sigma), sigma)
-
-
-def in_runs(fn: Callable, items: Float[np.ndarray, "n ..."], run: int = ENCODE_RUN):
-    """Applies `fn` to runs of at most `run` items, all of one length, so that one shape is compiled.
+def in_runs(fn: Callable, items: Float[np.ndarray, "n ..."], devices: int = 1):
+    """Applies `fn` to runs of at most ENCODE_RUN items per device, all of one length, so that one shape is compiled.
 
     Returns numpy arrays, in the tree that `fn` returns.
     """
     n = len(items)
-    num_runs = -(-n // run)
-    length = -(-n // num_runs)
+    num_runs = -(-n // (ENCODE_RUN * devices))
+    length = -(-n // (num_runs * devices)) * devices
     filled = np.concatenate([items, np.repeat(items[-1:], num_runs * length - n, axis=0)])
-    results = one_ahead(fn(filled[i : i + length]) for i in range(0, len(filled), length))
+    results = one_ahead(map(fn, np.split(filled, num_runs)))
     return jax.tree.map(lambda *pieces: np.concatenate(pieces)[:n], *results)
+
+
+def batched(items: Sequence, n: int) -> list[Sequence]:
+    """Items in order, n at a time."""
+    return [items[i : i + n] for i in range(0, len(items), n)]
 
 
 def one_ahead(results: Iterator) -> Iterator:
@@ -314,8 +316,13 @@ def one_ahead(results: Iterator) -> Iterator:
 
 
 def _method(graphdef: nnx.GraphDef, name: str) -> Callable:
-    """One method of a network, compiled: (params, *arguments) -> result."""
-    return jax.jit(lambda params, *arguments: getattr(nnx.merge(graphdef, params), name)(*arguments))
+    """One method of a network: (params, rows of frames, how a team shares them) -> result."""
+
+    def method(params, rows, split=None):
+        with sharing(split and split.mesh):
+            return getattr(nnx.merge(graphdef, params), name)(spread(rows, split))
+
+    return method
 
 
 def cache_compilations() -> None:

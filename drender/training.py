@@ -65,7 +65,8 @@ def make_step(model: Model, config: TrainConfig, optimizer: optax.GradientTransf
         def value(params):
             # Kept where it is, so that what is gathered over the devices is the rounded copy.
             computed = sharding.keep({name: x.astype(dtype) for name, x in params.items()}, model.mesh)
-            return loss(model, unflatten(computed | dict(frozen)), batch, key)
+            with sharding.sharing(model.mesh):
+                return loss(model, unflatten(computed | dict(frozen)), batch, key)
 
         (_, metrics), gradients = jax.value_and_grad(value, has_aux=True)(params)
         return sharding.keep(gradients, model.mesh), metrics

@@ -4,15 +4,15 @@ Fused attention included: where cuDNN has it there is its call, and where it has
 """
 
 import dataclasses
+import functools
 import re
 
 import jax
 import plan
 import pytest
 import small
-from jax import export
 
-from drender import attention
+from drender import attention, sharding
 
 CUDNN = "__cudnn$fmhaSoftmax"
 # A decoder with attention has two layers or more.
@@ -20,6 +20,7 @@ VAE = dataclasses.replace(small.VAE, layers_per_block=2)
 # As wide as the released one: its one head is more than cuDNN takes.
 WIDE_VAE = dataclasses.replace(VAE, block_out_channels=(32, 160))
 INVERSE = dataclasses.replace(small.inverse_config(), vae=VAE)
+TEAM = sharding.Team(tuple(jax.devices()))
 FORWARD = dataclasses.replace(small.forward_config(), vae=VAE)
 
 
@@ -32,10 +33,8 @@ def card(monkeypatch):
 
 def fused_calls(fn, *arguments) -> int:
     """How many calls of fused attention the function has when it is lowered for CUDA."""
-    # Exported code with cuDNN's calls is not promised to run with another version. It is not to be kept.
-    known = [export.DisabledSafetyCheck.custom_call(CUDNN + suffix) for suffix in ("", "Backward")]
-    exported = export.export(jax.jit(fn), platforms=["cuda"], disabled_checks=known)(*arguments)
-    return len(re.findall(re.escape(f"custom_call @{CUDNN}") + r"\b", exported.mlir_module()))
+    lowered = jax.jit(fn).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    return len(re.findall(rf"custom_call @({re.escape(CUDNN)}|CustomSPMDPartitioning)\b", lowered))
 
 
 # A UNet of four transformers attends over space and over time, and the forward renderer's over the light's tokens too.
@@ -53,15 +52,18 @@ def fused_calls(fn, *arguments) -> int:
         (FORWARD, {"light_frames": 2}, {"encode": 1, "environment": 0, "step": 12, "decode": 1}),
         (FORWARD, {"drop": ("environment",)}, {"encode": 1, "step": 8, "decode": 1}),
         (dataclasses.replace(INVERSE, vae=WIDE_VAE), {}, {"encode": 0, "step": 8, "decode": 0}),
+        (INVERSE, {"team": TEAM}, {"encode": 1, "step": 8, "decode": 1}),
+        (FORWARD, {"team": TEAM}, {"encode": 1, "environment": 0, "step": 12, "decode": 1}),
     ],
     ids=["inverse", "two guided passes", "image", "odd", "forward, still light", "forward, moving light",
-         "forward, no light", "wide head"],
+         "forward, no light", "wide head", "frames on two cards", "halves of guidance on two cards"],
 )  # fmt: skip
 def test_every_stage_lowers_for_cuda(config, options, expected):
     stages = plan.stages(config, "bfloat16", **{"num_frames": 2, "size": (16, 16), "num_steps": 2} | options)
     assert {stage.name for stage in stages} == set(expected)
     for stage in stages:
-        assert fused_calls(stage.fn, *stage.arguments) == expected[stage.name], stage.name
+        fn = functools.partial(stage.fn, split=stage.split)
+        assert fused_calls(fn, *stage.arguments) == expected[stage.name], stage.name
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 import small
 
 from drender import ForwardRenderer, InputError, InverseRenderer, renderers
+from drender.sharding import Team
 
 GOLDEN = Path(__file__).parent / "golden"
 CONDITIONS = ("basecolor", "normal", "depth", "roughness", "metallic")
@@ -260,6 +261,67 @@ def test_a_second_device_computes_the_same(inverse, clip):
         inverse(clip[0], ["normal"], num_steps=2)["normal"], other(clip[0], ["normal"], num_steps=2)["normal"]
     )
     assert jax.tree.leaves(other.params)[0].device == second
+
+
+# --- several devices -------------------------------------------------------------------------------------------------
+
+
+def shared(renderer):
+    """The same renderer on all devices."""
+    team = Team(tuple(jax.devices()))
+    return type(renderer)(renderer.config, jax.device_put(renderer.params, team.everywhere), team)
+
+
+@pytest.fixture(scope="module")
+def inverse_team(inverse):
+    return shared(inverse)
+
+
+@pytest.fixture(scope="module")
+def forward_team(forward):
+    return shared(forward)
+
+
+# Frames of a clip; three windows of 4; one frame, which is shared as passes, or as a last pass by nobody.
+@pytest.mark.parametrize(("frames", "options"), [(6, {}), (9, {"frames": 4, "overlap": 1}), (1, {})])
+def test_two_devices_estimate_what_one_does(inverse, inverse_team, frames, options):
+    rgb = np.random.default_rng(5).random((1, frames, 16, 16, 3), np.float32)
+    options = {"num_steps": 2, "decode_chunk_size": 4, **options}
+    one, two = (renderer(rgb, CONDITIONS, **options) for renderer in (inverse, inverse_team))
+    for name in CONDITIONS:
+        np.testing.assert_allclose(one[name], two[name], atol=1e-4, err_msg=name)
+
+
+# Both halves of guidance; frames; windows.
+@pytest.mark.parametrize(
+    ("frames", "lit", "options"),
+    [
+        (3, 3, {}),
+        (4, 4, {"guidance": (1.0, 1.0)}),
+        (9, 1, {"frames": 4, "overlap": 1, "dynamic_guidance": True}),
+    ],
+)
+def test_two_devices_render_what_one_does(forward, forward_team, frames, lit, options):
+    random = np.random.default_rng(6)
+    buffers = {name: random.random((1, frames, 16, 16, 3), np.float32) for name in CONDITIONS}
+    light = {label: random.random((lit, 16, 16, 3), np.float32) for label in LABELS}
+    options = {"num_steps": 2, "decode_chunk_size": 4, **options}
+    one, two = (renderer(buffers, light, **options) for renderer in (forward, forward_team))
+    np.testing.assert_allclose(one, two, atol=1e-4)
+
+
+@pytest.mark.parametrize(("rows", "frames", "guided"), [(2, 3, False), (1, 4, False), (1, 3, True)])
+def test_a_device_of_two_has_about_half_of_a_step_to_do(inverse, inverse_team, rows, frames, guided):
+    x = np.zeros((rows, frames, 8, 8, 4), np.float32)
+    context, micro = np.zeros((rows, 1, 1, 24), np.float32), np.zeros((rows, 3), np.float32)
+    scales = np.ones((rows, frames), np.float32) if guided else None
+    work = {}
+    for renderer in (inverse, inverse_team):
+        split = renderer.team.split(rows * (1 + guided), frames)
+        inputs = x, context, np.zeros(rows, int), micro, scales, x, 1.0
+        step = renderer._clean.lower(renderer.params["unet"], *inputs, split)
+        work[len(renderer.team)] = step.compile().cost_analysis()["flops"]
+    assert 0.45 < work[2] / work[1] < 0.65
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

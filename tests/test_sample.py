@@ -422,6 +422,29 @@ def test_two_devices_share_the_clips_and_give_what_one_gives(networks, inverse, 
     assert one == two
 
 
+def test_two_devices_share_one_clip(networks, inverse, tmp_path):
+    write_frames(tmp_path / "in/clip", 2)
+    for count in (1, 2):
+        code, _, _ = inverse("--input", tmp_path / "in", "--output", tmp_path / f"out{count}", "--devices", count)
+        assert code == 0
+    images = sorted(path.relative_to(tmp_path / "out1") for path in (tmp_path / "out1").rglob("*.normal.png"))
+    assert len(images) == 2
+    for image in images:
+        one, two = (read_image(tmp_path / f"out{i}" / image) for i in (1, 2))
+        assert np.abs(one - two).max() < 1.01 / 255  # another order of sums, and then rounded
+
+
+def test_processes_share_the_clips(inverse, tmp_path):
+    for i in range(3):
+        write_frames(tmp_path / f"in/clip{i}", 2, seed=i)
+    arguments = ("--input", tmp_path / "in", "--output", tmp_path / "out", "--html")
+    code, out, _ = inverse(*arguments, "--process", 1, 2)
+    assert code == 0 and "clip1: done" in out and out.count("done in") == 1
+    code, out, _ = inverse(*arguments, "--process", 0, 2)
+    assert code == 0 and "clip0: done" in out and "clip2: done" in out and "clip1" not in out.split("index.html")[0]
+    assert len(Page(tmp_path / "out/index.html").data["clip"]) == 3
+
+
 # ---- The page to look at results ----
 
 
@@ -860,6 +883,7 @@ BAD_OPTIONS = [
     ("inverse", ("--fps", "nan"), "fps is nan"),
     ("inverse", ("--guidance", 1, "nan"), "guidance is"),
     ("inverse", ("--devices", 0), "--devices 0: must be 1 or more"),
+    ("inverse", ("--process", 2, 2), "process is 2 2; expected an index from 0"),
     ("inverse", ("--dtype", "float8"), "unknown --dtype 'float8'"),
     ("inverse", ("--chunks", "drop_last"), "unknown --chunks 'drop_last'; did you mean 'drop-last'?"),
     ("inverse", ("--chekpoint", "c"), "unknown option '--chekpoint'; did you mean '--checkpoint'?"),

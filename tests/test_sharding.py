@@ -1,9 +1,13 @@
-"""The mesh and its one rule. Two CPU devices are enough to see where things go."""
+"""The mesh and its one rule, and teams. Two CPU devices are enough to see where things go."""
+
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 from drender import InputError, sharding
@@ -57,3 +61,30 @@ def test_rows_are_spread_over_the_devices():
 def test_processes_need_all_three_numbers():
     with pytest.raises(InputError, match="belong together"):
         sharding.join_hosts("localhost:1234")
+
+
+# --- teams -----------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 10**4))
+def test_prime_factors(number):
+    primes = sharding.prime_factors(number)
+    assert math.prod(primes) == number and primes == sorted(primes)
+    assert all(prime % p for prime in primes for p in range(2, math.isqrt(prime) + 1))
+
+
+@pytest.mark.parametrize(
+    ("rows", "frames", "shape"),
+    [(2, 6, (1, 6)), (3, 6, (3, 3)), (4, 5, (2, 5)), (5, 3, (5, 3))],  # what a device has
+)
+def test_rows_are_shared_before_frames(rows, frames, shape):
+    team = sharding.Team(tuple(jax.devices()))
+    x = np.arange(rows * frames * 2.0).reshape(rows, frames, 2)
+    shared = sharding.spread(x, team.split(rows, frames))
+    assert [shard.data.shape for shard in shared.addressable_shards] == [(*shape, 2)] * 2
+    np.testing.assert_array_equal(shared, x)
+
+
+def test_one_device_alone_needs_no_mesh():
+    assert sharding.Team(tuple(jax.devices()[:1])).split(2, 2) is None
+    assert len(sharding.ALONE) == 1 and sharding.ALONE.everywhere is None
