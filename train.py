@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable
 
 from drender import cli, sharding, training_config
+from drender.errors import full_memory
 from drender.stages import cache_compilations
 from drender.training import train
 
@@ -19,7 +20,8 @@ def main() -> int:
     config = training_config.read(args.config, overrides)
     sharding.join_hosts(args.coordinator, args.num_processes, args.process_id)
     cache_compilations()
-    return train(config)
+    with full_memory("give a smaller data.batch or data.frames, a larger optimizer.accumulate, or remat=true"):
+        return train(config)
 
 
 def parser() -> cli.Parser:

@@ -81,11 +81,14 @@ def predict(
     rows = jnp.concatenate([noisy, conditions], axis=-1)
     if scales is not None:
         # The second half of the rows is the unconditional one. The inverse renderer's keeps its domain token; the
-        # forward renderer's has no environment, which the network knows by there being fewer rows of context.
+        # forward renderer's has no environment, which the network knows by there being fewer rows of context. Devices
+        # that share the rows have zeros instead, which is the same: what one half alone needs they would have to send.
         rows = jnp.concatenate([rows, jnp.concatenate([noisy, jnp.zeros_like(conditions)], axis=-1)])
         micro = jnp.concatenate([micro, micro])
         if domain is not None:
             domain, context = jnp.concatenate([domain, domain]), jnp.concatenate([context, context])
+        elif split is not None:
+            context = [jnp.concatenate([level, jnp.zeros_like(level)]) for level in context]
     rows = spread(rows, split)
     time = jnp.broadcast_to(network_time(sigma), rows.shape[:1])
     with sharing(split and split.mesh):

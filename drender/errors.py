@@ -1,7 +1,10 @@
 """Errors that a user can mend: one line that names the file or option, the value and the remedy."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+
+import jax
 
 
 class InputError(ValueError):
@@ -24,3 +27,15 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
     return InputError(f"unknown {kind} {name!r}; {hint}")
+
+
+@contextlib.contextmanager
+def full_memory(remedy: str) -> Iterator[None]:
+    """Where a device's memory is found too small, an InputError with the remedy takes the place of XLA's."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        said = str(error).partition("RESOURCE_EXHAUSTED: ")[2].splitlines()[0].rstrip(". ")
+        raise InputError(f"a device's memory is full ({said}); {remedy}") from error

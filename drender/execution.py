@@ -16,10 +16,12 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from .errors import InputError
+from .errors import InputError, full_memory
 from .page import write_page
 from .runs import Run
 from .sharding import check_process
+
+SMALLER = "give fewer --frames, a smaller --size or --decode-chunk-size, --dtype bfloat16 or float16"
 
 
 def execute(
@@ -57,13 +59,15 @@ def execute(
     teams = [tuple(team) for team in np.array_split(np.array(devices), min(len(clips), len(devices)))] if clips else []
 
     def work(team: tuple[jax.Device, ...]) -> None:
-        renderers = load(team)
+        with full_memory("give --dtype bfloat16 or float16"):
+            renderers = load(team)
         for renderer in renderers if isinstance(renderers, tuple) else (renderers,):
             renderer.stopped = stopped
         # `next` on a list's iterator is atomic: each clip goes to one team.
         while not stopped.is_set() and (clip := next(queue, None)) is not None:
             try:
-                _process(run, renderers, clip, len(teams) == 1, stopped)
+                with full_memory(SMALLER):
+                    _process(run, renderers, clip, len(teams) == 1, stopped)
             except InputError as error:
                 if total == 1:
                     raise

@@ -86,7 +86,7 @@ class InverseRenderer(Renderer):
                 bar.set_description(", ".join(names))
                 rows = lambda x, names=names: np.concatenate([x for _ in names])
                 context = jnp.zeros((len(names) * b, 1, 1, self.config.unet.cross_attention_dim[-1]))
-                domain = jnp.repeat(jnp.array([self.config.domains[name] for name in names]), b)
+                domain = np.repeat([self.config.domains[name] for name in names], b)
                 done = self.denoise(rows(noise), rows(latents), lambda _, c=context: c, domain, sampling, bar)
                 for i, name in enumerate(names):
                     yield name, Windowed(done.windows, [piece[i * b : (i + 1) * b] for piece in done.pieces])

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 from tqdm import tqdm
 
 from . import builtin, checkpoint, diffusion, lora
@@ -194,7 +194,7 @@ class Renderer:
         noise: Float[ArrayLike, "b f h w c"],
         conditions: Float[ArrayLike, "b f h w d"],
         context: Callable[[slice], Array | list[Array]],
-        domain: Array | None,
+        domain: Int[np.ndarray, " b"] | None,
         sampling: Sampling,
         bar: tqdm,
     ) -> Windowed:
@@ -228,7 +228,7 @@ class Renderer:
 
         def pieces(x, i) -> list[ArrayLike]:
             now = diffusion.dynamic_guidance_scales(scales, i, len(sigmas) - 1) if sampling.dynamic_guidance else scales
-            cleaned, last = [], x
+            cleaned = []
             for group in groups:
                 if self.stopped.is_set():
                     raise KeyboardInterrupt
@@ -243,12 +243,12 @@ class Renderer:
                     sigmas[i],
                     self.team.split(b * len(group) * (1 + guided), windows[0].stop),
                 )
-                cleaned += [x0] if len(group) == 1 else np.split(np.asarray(x0), len(group))
+                cleaned.append(x0)
                 # Wait for what came before: progress stays honest, and the device never runs dry.
-                jax.block_until_ready(last)
-                last = x0
+                jax.block_until_ready(cleaned[-2] if len(cleaned) > 1 else x)
                 bar.update(len(group))
-            return cleaned
+            of_each = lambda x0, group: [x0] if len(group) == 1 else np.split(np.asarray(x0), len(group))
+            return [piece for found in zip(cleaned, groups, strict=True) for piece in of_each(*found)]
 
         clean = lambda x, i: Windowed(windows, pieces(x, i)).blended()
         if sampling.deterministic:

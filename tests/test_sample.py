@@ -1055,6 +1055,20 @@ def test_a_full_disk(inverse, monkeypatch, tmp_path):
     assert inverse("--input", source, "--output", tmp_path / "out")[0] == 0
 
 
+def test_a_full_device(inverse, monkeypatch, tmp_path):
+    said = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 GiB.\nmore of it"
+
+    def estimate(*_):
+        raise jax.errors.JaxRuntimeError(said)
+
+    monkeypatch.setattr(InverseStandIn, "estimate", estimate)
+    result = inverse("--input", png(tmp_path / "a.png"), "--output", tmp_path / "out")
+    check_one_line(result, "a device's memory is full", "allocate 9 GiB", "--frames")
+    said = "INTERNAL: no such thing"
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        inverse("--input", tmp_path / "a.png", "--output", tmp_path / "out")
+
+
 def test_a_clip_that_fails_does_not_stop_the_others(inverse, tmp_path):
     text(tmp_path / "in/a.png"), damaged(png(tmp_path / "in/b/0.png"), 0.9), video(tmp_path / "in/c.mp4", 2)
     text(tmp_path / "in/d.mp4")

@@ -3,6 +3,7 @@
 import argparse
 from importlib import metadata
 
+import jax
 import numpy as np
 import plan
 import pytest
@@ -11,6 +12,7 @@ import small
 import speed
 
 from drender import checkpoint
+from drender.sharding import Team
 from drender.stages import NETWORKS
 
 ARGS = argparse.Namespace(dtype="float32", frames=2, size=(16, 16), steps=2)
@@ -41,6 +43,14 @@ def test_a_plan_is_what_a_renderer_does():
     calls = [(stage.name, stage.frames, stage.calls) for stage in found]
     # All passes are denoised together. Each ends in a run of one frame; depth, whose windows are decoded apart, twice.
     assert calls == [("encode", 5, 1), ("step", 12, 4), ("decode", 2, 8), ("decode", 1, 5)]
+
+
+def test_what_devices_send_each_other_is_counted():
+    team = Team(tuple(jax.devices()))
+    x = jax.device_put(np.ones((2, 1, 1024), np.float32), team.split(2, 1))
+    gather = jax.jit(lambda x: x + 1, out_shardings=team.everywhere).lower(x).compile()
+    stay = jax.jit(lambda x: x + 1, out_shardings=team.split(2, 1)).lower(x).compile()
+    assert (plan.sent(gather.as_text()), plan.sent(stay.as_text())) == (2 * 1024 * 4, 0)
 
 
 def test_the_light_is_seen_once_where_it_stands_still():
