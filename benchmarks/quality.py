@@ -29,7 +29,7 @@ def main() -> None:
     inverse = InverseRenderer.load(args.inverse)
     forward = ForwardRenderer.load(args.forward, lora_scale=0.0)
     sampled = InverseRenderer.load(args.inverse_sampled) if args.inverse_sampled else None
-    clips = open_clips(args.clips, ("rgb", *DEFAULT_PASSES, *ENVIRONMENT_LABELS, "mask"))
+    clips = open_clips(args.clips, ("rgb", *DEFAULT_PASSES, *ENVIRONMENT_LABELS, "mask"))[: args.count]
     images = [read(clip, inverse.config.size, forward.environment_size) for clip in tqdm(clips, desc="reading")]
     tables: Tables = {}
     nearer, moved = [], {}
@@ -39,12 +39,13 @@ def main() -> None:
         add = lambda row, label, predicted, truth=truth: compare(tables, row, label, predicted, truth)
         reconstructed = {label: through(inverse, truth[label]) for label in constant}
         buffers = predict(inverse, truth)
+        many_steps = predict(sampled, truth) if sampled is not None else {}
         for label in DEFAULT_PASSES:
             add("VAE alone", label, reconstructed[label])
             add("inverse", label, buffers[label])
             add("best constant", label, np.broadcast_to(constant[label], truth[label].shape))
-            if sampled is not None:
-                add("inverse, 20 steps", label, predict(sampled, truth)[label])
+            if many_steps:
+                add("inverse, 20 steps", label, many_steps[label])
         add("VAE alone", "rgb", reconstructed["rgb"])
         add("RGB as basecolor", "basecolor", truth["rgb"])
         rendered = relit(forward, truth, truth)
@@ -55,8 +56,9 @@ def main() -> None:
         add("image-based lighting, estimated G-buffers", "rgb", shading.shade(buffers, truth, scene["fov"]))
         add("basecolor as RGB", "rgb", truth["basecolor"])
         add("best constant", "rgb", np.broadcast_to(constant["rgb"], truth["rgb"].shape))
-        for label, predicted in ({"rgb": rendered} | buffers).items():
-            moved.setdefault(label, []).append([change(predicted), change(truth[label])])
+        for row, images_of in (("", {"rgb": rendered} | buffers), (", 20 steps", many_steps)):
+            for label, predicted in images_of.items():
+                moved.setdefault(label + row, []).append([change(predicted), change(truth[label])])
         if (other := pairs.get(scene["other_light"])) is not None:
             relighting = relit(forward, buffers, images[other])
             add("relighting, estimated G-buffers", "rgb", relighting, images[other])
@@ -130,6 +132,7 @@ def parser() -> cli.Parser:
     for kind in ("inverse", "forward"):
         top.add_argument(f"--{kind}", type=cli.path, metavar="C", help="checkpoint (the built-in one)")
     top.add_argument("--inverse-sampled", type=cli.path, metavar="C", help="one to sample in 20 steps, to compare with")
+    top.add_argument("--count", type=int, metavar="N", help="how many of the clips (all)")
     top.add_argument("--json", type=cli.path, metavar="FILE", help="to write")
     return top
 

@@ -136,11 +136,9 @@ def place_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]
 
 def sharing(mesh: Mesh | None) -> contextlib.AbstractContextManager:
     """Inside a jitted function: where `share_rows` knows the mesh; without one nothing is shared."""
-    return (
-        contextlib.nullcontext()
-        if mesh is None or mesh.size == 1
-        else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
-    )
+    if mesh is None or mesh.size == 1:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def share_rows(x: jax.Array) -> jax.Array:
