@@ -194,7 +194,7 @@ class Renderer:
         noise: Float[ArrayLike, "b f h w c"],
         conditions: Float[ArrayLike, "b f h w d"],
         context: Callable[[slice], Array | list[Array]],
-        domain: Int[np.ndarray, " b"] | None,
+        domain: Int[ArrayLike, " b"] | None,
         sampling: Sampling,
         bar: tqdm,
     ) -> Windowed:
