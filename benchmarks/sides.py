@@ -173,7 +173,10 @@ class Torch:
         if config.env_encoder:
             self._load(self.light, self._weights(path, "env_encoder"))
         if self.compiles:
-            self.unet = torch.compile(self.unet.to(memory_format=torch.channels_last))
+            for module in self.unet.modules():
+                if isinstance(module, torch.nn.Conv2d):  # the others have no such layout
+                    module.to(memory_format=torch.channels_last)
+            self.unet = torch.compile(self.unet)
             self.vae.encode, self.vae.decode = torch.compile(self.vae.encode), torch.compile(self.vae.decode)
         schedule = config.scheduler
         self.sigmas = diffusion.karras_sigmas(args.steps, schedule.sigma_min, schedule.sigma_max).tolist()
