@@ -12,15 +12,15 @@ of environments, `denoise` is a clip from noise to latents in `--steps` steps, o
 under a still light, its tokens included. FLOP are ours, counted on the jaxpr; the peak is that of a large matrix
 product, taken in turns with everything else. Memory is the most that a stage holds, networks included; on a card, where
 JAX cannot count anew, the most that it and those before it held.
+
+On CPUs the machine should be idle: PyTorch's threads spin while they wait for one another. Where other work goes on
+that makes it many times slower, and OMP_WAIT_POLICY=passive helps, which on an idle machine halves its speed.
 """
 
 import os
 
 # Both sides share the card, and what they hold is to be seen.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-# PyTorch's threads spin while they wait for one another, and on a machine that others use too that made it thirty times
-# slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import argparse
 import datetime
