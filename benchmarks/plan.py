@@ -7,8 +7,9 @@ A renderer is made of shapes instead of parameters, and works through a clip wit
 called with: a full-size model needs no memory, and nothing here repeats what the renderers do.
 
 `arithmetic` counts matrix products and convolutions on the jaxpr, and prints what the exact savings save. `memory`
-compiles for an H100, with the package jax-cuda12-plugin[with_cuda] and no card. Its plan leaves out the workspaces of
-cuDNN and the CUDA context.
+compiles for an H100, or for the `--devices` that share a clip, with the package jax-cuda12-plugin[with_cuda] and no
+card: what each holds, and what it is sent by the others. Its plan leaves out the workspaces of cuDNN and the CUDA
+context.
 """
 
 import argparse
@@ -256,7 +257,7 @@ def memory(args) -> None:
     # What `attend` asks of the card, which is not there to be asked.
     attention._has_fused_attention = lambda: True
     cards = tuple(find_devices("h100", args.devices))
-    team = Team(cards) if len(cards) > 1 else ALONE
+    team = Team(cards)
     sharding = team.everywhere or jax.sharding.SingleDeviceSharding(cards[0])
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     # What is worst: all frames in one window, a moving light, and guidance. One condition is as good as five.

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from .config import RendererConfig, from_dict, to_dict
-from .errors import InputError
+from .errors import InputError, first_line
 
 COMPONENTS = ("unet", "vae", "env_encoder", "lora")
 CONFIG = "config.json"
@@ -66,7 +66,7 @@ def _save_arrays(folder: Path, arrays: dict[str, Any]) -> None:
                 writing.result()  # else its threads go on while the folder is removed
                 raise
     except ValueError as error:  # TensorStore's word for a full disk and the like
-        raise OSError(_first_line(error)) from error
+        raise OSError(first_line(error)) from error
 
 
 def load(path: str | Path, component: str, abstract: dict | None = None, dtype: Any = None) -> dict:
@@ -134,7 +134,7 @@ def load_config(path: str | Path) -> RendererConfig:
     except FileNotFoundError:
         raise InputError(f"{path}: no drender checkpoint (it has no {CONFIG}); convert_weights.py makes one") from None
     except (ValueError, OSError) as error:
-        raise InputError(f"{file}: unreadable ({_first_line(error)}); convert the weights again") from None
+        raise InputError(f"{file}: unreadable ({first_line(error)}); convert the weights again") from None
     return from_dict(RendererConfig, values, str(file))
 
 
@@ -173,11 +173,7 @@ def _check(folder: Path, wanted: dict[str, tuple], found: dict[str, tuple]) -> N
 
 
 def _damaged(folder: Path, error: Exception) -> InputError:
-    return InputError(f"{folder}: damaged ({_first_line(error)}); convert the weights again")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return InputError(f"{folder}: damaged ({first_line(error)}); convert the weights again")
 
 
 # --- folders that appear when they are complete ----------------------------------------------------------------------
@@ -216,7 +212,7 @@ def complete_folder(path: str | Path, overwrite: bool, replaceable: Callable[[Pa
             folder.rename(old)
         partial.rename(folder)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({_first_line(error)}); free space or choose another") from error
+        raise InputError(f"{path}: cannot be written ({first_line(error)}); free space or choose another") from error
     finally:
         _tidy(folder, partial, old)
 

@@ -37,5 +37,10 @@ def full_memory(remedy: str) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        said = str(error).partition("RESOURCE_EXHAUSTED: ")[2].splitlines()[0].rstrip(". ")
+        said = first_line(error).removeprefix("RESOURCE_EXHAUSTED: ").rstrip(". ")
         raise InputError(f"a device's memory is full ({said}); {remedy}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, without what follows below; its kind if it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -28,7 +28,7 @@ from .config import (
     from_dict,
     to_dict,
 )
-from .errors import InputError
+from .errors import InputError, first_line
 from .torch_files import Tensor
 
 MODEL_INDEX = "model_index.json"
@@ -219,7 +219,7 @@ def _fetch(name: str, log: Log) -> Path:
     except LocalEntryNotFoundError:
         problem = "no such folder, and no earlier download; check the path, or the network"
     except Exception as error:
-        problem = f"could not be fetched ({str(error).splitlines()[0]}); try again"
+        problem = f"could not be fetched ({first_line(error)}); try again"
     raise InputError(f"{name}: {problem}")
 
 

@@ -26,7 +26,7 @@ from tensorboardX import SummaryWriter
 
 from . import checkpoint
 from .config import RendererConfig, from_dict, to_dict
-from .errors import InputError
+from .errors import InputError, first_line
 from .files import replacing
 from .images import write_png
 from .training_config import TrainConfig
@@ -211,7 +211,7 @@ class RunFolder:
         except InputError:
             raise
         except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or _first_line(error)
+            why = getattr(error, "strerror", None) or first_line(error)
             raise InputError(
                 f"output {self.config.output}: cannot be written ({why}); free space and run the same command again"
             ) from error
@@ -224,9 +224,5 @@ def _readable(path: str | Path, step: int) -> Iterator[None]:
     except Exception as error:
         folder = Path(path) / CHECKPOINTS / str(step)
         raise InputError(
-            f"{folder}: damaged ({_first_line(error)}); remove this folder to go on from the checkpoint before it"
+            f"{folder}: damaged ({first_line(error)}); remove this folder to go on from the checkpoint before it"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

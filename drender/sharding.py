@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from .errors import InputError
+from .errors import InputError, first_line
 from .training_config import MeshConfig
 
 AXES = ("data", "fsdp", "frames")
@@ -47,7 +47,7 @@ def join_hosts(coordinator: str | None = None, num_processes: int | None = None,
         if coordinator is not None:
             raise InputError(f"--coordinator {coordinator}: {error}") from error
     except RuntimeError as error:
-        raise InputError(f"the other processes were not found ({str(error).splitlines()[0]})") from error
+        raise InputError(f"the other processes were not found ({first_line(error)})") from error
 
 
 def check_process(process: tuple[int, int]) -> None:

@@ -223,7 +223,9 @@ class Renderer:
             # Committed to where the steps' results are, for which else all is compiled again.
             noise, conditions = jax.device_put((noise, conditions), jax.tree.leaves(self.params)[0].sharding)
         else:
-            of_windows = lambda array, group: np.concatenate([array[:, window] for window in group])
+            of_windows = lambda array, group: (
+                array[:, group[0]] if len(group) == 1 else np.concatenate([array[:, window] for window in group])
+            )
             noise, conditions = np.asarray(noise), np.asarray(conditions)
 
         def pieces(x, i) -> list[ArrayLike]:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from .errors import InputError
+from .errors import InputError, first_line
 
 DTYPES = {"F32": np.dtype("float32"), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype("float16")}
 # A folder may hold the same weights in several forms, here with the best first; each may be cut into shards, which an
@@ -123,7 +123,7 @@ def read_pickle(file: Path) -> dict[str, Tensor]:
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
         dtypes = {name: DTYPES[kinds[tensor.dtype]] for name, tensor in loaded.items()}
     except Exception as error:
-        raise InputError(f"{file}: damaged or no state dict of weights ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{file}: damaged or no state dict of weights ({first_line(error)})") from None
 
     def array(name: str) -> np.ndarray:
         dtype = dtypes[name]

@@ -1064,6 +1064,8 @@ def test_a_full_device(inverse, monkeypatch, tmp_path):
     monkeypatch.setattr(InverseStandIn, "estimate", estimate)
     result = inverse("--input", png(tmp_path / "a.png"), "--output", tmp_path / "out")
     check_one_line(result, "a device's memory is full", "allocate 9 GiB", "--frames")
+    said = "RESOURCE_EXHAUSTED"
+    check_one_line(inverse("--input", tmp_path / "a.png", "--output", tmp_path / "out"), "a device's memory is full")
     said = "INTERNAL: no such thing"
     with pytest.raises(jax.errors.JaxRuntimeError):
         inverse("--input", tmp_path / "a.png", "--output", tmp_path / "out")

@@ -11,7 +11,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Float, Float32
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..files import visible_entries
 
 MESH_SUFFIXES = (".ply", ".obj", ".gltf", ".glb")
@@ -118,7 +118,7 @@ def read_mesh(path: str | Path) -> Mesh:
         mesh = trimesh.load_mesh(path)
         corners = np.asarray(mesh.triangles, np.float64)
     except Exception as error:  # the readers raise what they like
-        raise InputError(f"{path}: not a readable mesh ({_first_line(error)}); remove it or save it anew") from error
+        raise InputError(f"{path}: not a readable mesh ({first_line(error)}); remove it or save it anew") from error
     if len(corners) > MAX_FACES:
         raise InputError(f"{path}: has {len(corners)} triangles, the limit is {MAX_FACES}; simplify it")
     corners = corners[np.isfinite(corners).all(axis=(1, 2))]
@@ -126,7 +126,3 @@ def read_mesh(path: str | Path) -> Mesh:
         raise InputError(f"{path}: has no triangles with an area; remove it")
     corners = centred(corners)
     return soup(corners, _box_projection(corners))
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
