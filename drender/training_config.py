@@ -42,7 +42,8 @@ class DataConfig:
       batch: rows per step, over all devices and accumulated parts.
       frames: per row; longer clips give a random window.
       size: height and width of the pixels, to cover, then cropped around the centre; cached latents have theirs.
-      passes: the G-buffers of which the inverse objective draws one per row, and the VAE's one image kind per row.
+      passes: the G-buffers of which the inverse objective draws one per row, and the VAE's one image kind per row; one
+        that is named twice is drawn twice as often.
       images: share of rows whose frames are unrelated images, with the temporal branches switched off.
       flip: probability of a horizontal flip of images, normals and light together. (This and the two below are of
         pixels: cached latents have theirs from `encode --variants`.)
@@ -75,6 +76,7 @@ class LossConfig:
       all_dropout: probability that all conditions are left out together.
       condition_noise: mean and deviation of the log of the noise added to conditioning pixels in [-1, 1], (-3, 0.5) in
         SVD; needs pixels, not cached latents. None: none.
+      temporal: weight of the change of the error from frame to frame, against flicker (of this project).
       kl: the VAE's weight of the divergence from a unit Gaussian, per pixel value.
     """
 
@@ -84,6 +86,7 @@ class LossConfig:
     condition_dropout: float = 0.1
     all_dropout: float = 0.05
     condition_noise: tuple[float, float] | None = None
+    temporal: float = 0.0
     kl: float = 1e-6
 
 
@@ -213,6 +216,7 @@ class TrainConfig:
             "evaluation.num_steps": (self.evaluation.num_steps, 1),
             "optimizer.weight_decay": (self.optimizer.weight_decay, 0),
             "loss.log_sigma_std": (self.loss.log_sigma_std, 0),
+            "loss.temporal": (self.loss.temporal, 0),
             "loss.kl": (self.loss.kl, 0),
             "log_every": (self.log_every, 1),
             "save_every": (self.save_every, 1),
@@ -236,6 +240,11 @@ class TrainConfig:
         for name, value in shares.items():
             if not 0 <= value <= 1:
                 raise InputError(f"{name} is {value}; it must be in [0, 1]")
+        if self.loss.temporal and (self.data.frames == 1 or self.data.images == 1):
+            raise InputError(
+                f"loss.temporal is {self.loss.temporal}, but every row is of single images; give it data.frames of 2 "
+                "or more and data.images under 1, or leave it out"
+            )
         if not self.data.sources:
             raise InputError("data.sources is empty; give at least one folder of clips")
         if not self.data.passes:

@@ -157,6 +157,12 @@ def test_sources_are_mixed_by_weight(clips, tmp_path):
         assert batch["real"].sum() == 10  # to the row: sources are interleaved, not drawn
 
 
+def test_a_pass_that_is_named_twice_is_drawn_twice_as_often(clips):
+    passes = config(Source(str(clips)), frames=1, passes=("normal", "normal", "depth"))
+    (batch,) = itertools.islice(open_data(passes, "inverse", INVERSE, rows=300, seed=0).batches(), 1)
+    assert 180 < (batch["domain"] == INVERSE.domains["normal"]).sum() < 220
+
+
 def test_image_rows_are_of_unrelated_clips(clips):
     data = open_data(config(clips, frames=4, images=0.5), "inverse", INVERSE, rows=100, seed=0)
     batch = next(data.batches())

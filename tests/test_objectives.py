@@ -80,6 +80,20 @@ def test_a_network_that_predicts_nothing_has_the_energy_of_the_target(inverse, r
     np.testing.assert_allclose(value, np.mean((batch["buffer"] * 0.18215) ** 2), rtol=1e-6)
 
 
+def test_the_temporal_weight_is_on_what_the_error_changes_between_frames_of_a_clip(inverse, random):
+    model, params = inverse
+    model = dataclasses.replace(model, latent=True, loss=dataclasses.replace(EXACT, temporal=3.0))
+    batch = as_latents(model, params, inverse_batch(random, f=3), ["rgb", "buffer"])
+    target, silent = np.asarray(batch["buffer"]) * 0.18215, with_weights(params, 0)  # the error is the target
+    value, metrics = loss_of("inverse", model, silent, batch)
+    flicker = np.mean((target[:, 1:] - target[:, :-1]) ** 2)
+    np.testing.assert_allclose(metrics["flicker"], flicker, rtol=1e-5)
+    np.testing.assert_allclose(value, np.mean(target**2) + 3 * flicker, rtol=1e-5)
+    # Frames that are unrelated images have nothing to agree on.
+    _, metrics = loss_of("inverse", model, silent, batch | {"image_only": jnp.asarray([True, False])})
+    np.testing.assert_allclose(metrics["flicker"], np.mean((target[1, 1:] - target[1, :-1]) ** 2) / 2, rtol=1e-5)
+
+
 def test_noise_levels_are_log_normal_and_the_target_has_unit_energy(inverse, random):
     # With x₀ = 0, v is ε/√(σ²+1): its mean square over rows is the mean of 1/(σ²+1).
     model, params = inverse

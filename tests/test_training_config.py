@@ -55,6 +55,7 @@ def test_overrides_are_yaml_under_dotted_keys(file):
         ("optimizer.learning_rat=1", "run.yaml: optimizer: unknown key 'learning_rat'; did you mean 'learning_rate'?"),
         ("optimiser.steps=1", "run.yaml: unknown key 'optimiser'; did you mean 'optimizer'?"),
         ("optimizer.steps=many", "run.yaml: optimizer: steps: expected int, found 'many'"),
+        ("loss.temporal=-1", "loss.temporal is -1.0; it must be 0 or more"),
         ("data.size=64", "run.yaml: data: size: expected tuple[int, int], found 64"),
         ("data.size=[64, 64, 3]", "run.yaml: data: size: expected 2 values, found 3: [64, 64, 3]"),
         ("objective=relight", "run.yaml: objective: 'relight' is none of 'inverse', 'forward', 'environment', 'vae'"),
@@ -79,6 +80,14 @@ def test_what_is_wrong_is_one_line(file, override, message):
 def test_factors_belong_to_a_unet(file):
     with pytest.raises(InputError, match="lora belongs to the UNet, which objective 'vae' does not train"):
         training_config.read(file, ["objective=vae", "lora={rank: 4}"])
+
+
+@pytest.mark.parametrize("single", ["data.frames=1", "data.images=1.0"])
+def test_single_images_have_no_change_to_learn_from(file, single):
+    with pytest.raises(
+        InputError, match=r"loss\.temporal is 2\.0, but every row is of single images; give it data\.fram"
+    ):
+        training_config.read(file, ["loss.temporal=2", single])
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just words\n"])
