@@ -56,7 +56,8 @@ def main() -> None:
         add("image-based lighting, estimated G-buffers", "rgb", shading.shade(buffers, truth, scene["fov"]))
         add("basecolor as RGB", "rgb", truth["basecolor"])
         add("best constant", "rgb", np.broadcast_to(constant["rgb"], truth["rgb"].shape))
-        for row, images_of in (("", {"rgb": rendered} | buffers), (", 20 steps", many_steps)):
+        ours = {"rgb": rendered} | buffers
+        for row, images_of in (("", ours), (", 20 steps", many_steps), (", VAE alone", reconstructed)):
             for label, predicted in images_of.items():
                 moved.setdefault(label + row, []).append([change(predicted), change(truth[label])])
         if (other := pairs.get(scene["other_light"])) is not None:

@@ -11,24 +11,32 @@ export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$runs/xla}
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_cpu_prefer_vector_width=512"
 export GLIBC_TUNABLES=glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=8589934592
 
-# --- clips: pairs of frames to learn from, and held-out ones under two lights, which share no shape or map with them
-python -m drender.synthetic "$data/images" --split train --clips 3000 --frames 2
+# --- scenes: many of one frame to learn from, some in motion, and held-out ones, which share no shape or map with them
+python -m drender.synthetic "$data/images" --split train --clips 13000 --frames 1
+python -m drender.synthetic "$data/clips" --split train --clips 500 --frames 8 --seed 2
 python -m drender.synthetic "$data/held-out" --split test --clips 64 --frames 8 --seed 1 --lights 2
 
 # --- the auto-encoder, on two make-believe devices, which is how JAX uses two cores; then everything as latents, once
 JAX_NUM_CPU_DEVICES=2 python train.py --config configs/small-vae.yaml output="$runs/small-vae" \
     data.sources="[{path: $data/images}]" evaluation.path="$data/held-out" mesh.data=2 mesh.fsdp=1
 test -d "$out/small-vae" || python convert_weights.py "$runs/small-vae" "$out/small-vae"
-JAX_NUM_CPU_DEVICES=2 python -m drender.data encode "$data/images" "$data/images-latents" --size 64 64 \
-    --checkpoint "$out/small-vae" --environment-size 64 64 --variants 2 --flip 1 --intensity 0.7 1.4
+for set in images clips; do
+    JAX_NUM_CPU_DEVICES=2 python -m drender.data encode "$data/$set" "$data/$set-latents" --size 64 64 \
+        --checkpoint "$out/small-vae" --environment-size 64 64
+done
 
-# --- the renderers
-for kind in inverse forward; do
-    python train.py --config "configs/small-$kind.yaml" output="$runs/small-$kind" start="{vae: $out/small-vae}" \
-        data.sources="[{path: $data/images-latents}]" evaluation.path="$data/held-out" data.threads=2 &
-done
-wait -n && wait -n
-for kind in inverse forward; do
-    test -d "$out/small-$kind" || python convert_weights.py "$runs/small-$kind" "$out/small-$kind" --dtype float16
-done
+# --- the renderers, on all frames as images; then the inverse one's temporal layers, on clips
+sources="[{path: $data/images-latents, weight: 0.8}, {path: $data/clips-latents, weight: 0.2}]"
+renderer() {
+    python train.py --config "configs/small-$1.yaml" output="$runs/small-$1" start="{vae: $out/small-vae}" \
+        data.sources="$sources" evaluation.path="$data/held-out" data.threads=2
+}
+trap 'jobs -p | xargs -r kill' EXIT # where the one stops, the other is to stop and save
+renderer forward &
+renderer inverse
+python train.py --config configs/small-inverse-clips.yaml output="$runs/small-inverse-clips" data.threads=2 \
+    start="$runs/small-inverse" data.sources="[{path: $data/clips-latents}]" evaluation.path="$data/held-out"
+wait %1
+test -d "$out/small-inverse" || python convert_weights.py "$runs/small-inverse-clips" "$out/small-inverse" --dtype bfloat16
+test -d "$out/small-forward" || python convert_weights.py "$runs/small-forward" "$out/small-forward" --dtype bfloat16
 python benchmarks/quality.py "$data/held-out" --inverse "$out/small-inverse" --forward "$out/small-forward"
