@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains the small renderers that come with the package, from nothing, on synthetic clips: bash configs/train_small.sh
 #
-# Every step can be interrupted; the same command goes on. On two CPU cores it takes about two and a quarter hours (see
+# Every step can be interrupted; the same command goes on. On two CPU cores it takes about four hours (see
 # README.md); the two renderers learn side by side. DATA, RUNS and OUT change the folders.
 set -euo pipefail
 cd "$(dirname "$0")/.."
