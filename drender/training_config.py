@@ -76,7 +76,7 @@ class LossConfig:
       all_dropout: probability that all conditions are left out together.
       condition_noise: mean and deviation of the log of the noise added to conditioning pixels in [-1, 1], (-3, 0.5) in
         SVD; needs pixels, not cached latents. None: none.
-      temporal: weight of the change of the error from frame to frame, against flicker (of this project).
+      temporal: weight of the change of the error from frame to frame, against flicker; 0: as published.
       kl: the VAE's weight of the divergence from a unit Gaussian, per pixel value.
     """
 
