@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterable
 
 from drender import cli, sharding, training_config
+from drender.compilation import cache_compilations
 from drender.errors import full_memory
-from drender.stages import cache_compilations
 from drender.training import train
 
 

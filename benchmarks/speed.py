@@ -34,7 +34,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import plan
-from sides import GUIDANCE, PASS, SIDES, STAGES
+from sides import GUIDANCE, PASS, SIDES, STAGES, forget
 
 from drender import builtin, checkpoint
 from drender.config import RendererConfig
@@ -272,7 +272,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for kind in args.kinds:
             # Each at once, so that a run that is cut off has told what it knows.
-            text, of_kind = report(kind, prepared(args, kind, Path(folder)), args)
+            path = prepared(args, kind, Path(folder))
+            forget()  # or two full-size sides and what was made here need more than 24 GiB
+            text, of_kind = report(kind, path, args)
             measured |= of_kind
             print(text, flush=True)
             if args.append:

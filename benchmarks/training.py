@@ -68,12 +68,13 @@ def memory(config: TrainConfig, kind: str, pixels: bool, compiles: bool) -> None
     size = lambda weights: sum(x.size for x in weights.values()) / 1e9
     print(f"  learning {size(trained):.4f} · 10⁹ parameters, frozen {size(frozen):.4f} · 10⁹")
 
-    attention.MAX_LOGITS = 2**62  # in one piece: pieces compute their logits again in the backward pass
+    limits = attention.MAX_LOGITS, attention.MAX_LOGITS_CPU
+    limit_logits(2**62)  # in one piece: pieces compute their logits again in the backward pass
     once, again = (arithmetic(model, config, trained, frozen, batch, remat) / count / 1e12 for remat in (False, True))
     print(f"  per device {once:.1f} TFLOP" + (f", with what is computed again {again:.1f}" if config.remat else ""))
-    attention.MAX_LOGITS = 0  # all in pieces: of attention is kept what a fused kernel keeps
+    limit_logits(0)  # all in pieces: of attention is kept what a fused kernel keeps
     print(f"  per device kept for the backward pass {kept(model, config, trained, frozen, batch) / GIB:.2f} GiB")
-    attention.MAX_LOGITS = 2**28
+    attention.MAX_LOGITS, attention.MAX_LOGITS_CPU = limits
     if not compiles:
         return
 
@@ -153,6 +154,10 @@ def kept(model: Model, config: TrainConfig, trained, frozen, batch) -> float:
     jaxpr = jax.make_jaxpr(residuals)(computed, frozen, rows).jaxpr
     found = {x for x in jaxpr.outvars if not isinstance(x, core.Literal)} - set(jaxpr.invars)
     return sum(x.aval.size * x.aval.dtype.itemsize for x in found) / model.mesh.shape["frames"]
+
+
+def limit_logits(most: int) -> None:
+    attention.MAX_LOGITS = attention.MAX_LOGITS_CPU = most
 
 
 def held_bytes(tree) -> int:

@@ -14,8 +14,10 @@ from jaxtyping import Array, Float
 from .layers import Keys, TimeMixer, TimestepEmbedding, group_norm, sinusoid
 from .sharding import share_rows
 
-# Attention logits above this many elements are computed in pieces, so that memory stays bounded (1 GiB in float32).
+# Attention logits above this many elements are computed in pieces: so that memory stays bounded (1 GiB in float32), and
+# on a CPU so that a piece stays in its cache (4 MiB).
 MAX_LOGITS = 2**28
+MAX_LOGITS_CPU = 2**20
 # More rows than a grid of CUDA blocks has along an axis are not given to cuDNN.
 MAX_FUSED_ROWS = 2**16 - 1
 
@@ -23,13 +25,13 @@ MAX_FUSED_ROWS = 2**16 - 1
 def attend(
     q: Float[Array, "rows t n d"], k: Float[Array, "rows u n d"], v: Float[Array, "rows u n d"]
 ) -> Float[Array, "rows t n d"]:
-    """softmax(q kᵀ / √d) v, by a fused kernel where the device has one, else in pieces of at most MAX_LOGITS logits."""
+    """softmax(q kᵀ / √d) v, by a fused kernel where the device has one, else in pieces of bounded size."""
     q, k, v = map(share_rows, (q, k, v))
     rows, head = q.shape[0], q.shape[-1]
     suits = q.dtype != jnp.float32 and rows <= MAX_FUSED_ROWS and head <= 128 and head % 8 == 0
     if suits and _has_fused_attention():
-        return jax.lax.platform_dependent(q, k, v, cuda=_attend_fused, default=_attend_in_pieces)
-    return _attend_in_pieces(q, k, v)
+        return jax.lax.platform_dependent(q, k, v, cuda=_attend_fused, default=_attend_plainly)
+    return _attend_plainly(q, k, v)
 
 
 @functools.cache
@@ -45,26 +47,47 @@ def _attend_fused(q, k, v):
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
 
 
-def _attend_in_pieces(q, k, v):
+def _attend_plainly(q, k, v):
     if q.dtype == jnp.float16:
         # XLA has no float16 products with a float32 sum for CPUs.
-        return _attend_in_pieces(*(x.astype(jnp.float32) for x in (q, k, v))).astype(q.dtype)
-    attention = jax.nn.dot_product_attention
-    rows, tokens, heads, _ = q.shape
-    per_query = heads * k.shape[1]
-    if rows * tokens * per_query <= MAX_LOGITS:
-        return attention(q, k, v)
+        return _attend_plainly(*(x.astype(jnp.float32) for x in (q, k, v))).astype(q.dtype)
+    heads = q.shape[2]
+    # A head is a row of its own: its queries and keys lie side by side, as products want them.
+    q, k, v = (rearrange(x, "rows t n d -> (rows n) t d") for x in (q, k, v))
+    if len(q) * q.shape[1] * k.shape[1] <= min(MAX_LOGITS_CPU, MAX_LOGITS):
+        out = _attend_at_once(q, k, v)
+    else:
+        limited = lambda most: functools.partial(_attend_in_pieces, most=most)
+        out = jax.lax.platform_dependent(q, k, v, cpu=limited(MAX_LOGITS_CPU), default=limited(MAX_LOGITS))
+    return rearrange(out, "(rows n) t d -> rows t n d", n=heads)
+
+
+def _attend_in_pieces(
+    q: Float[Array, "rows t d"], k: Float[Array, "rows u d"], v: Float[Array, "rows u d"], most: int
+) -> Float[Array, "rows t d"]:
+    """Some rows at a time, or some queries of a row."""
+    (rows, tokens, _), keys = q.shape, k.shape[1]
     # In a backward pass, the logits of a piece are computed again: kept, they would be as many as without pieces.
-    if tokens * per_query <= MAX_LOGITS:
-        whole_row = jax.checkpoint(lambda row: attention(*(x[None] for x in row))[0])
-        return jax.lax.map(whole_row, (q, k, v), batch_size=MAX_LOGITS // (tokens * per_query))
+    piece = jax.checkpoint(_attend_at_once)
+    if rows * tokens * keys <= most:
+        return piece(q, k, v)
+    if tokens * keys <= most:
+        return jax.lax.map(lambda row: piece(*row), (q, k, v), batch_size=most // (tokens * keys))
 
     def one_row(row):
         q, k, v = row
-        one_query = jax.checkpoint(lambda query: attention(query[None], k, v)[0])
-        return jax.lax.map(one_query, q, batch_size=max(1, MAX_LOGITS // per_query))
+        return jax.lax.map(lambda query: piece(query[None], k, v)[0], q, batch_size=max(1, most // keys))
 
     return jax.lax.map(one_row, (q, k, v))
+
+
+def _attend_at_once(q: Float[Array, "*rows t d"], k: Float[Array, "*rows u d"], v: Float[Array, "*rows u d"]):
+    """The result is divided by the sum, for it is smaller than the weights."""
+    logits = jnp.einsum("...td,...ud->...tu", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    out = jnp.einsum("...tu,...ud->...td", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (out / total).astype(v.dtype)
 
 
 def layer_norm(channels: int, *, rngs: Keys) -> nnx.LayerNorm:

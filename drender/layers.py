@@ -16,9 +16,7 @@ from einops import rearrange, reduce, repeat
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-# Up to this many positions a convolution is a matrix product: reading the kernel is then most of the work, and XLA's
-# convolutions for CPUs first copy it into another layout.
-FEW_POSITIONS = 128
+from .convolution import correlate
 
 
 class Keys:
@@ -58,28 +56,19 @@ def rematerialised(fn: Callable, remat: bool) -> Callable:
 
 
 class Conv(nnx.Conv):
-    """A convolution of stride 1 with the padding that keeps the grid, as torch writes `padding=kernel // 2`."""
+    """A convolution, of stride 1 with the padding that keeps the grid, as torch writes `padding=kernel // 2`."""
 
-    def __call__(self, x: Float[Array, "*rows h w c"]) -> Float[Array, "*rows h w c2"]:
+    def __call__(self, x: Float[Array, "*rows h w c"]) -> Float[Array, "*rows h2 w2 c2"]:
         rows, x = x.shape[:-3], x.reshape(-1, *x.shape[-3:])
-        # Taps that would see nothing but padding are left out: on a grid one wide (the temporal convolution of a single
-        # image, the deepest level of a small one) that is all but the middle.
-        kernel = self.kernel[...]
-        reach = [min(k // 2, size - 1) for k, size in zip(kernel.shape[:2], x.shape[1:3], strict=True)]
-        middle = [slice(k // 2 - r, k // 2 + r + 1) for k, r in zip(kernel.shape[:2], reach, strict=True)]
-        y = _correlate(x, kernel[*middle], [(r, r) for r in reach])
-        y = y + self.bias[...]
+        kernel, padding = self.kernel[...], self.padding
+        if self.strides == 1:
+            # Taps that would see nothing but padding are left out: on a grid one wide (the temporal convolution of a
+            # single image, the deepest level of a small one) that is all but the middle.
+            reach = [min(k // 2, size - 1) for k, size in zip(kernel.shape[:2], x.shape[1:3], strict=True)]
+            middle = [slice(k // 2 - r, k // 2 + r + 1) for k, r in zip(kernel.shape[:2], reach, strict=True)]
+            kernel, padding = kernel[*middle], [(r, r) for r in reach]
+        y = correlate(x, kernel, padding, self.strides) + self.bias[...]
         return y.reshape(*rows, *y.shape[1:])
-
-
-def _correlate(x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c c2"], padding) -> Float[Array, "n h w c2"]:
-    n, h, w, _ = x.shape
-    kh, kw, c, outputs = kernel.shape
-    if n * h * w > FEW_POSITIONS:
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
-    patches = jnp.concatenate([x[:, i : i + h, j : j + w] for i in range(kh) for j in range(kw)], axis=-1)
-    return patches @ kernel.reshape(kh * kw * c, outputs)
 
 
 def conv(inputs: int, outputs: int, kernel: int | tuple = 3, *, rngs: Keys) -> Conv:
@@ -193,9 +182,9 @@ class SpatioTemporalResBlock(nnx.Module):
         return rearrange(self.time_mixer(spatial, temporal, image_only), "b f (h w) c -> b f h w c", h=h)
 
 
-def strided_conv(inputs: int, outputs: int, one_sided: bool = False, *, rngs: Keys) -> nnx.Conv:
+def strided_conv(inputs: int, outputs: int, one_sided: bool = False, *, rngs: Keys) -> Conv:
     """A 3×3 convolution of stride 2, padded by one all around, or on the right and bottom only."""
-    return nnx.Conv(inputs, outputs, (3, 3), strides=2, padding=[(int(not one_sided), 1)] * 2, rngs=rngs)
+    return Conv(inputs, outputs, (3, 3), strides=2, padding=[(int(not one_sided), 1)] * 2, rngs=rngs)
 
 
 class Downsample(nnx.Module):

@@ -6,7 +6,6 @@ Outside the networks everything is float32. Pixels are on the device a run of fr
 import functools
 import itertools
 import math
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from tqdm import tqdm
 
 from . import builtin, checkpoint, diffusion, lora
+from .compilation import cache_compilations, compiler_options
 from .config import RendererConfig, Sampling, from_dict
 from .env_encoder import EnvEncoder
 from .errors import InputError, unknown
@@ -50,8 +50,13 @@ class Renderer:
         """
         self.config, self.params, self.team = config, dict(params), team
         graphs = {name: structure(NETWORKS[name], getattr(config, name))[0] for name in params}
-        # Results are small beside what they are made of, and are needed whole.
-        compiled = functools.partial(jax.jit, static_argnames="split", out_shardings=team.everywhere)
+        platform = team.devices[0].platform if team.devices else jax.default_backend()
+        compiled = functools.partial(
+            jax.jit,
+            static_argnames="split",
+            out_shardings=team.everywhere,  # results are small beside what they are made of, and are needed whole
+            compiler_options=compiler_options(platform) or None,
+        )
         self._encode = compiled(_method(graphs["vae"], "encode"))
         self._decode = compiled(_method(graphs["vae"], "decode"))
         if "unet" in graphs:
@@ -325,10 +330,3 @@ def _method(graphdef: nnx.GraphDef, name: str) -> Callable:
             return getattr(nnx.merge(graphdef, params), name)(spread(rows, split))
 
     return method
-
-
-def cache_compilations() -> None:
-    """Keeps compiled stages on disk between runs, unless the program or JAX_COMPILATION_CACHE_DIR says otherwise."""
-    if jax.config.jax_compilation_cache_dir is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "drender" / "xla"))

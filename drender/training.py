@@ -18,6 +18,7 @@ from jaxtyping import Array
 
 from . import flops, origins, sharding
 from .checkpoint import unflatten
+from .compilation import compiler_options
 from .data import open_data
 from .errors import InputError
 from .evaluation import Evaluation
@@ -118,14 +119,16 @@ def compile_step(step: Callable, state: State, frozen: Arrays, batch: Arrays, me
 
     What has no sharding in the batch are rows.
     """
-    # XLA for CPUs would merge what rematerialisation computes again with what it was to replace.
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu else None
+    platform = mesh.devices.flat[0].platform
+    options = compiler_options(platform)
+    if platform == "cpu":
+        # XLA would merge what rematerialisation computes again with what it was to replace.
+        options["xla_disable_hlo_passes"] = "cse_barrier_expander"
     place = lambda x: getattr(x, "sharding", None) or sharding.rows(mesh)
     placed = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)) for name, x in batch.items()}
     results = (jax.tree.map(lambda leaf: leaf.sharding, state), sharding.everywhere(mesh))
     jitted = jax.jit(step, donate_argnums=0, out_shardings=results)
-    return jitted.lower(state, frozen, placed, jax.ShapeDtypeStruct((), jnp.uint32)).compile(options)
+    return jitted.lower(state, frozen, placed, jax.ShapeDtypeStruct((), jnp.uint32)).compile(options or None)
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ Fused attention included: where cuDNN has it there is its call, and where it has
 """
 
 import dataclasses
-import functools
 import re
 
 import jax
@@ -33,7 +32,11 @@ def card(monkeypatch):
 
 def fused_calls(fn, *arguments) -> int:
     """How many calls of fused attention the function has when it is lowered for CUDA."""
-    lowered = jax.jit(fn).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    return count_fused(jax.jit(fn).trace(*arguments))
+
+
+def count_fused(traced) -> int:
+    lowered = traced.lower(lowering_platforms=("cuda",)).as_text()
     return len(re.findall(rf"custom_call @({re.escape(CUDNN)}|CustomSPMDPartitioning)\b", lowered))
 
 
@@ -62,8 +65,8 @@ def test_every_stage_lowers_for_cuda(config, options, expected):
     stages = plan.stages(config, "bfloat16", **{"num_frames": 2, "size": (16, 16), "num_steps": 2} | options)
     assert {stage.name for stage in stages} == set(expected)
     for stage in stages:
-        fn = functools.partial(stage.fn, split=stage.split)
-        assert fused_calls(fn, *stage.arguments) == expected[stage.name], stage.name
+        traced = stage.fn.trace(*stage.arguments, split=stage.split)
+        assert count_fused(traced) == expected[stage.name], stage.name
 
 
 @pytest.mark.parametrize(
@@ -92,4 +95,4 @@ def test_gradients_of_fused_attention_lower_for_cuda():
 def test_cards_without_fused_attention_lower_too(monkeypatch):
     monkeypatch.setattr(attention, "_has_fused_attention", lambda: False)
     for stage in plan.stages(INVERSE, "float16", 2, (16, 16), num_steps=1):
-        assert fused_calls(stage.fn, *stage.arguments) == 0
+        assert count_fused(stage.fn.trace(*stage.arguments)) == 0

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import array, channels_first, network, params_of, randomized
 
-from drender import attention, checkpoint, layers, lora
+from drender import attention, checkpoint, convolution, flops, layers, lora
 from drender.config import EnvEncoderConfig, UNetConfig, VAEConfig
 from drender.env_encoder import EnvEncoder
 from drender.layers import structure
@@ -239,6 +239,26 @@ def test_convolutions_of_every_grid_are_torch_convolutions(n, h, w, kernel):
         np.testing.assert_allclose(convolution(jnp.asarray(x)), np.moveaxis(expected.numpy(), 1, -1), atol=1e-4)
 
 
+@pytest.mark.parametrize("piece", [2**30, 2**16, 1])
+@pytest.mark.parametrize(
+    ("shape", "kernel"),
+    [((2, 17, 31), (3, 3)), ((3, 16, 16), (3, 3)), ((1, 5, 128), (3, 1)), ((2, 2, 200), (3, 1)), ((1, 90, 7), (1, 3))],
+)
+def test_minimal_filtering_is_convolution(monkeypatch, shape, kernel, piece):
+    """Odd sides, bands of rows that see each other's edges, and grids taken together; and its gradients."""
+    monkeypatch.setattr(convolution, "PIECE", piece)
+    jax.clear_caches()  # of what was traced with other pieces
+    x, weights = jnp.asarray(array(*shape, 64)), jnp.asarray(array(*kernel, 64, 72, seed=1)) / 24
+    padding = [(k // 2, k // 2) for k in kernel]
+    plain = lambda x, weights: convolution._plain(x, weights, padding, 1)
+    filtered = lambda x, weights: convolution.correlate(x, weights, padding)
+    assert flops.count(convolution._filter, x, weights) <= 0.8 * flops.count(plain, x, weights)
+    np.testing.assert_allclose(filtered(x, weights), plain(x, weights), atol=1e-5)
+    gradients = lambda fn: jax.grad(lambda *inputs: jnp.sum(jnp.sin(fn(*inputs))), (0, 1))(x, weights)
+    for found, expected in zip(gradients(filtered), gradients(plain), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("limit", [2 * 7 * 9 * 2, 2 * 7 * 9, 40, 1])
 def test_attention_in_pieces_is_attention(monkeypatch, limit):
     """Rows at a time, then queries of a row at a time."""
@@ -246,7 +266,7 @@ def test_attention_in_pieces_is_attention(monkeypatch, limit):
     attend = lambda: attention.attend(*map(jnp.asarray, (q, k, v)))
     gradients = lambda: jax.grad(lambda *qkv: jnp.sum(jnp.sin(attention.attend(*qkv))), (0, 1, 2))(q, k, v)
     whole, whole_gradients = attend(), gradients()
-    monkeypatch.setattr(attention, "MAX_LOGITS", limit)
+    monkeypatch.setattr(attention, "MAX_LOGITS_CPU", limit)
     np.testing.assert_allclose(attend(), whole, atol=1e-5)
     for piecewise, gradient in zip(gradients(), whole_gradients, strict=True):
         np.testing.assert_allclose(piecewise, gradient, atol=1e-5)
