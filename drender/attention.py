@@ -23,10 +23,12 @@ MAX_FUSED_ROWS = 2**16 - 1
 
 
 def attend(
-    q: Float[Array, "rows t n d"], k: Float[Array, "rows u n d"], v: Float[Array, "rows u n d"]
+    q: Float[Array, "rows t n d"], k: Float[Array, "some u n d"], v: Float[Array, "some u n d"]
 ) -> Float[Array, "rows t n d"]:
-    """softmax(q kᵀ / √d) v, by a fused kernel where the device has one, else in pieces of bounded size."""
-    q, k, v = map(share_rows, (q, k, v))
+    """softmax(q kᵀ / √d) v, by a fused kernel where the device has one, else in pieces of bounded size.
+
+    Of rows that are a multiple of `some`, as many in turn have the same keys and values.
+    """
     rows, head = q.shape[0], q.shape[-1]
     suits = q.dtype != jnp.float32 and rows <= MAX_FUSED_ROWS and head <= 128 and head % 8 == 0
     if suits and _has_fused_attention():
@@ -44,22 +46,27 @@ def _has_fused_attention() -> bool:
 
 
 def _attend_fused(q, k, v):
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    k, v = (repeat(x, "some ... -> (some each) ...", each=len(q) // len(k)) for x in (k, v))
+    return jax.nn.dot_product_attention(*map(share_rows, (q, k, v)), implementation="cudnn")
 
 
 def _attend_plainly(q, k, v):
     if q.dtype == jnp.float16:
         # XLA has no float16 products with a float32 sum for CPUs.
         return _attend_plainly(*(x.astype(jnp.float32) for x in (q, k, v))).astype(q.dtype)
-    heads = q.shape[2]
-    # A head is a row of its own: its queries and keys lie side by side, as products want them.
-    q, k, v = (rearrange(x, "rows t n d -> (rows n) t d") for x in (q, k, v))
+    each, heads = len(q) // len(k), q.shape[2]
+    if each == 1:
+        q, k, v = map(share_rows, (q, k, v))
+    # A head is a row of its own. Rows that share their keys are one row of more queries: less to hold, and XLA's products
+    # for CPUs (jax 0.10.2) are wrong where the second factor is one and the same for all rows.
+    q = rearrange(q, "(some each) t n d -> (some n) (each t) d", each=each)
+    k, v = (rearrange(x, "some u n d -> (some n) u d") for x in (k, v))
     if len(q) * q.shape[1] * k.shape[1] <= min(MAX_LOGITS_CPU, MAX_LOGITS):
         out = _attend_at_once(q, k, v)
     else:
         limited = lambda most: functools.partial(_attend_in_pieces, most=most)
         out = jax.lax.platform_dependent(q, k, v, cpu=limited(MAX_LOGITS_CPU), default=limited(MAX_LOGITS))
-    return rearrange(out, "(rows n) t d -> rows t n d", n=heads)
+    return rearrange(out, "(some n) (each t) d -> (some each) t n d", n=heads, each=each)
 
 
 def _attend_in_pieces(
@@ -119,14 +126,13 @@ class Attention(nnx.Module):
         x = share_rows(x)
         context = x if context is None else context
         heads = lambda y: rearrange(y, "r t (n d) -> r t n d", n=self.heads)
-        of_each = lambda y: repeat(y, "r ... -> (r each) ...", each=each)
         some = context.shape[0] * each
         v = self.to_v(context)
         if context.shape[1] > 1:
-            k, v = (of_each(heads(y)) for y in (self.to_k(context), v))
-            out = self.to_out[0](rearrange(attend(heads(self.to_q(x[:some])), k, v), "r t n d -> r t (n d)"))
+            attended = attend(*map(heads, (self.to_q(x[:some]), self.to_k(context), v)))
+            out = self.to_out[0](rearrange(attended, "r t n d -> r t (n d)"))
         else:
-            out = of_each(self.to_out[0](v))
+            out = repeat(self.to_out[0](v), "r ... -> (r each) ...", each=each)
         if some < x.shape[0]:
             bias = jnp.broadcast_to(self.to_out[0].bias[...], (x.shape[0] - some, *out.shape[1:]))
             out = jnp.concatenate([out, bias.astype(out.dtype)])

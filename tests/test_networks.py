@@ -276,6 +276,18 @@ def test_attention_in_pieces_is_attention(monkeypatch, limit):
     np.testing.assert_allclose(whole, expected.transpose(1, 2).numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("limit", [2**20, 3 * 64 * 16, 1])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_frames_that_share_their_keys_attend_as_if_they_had_their_own(monkeypatch, heads, limit):
+    """One still light for all frames; XLA once made numbers of it that were none, of a single head."""
+    monkeypatch.setattr(attention, "MAX_LOGITS_CPU", limit)
+    layer = attention.Attention(32, heads, 32, rngs=layers.Keys(jax.random.key(0)))
+    x, context = jnp.asarray(array(10, 64, 32)), jnp.asarray(array(2, 16, 32, seed=1))
+    found = jax.jit(lambda x, context: layer(x, context, each=5))(x, context)
+    each = [layer(x[i : i + 1], context[i // 5 : i // 5 + 1]) for i in range(10)]
+    np.testing.assert_allclose(found, jnp.concatenate(each), atol=1e-5)
+
+
 # --- rematerialisation -----------------------------------------------------------------------------------------------
 
 ONE_LEVEL = small.UNET | {
