@@ -57,8 +57,8 @@ def _attend_plainly(q, k, v):
     each, heads = len(q) // len(k), q.shape[2]
     if each == 1:
         q, k, v = map(share_rows, (q, k, v))
-    # A head is a row of its own. Rows that share their keys are one row of more queries: less to hold, and XLA's products
-    # for CPUs (jax 0.10.2) are wrong where the second factor is one and the same for all rows.
+    # A head is a row of its own. Rows that share their keys are one row of more queries: that is less to hold, and
+    # XLA's products for CPUs (jax 0.10.2) are wrong where the second factor is one and the same for all rows.
     q = rearrange(q, "(some each) t n d -> (some n) (each t) d", each=each)
     k, v = (rearrange(x, "some u n d -> (some n) u d") for x in (k, v))
     if len(q) * q.shape[1] * k.shape[1] <= min(MAX_LOGITS_CPU, MAX_LOGITS):
