@@ -10,6 +10,8 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 # Devices that wait for each other hold a thread each of a pool that has one per core unless it is told otherwise. With
 # two, a third task at the wrong moment could stop both for good, and XLA abort the process.
 os.environ.setdefault("NPROC", "8")
+# What is compiled so is large, writes longer than it saves, and does not belong into the user's cache.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 
 import hypothesis
 import jaxtyping

@@ -52,12 +52,16 @@ def shared(tmp_path_factory):
     """What is compiled once serves all runs here, in whatever process; and small parameters are sharded too."""
     with pytest.MonkeyPatch.context() as patch:
         before, folder = jax.config.jax_compilation_cache_dir, str(tmp_path_factory.mktemp("xla"))
+        enabled = jax.config.jax_enable_compilation_cache
         patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
+        patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
         patch.setattr(sharding, "SMALL", 8)
         jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_enable_compilation_cache", True)
         compilation_cache.reset_cache()
         yield
         jax.config.update("jax_compilation_cache_dir", before)
+        jax.config.update("jax_enable_compilation_cache", enabled)
         compilation_cache.reset_cache()
 
 
