@@ -2,20 +2,22 @@
 
 import jax
 
-from drender import cli, convert, origins, run_folder
+from drender import cli
+from drender.checkpoints import convert
+from drender.config import DTYPES
 from drender.errors import InputError
-from drender.stages import DTYPES
+from drender.training import run_dir, weights
 
 
 def main() -> None:
     args = parser().parse_args()
     jax.config.update("jax_platforms", "cpu")  # nothing here needs an accelerator
-    if args.dtype and not run_folder.is_run(args.source):
+    if args.dtype and not run_dir.is_run(args.source):
         raise InputError(f"--dtype {args.dtype}: only for training runs; weights are converted bit for bit")
     if args.to_torch:
         convert.to_released(args.source, args.destination, args.overwrite)
-    elif run_folder.is_run(args.source):
-        origins.export(args.source, args.destination, args.overwrite, args.dtype)
+    elif run_dir.is_run(args.source):
+        weights.export(args.source, args.destination, args.overwrite, args.dtype)
     else:
         convert.from_released(args.source, args.destination, args.overwrite)
 

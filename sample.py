@@ -9,17 +9,19 @@ from pathlib import Path
 
 import jax
 
-from drender import builtin, cli, execution, options, runs
+from drender import assets, cli
 from drender.config import RendererConfig, Sampling, from_dict
-from drender.edit_run import EditRun, Step
-from drender.encodings import Assumed, Format
+from drender.editing.edit_job import EditRun, Step
+from drender.editing.insert_job import InsertRun
+from drender.editing.insertion import FileObject, RenderedObject
 from drender.errors import InputError
-from drender.fitting import Fit
-from drender.insert_run import InsertRun
-from drender.insertion import FileObject, RenderedObject
-from drender.lights import Lights
-from drender.orientation import read_poses
-from drender.renderers import ForwardRenderer, InverseRenderer, chosen_passes, used_conditions
+from drender.lighting.camera import read_poses
+from drender.media.encodings import Assumed, Format
+from drender.media.resize import Fit
+from drender.renderers.forward import ForwardRenderer, used_conditions
+from drender.renderers.inverse import InverseRenderer, chosen_passes
+from drender.sampling import execute, jobs, options
+from drender.sampling.lights import Lights
 
 # Options that change where and how fast a run works, not what comes out.
 NOT_RECORDED = {"command", "output", "devices", "process", "overwrite", "video", "quality", "html"}
@@ -40,7 +42,7 @@ def render(args) -> None:
     shared = {
         "input": Path(args.input),
         "output": Path(args.output),
-        "cut": runs.Cut(args.frames, args.overlap, args.chunks),
+        "cut": jobs.Cut(args.frames, args.overlap, args.chunks),
         "fit": Fit(args.fit, multiples_of_64("--size", args.size), args.output_size),
         "sampling": sampling,
         "settings": {name: value for name, value in sorted(vars(args).items()) if name not in NOT_RECORDED},
@@ -54,11 +56,11 @@ def render(args) -> None:
         raise InputError(f"--devices {args.devices}: must be 1 or more")
     if args.command == "inverse":
         passes = chosen_passes(inverse_config, args.passes)
-        run = runs.InverseRun(**shared, passes=passes)
+        run = jobs.InverseRun(**shared, passes=passes)
         load = lambda team: InverseRenderer.load(args.checkpoint, args.dtype, team, args.lora_scale)
     elif args.command == "forward":
         used = used_conditions(forward_config, args.drop)
-        run = runs.ForwardRun(
+        run = jobs.ForwardRun(
             **shared, lights=lights(args), conditions=used, drop=args.drop, fixed_frame=args.fixed_frame,
             assumed=Assumed(args.input_transfer, args.input_normals),
         )  # fmt: skip
@@ -70,24 +72,24 @@ def render(args) -> None:
             raise InputError(
                 f"--passes lacks {', '.join(lacks)} for the forward renderer; add it, or name it in --drop"
             )
-        run = runs.RelightRun(**shared, lights=lights(args), passes=passes, conditions=used, drop=args.drop)
+        run = jobs.RelightRun(**shared, lights=lights(args), passes=passes, conditions=used, drop=args.drop)
         load = lambda team: (
             InverseRenderer.load(args.inverse, args.dtype, team),
             ForwardRenderer.load(args.forward, args.dtype, team, args.lora_scale),
         )
-    execution.execute(run, load, jax.local_devices()[: args.devices], tuple(args.process))
+    execute.execute(run, load, jax.local_devices()[: args.devices], tuple(args.process))
 
 
 def rework(args) -> None:
     """Runs a command that changes G-buffers. It needs no models, and takes no accelerator from those that do."""
     jax.config.update("jax_platforms", "cpu")
-    args.input = args.input or str(builtin.GBUFFERS)
+    args.input = args.input or str(assets.GBUFFERS)
     args.output = args.output or str(Path("outputs") / args.command)
     settings = {name: value for name, value in sorted(vars(args).items()) if name not in NOT_RECORDED}
     shared = {
         "input": Path(args.input),
         "output": Path(args.output),
-        "cut": runs.Cut(sys.maxsize, 6 if args.overlap is None else args.overlap, "all"),  # chunks as they are
+        "cut": jobs.Cut(sys.maxsize, 6 if args.overlap is None else args.overlap, "all"),  # chunks as they are
         "fit": Fit(),
         "sampling": {},
         "settings": {"command": args.command, **settings},
@@ -105,7 +107,7 @@ def rework(args) -> None:
         }
         place = args.depth and tuple(args.depth)
         run = InsertRun(**shared, inserted=inserted(args), place=place, material=material, guide=args.guide)
-    execution.execute(run, lambda team: (), jax.local_devices()[:1])
+    execute.execute(run, lambda team: (), jax.local_devices()[:1])
 
 
 def complete(args) -> tuple[RendererConfig | None, RendererConfig | None]:
@@ -115,10 +117,10 @@ def complete(args) -> tuple[RendererConfig | None, RendererConfig | None]:
     for kind, renderer in (("inverse", InverseRenderer), ("forward", ForwardRenderer)):
         if kind in kinds:
             option = kind if args.command == "relight" else "checkpoint"
-            setattr(args, option, getattr(args, option) or str(builtin.checkpoint(kind)))
+            setattr(args, option, getattr(args, option) or str(assets.checkpoint(kind)))
             configs[kind] = renderer.load_config(getattr(args, option))
     first = configs[kinds[0]]
-    args.input = args.input or str(builtin.GBUFFERS if args.command == "forward" else builtin.CLIPS)
+    args.input = args.input or str(assets.GBUFFERS if args.command == "forward" else assets.CLIPS)
     args.output = args.output or str(Path("outputs") / args.command)
     args.frames = first.frames if args.frames is None else args.frames
     args.overlap = min(6, args.frames // 2) if args.overlap is None else args.overlap
@@ -145,7 +147,7 @@ def lights(args) -> Lights:
         "rotate_light", "elevation", "elevation_sign", "projection",
     )  # fmt: skip
     return Lights(
-        [builtin.environment(word) for word in args.environment],
+        [assets.environment(word) for word in args.environment],
         poses=read_poses(args.poses, relative=True) if args.poses else None,
         size=multiples_of_64("--environment-size", args.environment_size),
         **{name: getattr(args, name) for name in names},

@@ -8,10 +8,11 @@ import dataclasses
 import sys
 from collections.abc import Iterable
 
-from drender import cli, sharding, training_config
-from drender.compilation import cache_compilations
+from drender import cli, sharding
 from drender.errors import full_memory
-from drender.training import train
+from drender.sharding import cache_compilations
+from drender.training import config as training_config
+from drender.training.loop import train
 
 
 def main() -> int:

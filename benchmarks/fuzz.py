@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.extend(str(Path(__file__).parents[1] / name) for name in (".", "tests"))
 
-import fuzzing
+from stress import fuzzing
 
 
 def main() -> int:

@@ -9,15 +9,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from drender import ForwardRenderer, builtin, cli, environment_maps
-from drender.edit import edit
-from drender.environment import light_image
-from drender.gbuffers import find_gbuffer_clips
-from drender.images import srgb_to_linear
-from drender.insertion import CAMERA_DISTANCE, RenderedObject, ball_radius, insert
-from drender.radiance import LUMINANCE
+from drender import ForwardRenderer, assets, cli, environment_maps
+from drender.editing.insertion import CAMERA_DISTANCE, RenderedObject, ball_radius, insert
+from drender.editing.materials import edit
+from drender.lighting.environment import light_image
+from drender.lighting.latlong import LUMINANCE
+from drender.media.color import srgb_to_linear
+from drender.media.gbuffers import find_gbuffer_clips
 from drender.synthetic import shapes
-from drender.synthetic.tracing import TILE, Tracer
+from drender.synthetic.tracer import TILE, Tracer
 
 SIZE, HEIGHT, FOV = (64, 64), 0.55, 35.0
 LAMPS = {  # directions: x right, y up, z toward the camera
@@ -37,7 +37,7 @@ def main() -> None:
     parser = cli.Parser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--checkpoint", type=cli.path, help="of the forward renderer (the built-in one)")
     forward = ForwardRenderer.load(parser.parse_args().checkpoint)
-    (clip,) = find_gbuffer_clips(builtin.GBUFFERS)
+    (clip,) = find_gbuffer_clips(assets.GBUFFERS)
     scenes = {
         "in the scene": {label: clip.read(label, 0, 0, 1)[0] for label in clip.labels},
         "alone": {label: np.broadcast_to(np.float32(value), (*SIZE, 3)) for label, value in NOTHING.items()},

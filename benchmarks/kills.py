@@ -26,8 +26,9 @@ sys.path.extend(str(Path(__file__).parents[1] / name) for name in (".", "tests")
 
 import sample
 from drender import cli
-from drender.images import write_png
-from drender.renderers import ForwardRenderer, InverseRenderer
+from drender.media.images import write_png
+from drender.renderers.forward import ForwardRenderer
+from drender.renderers.inverse import InverseRenderer
 
 MODES = ("blend", "all")
 COMMAND = (
@@ -116,7 +117,7 @@ def start(
         with log.open("w") as said:
             os.dup2(said.fileno(), 1), os.dup2(said.fileno(), 2)
         if not real:
-            from stand_ins import ForwardStandIn, InverseStandIn
+            from helpers.stand_ins import ForwardStandIn, InverseStandIn
 
             InverseRenderer.load = lambda *_: InverseStandIn()
             ForwardRenderer.load = lambda *_: ForwardStandIn()

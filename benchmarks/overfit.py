@@ -10,7 +10,8 @@ the clip that it learns from, in 20 steps from noise. Prints the last evaluation
 import json
 from pathlib import Path
 
-from drender import cli, training, training_config
+from drender import cli
+from drender.training import config, loop
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 UNET = {
@@ -56,7 +57,7 @@ def run(args, objective: str, changes: dict) -> None:
         "log_every": 100,
     } | changes
     overrides = [f"{name}={json.dumps(value)}" for name, value in changes.items()]
-    training.train(training_config.read(CONFIGS / f"small-{objective}.yaml", overrides))
+    loop.train(config.read(CONFIGS / f"small-{objective}.yaml", overrides))
     lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
     last = [line for line in lines if any(name.startswith("evaluation") for name in line)][-1]
     print(f"--- {objective} after {last.pop('step')} steps: " + ", ".join(f"{k[11:]} {v:.4g}" for k, v in last.items()))

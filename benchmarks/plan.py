@@ -26,12 +26,15 @@ import jax.numpy as jnp
 import numpy as np
 from training import GIB, find_devices
 
-from drender import attention, checkpoint, flops, starts
-from drender.config import CONDITIONS, DEFAULT_PASSES, ENVIRONMENT_LABELS, RendererConfig, UNetConfig, VAEConfig
-from drender.layers import structure
-from drender.renderers import ForwardRenderer, InverseRenderer
+from drender.config import CONDITIONS, DEFAULT_PASSES, DTYPES, ENVIRONMENT_LABELS, RendererConfig, UNetConfig, VAEConfig
+from drender.models import attention
+from drender.models.params import structure
+from drender.models.registry import NETWORKS
+from drender.renderers.base import Renderer
+from drender.renderers.forward import ForwardRenderer
+from drender.renderers.inverse import InverseRenderer
 from drender.sharding import ALONE, Team
-from drender.stages import DTYPES, NETWORKS, Renderer
+from drender.training import flops, init
 
 RENDERERS = {"inverse": InverseRenderer, "forward": ForwardRenderer}
 # As a compiled program spells them.
@@ -85,7 +88,7 @@ def tiny(kind: str) -> RendererConfig:
 def _config(kind: str, unet: UNetConfig, vae: VAEConfig, width: int) -> RendererConfig:
     """width: of the context token of the inverse renderer."""
     svd = dataclasses.replace(unet, cross_attention_dim=width, temporal_cross_attention_dim=width)
-    return starts.renderer_config(kind, RendererConfig("svd", svd, vae))
+    return init.renderer_config(kind, RendererConfig("svd", svd, vae))
 
 
 def abstract(config: RendererConfig, dtype: str, team: Team = ALONE) -> Renderer:
@@ -239,7 +242,7 @@ def keys_and_values(config: RendererConfig, step: Stage) -> float:
     """TFLOP of the projections of the environment's tokens in a step."""
     params, _, context, *_ = step.arguments
     total, last = 0, len(context) - 1
-    for name, leaf in checkpoint.flatten(params).items():
+    for name, leaf in params.flatten(params).items():
         if found := re.fullmatch(
             r"(\w+)\.(?:(\d+)\.)?attentions.*\.transformer_blocks\.\d+\.attn2\.to_[kv]\.kernel", name
         ):

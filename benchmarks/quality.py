@@ -15,9 +15,11 @@ import numpy as np
 import shading
 from tqdm import tqdm
 
-from drender import ForwardRenderer, InverseRenderer, cli, metrics
-from drender.clips import TrainingClip, open_clips
+from drender import ForwardRenderer, InverseRenderer, cli
 from drender.config import DEFAULT_PASSES, ENVIRONMENT_LABELS
+from drender.data.clips import TrainingClip, open_clips
+from drender.metrics import image
+from drender.metrics.compare import write_json
 
 Images = dict[str, np.ndarray]
 # The row of a table -> the image kind -> the metric -> its value for every clip.
@@ -69,7 +71,7 @@ def main() -> None:
     report(results, nearer, moved)
     if args.json:
         ratios = {label: float(np.sum(x, axis=0)[0] / np.sum(x, axis=0)[1]) for label, x in moved.items()}
-        metrics.write_json(args.json, {"tables": results, "nearer": float(np.mean(nearer)), "change": ratios})
+        write_json(args.json, {"tables": results, "nearer": float(np.mean(nearer)), "change": ratios})
 
 
 def read(clip: TrainingClip, size: tuple[int, int], environment_size: tuple[int, int]) -> Images:
@@ -96,11 +98,11 @@ def compare(tables: Tables, row: str, label: str, predicted: np.ndarray, truth: 
     """Adds the metrics of one clip, of the whole images and (`fg_`) of what is no background."""
     mask = truth["mask"].mean(-1) > 0.5
     predicted, target = np.asarray(predicted, np.float32), truth[label]
-    scores = metrics.evaluate(label, predicted, target)
+    scores = image.evaluate(label, predicted, target)
     if "psnr" not in scores:
-        scores["psnr"] = float(np.mean(metrics.psnr(predicted, target)))
+        scores["psnr"] = float(np.mean(image.psnr(predicted, target)))
     if mask.any((1, 2)).any():
-        scores |= {f"fg_{name}": x for name, x in metrics.evaluate(label, predicted, target, mask).items()}
+        scores |= {f"fg_{name}": x for name, x in image.evaluate(label, predicted, target, mask).items()}
     for name, value in scores.items():
         tables.setdefault(row, {}).setdefault(label, {}).setdefault(name, []).append(value)
 

@@ -14,8 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from drender import InverseRenderer, cli, diffusion
-from drender.clips import open_clips
 from drender.config import DEFAULT_PASSES
+from drender.data.clips import open_clips
 
 STEPS = (4, 6, 8, 12, 20, 40)
 EXACT = {"sampler": "heun", "num_steps": 200}

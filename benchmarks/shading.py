@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from drender.encodings import decode_normal
-from drender.environment import srgb_curve
-from drender.images import srgb_to_linear
+from drender.lighting.environment import srgb_curve
+from drender.media.color import srgb_to_linear
+from drender.media.encodings import decode_normal
 
 MAX_LOG = np.log1p(10_000.0)  # where `env_log` is 1
 SHARP = 0.05  # roughness through which the background is seen, a few pixels of the map

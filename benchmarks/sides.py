@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import plan
 
-from drender import checkpoint, convert, diffusion
+from drender import diffusion
+from drender.checkpoints import convert, orbax
 from drender.config import RendererConfig
-from drender.windows import whole
+from drender.models.params import flatten
+from drender.renderers.windows import whole
 
 STAGES = {"inverse": ("encode", "denoise", "decode"), "forward": ("environment", "denoise")}
 PASS, GUIDANCE = "normal", (1.2, 1.2)
@@ -143,7 +145,7 @@ class Torch:
         self.torch, self.kind, self.steps = torch, kind, args.steps
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.dtype = getattr(torch, args.dtype or ("float32" if self.device == "cpu" else "bfloat16"))
-        config = self.config = checkpoint.load_config(path)
+        config = self.config = orbax.load_config(path)
         self.inputs = Inputs(config, args)
         if {config.unet.norm_num_groups, config.vae.norm_num_groups} != {32}:
             raise ValueError("diffusers' modules have norms of 32 groups, this model has not")
@@ -185,7 +187,7 @@ class Torch:
     def _weights(self, path: Path, name: str) -> dict:
         """Torch's names and tensors, in the dtype to compute in; no two copies of all of them at any time."""
         with jax.default_device(jax.devices("cpu")[0]):
-            leaves = checkpoint.flatten(checkpoint.load(path, name, None, str(self.dtype).removeprefix("torch.")))
+            leaves = flatten(orbax.load(path, name, None, str(self.dtype).removeprefix("torch.")))
         tensors = {}
         for key in list(leaves):
             x = np.ascontiguousarray(convert.to_torch(key, np.asarray(leaves.pop(key))))

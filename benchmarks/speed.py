@@ -36,10 +36,11 @@ import numpy as np
 import plan
 from sides import GUIDANCE, PASS, SIDES, STAGES, forget
 
-from drender import builtin, checkpoint
-from drender.config import RendererConfig
-from drender.layers import structure
-from drender.stages import DTYPES, NETWORKS
+from drender import assets
+from drender.checkpoints import orbax
+from drender.config import DTYPES, RendererConfig
+from drender.models.params import flatten, structure, unflatten
+from drender.models.registry import NETWORKS
 
 # --- sides as processes ----------------------------------------------------------------------------------------------
 
@@ -100,13 +101,13 @@ def prepared(args, kind: str, folder: Path) -> Path:
     """The checkpoint of a model, made where it is one of random weights."""
     model = args.model
     if model == "builtin":
-        return builtin.checkpoint(kind)
+        return assets.checkpoint(kind)
     if model not in ("tiny", "full"):
         return Path(model)
     config = {"tiny": plan.tiny, "full": plan.full}[model](kind)
     networks = [name for name in NETWORKS if getattr(config, name) is not None]
     params = {name: lambda name=name: random_params(name, config, args.dtype or "float32") for name in networks}
-    checkpoint.save(folder / kind, config, params)
+    orbax.save(folder / kind, config, params)
     return folder / kind
 
 
@@ -126,8 +127,8 @@ def random_params(name: str, config: RendererConfig, dtype: str) -> dict:
             x = (kind == "scale") + np.float32(0.1) * x
         return x.astype(dtype)
 
-    abstract = checkpoint.flatten(structure(NETWORKS[name], getattr(config, name))[1])
-    return checkpoint.unflatten({path: draw(path, leaf) for path, leaf in abstract.items()})
+    abstract = flatten(structure(NETWORKS[name], getattr(config, name))[1])
+    return unflatten({path: draw(path, leaf) for path, leaf in abstract.items()})
 
 
 def counted(config: RendererConfig, args) -> dict[str, float]:
@@ -148,7 +149,7 @@ def counted(config: RendererConfig, args) -> dict[str, float]:
 def report(kind: str, path: Path, args) -> tuple[str, dict[str, dict[str, float]]]:
     """A renderer's stages, measured: in Markdown, and stage -> side -> seconds."""
     began = time.perf_counter()
-    tera = counted(checkpoint.load_config(path), args)
+    tera = counted(orbax.load_config(path), args)
     sides = {name: Side(name, path, kind, args) for name in args.sides}
     stages = [stage for stage in STAGES[kind] if stage in args.stages]
     times: dict[tuple[str, str], list[float]] = {}

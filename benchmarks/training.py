@@ -23,13 +23,20 @@ import optax
 from jax.experimental import topologies
 from jax.extend import core
 
-from drender import attention, checkpoint, cli, flops, origins, sharding, training, training_config
-from drender.clips import AugmentationRange
+from drender import cli, sharding
+from drender.checkpoints import orbax
 from drender.config import RendererConfig
-from drender.data import environment_labels, open_data
-from drender.encode import encode
-from drender.objectives import OBJECTIVES, Model
-from drender.training_config import Source, TrainConfig
+from drender.data.augment import AugmentationRange
+from drender.data.config import Source
+from drender.data.encode import encode
+from drender.data.loader import environment_labels, open_data
+from drender.models import attention
+from drender.training import config as training_config
+from drender.training import flops, loop
+from drender.training import weights as origins
+from drender.training.config import TrainConfig
+from drender.training.losses import OBJECTIVES, Model
+from drender.training.step import abstract_state, compile_step, first_state, make_optimizer, make_step
 
 # What XLA has to know of a card that is not there: an H100 SXM of 80 GB, of which 79.1 GiB are to be had.
 H100 = """
@@ -80,14 +87,14 @@ def memory(config: TrainConfig, kind: str, pixels: bool, compiles: bool) -> None
 
     # What `attend` asks of the cards, which are not there to be asked.
     attention._has_fused_attention = lambda: kind == "h100"
-    optimizer = training.make_optimizer(config.optimizer)
-    state = training.abstract_state(trained, optimizer, mesh)
+    optimizer = make_optimizer(config.optimizer)
+    state = abstract_state(trained, optimizer, mesh)
     place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
     frozen = jax.tree.map(place, frozen, sharding.placement(frozen, mesh))
     held = {"parameters": state.params, "average": state.ema, "optimizer": state.optimizer, "frozen": frozen}
     print("  per device " + ", ".join(f"{name} {held_bytes(tree) / GIB:.2f}" for name, tree in held.items()) + " GiB")
     began = time.monotonic()
-    compiled = training.compile_step(training.make_step(model, config, optimizer), state, frozen, batch, mesh)
+    compiled = compile_step(make_step(model, config, optimizer), state, frozen, batch, mesh)
     found = compiled.memory_analysis()
     arguments, temporary = found.argument_size_in_bytes, found.temp_size_in_bytes
     whole = arguments + temporary + found.output_size_in_bytes - found.alias_size_in_bytes
@@ -132,8 +139,8 @@ def abstract_batch(config: TrainConfig, renderer: RendererConfig, pixels: bool) 
 
 def arithmetic(model: Model, config: TrainConfig, trained, frozen, batch, remat: bool) -> float:
     """Operations of a step over all devices, what is computed again included."""
-    step = training.make_step(dataclasses.replace(model, remat=remat, mesh=None), config, optax.identity())
-    state = training.State(trained, trained, optax.identity().init(trained))
+    step = make_step(dataclasses.replace(model, remat=remat, mesh=None), config, optax.identity())
+    state = loop.State(trained, trained, optax.identity().init(trained))
     return flops.count(step, state, frozen, batch, np.uint32(0))
 
 
@@ -148,7 +155,7 @@ def kept(model: Model, config: TrainConfig, trained, frozen, batch) -> float:
     loss, alone = OBJECTIVES[config.objective].loss, dataclasses.replace(model, mesh=None)
 
     def residuals(params, frozen, rows):
-        value = lambda params: loss(alone, checkpoint.unflatten(params | frozen), rows, jax.random.key(0))
+        value = lambda params: loss(alone, params.unflatten(params | frozen), rows, jax.random.key(0))
         return jax.tree.leaves(jax.vjp(value, params, has_aux=True)[1])
 
     jaxpr = jax.make_jaxpr(residuals)(computed, frozen, rows).jaxpr
@@ -178,14 +185,14 @@ class Feed:
         renderer = origins.renderer_config(config)
         data = open_data(config.data, config.objective, renderer, self.rows, config.seed)
         model = Model(renderer, config.loss, data.latent, config.data.images == 1, config.remat, mesh)
-        optimizer = training.make_optimizer(config.optimizer)
+        optimizer = make_optimizer(config.optimizer)
         trained, frozen = origins.weights(config, renderer, not data.latent, False)
-        self.state = training.first_state(trained, optimizer, mesh)
+        self.state = first_state(trained, optimizer, mesh)
         self.frozen = sharding.place(frozen, sharding.placement(frozen, mesh))
         batch = data.abstract_batch() | {"stop": jax.ShapeDtypeStruct((self.rows,), "float32")}
-        self.flops = training.flops_of_step(model, config, trained, self.frozen, batch)
-        step = training.make_step(model, config, optimizer)
-        self.step, self.mesh = training.compile_step(step, self.state, self.frozen, batch, mesh), mesh
+        self.flops = loop.flops_of_step(model, config, trained, self.frozen, batch)
+        step = make_step(model, config, optimizer)
+        self.step, self.mesh = compile_step(step, self.state, self.frozen, batch, mesh), mesh
         self.batches, self.done = data.batches(), 0
         self.batch = self.read()
 
@@ -240,7 +247,7 @@ def with_random_start(config: TrainConfig, vae: TrainConfig, path: str) -> Train
     drawn = dataclasses.replace(config, start=None, model=model)
     renderer = origins.renderer_config(drawn)
     frozen = {name: origins.component(drawn, renderer, name) for name in OBJECTIVES[config.objective].frozen}
-    checkpoint.save(path, renderer, frozen)
+    orbax.save(path, renderer, frozen)
     return dataclasses.replace(config, start=dict.fromkeys(frozen, path))
 
 

@@ -19,11 +19,12 @@ import numpy as np
 from tqdm import tqdm
 
 from drender import InverseRenderer, cli
-from drender.clips import open_clips
 from drender.config import DEFAULT_PASSES
-from drender.images import write_png
-from drender.results import shown_frames
-from drender.windows import plan_chunks, plan_windows
+from drender.data.clips import open_clips
+from drender.media.images import write_png
+from drender.renderers.windows import plan_windows
+from drender.sampling.inputs import plan_chunks
+from drender.sampling.outputs import shown_frames
 
 FRAMES, OVERLAP = 8, 2  # the built-in models' windows
 LENGTHS = (16, 48, 144)

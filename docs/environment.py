@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from drender import environment_maps
-from drender.images import write_png
+from drender.media.images import write_png
 
 HEIGHT, WIDTH, SIDE = 256, 512, 160
 SUN = np.array([0.55, 0.5, -0.67])

@@ -1,7 +1,8 @@
 """DiffusionRenderer in JAX: neural inverse and forward rendering with video diffusion models."""
 
-from .environment import environment_maps
-from .errors import InputError
-from .renderers import ForwardRenderer, InverseRenderer
+from drender.errors import InputError
+from drender.lighting.environment import environment_maps
+from drender.renderers.forward import ForwardRenderer
+from drender.renderers.inverse import InverseRenderer
 
 __all__ = ["ForwardRenderer", "InputError", "InverseRenderer", "environment_maps"]

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
-from .errors import InputError, unknown
+from drender.errors import InputError, unknown
 
 
 class Parser(argparse.ArgumentParser):

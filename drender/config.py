@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .errors import InputError, unknown
+from drender.errors import InputError, unknown
 
 # The released domain table: which row of `context_embedding` asks for which G-buffer.
 DOMAINS = {"basecolor": 0, "metallic": 1, "roughness": 2, "normal": 3, "depth": 4, "diffuse_albedo": 5}
@@ -283,3 +283,6 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     raise InputError(f"{where}: expected {hint if origin else hint.__name__}, found {SHORT.repr(value)}")
+
+
+DTYPES = ("float32", "bfloat16", "float16")

@@ -41,6 +41,7 @@ def full_memory(remedy: str) -> Iterator[None]:
         raise InputError(f"a device's memory is full ({said}); {remedy}") from error
 
 
-def first_line(error: Exception) -> str:
-    """What a library's error says, without what follows below; its kind if it says nothing."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def first_line(error: Exception | str) -> str:
+    """Return the first line of a library's error message; the name of the exception's type if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else "" if isinstance(error, str) else type(error).__name__

@@ -1,7 +1,9 @@
 """Files and folders: complete or not there, in natural order, readable or a clear line."""
 
+import contextlib
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import TypeVar
 
 import av
 
-from .errors import InputError
+from drender.errors import InputError, first_line
 
 T = TypeVar("T")
 
@@ -62,10 +64,6 @@ def _require_text(path: Path) -> None:
         raise InputError(f"{path}: the name is no UTF-8; rename it") from None
 
 
-def first_line(message: str) -> str:
-    return message.strip().partition("\n")[0].strip()
-
-
 def readable(read: Callable[..., T], found: list[tuple], failed: Callable[[InputError], None] | None) -> list[T]:
     """`read` of all that was found; where that is more than one thing, `failed`, if given, takes their InputErrors."""
     results = []
@@ -77,3 +75,55 @@ def readable(read: Callable[..., T], found: list[tuple], failed: Callable[[Input
                 raise
             failed(error)
     return results
+
+
+def check_destination(path: str | Path, overwrite: bool, replaceable: Callable[[Path], bool]) -> None:
+    """Makes sure that a folder can be made at `path`.
+
+    Args:
+      replaceable: tells of an existing folder whether overwriting may delete it.
+    Raises:
+      InputError: it exists, and either not `overwrite` or not replaceable.
+    """
+    folder = Path(path).expanduser().resolve()
+    if folder.exists():
+        if not overwrite:
+            raise InputError(f"{path}: exists already; give another folder, or replace it with --overwrite")
+        if not folder.is_dir() or (any(folder.iterdir()) and not replaceable(folder)):
+            raise InputError(f"{path}: not a checkpoint, so it is not overwritten; remove it or give another folder")
+
+
+@contextlib.contextmanager
+def complete_folder(path: str | Path, overwrite: bool, replaceable: Callable[[Path], bool]) -> Iterator[Path]:
+    """A hidden folder beside `path`, to be filled; it takes the place of `path` at the end, and vanishes on an error.
+
+    Args are those of `check_destination`. Raises InputError where the folder cannot be written.
+    """
+    folder = Path(path).expanduser().resolve()
+    partial, old = (folder.parent / f".{folder.name}.{suffix}" for suffix in ("partial", "old"))
+    _tidy(folder, partial, old)  # after a process that was killed
+    check_destination(path, overwrite, replaceable)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({first_line(error)}); free space or choose another") from error
+    finally:
+        _tidy(folder, partial, old)
+
+
+def _tidy(folder: Path, partial: Path, old: Path) -> None:
+    """Removes what a replacement left behind; the old folder comes back where the new one did not arrive."""
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def difference(before: dict, now: dict) -> str:
+    """The first setting that is another."""
+    name = next(name for name in {**now, **before} if before.get(name) != now.get(name))
+    return f"another {name} ({before.get(name)!r}, now {now.get(name)!r})"

@@ -10,8 +10,10 @@ Sampling has a `Team` per clip: devices that all have the parameters and share t
 import contextlib
 import functools
 import math
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,8 +21,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from .errors import InputError, first_line
-from .training_config import MeshConfig
+from drender.errors import InputError, first_line
 
 AXES = ("data", "fsdp", "frames")
 ROWS = ("data", "fsdp")
@@ -54,6 +55,21 @@ def check_process(process: tuple[int, int]) -> None:
     """InputError if there is no such process."""
     if not 0 <= process[0] < process[1]:
         raise InputError(f"process is {process[0]} {process[1]}; expected an index from 0 and how many there are")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How the devices are laid out: their number is data × fsdp × frames.
+
+    Attributes:
+      data: groups that hold a copy of everything.
+      fsdp: devices that share parameters, averages and optimizer state; None: as many as are left.
+      frames: devices that share the frames of a row.
+    """
+
+    data: int = 1
+    fsdp: int | None = None
+    frames: int = 1
 
 
 def make_mesh(config: MeshConfig, batch: int, accumulate: int, devices: list[jax.Device] | None = None) -> Mesh:
@@ -214,3 +230,39 @@ def prime_factors(number: int) -> list[int]:
 def spread(tree: Any, sharding: NamedSharding | None) -> Any:
     """Arrays where a team has them, in a jitted function too; those of a device alone are there."""
     return tree if sharding is None else jax.lax.with_sharding_constraint(tree, sharding)
+
+
+def compiler_options(platform: str) -> dict[str, str]:
+    """What a compilation for "cpu", "cuda" and so on is told.
+
+    XLA orders the work for a CPU such that much of it could go on at once, and computes early what depends on weights
+    alone, as filtered kernels do. Where every product takes all cores that gains nothing: a full-size forward step held
+    1 GiB to work in instead of 0.1, and took longer.
+    """
+    option = ("xla_cpu_scheduler_type", "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED")
+    return dict([option]) if platform == "cpu" and _knows(*option) else {}
+
+
+@functools.cache
+def _knows(option: str, value: str) -> bool:
+    """XLA's options come and go with its versions."""
+    try:
+        jax.jit(lambda x: x, compiler_options={option: value}).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+def cache_compilations() -> None:
+    """Keeps compiled stages on disk between runs, unless the program or JAX_COMPILATION_CACHE_DIR says otherwise."""
+    if jax.config.jax_compilation_cache_dir is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "drender" / "xla"))
+
+
+def on_cpu() -> contextlib.AbstractContextManager:
+    """For the small work in JAX beside the training: the accelerators are busy."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX_PLATFORMS names accelerators only
+        return contextlib.nullcontext()

@@ -27,9 +27,10 @@ jaxtyping.install_import_hook("drender", "beartype.beartype")
 hypothesis.settings.register_profile("drender", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("drender")
 
-import tiny  # noqa: E402
+from helpers import tiny  # noqa: E402
 
-from drender import convert, environment  # noqa: E402
+from drender.checkpoints import convert  # noqa: E402
+from drender.lighting import environment  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 from drender import InputError, sharding
-from drender.training_config import MeshConfig
+from drender.sharding import MeshConfig
 
 
 def test_all_devices_share_parameters_unless_told_otherwise():

@@ -1,5 +1,5 @@
-from .. import cli
-from .making import main
+from drender import cli
+from drender.synthetic.generate import main
 
 if __name__ == "__main__":
     cli.run(main)

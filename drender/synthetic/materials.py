@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
-from ..errors import unknown
+from drender.errors import unknown
 
 METAL_TINTS = ((0.95, 0.93, 0.9), (1.0, 0.78, 0.34), (0.95, 0.64, 0.54), (0.56, 0.57, 0.58), (0.91, 0.92, 0.92))
 

@@ -11,8 +11,8 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Float, Float32
 
-from ..errors import InputError, first_line
-from ..files import visible_entries
+from drender.errors import InputError, first_line
+from drender.files import visible_entries
 
 MESH_SUFFIXES = (".ply", ".obj", ".gltf", ".glb")
 MAX_FACES = 200_000  # of one file; more would only slow the tracer, which rebuilds its tree every frame

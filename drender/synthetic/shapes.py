@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
-from ..errors import unknown
-from .meshes import Mesh, centred, soup, unit
+from drender.errors import unknown
+from drender.synthetic.meshes import Mesh, centred, soup, unit
 
 
 def parametric(family: str, seed: int) -> Mesh:

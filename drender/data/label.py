@@ -1,0 +1,92 @@
+"""The auto-labelled set: real clips with the G-buffers that an inverse renderer estimates, and with estimated light."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from drender.config import Sampling, from_dict
+from drender.errors import InputError
+from drender.lighting.light_file import LIGHT, Light, write_light
+from drender.media.images import HDR_SUFFIXES
+from drender.media.resize import Fit
+from drender.renderers.inverse import InverseRenderer, chosen_passes
+from drender.sampling import execute, jobs
+from drender.sampling.record import read_record
+
+
+def label(
+    source: str | Path,
+    destination: str | Path,
+    checkpoint: str | Path,
+    *,
+    passes: Sequence[str],
+    frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    num_steps: int | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+    environments: str | Path | None = None,
+    overwrite: bool = False,
+    devices: Sequence[jax.Device] | None = None,
+    process: tuple[int, int] = (0, 1),
+) -> None:
+    """Runs an inverse renderer over RGB clips; what an earlier run with the same arguments finished is kept.
+
+    Args:
+      source: image, video, folder of frames, or folder of such.
+      destination: a folder, for a folder per clip.
+      checkpoint: of the inverse renderer.
+      passes: G-buffers to estimate.
+      frames: per chunk; None: the model's. Chunks share none, and what is left at the end of a clip is left out.
+      size: height and width to cover, the sides rounded up to multiples of 64; None: the model's.
+      num_steps: calls of the network per pass; None: the renderer's choice.
+      seed, dtype: as for sampling.
+      environments: a folder with the estimated light of clip NAME in NAME.hdr or NAME.exr, to which the clip gets a
+        `light.json`, unless it has one.
+      overwrite: replace results of other arguments.
+      devices: that share the work; None: all local ones.
+      process: which of how many processes that share the clips this is.
+    Raises:
+      InputError: as from `execution.execute`, and for a clip without an environment.
+    """
+    config = InverseRenderer.load_config(checkpoint)
+    frames, size = config.frames if frames is None else frames, size or config.size
+    cut = jobs.Cut(frames, overlap=0, mode="drop-last")
+    sampling = {"seed": seed} | ({} if num_steps is None else {"num_steps": num_steps})
+    from_dict(Sampling, sampling, "options")  # a bad value is told before anything is loaded
+    settings = {
+        "checkpoint": str(checkpoint), "input": str(source), "passes": passes, "frames": frames, "overlap": 0,
+        "size": size, "dtype": dtype, **sampling,
+    }  # fmt: skip
+    run = jobs.InverseRun(
+        Path(source), Path(destination), cut, Fit(size=size), sampling, settings, video=False, overwrite=overwrite,
+        passes=chosen_passes(config, passes),
+    )  # fmt: skip
+    lights = _lights(run, Path(environments)) if environments else {}
+    try:
+        execute.execute(
+            run,
+            lambda team: InverseRenderer.load(checkpoint, dtype, team),
+            devices or jax.local_devices(),
+            process,
+        )
+    finally:
+        for name, file in lights.items():
+            folder = run.output / name
+            if read_record(folder / "inverse.json").get("finished") and not (folder / LIGHT).exists():
+                # (A link to a file stays one; `..` through a linked folder would lead elsewhere.)
+                write_light(folder, Light(os.path.relpath(file.parent.resolve() / file.name, folder.resolve())))
+
+
+def _lights(run: jobs.InverseRun, environments: Path) -> dict[str, Path]:
+    """The environment of every clip that can be read; of the others `execution.execute` will tell."""
+    files = {}
+    for clip in run.clips(lambda _: None):
+        names = [clip.name + suffix for suffix in HDR_SUFFIXES]
+        found = [environments / name for name in names if (environments / name).is_file()]
+        if not found:
+            raise InputError(f"{environments} has no {' or '.join(names)} to light the clip {clip.name!r}; add it")
+        files[clip.name] = found[0]
+    return files

@@ -1,0 +1,221 @@
+"""Stills in and out, through OpenImageIO.
+
+Images are float32 `h w 3`, with the values of the file, integers mapped to [0, 1]: sRGB-encoded in PNG, JPEG, TIFF and
+WebP, linear in Radiance .hdr and OpenEXR. A file that is written appears under its name only once it is complete.
+"""
+
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import OpenImageIO as oiio
+from jaxtyping import Float, Float32, UInt8
+
+from drender.errors import InputError, first_line
+from drender.files import replacing, require_file
+from drender.media.color import srgb_to_linear
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
+HDR_SUFFIXES = (".hdr", ".exr")
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Of one still; a header that claims more is an error before any memory is taken. So is one that claims more than its
+# bytes can hold, unless it is small: black compresses to a byte per 8000 pixels at most, but in WebP.
+MAX_PIXELS = 2**28
+MAX_PIXELS_PER_BYTE, SMALL = 2**14, 2**24
+MAX_CHANNELS = 64  # of EXR, which are read together
+
+
+def read_image(path: str | Path) -> Float32[np.ndarray, "h w 3"]:
+    """The still at `path` as stored, integers mapped to [0, 1] (sRGB-encoded, except .hdr and .exr, which are linear).
+
+    Grey becomes three equal channels, alpha is composited on black, EXIF orientation is applied. InputError if the file
+    is missing, no image, truncated, damaged or larger than MAX_PIXELS.
+    """
+    return read_still(path).image
+
+
+def read_hdr(path: str | Path, warn: bool = True) -> Float32[np.ndarray, "h w 3"]:
+    """The still at `path` in linear light, unbounded; NaN and infinities are kept. InputError as in `read_image`.
+
+    An image of integers (PNG, JPEG, …) is taken as sRGB and decoded, if it is to `warn` with a UserWarning: it holds no
+    light above 1.
+    """
+    still = read_still(path)
+    if still.is_float:
+        return still.image
+    if warn:
+        warnings.warn(f"{path} is no HDR image: its lights are cut off at 1; use a .hdr or .exr file", stacklevel=2)
+    return srgb_to_linear(still.image)
+
+
+def write_png(
+    path: str | Path,
+    image: Float[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w 3"],
+    bits: int = 8,
+    attributes: Mapping[str, str] | None = None,
+) -> None:
+    """Write a PNG of 8 or 16 `bits`, making its folder: floats in [0, 1] (clipped, rounded to nearest) or plain uint8.
+
+    The `attributes` become its text chunks; OpenImageIO's `oiio:ColorSpace` among them decides on gAMA and sRGB.
+    InputError if it cannot be written, for example on a full disk; then nothing is left behind.
+    """
+    pixels = to_integers(image, bits)
+    height, width, channels = pixels.shape
+    _write(path, "png", oiio.ImageSpec(width, height, channels, str(pixels.dtype)), pixels, attributes or {})
+
+
+def write_exr(
+    path: str | Path, channels: Mapping[str, Float[np.ndarray, "h w"]], attributes: Mapping[str, str] | None = None
+) -> None:
+    """Write an OpenEXR file, ZIP-compressed, making its folder: a channel is half float, or float if it is called Z.
+
+    The `attributes` become strings in its header. InputError as in `write_png`.
+    """
+    pixels = np.stack(list(channels.values()), axis=-1).astype(np.float32)
+    spec = oiio.ImageSpec(pixels.shape[1], pixels.shape[0], len(channels), "half")
+    spec.channelnames = tuple(channels)
+    spec.channelformats = tuple(oiio.TypeDesc("float" if name == "Z" else "half") for name in channels)
+    spec.attribute("compression", "zip")
+    spec.attribute("DateTime", "")  # none: the same picture is the same bytes at any hour
+    _write(path, "exr", spec, pixels, attributes or {})
+
+
+def _write(
+    path: str | Path, kind: str, spec: "oiio.ImageSpec", pixels: np.ndarray, attributes: Mapping[str, str]
+) -> None:
+    for name, value in attributes.items():
+        spec.attribute(name, value)
+    whole = {"png": _is_whole_png, "exr": _is_whole_exr}[kind]
+    with replacing(path) as temporary:
+        output = oiio.ImageOutput.create(kind)
+        done = output.open(str(temporary), spec) and output.write_image(pixels) and output.close()
+        # A full disk shows in none of the returned values, only in a message or in the file.
+        if (error := output.geterror()) or not done or not whole(temporary):
+            raise OSError(first_line(error) or "the file is incomplete; is the disk full?")
+
+
+def stored_bits(path: str | Path) -> int:
+    """Bits of an integer PNG that holds the still at `path` without loss: 8, or 16 for deeper integers and floats.
+
+    InputError if it cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        head = file.read(25)
+    if head[:8] == PNG_SIGNATURE and len(head) == 25:
+        return 16 if head[24] == 16 else 8  # the header tells, and G-buffers are many
+    source = open_still(path)
+    bits = 8 if str(source.spec().format) == "uint8" else 16
+    source.close()
+    return bits
+
+
+def to_integers(image: np.ndarray, bits: int = 8) -> np.ndarray:
+    """Floats in [0, 1] as unsigned integers of `bits`, halves rounded up; uint8 as it is."""
+    if image.dtype != np.uint8:
+        image = np.floor(np.clip(image, 0, 1).astype(np.float32) * (2**bits - 1) + 0.5).astype(f"uint{bits}")
+    return np.ascontiguousarray(image)
+
+
+class Still(NamedTuple):
+    """A picture and what its file says of it."""
+
+    image: Float32[np.ndarray, "h w 3"]  # upright, over black
+    is_float: bool  # linear light, unless the attributes know better
+    attributes: dict[str, str]  # the strings in its header
+
+
+def read_still(path: str | Path, channels: Sequence[str] = ()) -> Still:
+    """The still at `path` as `read_image` gives it; the three `channels`, or one thrice, if the file has those."""
+    source = open_still(path)
+    spec = source.spec()
+    try:
+        pixels = source.read_image(0, 0, 0, spec.nchannels, "float")
+    except MemoryError:
+        raise InputError(f"{path}: {spec.width}x{spec.height} pixels do not fit into memory; shrink it") from None
+    error = _text(source.geterror)  # set beside the pixels of a truncated JPEG, whose rest is filled with grey
+    source.close()
+    if pixels is None or error:
+        raise InputError(f"{path}: truncated or damaged image ({first_line(error)}); save it anew")
+    try:
+        names = spec.channelnames
+    except UnicodeDecodeError:
+        names = ()
+    if channels and set(channels) <= set(names):
+        chosen = [names.index(name) for name in channels]
+    else:
+        # OpenImageIO puts R, G, B first if there are any. Otherwise: luminance, depth, or channels of unknown names.
+        chosen = [channel for channel in range(spec.nchannels) if channel != spec.alpha_channel] or [0]
+    image = pixels[..., chosen[:3] if len(chosen) >= 3 else chosen[:1] * 3]
+    if spec.alpha_channel >= 0 and spec.get_int_attribute("oiio:UnassociatedAlpha"):  # else multiplied in the file
+        image = image * pixels[..., spec.alpha_channel, None]
+    image = np.ascontiguousarray(_upright(image, spec.get_int_attribute("Orientation", 1)))
+    strings = (item for item in spec.extra_attribs if str(item.type) == "string")
+    attributes = {_text(lambda: item.name): _text(lambda: item.value) for item in strings}  # noqa: B023
+    return Still(image, str(spec.format) in ("half", "float", "double"), attributes)
+
+
+def open_still(path: str | Path) -> "oiio.ImageInput":
+    """A reader of the still at `path`, whose header makes sense."""
+    path = Path(path)
+    if path.suffix.lower() not in IMAGE_SUFFIXES + HDR_SUFFIXES:
+        raise InputError(f"{path}: unknown kind of image; known: {' '.join(IMAGE_SUFFIXES + HDR_SUFFIXES)}")
+    require_file(path)
+    with path.open("rb") as file:
+        is_png = file.read(8) == PNG_SIGNATURE
+    if is_png and not _is_whole_png(path):  # asked here, for libpng would also print a line of its own to stderr
+        raise InputError(f"{path}: truncated or damaged image; save it anew")
+    as_stored = oiio.ImageSpec()
+    as_stored["oiio:UnassociatedAlpha"] = 1  # no multiplication by alpha in the file's 8 bits
+    source = oiio.ImageInput.open(str(path), as_stored)
+    if source is None:
+        raise InputError(f"{path}: not a readable image ({first_line(_text(oiio.geterror))}); save it anew")
+    spec, size = source.spec(), path.stat().st_size
+    claim = f"{path}: claims to have {spec.width}x{spec.height} pixels"
+    if spec.width * spec.height > MAX_PIXELS:
+        raise InputError(f"{claim}, the limit is {MAX_PIXELS}; shrink it")
+    if spec.width * spec.height > max(MAX_PIXELS_PER_BYTE * size, SMALL):
+        raise InputError(f"{claim} in {size} bytes; save it anew")
+    if not 0 < spec.nchannels <= MAX_CHANNELS or spec.depth > 1 or spec.deep:
+        raise InputError(f"{path}: no flat picture of 1 to {MAX_CHANNELS} channels; save it anew")
+    return source
+
+
+def _text(read: Callable[[], str]) -> str:
+    """What OpenImageIO says, which may come from a damaged file and be no UTF-8."""
+    try:
+        return read()
+    except UnicodeDecodeError as error:
+        return error.object.decode(errors="replace")
+
+
+def _upright(image: Float32[np.ndarray, "h w 3"], orientation: int) -> Float32[np.ndarray, "H W 3"]:
+    """The image as EXIF's orientation, 1 to 8, wants it shown."""
+    if orientation >= 5:
+        image = image.swapaxes(0, 1)
+    return image[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
+
+
+def _is_whole_png(path: Path) -> bool:
+    """Whether the file is a PNG of a size that libpng takes, whose chunks all match their checksums."""
+    data = memoryview(path.read_bytes())
+    start, kind = 8, b""
+    valid = data[:8] == PNG_SIGNATURE and len(data) >= 24
+    valid = valid and all(0 < side <= 10**6 for side in struct.unpack(">2I", data[16:24]))
+    while valid and kind != b"IEND":
+        length, kind = struct.unpack(">I4s", data[start : start + 8])
+        end = start + 8 + length
+        valid = len(data) >= end + (4 if kind == b"IEND" else 12)  # room for the checksum and the next chunk's head
+        valid = valid and zlib.crc32(data[start + 4 : end]) == int.from_bytes(data[end : end + 4], "big")
+        start = end + 4
+    return valid
+
+
+def _is_whole_exr(path: Path) -> bool:
+    """Whether all pixels of the file can be read."""
+    source = oiio.ImageInput.open(str(path))
+    whole = source is not None and source.read_image(0, 0, 0, source.spec().nchannels, "half") is not None
+    return whole and not source.geterror()

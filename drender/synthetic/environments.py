@@ -1,0 +1,189 @@
+"""HDR environments for synthetic scenes: the bundled maps, the user's files, and procedural skies and studios.
+
+All are lat-long images `h w 3` of linear radiance in the orientation of `environment.py`: −z in the middle, +x to the
+right, y up. They are kept small: what lights a scene needs few pixels, and rays then see the same map as the models.
+"""
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+import OpenImageIO as oiio
+from jaxtyping import Float, Float32
+
+from drender.assets import ENVIRONMENTS
+from drender.errors import InputError
+from drender.files import replacing, visible_entries
+from drender.lighting.latlong import MAX_RADIANCE
+from drender.media.images import HDR_SUFFIXES, read_hdr
+
+HELD_OUT = (
+    "forest",
+    "lobby",
+    "sunset",
+    "warehouse",
+)  # the bundled maps that a test split shows and training never sees
+PROCEDURAL_SIZE = (64, 128)
+MAX_HEIGHT = 256  # of the copies of the user's files
+
+
+def find_environments(folder: str | Path = ENVIRONMENTS) -> dict[str, Path]:
+    """The .hdr and .exr files of a folder by name. InputError if there is none, or two have one name."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
+    found: dict[str, Path] = {}
+    for path in visible_entries(folder):
+        if path.suffix.lower() in HDR_SUFFIXES and found.setdefault(path.stem, path) is not path:
+            raise InputError(f"{found[path.stem]} and {path.name} have the same name; rename one")
+    if not found:
+        raise InputError(f"{folder}: no environments there; known: {' '.join(HDR_SUFFIXES)}")
+    return found
+
+
+def held_out(name: str) -> bool:
+    """Whether a user's file belongs to the test split: one in ten, by its name alone, so that no new file moves it."""
+    return zlib.crc32(name.encode()) % 10 == 0
+
+
+def small_copy(source: Path, destination: Path) -> None:
+    """Writes an environment as EXR, shrunk by averaging to at most MAX_HEIGHT rows; no NaN, no negative light."""
+    image = np.nan_to_num(read_hdr(source), nan=0.0).clip(0, MAX_RADIANCE)
+    if not image.any():
+        raise InputError(f"{source}: is black and would light nothing; remove it")
+    height, width, _ = image.shape
+    if height > MAX_HEIGHT:
+        roi = oiio.ROI(0, round(width * MAX_HEIGHT / height), 0, MAX_HEIGHT, 0, 1, 0, 3)
+        image = oiio.ImageBufAlgo.resize(oiio.ImageBuf(image), filtername="box", roi=roi).get_pixels("float")
+    write_exr(destination, image)
+
+
+def write_exr(path: str | Path, image: Float[np.ndarray, "h w 3"]) -> None:
+    """Writes linear radiance as an EXR of half floats. InputError if it cannot be written."""
+    height, width, _ = image.shape
+    with replacing(path) as temporary:
+        output = oiio.ImageOutput.create("exr")
+        spec = oiio.ImageSpec(width, height, 3, "half")
+        spec["compression"] = "zip"
+        spec["DateTime"] = "2000:01:01 00:00:00"  # else the time of writing: the same light shall be the same bytes
+        done = output.open(str(temporary), spec) and output.write_image(np.ascontiguousarray(image, np.float32))
+        if not (done and output.close()):
+            raise OSError(output.geterror() or "the file is incomplete; is the disk full?")
+
+
+# ---- Procedural ----
+
+
+def procedural(seed: int) -> Float32[np.ndarray, "h w 3"]:
+    """A random clear sky, overcast sky, or dark studio with lamps; of mean radiance 1."""
+    rng = np.random.default_rng(seed)
+    image = (_clear, _clear, _overcast, _studio, _studio)[rng.integers(5)](rng)
+    return (image / image.mean()).clip(0, MAX_RADIANCE).astype(np.float32)
+
+
+def _directions() -> np.ndarray:
+    height, width = PROCEDURAL_SIZE
+    polar = np.pi * (np.arange(height) + 0.5)[:, None] / height
+    azimuth = 2 * np.pi * (np.arange(width) + 0.5) / width - np.pi
+    x, z = np.sin(polar) * np.sin(azimuth), -np.sin(polar) * np.cos(azimuth)
+    return np.stack([x, np.broadcast_to(np.cos(polar), x.shape), z], axis=-1)
+
+
+def _clear(rng: np.random.Generator) -> np.ndarray:
+    """The daylight of Preetham, Shirley & Smits 1999, with its sun spread over 3° as the pixels want it."""
+    turbidity, sun_polar = rng.uniform(2, 8), np.deg2rad(rng.uniform(15, 87))
+    directions, sun = _directions(), _random_direction(rng, np.cos(sun_polar))
+    up, toward_sun = directions[..., 1].clip(0.01), (directions @ sun).clip(-1, 1)
+    chi = (4 / 9 - turbidity / 120) * (np.pi - 2 * sun_polar)
+    zenith_y = (4.0453 * turbidity - 4.971) * np.tan(chi) - 0.2155 * turbidity + 2.4192
+    powers = np.array([sun_polar**3, sun_polar**2, sun_polar, 1.0])
+    zenith = [max(zenith_y, 0.1), *(np.array([turbidity**2, turbidity, 1.0]) @ np.array(m) @ powers for m in ZENITH)]
+    luminance, x, y = (
+        top
+        * _perez(up, toward_sun, slope * turbidity + start)
+        / _perez(1.0, np.cos(sun_polar), slope * turbidity + start)
+        for top, slope, start in zip(zenith, *map(np.array, PEREZ), strict=True)
+    )
+    xyz = np.stack([luminance * x / y, luminance, luminance * (1 - x - y) / y], axis=-1)
+    sky = (xyz @ XYZ_TO_RGB.T).clip(0)
+    # The sun: about five times the light of the sky, reddened by the air it crosses.
+    air = 1 / (np.cos(sun_polar) + 0.15 * np.rad2deg(np.pi / 2 - sun_polar + 0.0663) ** -1.253)
+    colour = np.exp(-air * np.array([0.05, 0.1, 0.2]) * turbidity / 4)
+    disc = np.exp(-((np.arccos(toward_sun) / np.deg2rad(3)) ** 2))
+    sky_light = (sky.mean(axis=-1) * up * _solid_angle())[directions[..., 1] > 0].sum()
+    sun_light = rng.uniform(2, 7) * sky_light * colour / (disc * _solid_angle()).sum()
+    image = np.where(directions[..., 1:2] > 0, sky, 0) + disc[..., None] * sun_light * (directions[..., 1:2] > 0)
+    return _with_ground(image, rng)
+
+
+def _overcast(rng: np.random.Generator) -> np.ndarray:
+    """The CIE overcast sky, three times as bright at the zenith as at the horizon, with clouds."""
+    directions = _directions()
+    waves, phases = rng.normal(0, 4, (12, 3)), rng.uniform(0, 2 * np.pi, 12)
+    clouds = 1 + rng.uniform(0, 0.6) * np.sin(np.einsum("hwc,kc->hwk", directions, waves) + phases).mean(axis=-1) * 2
+    grey = (1 + 2 * directions[..., 1:2]) / 3 * clouds[..., None] * rng.uniform([0.85, 0.95, 1], [1, 1, 1.15])
+    return _with_ground(np.where(directions[..., 1:2] > 0, grey, 0), rng)
+
+
+def _studio(rng: np.random.Generator) -> np.ndarray:
+    """Walls with a gradient, and one to four soft-edged lamps, white or coloured."""
+    directions = _directions()
+    top, bottom = rng.uniform(0.02, 0.2, (2, 1)) * rng.uniform(0.6, 1, (2, 3))
+    image = bottom + (top - bottom) * (directions[..., 1:2] + 1) / 2
+    for _ in range(rng.integers(1, 5)):
+        centre = _random_direction(rng, rng.uniform(-0.2, 0.95))
+        across = np.cross(centre, [0.0, 1.0, 0.0])
+        across /= np.linalg.norm(across)
+        upward, toward = np.cross(across, centre), (directions @ centre).clip(0.05)
+        half_width, half_height = np.tan(np.deg2rad(rng.uniform(4, 30, 2)))
+        x, y = np.abs(directions @ across) / toward / half_width, np.abs(directions @ upward) / toward / half_height
+        inside = np.maximum(x, y) if rng.random() < 0.6 else np.hypot(x, y)
+        lamp = ((1.15 - inside) / 0.3).clip(0, 1) * (directions @ centre > 0.05)
+        colour = rng.uniform(0.8, 1, 3) if rng.random() < 0.6 else rng.uniform(0.1, 1, 3)
+        image = image + lamp[..., None] * colour * rng.uniform(0.2, 1) / (half_width * half_height)
+    return image
+
+
+def _with_ground(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The lower half as a diffuse floor of some colour that this light falls on."""
+    up = _directions()[..., 1:2]
+    irradiance = (image * up.clip(0) * _solid_angle()[..., None]).sum(axis=(0, 1))
+    floor = rng.uniform(0.05, 0.5) * rng.uniform([0.8, 0.7, 0.5], 1) * irradiance / np.pi
+    return np.where(up > 0, image, floor)
+
+
+def _solid_angle() -> np.ndarray:
+    height, width = PROCEDURAL_SIZE
+    polar = np.pi * (np.arange(height) + 0.5)[:, None] / height
+    return np.broadcast_to(np.sin(polar) * (np.pi / height) * (2 * np.pi / width), PROCEDURAL_SIZE)
+
+
+def _random_direction(rng: np.random.Generator, up: float) -> np.ndarray:
+    azimuth, level = rng.uniform(0, 2 * np.pi), np.sqrt(1 - up**2)
+    return np.array([level * np.sin(azimuth), up, level * np.cos(azimuth)])
+
+
+def _perez(up, toward_sun, coefficients):
+    """Perez' distribution; `up` and `toward_sun` are cosines."""
+    a, b, c, d, e = coefficients
+    return (1 + a * np.exp(b / up)) * (1 + c * np.exp(d * np.arccos(toward_sun)) + e * toward_sun**2)
+
+
+# Preetham's tables: for Y, x and y, how the five coefficients depend on the turbidity; and the zenith's x and y.
+PEREZ = (
+    (
+        (0.1787, -0.3554, -0.0227, 0.1206, -0.0670),
+        (-0.0193, -0.0665, -0.0004, -0.0641, -0.0033),
+        (-0.0167, -0.0950, -0.0079, -0.0441, -0.0109),
+    ),
+    (
+        (-1.4630, 0.4275, 5.3251, -2.5771, 0.3703),
+        (-0.2592, 0.0008, 0.2125, -0.8989, 0.0452),
+        (-0.2608, 0.0092, 0.2102, -1.6537, 0.0529),
+    ),
+)
+ZENITH = (
+    ((0.00166, -0.00375, 0.00209, 0), (-0.02903, 0.06377, -0.03202, 0.00394), (0.11693, -0.21196, 0.06052, 0.25886)),
+    ((0.00275, -0.00610, 0.00317, 0), (-0.04214, 0.08970, -0.04153, 0.00516), (0.15346, -0.26756, 0.06670, 0.26688)),
+)
+XYZ_TO_RGB = np.array([[3.2406, -1.5372, -0.4986], [-0.9689, 1.8758, 0.0415], [0.0557, -0.2040, 1.0570]])

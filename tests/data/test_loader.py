@@ -1,0 +1,475 @@
+"""What training is fed: rows of every objective, mixing, hosts, resuming; the commands; what is said of bad data."""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from helpers import small
+from helpers.stand_ins import InverseStandIn
+from helpers.tiny_clips import LABELS, write_clip, write_noise, write_sky
+
+from drender import cli
+from drender.checkpoints import orbax
+from drender.config import CONDITIONS, ENVIRONMENT_LABELS, EnvEncoderConfig, VAEConfig
+from drender.data import __main__, encode
+from drender.data import loader as commands
+from drender.data.clips import open_clips
+from drender.data.config import DataConfig, Source
+from drender.data.latent_cache import LatentSet, read_recipe
+from drender.data.loader import open_data
+from drender.errors import InputError
+from drender.lighting.light_file import Light
+from drender.media.gbuffers import find_gbuffer_clips, frame_path
+from drender.media.images import read_image, write_png
+from drender.models.vae import VAE
+from drender.renderers.inverse import InverseRenderer
+
+INVERSE, FORWARD = small.inverse_config(), small.forward_config()
+DEFAULTS = {"size": (2, 2), "flip": 0.0, "threads": 2}
+
+
+def config(*sources: Source | Path, **how) -> DataConfig:
+    listed = tuple(source if isinstance(source, Source) else Source(str(source)) for source in sources)
+    return DataConfig(listed, **(DEFAULTS | how))
+
+
+def origin(image: np.ndarray) -> tuple[str, int, int]:
+    """Label, clip and frame of an image of `tiny_clips.write_clip`."""
+    label, clip, frame = (round(float(value) * 65535 / 2000) - 1 for value in image[0, 0])
+    return LABELS[label], clip, frame
+
+
+@pytest.fixture
+def clips(tmp_path) -> Path:
+    """Six clips of five frames."""
+    for i in range(6):
+        write_clip(tmp_path / "clips" / f"clip{i}", clip=i, chunks=(5,))
+    return tmp_path / "clips"
+
+
+@pytest.fixture
+def lit(tmp_path) -> Path:
+    """Two clips of noise, of 16×16 pixels and two frames, under a sky."""
+    write_sky(tmp_path / "sky.exr")
+    for i in range(2):
+        write_noise(
+            tmp_path / "lit" / f"clip{i}", seed=i, size=(16, 16), light=Light("../../sky.exr", strength=1.0 + i)
+        )
+    return tmp_path / "lit"
+
+
+@pytest.fixture(scope="session")
+def vae(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("vae") / "checkpoint"
+    orbax.save(folder, FORWARD, {"vae": small.random_params(VAE, small.VAE)})
+    return folder
+
+
+@pytest.fixture
+def cached(lit, vae, tmp_path) -> Path:
+    encode.encode(
+        lit, tmp_path / "set", vae, (*LABELS, *ENVIRONMENT_LABELS), size=(16, 16), environment_size=(16, 16),
+        augmentation=commands.AugmentationRange(), devices=jax.local_devices()[:1],
+    )  # fmt: skip
+    return tmp_path / "set"
+
+
+# ---- Rows ----
+
+
+def test_inverse_rows(clips):
+    data = open_data(config(Source(str(clips), real=True), frames=3), "inverse", INVERSE, rows=4, seed=0)
+    assert not data.latent and data.fingerprint is None
+    passes = set()
+    for batch in itertools.islice(data.batches(), 6):
+        assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
+            "rgb": ((4, 3, 2, 2, 3), np.float32),
+            "buffer": ((4, 3, 2, 2, 3), np.float32),
+            "domain": ((4,), np.int32),
+            "image_only": ((4,), np.bool_),
+            "real": ((4,), np.bool_),
+        }
+        assert batch["real"].all() and not batch["image_only"].any()
+        for rgb, buffer, domain in zip(batch["rgb"], batch["buffer"], batch["domain"], strict=True):
+            found = [origin(frame) for frame in buffer]
+            label, clip, first = found[0]
+            passes.add(label)
+            assert INVERSE.domains[label] == domain
+            assert found == [(label, clip, first + i) for i in range(3)]  # consecutive
+            assert [origin(frame) for frame in rgb] == [("rgb", clip, first + i) for i in range(3)]
+    assert passes == set(LABELS[1:])
+    assert data.abstract_batch() == {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
+
+
+def test_forward_and_environment_rows(lit):
+    (first, second) = open_clips(lit, LABELS)
+    how = config(lit, size=(16, 16), frames=2)
+    model = dataclasses.replace(FORWARD, conditions=("depth", "normal"))
+    batch = next(open_data(how, "forward", model, rows=2, seed=0).batches())
+    environment = next(open_data(how, "environment", model, rows=2, seed=0).batches())
+    assert batch.keys() == {"rgb", "conditions", "environment", "image_only", "real"}
+    assert environment.keys() == {"environment"}
+    assert batch["environment"].shape == environment["environment"].shape == (2, 3, 2, 16, 16, 3)
+    everything = slice(None)
+    for i, rgb in enumerate(batch["rgb"]):
+        clip = next(clip for clip in (first, second) if (clip.read("rgb", everything, (16, 16)) == rgb).all())
+        for j, label in enumerate(model.conditions):
+            np.testing.assert_array_equal(batch["conditions"][i, j], clip.read(label, everything, (16, 16)))
+        for j, label in enumerate(ENVIRONMENT_LABELS):
+            np.testing.assert_array_equal(batch["environment"][i, j], clip.environment((16, 16))[label])
+    # The same stream of clips: what is drawn does not depend on the objective.
+    np.testing.assert_array_equal(batch["environment"], environment["environment"])
+
+
+def test_vae_rows_are_of_all_kinds(clips):
+    data = open_data(config(clips, frames=2, passes=("depth", "normal")), "vae", FORWARD, rows=8, seed=0)
+    rows = [row for batch in itertools.islice(data.batches(), 30) for row in batch["images"]]
+    assert rows[0].shape == (2, 2, 2, 3)
+    counts = collections.Counter(origin(row[0])[0] for row in rows)
+    assert counts.keys() == {"rgb", "depth", "normal"} and min(counts.values()) > 50
+
+
+def test_windows_are_drawn_from_everywhere(clips):
+    data = open_data(config(clips, frames=3), "vae", FORWARD, rows=90, seed=0)
+    firsts = collections.Counter(origin(row[0])[2] for row in next(data.batches())["images"])
+    assert firsts.keys() == {0, 1, 2} and min(firsts.values()) > 15
+
+
+def test_every_clip_comes_once_before_any_comes_again(clips):
+    rows = next(open_data(config(clips, frames=1), "vae", FORWARD, rows=18, seed=0).batches())["images"]
+    epochs = np.reshape([origin(row[0])[1] for row in rows], (3, 6))
+    np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(6), (3, 1)))
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_sources_are_mixed_by_weight(clips, tmp_path):
+    for i in range(3):
+        write_clip(tmp_path / "real" / f"clip{i}", clip=10 + i, chunks=(2,))
+    mixed = config(Source(str(clips), weight=3.0), Source(str(tmp_path / "real"), weight=1.0, real=True), frames=1)
+    data = open_data(mixed, "inverse", INVERSE, rows=40, seed=3)
+    for batch in itertools.islice(data.batches(), 3):
+        clip = np.array([origin(row[0])[1] for row in batch["rgb"]])
+        np.testing.assert_array_equal(batch["real"], clip >= 10)
+        assert batch["real"].sum() == 10  # to the row: sources are interleaved, not drawn
+
+
+def test_a_pass_that_is_named_twice_is_drawn_twice_as_often(clips):
+    passes = config(Source(str(clips)), frames=1, passes=("normal", "normal", "depth"))
+    (batch,) = itertools.islice(open_data(passes, "inverse", INVERSE, rows=300, seed=0).batches(), 1)
+    assert 180 < (batch["domain"] == INVERSE.domains["normal"]).sum() < 220
+
+
+def test_image_rows_are_of_unrelated_clips(clips):
+    data = open_data(config(clips, frames=4, images=0.5), "inverse", INVERSE, rows=100, seed=0)
+    batch = next(data.batches())
+    assert 30 < batch["image_only"].sum() < 70
+    for rgb, buffer, image_only in zip(batch["rgb"], batch["buffer"], batch["image_only"], strict=True):
+        found = [origin(frame)[1:] for frame in rgb]
+        assert found == [origin(frame)[1:] for frame in buffer]
+        assert len({clip for clip, _ in found}) == (4 if image_only else 1)
+        assert len({origin(frame)[0] for frame in buffer}) == 1
+    # Images need no long clips; of fewer clips than frames, some come twice.
+    rows = open_data(config(clips, frames=8, images=1.0), "inverse", INVERSE, rows=2, seed=0)
+    assert {len({origin(frame)[1] for frame in row}) for row in next(rows.batches())["rgb"]} == {6}
+
+
+def test_flips_and_intensity_are_those_of_the_configuration(tmp_path):
+    ramp = np.broadcast_to(np.float32([[0.2], [0.4]]), (2, 2, 3))
+    write_png(frame_path(tmp_path / "clips" / "a", 0, 0, "rgb"), ramp, bits=16)
+    write_png(frame_path(tmp_path / "clips" / "a", 0, 0, "depth"), ramp, bits=16)
+    flipped = config(tmp_path / "clips", frames=1, flip=0.5, passes=("depth",), intensity=(0.5, 0.9))
+    batch = next(open_data(flipped, "inverse", INVERSE, rows=100, seed=0).batches())
+    mirrored = batch["rgb"][:, 0, 0, 0, 0] > batch["rgb"][:, 0, 0, 1, 0]
+    np.testing.assert_array_equal(mirrored, batch["buffer"][:, 0, 0, 0, 0] > batch["buffer"][:, 0, 0, 1, 0])
+    assert 35 < mirrored.sum() < 65
+    assert (batch["rgb"].max(axis=(1, 2, 3, 4)) < 0.39).all() and (batch["buffer"].max(axis=(1, 2, 3, 4)) > 0.39).all()
+
+
+def test_only_an_estimated_light_is_turned(lit):
+    how = {"size": (16, 16), "frames": 1, "rotation": 90.0}
+    both = config(Source(str(lit)), Source(str(lit), real=True), **how)
+    batch = next(open_data(both, "forward", FORWARD, rows=4, seed=0).batches())
+    exact = [clip.environment((16, 16), [0])["env_log"] for clip in open_clips(lit, LABELS)]
+    for environment, real in zip(batch["environment"], batch["real"], strict=True):
+        assert any((environment[1] == one).all() for one in exact) != real
+    with pytest.raises(InputError, match=r"data\.rotation is 90\.0, but no source is real"):
+        open_data(config(lit, **how), "forward", FORWARD, rows=4, seed=0)
+
+
+# ---- Latents ----
+
+
+def test_cached_latents_take_the_place_of_pixels(cached):
+    data = open_data(config(cached, frames=1), "forward", FORWARD, rows=3, seed=0)
+    assert data.latent and data.fingerprint == read_recipe(cached).weights
+    batch = next(data.batches())
+    assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
+        "rgb": ((3, 1, 8, 8, 4), np.float16),
+        "conditions": ((3, 5, 1, 8, 8, 4), np.float16),
+        "environment": ((3, 3, 1, 8, 8, 4), np.float16),
+        "image_only": ((3,), np.bool_),
+        "real": ((3,), np.bool_),
+    }
+    arrays = LatentSet(str(cached), (*LABELS, *ENVIRONMENT_LABELS)).arrays
+    stored = {label: array.read().result().reshape(4, 8, 8, 4) for label, array in arrays.items()}  # of all frames
+    for rgb, conditions, light in zip(batch["rgb"], batch["conditions"], batch["environment"], strict=True):
+        (place,) = [i for i in range(4) if (stored["rgb"][i] == rgb[0]).all()]
+        for labels, found in ((CONDITIONS, conditions), (ENVIRONMENT_LABELS, light)):
+            np.testing.assert_array_equal(found[:, 0], np.stack([stored[label][place] for label in labels]))
+    rows = next(open_data(config(cached, frames=2, images=1.0), "inverse", INVERSE, rows=2, seed=0).batches())
+    assert rows["image_only"].all() and rows["buffer"].shape == (2, 2, 8, 8, 4)
+
+
+def test_latents_that_do_not_suit(cached, lit, vae, tmp_path):
+    def said(*sources, objective="inverse", model=INVERSE, **how):
+        with pytest.raises(InputError) as error:
+            open_data(config(*(sources or [cached]), **({"frames": 2} | how)), objective, model, rows=1, seed=0)
+        return str(error.value)
+
+    wide = dataclasses.replace(INVERSE, vae=VAEConfig(block_out_channels=(32, 32), latent_channels=8))
+    assert "has 4 latent channels, but the model's VAE 8; encode the clips" in said(model=wide)
+    deep = dataclasses.replace(INVERSE, vae=VAEConfig(block_out_channels=(32, 32, 32)))
+    assert "has 2 pixels per latent, but the model's VAE 4" in said(model=deep)
+    assert "the vae objective needs pixels" in said(objective="vae")
+    pixels = dataclasses.replace(FORWARD, env_encoder=EnvEncoderConfig(channels=(32, 64), latent_encoder=False))
+    assert "environment encoder takes pixels" in said(objective="forward", model=pixels)
+    assert "data.intensity and data.rotation need clips" in said(intensity=(0.5, 2.0))
+    assert "has no latents of 'diffuse_albedo'" in said(passes=("diffuse_albedo",))
+    assert "has 2 frames per entry, fewer than 3" in said(frames=3)
+    assert f"{lit} holds clips and {cached} cached latents; encode both" in said(cached, lit)
+    values = json.loads((cached / "set.json").read_text())
+    for change, what in (
+        ({"weights": "other"}, "another VAE than"),
+        ({"size": [2, 2]}, "another size ((2, 2) and (16, 16))"),
+    ):
+        twin = tmp_path / f"twin-{next(iter(change))}"
+        twin.mkdir()
+        for path in cached.iterdir():
+            if path.is_dir():
+                (twin / path.name).symlink_to(path)
+        (twin / "set.json").write_text(json.dumps(values | change))
+        assert what in said(cached, twin)
+
+
+# ---- Resuming and sharing ----
+
+
+def same(batch, other) -> bool:
+    return batch.keys() == other.keys() and all((batch[name] == other[name]).all() for name in batch)
+
+
+@pytest.fixture
+def stream(clips):
+    """open(**shares) -> data whose rows are drawn in every way there is."""
+    how = config(clips, Source(str(clips), weight=0.5, real=True), frames=3, images=0.3, flip=0.5, intensity=(0.7, 1.4))
+    return lambda rows=4, seed=0, **share: open_data(how, "inverse", INVERSE, rows, seed, **share)
+
+
+def test_a_restored_iterator_goes_on_with_the_same_batches(stream):
+    iterator = stream().batches()
+    first = [next(iterator) for _ in range(3)]
+    state = json.loads(json.dumps(iterator.get_state()))
+    following = [next(iterator) for _ in range(3)]
+    assert not same(first[0], first[1])
+    iterator.set_state(state)
+    assert all(map(same, (next(iterator) for _ in range(3)), following))
+    fresh = stream().batches(5)  # as a new process does
+    fresh.set_state(state)
+    assert all(map(same, (next(fresh) for _ in range(3)), following))
+
+
+def test_a_step_is_a_place_in_the_stream(stream):
+    batches = list(itertools.islice(stream().batches(), 6))
+    for step in (0, 1, 5):
+        iterator = stream().batches(step)
+        assert same(next(iterator), batches[step])
+    assert iterator.get_state() == stream().batches(6).get_state()
+    far = stream().batches(10**9)
+    assert same(next(far), next(stream().batches(10**9)))
+
+
+def test_the_seed_decides(stream):
+    assert same(next(stream(seed=1).batches()), next(stream(seed=1).batches()))
+    assert not same(next(stream(seed=1).batches()), next(stream(seed=2).batches()))
+    next(stream(seed=2**31 - 1).batches())
+    with pytest.raises(InputError, match="seed is -1"):
+        stream(seed=-1)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_the_rows_of_a_step(stream, processes):
+    whole = stream().batches(3)
+    parts = [stream(rows=4 // processes, process_index=i, process_count=processes).batches(3) for i in range(processes)]
+    for _ in range(3):
+        batch, shares = next(whole), [next(part) for part in parts]
+        for name, rows in batch.items():
+            np.testing.assert_array_equal(np.concatenate([share[name] for share in shares]), rows)
+
+
+# ---- Bad input ----
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"frames": 0}, "data.frames is 0"),
+        ({"threads": 0}, "data.threads is 0"),
+        ({"images": 1.5}, "data.images is 1.5; it is a share"),
+        ({"passes": ("normals",)}, "unknown pass in data.passes 'normals'; did you mean 'normal'"),
+        ({"passes": ()}, "data.passes is empty"),
+        ({"size": (2, 3)}, "data.size is 2 3: sides must be multiples of 2"),
+        ({"size": (0, 2)}, "data.size is 0 2"),
+        ({"flip": 2.0}, "flip is 2.0"),
+        ({"intensity": (0.0, 1.0)}, "intensity is (0.0, 1.0)"),
+        ({"frames": 6}, "clip 'clip0' has 5 frames, fewer than 6; lower data.frames"),
+        ({"passes": ("diffuse_albedo",)}, "clip 'clip0' has no 'diffuse_albedo'"),
+        ({"sources": ()}, "data.sources is empty"),
+        ({"sources": (Source("clips", weight=0.0),)}, "clips has weight 0.0; it must be over 0"),
+        ({"sources": (Source("/nowhere"),)}, "/nowhere does not exist"),
+    ],
+)
+def test_bad_configurations(clips, how, said):
+    with pytest.raises(InputError) as error:
+        open_data(dataclasses.replace(config(clips, frames=2), **how), "inverse", INVERSE, rows=1, seed=0)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_bad_objectives(clips):
+    opened = functools.partial(open_data, rows=1, seed=0)
+    with pytest.raises(InputError, match="unknown objective 'inverted'; did you mean 'inverse'"):
+        opened(config(clips), "inverted", INVERSE)
+    with pytest.raises(InputError, match="needs a model with an environment encoder"):
+        opened(config(clips), "forward", INVERSE)
+    with pytest.raises(InputError, match=r"data\.images is 0\.5, but rows of the vae objective are all images or none"):
+        opened(config(clips, images=0.5), "vae", FORWARD)
+    with pytest.raises(InputError, match=r"data\.images is 1\.0, but the environment objective has no image rows"):
+        opened(config(clips, images=1.0), "environment", FORWARD)
+    with pytest.raises(InputError, match=r"clip 'clip0' has no light\.json"):
+        opened(config(clips, frames=2), "forward", FORWARD)
+
+
+def test_a_frame_that_breaks_during_training_is_named(clips):
+    data = open_data(config(clips, frames=1), "vae", FORWARD, rows=30, seed=0)
+    for file in clips.glob("clip3/*.png"):
+        file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(InputError, match=r"clip3/0000\.000.*: truncated or damaged"):
+        next(data.batches())
+
+
+# ---- Commands ----
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run(*arguments) -> (exit code, stdout, stderr) of `python -m drender.data`, on one device."""
+
+    def call(*arguments) -> tuple[int, str, str]:
+        words = [str(word) for word in arguments]
+        words += ["--devices", "1"] * ("--devices" not in words and len(words) > 1)
+        monkeypatch.setattr(sys, "argv", ["data.py", *words])
+        with pytest.raises(SystemExit) as stopped:
+            cli.run(__main__.main)
+        return (stopped.value.code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def inverse_model(tmp_path, monkeypatch) -> Path:
+    """A checkpoint that is not loaded: the stand-in takes its place."""
+    orbax.save(tmp_path / "inverse", INVERSE, {})
+    monkeypatch.setattr(InverseRenderer, "load", lambda *_: InverseStandIn())
+    return tmp_path / "inverse"
+
+
+def test_encode_and_train(run, lit, vae, tmp_path):
+    arguments = ("encode", lit, tmp_path / "set", "--checkpoint", vae, "--size", 16, 16, "--labels", "rgb", "normal")
+    code, out, err = run(*arguments, "--variants", 2, "--intensity", 0.5, 2)
+    assert (code, err) == (0, "") and "4 of 4 entries to encode" in out and "complete" in out
+    recipe = read_recipe(tmp_path / "set")
+    assert recipe.labels == ("rgb", "normal", *ENVIRONMENT_LABELS)
+    assert recipe.environment_size == FORWARD.environment_size and recipe.augmentation.intensity == (0.5, 2.0)
+    data = open_data(config(tmp_path / "set", passes=("normal",), frames=2), "inverse", INVERSE, rows=2, seed=0)
+    assert next(data.batches())["buffer"].shape == (2, 2, 8, 8, 4)
+    code, out, err = run(*arguments, "--variants", 3)
+    assert code == 2 and err.count("\n") == 1 and "holds latents made with another variants (2, now 3)" in err
+    code, _, err = run("encode", lit, tmp_path / "plain", "--checkpoint", vae, "--size", 16, 16, "--no-environment")
+    assert (code, err) == (0, "")
+    assert read_recipe(tmp_path / "plain").labels == LABELS
+
+
+def test_label_makes_clips_to_train_on(run, inverse_model, tmp_path):
+    for name, frames in (("walk", 5), ("run", 4)):
+        for i in range(frames):
+            write_png(tmp_path / "real" / name / f"{i}.png", np.full((64, 64, 3), (10 * i + 1) / 255, np.float32))
+    for file in ("walk.hdr", "run.exr"):
+        write_sky(tmp_path / "skies" / file)
+    arguments = ("label", tmp_path / "real", tmp_path / "set", "--checkpoint", inverse_model, "--frames", 2)
+    arguments += ("--size", 64, 64, "--passes", "normal", "depth")
+    code, _, err = run(*arguments)
+    assert (code, err) == (0, "")
+    assert not (tmp_path / "set" / "walk" / "light.json").exists()
+    code, out, err = run(*arguments, "--environments", tmp_path / "skies")
+    assert (code, err) == (0, "") and out.count("finished before, skipped") == 2
+    light = json.loads((tmp_path / "set" / "run" / "light.json").read_text())
+    assert light["environment"] == "../../skies/run.exr"
+    run_clip, walk = open_clips(tmp_path / "set", ("rgb", "normal", "depth", "env_ldr"))
+    # Whole chunks only, one after the other.
+    assert (run_clip.buffers.chunks, walk.buffers.chunks) == ({0: 2, 1: 2}, {0: 2, 1: 2})
+    frames = [round(float(frame[0, 0, 0]) * 255) for frame in walk.read("rgb", slice(None), (64, 64))]
+    assert frames == [1, 11, 21, 31]
+    assert walk.light() == Light("../../skies/walk.hdr")
+    # A light that was mended by hand stays.
+    (walk.folder / "light.json").write_text('{"environment": "../../skies/walk.hdr", "strength": 2}')
+    run(*arguments, "--environments", tmp_path / "skies")
+    assert walk.light().strength == 2
+    # Stopped before the end: the missing chunk is made, the other kept.
+    record = json.loads((walk.folder / "inverse.json").read_text())
+    (walk.folder / "inverse.json").write_text(json.dumps(record | {"finished": False, "chunks": [0]}))
+    before = frame_path(walk.folder, 0, 0, "depth").stat().st_mtime_ns
+    code, out, _ = run(*arguments)
+    assert code == 0 and "walk: depth, frames 2 to 3, written" in out and "walk: frames 0 to 1" not in out
+    assert frame_path(walk.folder, 0, 0, "depth").stat().st_mtime_ns == before
+    assert len(find_gbuffer_clips(tmp_path / "set", ("depth",))) == 2
+    assert read_image(frame_path(walk.folder, 0, 1, "depth")).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "a command is missing; known: label, encode"),
+        (("lable",), "did you mean 'label'"),
+        (("encode", "a", "b", "--checkpiont", "c"), "did you mean '--checkpoint'"),
+        (("encode", "a", "b", "--checkpoint", "/nowhere"), "/nowhere: no such folder"),
+        (("encode", "a", "b", "--checkpoint", "c", "--devices", "0"), "--devices 0: must be 1 or more"),
+        (("encode", "a", "b", "--checkpoint", "c", "--flip", "2"), "flip is 2.0; it is a probability"),
+        (("label", "a", "b", "--checkpoint", "/nowhere"), "/nowhere: no such folder"),
+    ],
+)
+def test_bad_commands(run, words, said):
+    code, _, err = run(*words)
+    assert code == 2 and said in err and err.count("\n") == 1
+
+
+def test_bad_labels(run, inverse_model, vae, tmp_path):
+    write_png(tmp_path / "walk.png", np.full((64, 64, 3), 0.5, np.float32))
+    (tmp_path / "skies").mkdir()
+    label = functools.partial(run, "label", tmp_path / "walk.png", tmp_path / "set", "--checkpoint")
+    for arguments, said in (
+        ((inverse_model, "--environments", tmp_path / "skies"), "has no walk.hdr or walk.exr to light the clip 'walk'"),
+        ((inverse_model, "--passes", "normals"), "unknown pass 'normals'; did you mean 'normal'"),
+        ((inverse_model, "--frames", 0), "frames per chunk is 0"),
+        ((inverse_model, "--size", 0, 64), "size is 0 64"),
+        ((inverse_model, "--steps", 0), "num_steps is 0"),
+        ((vae,), "holds a 'forward' model, but the inverse renderer needs 'inverse'"),
+    ):
+        code, _, err = label(*arguments)
+        assert code == 2 and said in err and err.count("\n") == 1
+    assert not (tmp_path / "set").exists()

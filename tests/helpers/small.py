@@ -1,0 +1,59 @@
+"""Renderers of two levels with random weights: quick to compile, for what needs no released layout."""
+
+import math
+
+import jax
+import numpy as np
+
+from drender.config import EnvEncoderConfig, RendererConfig, UNetConfig, VAEConfig
+from drender.models.params import structure
+from drender.models.registry import NETWORKS
+
+UNET = {
+    "block_out_channels": (32, 64),
+    "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+    "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+    "layers_per_block": 1,
+    "transformer_layers_per_block": 1,
+    "num_attention_heads": (2, 4),
+    "addition_time_embed_dim": 16,
+    "projection_class_embeddings_input_dim": 48,
+}
+VAE = VAEConfig(block_out_channels=(32, 32), layers_per_block=1)
+
+
+def inverse_config() -> RendererConfig:
+    unet = UNetConfig(**UNET, cross_attention_dim=24, temporal_cross_attention_dim=24, context_embedding_type="clip")
+    return RendererConfig("inverse", unet, VAE)
+
+
+def forward_config() -> RendererConfig:
+    unet = UNetConfig(
+        **UNET,
+        in_channels=24,
+        cross_attention_dim=(32, 64),
+        temporal_cross_attention_dim=None,
+        multi_res_encoder_hidden_states=True,
+    )
+    encoder = EnvEncoderConfig(channels=(32, 64), num_res_blocks=1)
+    return RendererConfig("forward", unet, VAE, encoder, scale_cond_latents=True, environment_size=(16, 16))
+
+
+def random_params(network, config, seed: int = 0) -> dict:
+    """float32 parameters: kernels that keep the variance, norms and biases a little off their usual start."""
+    random = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        z = random.standard_normal(leaf.shape).astype(np.float32)
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        if name == "kernel":
+            return z / np.float32(math.sqrt(math.prod(leaf.shape[:-1])))
+        return z if name in ("embedding", "mix_factor") else (name == "scale") + np.float32(0.1) * z
+
+    return jax.tree_util.tree_map_with_path(draw, structure(network, config)[1])
+
+
+def renderer(cls, config: RendererConfig):
+    names = [name for name in NETWORKS if getattr(config, name) is not None]
+    params = {name: random_params(NETWORKS[name], getattr(config, name)) for name in names}
+    return cls(config, jax.device_put(params))

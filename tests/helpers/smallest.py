@@ -1,0 +1,148 @@
+"""The smallest of what trains: networks of one level and clips of 16×16 pixels. Compiling is all that they cost."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import yaml
+from helpers.small import random_params
+from helpers.tiny_clips import write_sky
+
+from drender import sharding
+from drender.checkpoints import orbax
+from drender.config import from_dict
+from drender.lighting.light_file import Light, write_light
+from drender.media.gbuffers import frame_path
+from drender.media.images import write_png
+from drender.sharding import MeshConfig
+from drender.training import losses, weights
+from drender.training.config import TrainConfig
+from drender.training.step import compile_step, first_state, make_optimizer, make_step
+
+SIZE = 16
+UNET = {
+    "block_out_channels": [8],
+    "down_block_types": ["DownBlockSpatioTemporal"],  # attention is in the middle only
+    "up_block_types": ["UpBlockSpatioTemporal"],
+    "layers_per_block": 1,
+    "transformer_layers_per_block": 1,
+    "num_attention_heads": 2,
+    "cross_attention_dim": 8,
+    "temporal_cross_attention_dim": 8,
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 24,
+    "norm_num_groups": 4,
+}
+VAE = {"block_out_channels": [8, 8], "layers_per_block": 1, "norm_num_groups": 4}
+EXACT = {"deterministic": True, "condition_dropout": 0.0, "all_dropout": 0.0}
+
+
+def settings(objective: str, clips: Path | str, output: Path | str, /, **changes) -> dict:
+    """A run as its YAML file has it; `changes` have dotted names."""
+    values = {
+        "objective": objective,
+        "output": str(output),
+        "model": {"vae": VAE} | ({} if objective == "vae" else {"unet": UNET}),
+        "data": {"sources": [{"path": str(clips)}], "batch": 4, "frames": 2, "size": [SIZE, SIZE]},
+        "optimizer": {"warmup": 2, "learning_rate": 1e-3},
+        "dtype": "float32",
+        "remat": False,
+        "log_every": 1,
+    }
+    for name, value in changes.items():
+        *parents, last = name.split(".")
+        branch = values
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[last] = value
+    return values
+
+
+def config(*run, **changes) -> TrainConfig:
+    """The run of `settings`."""
+    return from_dict(TrainConfig, settings(*run, **changes), "the test")
+
+
+def write_config(path: Path, *run, **changes) -> Path:
+    """The run of `settings` as a file."""
+    path.write_text(yaml.safe_dump(settings(*run, **changes)))
+    return path
+
+
+def write_vae(folder: Path, seed: int = 0) -> Path:
+    """A checkpoint of nothing but an auto-encoder, with random parameters."""
+    model = weights.renderer_config(config("vae", "", ""))
+    orbax.save(folder, model, {"vae": random_params(*losses.network_of(model, "vae"), seed)})
+    return folder
+
+
+def write_balls(folder: Path, clips: int = 1, frames: int = 2, size: int = SIZE, seed: int = 0, light: bool = True):
+    """Clips of a lit ball that moves before a wall, with what there is to know of it; `folder` is returned."""
+    random = np.random.default_rng(seed)
+    write_sky(folder / "sky.exr", seed)
+    y, x = np.meshgrid(np.linspace(1, -1, size), np.linspace(-1, 1, size), indexing="ij")
+    for clip in range(clips):
+        path = folder / f"clip{clip}"
+        colours, roughness, metallic = random.random((2, 3)), random.random(), random.integers(2)
+        centre, motion, sun = random.uniform(-0.2, 0.2, 2), random.uniform(-0.1, 0.1, 2), random.uniform(0.2, 0.8, 3)
+        for frame in range(frames):
+            u, v = (x - centre[0] - motion[0] * frame) / 0.6, (y - centre[1] - motion[1] * frame) / 0.6
+            ball = u**2 + v**2 < 1
+            height = np.sqrt(np.clip(1 - u**2 - v**2, 0, 1))
+            normal = np.where(ball[..., None], np.stack([u, v, height], -1), (0, 0, 1))
+            basecolor = np.where(ball[..., None], *colours)
+            images = {
+                "rgb": basecolor * (0.2 + 0.6 * np.clip(normal @ sun, 0, 1)[..., None]),
+                "basecolor": basecolor,
+                "normal": normal / 2 + 0.5,
+                "depth": np.where(ball, 0.6 - height / 2, 1)[..., None],
+                "roughness": np.where(ball, roughness, 0.5)[..., None],
+                "metallic": np.where(ball, metallic, 0)[..., None],
+            }
+            for label, image in images.items():
+                image = np.broadcast_to(np.clip(image, 0, 1), (size, size, 3)).astype(np.float32)
+                write_png(frame_path(path, 0, frame, label), image)
+        if light:
+            write_light(path, Light("../sky.exr"))
+    return folder
+
+
+# --- steps without a run ---------------------------------------------------------------------------------------------
+
+
+def batch(rows: int, frames: int = 2, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random rows of the inverse objective."""
+    random = np.random.default_rng(seed)
+    images = lambda: random.random((rows, frames, SIZE, SIZE, 3), np.float32)
+    return {
+        "rgb": images(),
+        "buffer": images(),
+        "domain": np.arange(rows, dtype=np.int32) % 5,
+        "image_only": np.zeros(rows, bool),
+        "real": np.arange(rows) % 2 == 1,
+    }
+
+
+def steps(config: TrainConfig, mesh: MeshConfig, devices: list[jax.Device], number: int = 2) -> dict[str, np.ndarray]:
+    """What some steps of the inverse objective give: losses, gradients' moments and parameters, by name."""
+    mesh = sharding.make_mesh(mesh, config.data.batch, config.optimizer.accumulate, devices)
+    renderer = weights.renderer_config(config)
+    model = losses.Model(renderer, config.loss, images_only=config.data.images == 1, mesh=mesh)
+    params = {name: random_params(*losses.network_of(renderer, name)) for name in ("unet", "vae")}
+    leaves = params.flatten(params)
+    learns = lambda name: any(weights._matches(name, pattern) for pattern in config.trainable or ("unet",))
+    trained, frozen = ({name: x for name, x in leaves.items() if learns(name) is take} for take in (True, False))
+    optimizer = make_optimizer(config.optimizer)
+    state = first_state(trained, optimizer, mesh)
+    frozen = sharding.place(frozen, sharding.placement(frozen, mesh))
+    rows = sharding.place_rows(batch(config.data.batch, config.data.frames), mesh) | {"stop": sharding.tell(0, mesh)}
+    step = compile_step(make_step(model, config, optimizer), state, frozen, rows, mesh)
+    results = {}
+    for i in range(number):
+        state, metrics = step(state, frozen, rows, np.uint32(i))
+        results |= {f"{name} {i}": np.asarray(value) for name, value in metrics.items()}
+    moments = state.optimizer[1][0].mu
+    for kind, tree in (("moment", moments), ("parameter", state.params), ("average", state.ema)):
+        results |= {f"{kind} {name}": np.asarray(value) for name, value in tree.items()}
+    results |= {"sharded": np.int32(sum(not x.sharding.is_fully_replicated for x in state.params.values()))}
+    return results

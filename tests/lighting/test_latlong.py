@@ -1,0 +1,151 @@
+"""Lat-long images: exposure, blur against the formula of its spot, what cannot be shown, folders of maps."""
+
+import hypothesis.extra.numpy as npst
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from drender import assets
+from drender.errors import InputError
+from drender.lighting import latlong
+from drender.lighting.environment import load_environment
+from drender.lighting.latlong import automatic_exposure, beyond_range, blurred, light_image, map_files, mean_luminance
+from drender.media.images import write_png
+
+SHAPES = st.sampled_from([(1, 2), (4, 8), (5, 7), (16, 32)])
+LIGHT = SHAPES.flatmap(
+    lambda shape: npst.arrays(np.float32, (*shape, 3), elements=st.floats(0, 65504, width=32, allow_subnormal=False))
+)
+
+
+def directions(height, width):
+    polar = ((np.arange(height) + 0.5) / height * np.pi)[:, None]
+    azimuth = (np.arange(width) + 0.5) / width * 2 * np.pi
+    return np.stack(
+        [np.sin(polar) * np.cos(azimuth), np.sin(polar) * np.sin(azimuth), np.cos(polar) + 0 * azimuth], axis=-1
+    )
+
+
+def mean(image):
+    """Over the sphere, by the solid angle of every pixel."""
+    edges = np.linspace(0, np.pi, image.shape[0] + 1)
+    return np.average(image.mean(axis=1), axis=0, weights=np.cos(edges[:-1]) - np.cos(edges[1:]))
+
+
+# ---- Exposure ----
+
+
+@pytest.mark.parametrize("stops", [-3.0, 0.5, 2.0])
+def test_a_stop_is_a_doubling(stops):
+    image = np.random.default_rng(0).random((4, 8, 3)).astype(np.float32)
+    np.testing.assert_array_equal(light_image(image, exposure=stops), light_image(image, strength=2.0**stops))
+    np.testing.assert_allclose(light_image(image, exposure=stops), light_image(image) * 2.0**stops, rtol=1e-6)
+
+
+def test_the_automatic_exposure_brings_the_mean_luminance_to_its_place():
+    night = light_image(assets.environment("night"))
+    exposure = automatic_exposure([assets.environment("night")])
+    assert mean(night * 2.0**exposure) @ latlong.LUMINANCE == pytest.approx(latlong.MEAN_LUMINANCE, rel=1e-6)
+    assert automatic_exposure([night], strength=4.0) == pytest.approx(exposure - 2, abs=1e-6)
+    assert automatic_exposure([night, 3 * night]) == pytest.approx(exposure - 1, abs=1e-6)  # their mean is twice one
+    assert automatic_exposure([0 * night]) == 0
+
+
+def test_the_usual_mean_is_about_that_of_the_built_in_maps():
+    means = [mean_luminance(light_image(assets.environment(name))) for name in assets.environments()]
+    assert np.exp(np.mean(np.log(means))) == pytest.approx(latlong.MEAN_LUMINANCE, rel=0.1)
+
+
+# ---- Blur ----
+
+
+@pytest.mark.parametrize("place", [(0, 3), (20, 0), (32, 100), (63, 64)])
+@pytest.mark.parametrize("degrees", [6.0, 25.0])
+def test_a_point_becomes_a_round_spot_wherever_it_is(place, degrees):
+    image = np.zeros((64, 128, 3), np.float32)
+    image[place] = 1000
+    cosine = directions(64, 128) @ directions(64, 128)[place]
+    spot = np.exp((cosine - 1) / np.deg2rad(degrees) ** 2)[..., None]
+    expected = spot * mean(image) / mean(spot)
+    np.testing.assert_allclose(blurred(image, degrees), expected, rtol=6e-3, atol=1e-6 * expected.max())
+
+
+@settings(deadline=None, max_examples=40)
+@given(LIGHT, st.floats(0, 180))
+def test_blur_keeps_the_mean_and_makes_nothing_brighter_or_darker(image, degrees):
+    found = blurred(image, degrees)
+    np.testing.assert_allclose(mean(found), mean(image), rtol=1e-4, atol=1e-6)
+    assert found.min() >= 0 and found.dtype == np.float32
+    np.testing.assert_allclose(blurred(np.full_like(image, 0.7), degrees), 0.7, rtol=1e-5)
+
+
+def test_of_a_large_image_the_blur_is_taken_of_fewer_pixels():
+    rng = np.random.default_rng(0)
+    coarse = np.exp(rng.normal(0, 1, (16, 32, 3)))
+    image = np.kron(coarse, np.ones((32, 32, 1))).astype(np.float32)
+    small, whole = blurred(image, 8.0), blurred(np.kron(coarse, np.ones((8, 8, 1))).astype(np.float32), 8.0)
+    assert small.shape == whole.shape == (128, 256, 3)
+    np.testing.assert_allclose(small, whole, rtol=2e-3)
+    assert blurred(image, 0.0) is image
+
+
+def test_a_blurred_image_is_rolled_to_the_right_place():
+    image = np.random.default_rng(0).random((256, 512, 3)).astype(np.float32)
+    np.testing.assert_allclose(
+        light_image(image, rotation=90.0, blur=9.0), np.roll(light_image(image, 0.0, blur=9.0), 64, axis=1), rtol=1e-5
+    )
+
+
+# ---- What cannot be shown ----
+
+
+def test_doubts_name_what_is_beyond_the_curves():
+    usual = light_image(assets.environment("forest"))
+    assert beyond_range(usual) is None
+    assert beyond_range(np.zeros((4, 8, 3), np.float32)) is None  # black is told by `light_image`
+    dark = beyond_range(usual * 2.0**-8)
+    assert "mean luminance 0.0019" in dark and "adds 8.3 stops" in dark and "--exposure" in dark
+    half = np.ones((4, 8, 3), np.float32)
+    half[:2] = 20
+    assert "radiance 16, where env_ldr ends, on 50% of the sphere" in beyond_range(half)
+    half[:2] = 30000
+    assert "radiance 10000, where env_log ends, with 67% of its energy" in beyond_range(half)
+    assert beyond_range(half / 2048) is None
+
+
+# ---- Inputs ----
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"exposure": float("nan")}, "exposure nan"),
+        ({"exposure": 5000.0}, "exposure 5000.0 is not a number of stops from -64 to 64"),
+        ({"blur": -1.0}, "blur -1.0"),
+        ({"blur": float("inf")}, "blur inf"),
+    ],
+)
+def test_bad_options_are_input_errors(options, message):
+    with pytest.raises(InputError, match=message):
+        light_image(np.ones((4, 8, 3), np.float32), **options)
+
+
+def test_maps_of_a_folder_come_in_natural_order_without_previews(tmp_path):
+    for name in ("sky10.png", "sky2.png", ".hidden.png"):
+        write_png(tmp_path / name, np.ones((2, 4, 3), np.float32))
+    (tmp_path / "notes.txt").write_text("no map")
+    assert [path.name for path in map_files(tmp_path)] == ["sky2.png", "sky10.png"]
+    for name in ("b.EXR", "a.hdr"):
+        (tmp_path / name).write_text("")
+    assert [path.name for path in map_files(tmp_path)] == ["a.hdr", "b.EXR"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty: no environment maps there; known: \.hdr"):
+        map_files(tmp_path / "empty")
+
+
+def test_a_file_that_is_no_hdr_image_can_be_taken_silently(tmp_path):
+    write_png(tmp_path / "sky.png", np.ones((2, 4, 3), np.float32))
+    np.testing.assert_array_equal(light_image(tmp_path / "sky.png", warn=False), np.ones((2, 4, 3)))
+    with pytest.warns(UserWarning, match="no HDR image"):
+        load_environment(tmp_path / "sky.png")

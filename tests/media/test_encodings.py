@@ -1,0 +1,250 @@
+"""Files of every format, against OpenEXR, Pillow and imageio, and read back equal to what was written."""
+
+import itertools
+
+import imageio.v3 as iio
+import numpy as np
+import OpenEXR
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from drender.errors import InputError
+from drender.media.color import linear_to_srgb, srgb_to_linear
+from drender.media.encodings import Assumed, Format, decode_normal, encode_normal, is_colour, read
+from drender.media.gbuffers import find_gbuffer_clips, frame_path
+from drender.media.images import write_exr, write_png
+
+RNG = np.random.default_rng(0)
+LABELS = ("rgb", "basecolor", "env0000", "normal", "depth", "roughness", "metallic")
+FORMATS = [
+    Format(kind, bits, transfer, normals)
+    for kind, bits, transfer, normals in itertools.product(
+        ("png", "exr"), (8, 16), (None, "linear", "srgb"), ("opengl", "directx")
+    )
+    if (kind, bits) != ("exr", 8)
+]
+
+
+def picture(label, size=(9, 14), seed=0):
+    """An image of this label as it is in memory."""
+    random = np.random.default_rng(seed)
+    if label == "normal":
+        normal = random.normal(size=(*size, 3)).astype(np.float32)
+        return encode_normal(normal / np.linalg.norm(normal, axis=-1, keepdims=True))
+    image = random.random((*size, 3), np.float32)
+    return image if is_colour(label) else image[..., :1].repeat(3, axis=-1)
+
+
+def channels(path):
+    return {name: x.pixels for name, x in OpenEXR.File(str(path), separate_channels=True).channels().items()}
+
+
+def png_info(path):
+    with Image.open(path) as image:
+        return image.info
+
+
+def rgb_of(found):
+    return np.stack([found[name] for name in "RGB"], axis=-1).astype(np.float32)
+
+
+# ---- Numbers ----
+
+
+def test_normals_at_known_values():
+    np.testing.assert_allclose(encode_normal(np.array([0.0, 0.0, 1.0])), [0.5, 0.5, 1])
+    np.testing.assert_allclose(decode_normal(np.array([1.0, 0.5, 0.5])), [1, 0, 0])
+    np.testing.assert_allclose(decode_normal(np.array([0.75, 0.75, 0.5])), np.array([1, 1, 0]) / np.sqrt(2))
+    np.testing.assert_array_equal(decode_normal(np.full((2, 2, 3), 0.5, np.float32)), np.zeros((2, 2, 3)))
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=50, deadline=None, derandomize=True)
+def test_normals_survive_16_bits(seed):
+    normal = np.random.default_rng(seed).normal(size=(4, 5, 3)).astype(np.float32)
+    normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
+    stored = np.rint(encode_normal(normal) * 65535) / 65535
+    np.testing.assert_allclose(decode_normal(stored), normal, atol=5e-5)
+    assert decode_normal(encode_normal(normal)).dtype == np.float32
+
+
+def test_the_curve_and_its_inverse():
+    values = np.linspace(0, 1, 10001, dtype=np.float32)
+    np.testing.assert_allclose(linear_to_srgb(srgb_to_linear(values)), values, atol=2e-6)
+    np.testing.assert_allclose(linear_to_srgb(np.float32([-1, 0.0030960, 0.2140411, 7])), [0, 0.04, 0.5, 1], atol=1e-6)
+
+
+# ---- There and back ----
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=lambda f: f"{f.kind}{f.bits}-{f.transfer}-{f.normals}")
+def test_what_is_written_is_read_back(tmp_path, format):
+    for label in LABELS:
+        path = frame_path(tmp_path, 0, 0, label, format.kind)
+        image = picture(label)
+        format.write(path, image, label)
+        found = read(path, label)
+        assert found.dtype == np.float32
+        steps = 2**-11 if format.kind == "exr" else 0.5 / (2**format.bits - 1)
+        if format.kind == "png" and format.transfer == "linear" and is_colour(label):
+            found, image = srgb_to_linear(found), srgb_to_linear(image)  # even steps there, wide ones after the curve
+        np.testing.assert_allclose(found, image, atol=1.01 * steps)
+        if label == "depth" and format.kind == "exr":
+            np.testing.assert_array_equal(found, image)
+
+
+@given(st.sampled_from(LABELS), st.sampled_from(FORMATS), st.tuples(st.integers(1, 9), st.integers(1, 9)))
+@settings(max_examples=60)
+def test_a_second_round_changes_nothing(tmp_path_factory, label, format, size):
+    path = frame_path(tmp_path_factory.getbasetemp(), 0, 0, label, format.kind)
+    format.write(path, picture(label, size), label)
+    once = read(path, label)
+    format.write(path, once, label)
+    np.testing.assert_allclose(read(path, label), once, atol=2**-11 if format.kind == "exr" else 1e-6)
+
+
+def test_the_same_picture_is_the_same_bytes(tmp_path, monkeypatch):
+    for kind in ("png", "exr"):
+        files = [tmp_path / f"{i}.rgb.{kind}" for i in range(2)]
+        for path, hour in zip(files, (1e9, 1.5e9), strict=True):
+            monkeypatch.setattr("time.time", lambda hour=hour: hour)
+            Format(kind).write(path, picture("rgb"), "rgb")
+        assert files[0].read_bytes() == files[1].read_bytes()
+    assert "capDate" not in OpenEXR.File(str(files[0])).header()  # the hour that OpenImageIO would write
+
+
+# ---- What other programs find ----
+
+
+def test_exr_colours_are_linear_half_floats(tmp_path):
+    image = picture("basecolor")
+    for transfer, expected in ((None, srgb_to_linear(image)), ("srgb", image)):
+        Format("exr", transfer=transfer).write(tmp_path / "a.exr", image, "basecolor")
+        found, header = channels(tmp_path / "a.exr"), OpenEXR.File(str(tmp_path / "a.exr")).header()
+        assert found.keys() == set("RGB") and all(x.dtype == np.float16 for x in found.values())
+        np.testing.assert_array_equal(rgb_of(found), expected.astype(np.float16).astype(np.float32))
+        assert header["drender:transfer"] == (transfer or "linear")
+        assert (
+            header["comments"]
+            == {
+                None: "basecolor: linear light, Rec. 709 primaries",
+                "srgb": "basecolor: sRGB-encoded",
+            }[transfer]
+        )
+        assert header["compression"] == OpenEXR.ZIP_COMPRESSION
+
+
+def test_exr_data_is_not_transformed(tmp_path):
+    image = picture("roughness")
+    for transfer in (None, "linear", "srgb"):
+        Format("exr", transfer=transfer).write(tmp_path / "a.exr", image, "roughness")
+        np.testing.assert_array_equal(rgb_of(channels(tmp_path / "a.exr")), image.astype(np.float16).astype(np.float32))
+        assert "drender:transfer" not in OpenEXR.File(str(tmp_path / "a.exr")).header()
+
+
+def test_exr_has_one_value_where_there_is_one(tmp_path):
+    image = np.random.default_rng(1).random((9, 14, 3), np.float32)  # as a network gives it
+    for label in ("depth", "roughness", "metallic"):
+        Format("exr").write(tmp_path / "a.exr", image, label)
+        found = read(tmp_path / "a.exr", label)
+        np.testing.assert_array_equal(found[..., 0], found[..., 2])
+        np.testing.assert_allclose(found, image.mean(axis=-1, keepdims=True) * np.ones(3), atol=2**-11)
+
+
+def test_exr_depth_is_a_picture_and_z_in_full_precision(tmp_path):
+    image = picture("depth")
+    Format("exr").write(tmp_path / "a.exr", image, "depth")
+    found = channels(tmp_path / "a.exr")
+    assert found.keys() == set("RGBZ") and found["Z"].dtype == np.float32
+    np.testing.assert_array_equal(found["Z"], image[..., 0])
+    np.testing.assert_array_equal(found["G"], image[..., 0].astype(np.float16))
+
+
+@pytest.mark.parametrize(("normals", "sign", "down"), [("opengl", 1, "y up"), ("directx", -1, "y down")])
+def test_exr_normals_are_unit_vectors(tmp_path, normals, sign, down):
+    image = picture("normal")
+    Format("exr", normals=normals).write(tmp_path / "a.exr", image, "normal")
+    found, header = rgb_of(channels(tmp_path / "a.exr")), OpenEXR.File(str(tmp_path / "a.exr")).header()
+    np.testing.assert_allclose(found, (image * 2 - 1) * [1, sign, 1], atol=2**-11)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-3)
+    assert header["drender:normals"] == normals
+    assert header["comments"] == f"normal: unit vectors in camera space, x right, {down}, z toward the camera"
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_png_is_as_released_and_says_what_it_is(tmp_path, bits):
+    image = picture("normal")
+    Format(bits=bits).write(tmp_path / "gl.png", image, "normal")
+    Format(bits=bits, normals="directx").write(tmp_path / "dx.png", image, "normal")
+    write_png(tmp_path / "plain.png", image, bits)
+    gl, dx, plain = (read(tmp_path / f"{name}.png", "roughness") for name in ("gl", "dx", "plain"))
+    np.testing.assert_array_equal(gl, plain)
+    np.testing.assert_allclose(dx, plain * [1, -1, 1] + [0, 1, 0], atol=1.01 / (2**bits - 1))
+    assert png_info(tmp_path / "dx.png")["drender:normals"] == "directx"
+    for transfer in ("linear", "srgb"):
+        Format(transfer=transfer).write(tmp_path / "a.png", picture("rgb"), "rgb")
+        info = png_info(tmp_path / "a.png")
+        assert info["drender:transfer"] == transfer and ("srgb" in info) == (transfer == "srgb")
+        assert info["gamma"] == (1 if transfer == "linear" else 0.45455)
+    np.testing.assert_allclose(iio.imread(tmp_path / "a.png") / 255, picture("rgb"), atol=0.51 / 255)
+    Format().write(tmp_path / "a.png", picture("depth"), "depth")
+    assert not {"srgb", "gamma"} & png_info(tmp_path / "a.png").keys()
+
+
+# ---- Files of other programs ----
+
+
+def test_directx_twice_is_opengl(tmp_path):
+    image = picture("normal")
+    for kind in ("png", "exr"):
+        path = tmp_path / f"a.normal.{kind}"
+        Format(kind, 16, normals="directx").write(path, image, "normal")
+        said = read(path, "normal", Assumed(normals="opengl"))  # the file knows better
+        # The same numbers in a file that says nothing:
+        bare = tmp_path / f"bare.normal.{kind}"
+        if kind == "png":
+            write_png(bare, read(path, "data"), 16)
+        else:
+            write_exr(bare, channels(path))
+        np.testing.assert_array_equal(read(bare, "normal", Assumed(normals="directx")), said)
+        np.testing.assert_allclose(read(bare, "normal")[..., 1], 1 - image[..., 1], atol=2**-11)
+        np.testing.assert_allclose(said, image, atol=2**-11)
+
+
+def test_colours_of_files_that_say_nothing(tmp_path):
+    image = picture("basecolor")
+    write_png(tmp_path / "a.png", image, 16)
+    write_exr(tmp_path / "a.exr", dict(zip("RGB", np.moveaxis(image, -1, 0), strict=True)))
+    for path, usual in ((tmp_path / "a.png", "srgb"), (tmp_path / "a.exr", "linear")):
+        stored = read(path, "data")
+        for transfer in (None, "srgb", "linear"):
+            expected = linear_to_srgb(stored) if (transfer or usual) == "linear" else stored
+            np.testing.assert_array_equal(read(path, "basecolor", Assumed(transfer)), expected)
+    (tmp_path / "walk").mkdir()
+    (tmp_path / "a.exr").rename(tmp_path / "walk" / "1.basecolor.exr")
+    for transfer in ("srgb", "linear"):
+        (clip,) = find_gbuffer_clips(tmp_path / "walk", ["basecolor"], assumed=Assumed(transfer))
+        expected = image if transfer == "srgb" else linear_to_srgb(image)
+        np.testing.assert_allclose(clip.read("basecolor")[0], expected, atol=2e-3)
+
+
+def test_normals_in_x_y_z(tmp_path):
+    normal = picture("normal") * 2 - 1
+    write_exr(tmp_path / "a.exr", dict(zip("XYZ", np.moveaxis(normal, -1, 0), strict=True)))
+    np.testing.assert_allclose(read(tmp_path / "a.exr", "normal"), picture("normal"), atol=2**-11)
+
+
+def test_what_cannot_be(tmp_path):
+    for arguments, message in (
+        ({"kind": "exe"}, "unknown format 'exe'; did you mean 'exr'"),
+        ({"transfer": "lin"}, "unknown transfer 'lin'; did you mean 'linear'"),
+        ({"normals": "vulkan"}, "unknown normals 'vulkan'"),
+        ({"bits": 12}, "bits is 12"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Format(**arguments)
+    write_exr(tmp_path / "a.exr", {"Z": np.array([[0.5, np.inf]], np.float32)})
+    with pytest.raises(InputError, match=r"a\.exr: some pixels are infinite"):
+        read(tmp_path / "a.exr", "depth")

@@ -1,0 +1,154 @@
+"""G-buffers: names, and the three layouts of their folders."""
+
+import numpy as np
+import pytest
+from helpers.refusals import broken
+
+from drender.config import CONDITIONS, DEFAULT_PASSES, DOMAINS
+from drender.errors import InputError
+from drender.media.gbuffers import find_gbuffer_clips, frame_path
+from drender.media.images import write_png
+
+RELEASED = "{chunk:04d}.{frame:04d}.{label}.png"
+WEBDATASET = "walk-{frame}.{label}.png"
+FOLDERS = "{label}/{frame}.png"
+
+
+def frame_value(label, chunk, frame):
+    return (DOMAINS.get(label, 9) * 4096 + chunk * 256 + frame) / 65535
+
+
+def write_clip(folder, layout=RELEASED, labels=CONDITIONS, chunks=(2,), size=(2, 3)):
+    """Frames of one colour, 16 bits, which says where they belong."""
+    for chunk, frames in enumerate(chunks):
+        for frame in range(frames):
+            for label in labels:
+                image = np.full((*size, 3), frame_value(label, chunk, frame), np.float32)
+                write_png(folder / layout.format(chunk=chunk, frame=frame, label=label), image, bits=16)
+    return folder
+
+
+# ---- Names ----
+
+
+def test_names_agree_with_the_released_models():
+    assert list(DOMAINS) == ["basecolor", "metallic", "roughness", "normal", "depth", "diffuse_albedo"]
+    assert list(DOMAINS.values()) == [0, 1, 2, 3, 4, 5]
+    assert DEFAULT_PASSES == ("basecolor", "metallic", "roughness", "normal", "depth")
+    assert CONDITIONS == ("basecolor", "normal", "depth", "roughness", "metallic")
+
+
+# ---- Folders ----
+
+
+def test_paths_of_the_released_layout(tmp_path):
+    assert frame_path(tmp_path, 2, 13, "basecolor") == tmp_path / "0002.0013.basecolor.png"
+    assert str(frame_path("out", 0, 0, "env0001")).endswith("0000.0000.env0001.png")
+
+
+@pytest.mark.parametrize("layout", [RELEASED, WEBDATASET, FOLDERS])
+def test_round_trip_in_every_layout(tmp_path, layout):
+    chunks = (12, 3) if layout == RELEASED else (12,)  # 12: natural order matters
+    (clip,) = find_gbuffer_clips(write_clip(tmp_path / "walk", layout, chunks=chunks))
+    assert clip.name == "walk" and set(clip.labels) == set(CONDITIONS)
+    assert clip.chunks == dict(enumerate(chunks))
+    for label in CONDITIONS:
+        for chunk, frames in clip.chunks.items():
+            found = clip.read(label, chunk)
+            assert found.shape == (frames, 2, 3, 3) and found.dtype == np.float32
+            expected = [frame_value(label, chunk, frame) for frame in range(frames)]
+            np.testing.assert_allclose(found[:, 1, 2, 0], expected, atol=1e-7)
+    np.testing.assert_array_equal(clip.read("normal", 0, 1, 3), clip.read("normal")[1:3])
+
+
+def test_a_folder_of_clips_in_natural_order(tmp_path):
+    for name, layout in (("clip10", RELEASED), ("clip2", FOLDERS), ("a", WEBDATASET)):
+        write_clip(tmp_path / name, layout)
+    write_clip(tmp_path / "only pictures", labels=("rgb",))
+    write_clip(tmp_path / ".hidden")
+    (tmp_path / "clip2.viz.mp4").write_text("")
+    assert [clip.name for clip in find_gbuffer_clips(tmp_path)] == ["a", "clip2", "clip10"]
+
+
+def test_other_files_are_passed_over(tmp_path):
+    write_clip(tmp_path, labels=(*CONDITIONS, "rgb", "env0000"))
+    for name in (".0000.0009.depth.png", "notes.depth.txt", "depth.png", "0000.0000.depth"):
+        (tmp_path / name).write_text("")
+    (clip,) = find_gbuffer_clips(tmp_path)
+    assert set(clip.labels) == set(CONDITIONS) and clip.chunks == {0: 2}
+
+
+@pytest.mark.parametrize("layout", [RELEASED, WEBDATASET, FOLDERS])
+def test_other_labels_where_they_are_asked_for(tmp_path, layout):
+    write_clip(tmp_path / "walk", layout, labels=(*CONDITIONS, "rgb", "mask"))
+    (clip,) = find_gbuffer_clips(tmp_path, required=("rgb", "depth"), labels=("mask", "rgb"))
+    assert set(clip.labels) == {*CONDITIONS, "rgb", "mask"}
+    np.testing.assert_allclose(clip.read("rgb", 0, 1)[0, 0, 0], frame_value("rgb", 0, 1), atol=1e-7)
+    (clip,) = find_gbuffer_clips(tmp_path, required=("rgb",), labels=("rgb",))
+    assert "mask" not in clip.labels
+    with pytest.raises(InputError, match="clip 'walk' has no 'env0000'"):
+        find_gbuffer_clips(tmp_path, required=("env0000",), labels=("env0000",))
+
+
+def test_frames_as_exr(tmp_path):
+    OpenEXR = pytest.importorskip("OpenEXR")
+    write_clip(tmp_path)
+    depth = np.linspace(0, 1, 6, dtype=np.float32).reshape(2, 3)
+    for frame in (0, 1):
+        (tmp_path / f"0000.{frame:04d}.depth.png").unlink()
+        file = OpenEXR.File({"type": OpenEXR.scanlineimage}, {"Y": depth + frame})
+        file.write(str(tmp_path / f"0000.{frame:04d}.depth.exr"))
+    found = find_gbuffer_clips(tmp_path)[0].read("depth")
+    np.testing.assert_array_equal(found, np.stack([depth, depth + 1])[..., None] * np.ones(3, np.float32))
+
+
+def test_what_is_required_may_differ(tmp_path):
+    write_clip(tmp_path, labels=("basecolor", "diffuse_albedo"))
+    frame_path(tmp_path, 0, 1, "diffuse_albedo").unlink()
+    (clip,) = find_gbuffer_clips(tmp_path, required=("basecolor",))
+    assert clip.labels == ("basecolor",) and clip.chunks == {0: 2}
+    (clip,) = find_gbuffer_clips(tmp_path, required=())
+    assert clip.labels == ("basecolor",)
+
+
+# ---- Errors ----
+
+
+def test_missing_frames_are_named(tmp_path):
+    write_clip(tmp_path / "walk", chunks=(4, 2))
+    frame_path(tmp_path / "walk", 0, 3, "depth").unlink()
+    frame_path(tmp_path / "walk", 0, 1, "normal").unlink()
+    frame_path(tmp_path / "walk", 1, 0, "normal").unlink()
+    message = broken(find_gbuffer_clips, tmp_path)
+    assert "clip 'walk' has no 'normal' (frame 0000.0001 and 1 more), no 'depth' (frame 0000.0003)" in message
+
+
+def test_a_missing_buffer_is_named(tmp_path):
+    write_clip(tmp_path / "walk", labels=("basecolor", "depth", "roughness", "metallic"))
+    assert "clip 'walk' has no 'normal' (frame 0000.0000 and 1 more)" in broken(find_gbuffer_clips, tmp_path / "walk")
+    write_clip(tmp_path / "run", labels=("diffuse_albedo",))
+    assert "clip 'run' has no 'basecolor', no 'depth'" in broken(
+        find_gbuffer_clips, tmp_path / "run", ("basecolor", "depth")
+    )
+
+
+def test_nothing_there(tmp_path):
+    assert "does not exist" in broken(find_gbuffer_clips, tmp_path / "none")
+    write_clip(tmp_path / "walk", labels=("rgb",))
+    assert "no G-buffers" in broken(find_gbuffer_clips, tmp_path)
+    assert "is not a folder" in broken(find_gbuffer_clips, tmp_path / "walk" / "0000.0000.rgb.png")
+
+
+def test_two_files_for_one_frame(tmp_path):
+    write_clip(tmp_path)
+    frame_path(tmp_path, 0, 0, "depth").with_suffix(".jpg").write_text("")
+    assert "0000.0000.depth.png are the same buffer" in broken(find_gbuffer_clips, tmp_path)
+
+
+def test_frames_of_different_size(tmp_path):
+    write_clip(tmp_path, chunks=(3,))
+    write_png(frame_path(tmp_path, 0, 2, "depth"), np.zeros((4, 4, 3), np.float32))
+    (clip,) = find_gbuffer_clips(tmp_path)
+    assert clip.read("normal").shape == (3, 2, 3, 3)
+    with pytest.raises(InputError, match=r"0000\.0002\.depth\.png has 4x4 pixels, 0000\.0000\.depth\.png 3x2"):
+        clip.read("depth")

@@ -1,0 +1,229 @@
+"""Stills against Pillow and OpenEXR, and files that are broken in every way."""
+
+import struct
+import zlib
+from functools import partial
+
+import numpy as np
+import pytest
+from helpers.refusals import broken
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from drender.media.images import read_hdr, read_image, write_exr, write_png
+from drender.media.video import find_clips, write_video
+
+RNG = np.random.default_rng(0)
+COLOUR = RNG.integers(0, 256, (20, 31, 4)).astype(np.uint8)
+RGB, RGBA = COLOUR[..., :3], COLOUR
+ramp = np.linspace(0, 1, 48)
+SCENE = np.stack(np.broadcast_arrays(ramp[:32, None], ramp[None, :], 0.5), axis=-1).astype(np.float32)  # 32×48, smooth
+
+
+def radiance_header(height, width):
+    return b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y %d +X %d\n" % (height, width)
+
+
+def read_all(path):
+    return [frame for clip in find_clips(path) for frame in clip.frames()]
+
+
+# ---- Reading stills ----
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+def test_lossless_formats(tmp_path, suffix):
+    options = {"lossless": True, "exact": True} if suffix == "webp" else {}
+    for image in (RGB, RGBA):
+        Image.fromarray(image).save(tmp_path / f"a.{suffix}", **options)
+        found = read_image(tmp_path / f"a.{suffix}")
+        alpha = image[..., 3:] / 255 if image.shape[2] == 4 else 1
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, image[..., :3] / 255 * alpha, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "I;16"])
+def test_grey_palettes_and_single_bits(tmp_path, mode):
+    if mode == "I;16":
+        values = RNG.integers(0, 65536, (9, 7)).astype(np.uint16)
+        image, expected = Image.fromarray(values), np.repeat(values[..., None] / 65535, 3, axis=-1)
+    else:
+        image = Image.fromarray(RGBA).convert("RGB" if mode == "P" else "RGBA").convert(mode)
+        rgba = np.asarray(image.convert("RGBA")) / 255
+        expected = rgba[..., :3] * rgba[..., 3:]
+    image.save(tmp_path / "a.png")
+    np.testing.assert_allclose(read_image(tmp_path / "a.png"), expected, atol=1e-6)
+
+
+def test_palette_with_a_transparent_entry(tmp_path):
+    Image.fromarray(RGB).quantize(8).save(tmp_path / "a.png", transparency=2)
+    rgba = np.asarray(Image.open(tmp_path / "a.png").convert("RGBA")) / 255
+    assert (rgba[..., 3] == 0).any()
+    np.testing.assert_allclose(read_image(tmp_path / "a.png"), rgba[..., :3] * rgba[..., 3:], atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    Image.fromarray((SCENE * 255).astype(np.uint8)).save(tmp_path / f"a.{suffix}", exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / f"a.{suffix}"))) / 255
+    found = read_image(tmp_path / f"a.{suffix}")
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=2 / 255)  # two JPEG decoders
+    assert find_clips(tmp_path / f"a.{suffix}")[0].num_frames == 1
+
+
+def test_content_counts_more_than_the_suffix(tmp_path):
+    Image.fromarray(RGB).save(tmp_path / "a.jpg", format="PNG")
+    np.testing.assert_allclose(read_image(tmp_path / "a.jpg"), RGB / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize(("channels", "kind"), [("RGB", "f4"), ("RGB", "f2"), ("RGBA", "f4"), ("Y", "f2"), ("Z", "f4")])
+def test_exr(tmp_path, channels, kind):
+    OpenEXR = pytest.importorskip("OpenEXR")
+    values = RNG.normal(0, 100, (8, 12, len(channels))).astype(kind)
+    values[0, 0], values[1, 1] = np.inf, np.nan
+    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+    pixels = values if len(channels) > 1 else values[..., 0].copy()
+    OpenEXR.File(header, {channels: pixels}).write(str(tmp_path / "a.exr"))
+    expected = values[..., :3].astype(np.float32) * np.ones(3, np.float32)  # alpha is multiplied in already
+    np.testing.assert_array_equal(read_hdr(tmp_path / "a.exr"), expected)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.exr"), expected)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_radiance(tmp_path, compressed):
+    mantissas, exponents = RNG.integers(128, 256, (5, 16, 3)), RNG.integers(110, 150, (5, 16, 1))
+    rgbe = np.concatenate([mantissas, exponents], axis=-1).astype(np.uint8)
+    data = rgbe.tobytes()
+    if compressed:  # every channel of a row as one literal run of 16
+        data = b"".join(b"\x02\x02\x00\x10" + b"".join(b"\x10" + bytes(row[:, c]) for c in range(4)) for row in rgbe)
+    (tmp_path / "a.hdr").write_bytes(radiance_header(5, 16) + data)
+    np.testing.assert_allclose(read_hdr(tmp_path / "a.hdr"), mantissas * 2.0 ** (exponents - 136.0), rtol=0.005)
+
+
+def test_an_ldr_environment_is_linearised_with_a_warning(tmp_path):
+    write_png(tmp_path / "a.png", np.array([[[0, 0.04, 0.5], [1, 0.2, 0.8]]], np.float32), bits=16)
+    with pytest.warns(UserWarning, match=r"a\.png is no HDR image"):
+        found = read_hdr(tmp_path / "a.png")
+    np.testing.assert_allclose(found[0], [[0, 0.0030960, 0.2140411], [1, 0.0331048, 0.6038274]], atol=2e-5)
+
+
+# ---- Writing stills ----
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([8, 16]), st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_png_round_trip_is_exact(tmp_path_factory, height, width, bits, seed):
+    path = tmp_path_factory.getbasetemp() / "round.png"
+    stored = np.random.default_rng(seed).integers(0, 2**bits, (height, width, 3))
+    image = (stored / (2**bits - 1)).astype(np.float32)
+    write_png(path, image, bits)
+    found = read_image(path)
+    np.testing.assert_array_equal(np.rint(found * (2**bits - 1)), stored)
+    write_png(path, found, bits)
+    np.testing.assert_array_equal(read_image(path), found)
+
+
+def test_png_as_others_see_it(tmp_path):
+    write_png(tmp_path / "sub" / "a.png", RGB)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "sub" / "a.png")), RGB)
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["a.png"]
+
+
+def test_png_rounds_to_nearest_and_clips(tmp_path):
+    write_png(tmp_path / "a.png", np.array([[[-1, 0.49 / 255, 0.51 / 255], [254.6 / 255, 1.5, np.inf]]], np.float32))
+    assert np.asarray(Image.open(tmp_path / "a.png")).tolist() == [[[0, 0, 1], [255, 255, 255]]]
+
+
+def test_writing_where_one_cannot(tmp_path):
+    (tmp_path / "file").write_text("")
+    z = {"Z": SCENE[..., 0]}
+    for name, write, pixels in (
+        ("a.png", write_png, SCENE),
+        ("a.exr", write_exr, z),
+        ("a.mp4", partial(write_video, fps=7.0), [SCENE]),
+    ):
+        assert str(tmp_path / "file" / name) in broken(write, tmp_path / "file" / name, pixels)
+        (tmp_path / name).mkdir()
+        assert "cannot write" in broken(write, tmp_path / name, pixels)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.exr", "a.mp4", "a.png", "file"]
+
+
+@pytest.mark.parametrize("limit", [0, 100, 5000])
+def test_a_full_disk(tmp_path, limit):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    noise = RNG.random((64, 64, 3)).astype(np.float32)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        messages = [
+            broken(write_png, tmp_path / "a.png", noise),
+            broken(write_exr, tmp_path / "a.exr", {"Z": noise[..., 0]}),
+            broken(write_video, tmp_path / "a.mp4", [noise] * 9, 7.0),
+        ]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert all("cannot write" in message for message in messages)
+    assert not list(tmp_path.iterdir())
+
+
+# ---- Broken stills ----
+
+
+def png(width, height, data=b""):
+    chunk = lambda kind, x: struct.pack(">I", len(x)) + kind + x + struct.pack(">I", zlib.crc32(kind + x))
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp", "hdr", "exr"])
+def test_broken_images_are_input_errors_without_noise(tmp_path, suffix, capfd):
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "hdr":
+        whole = radiance_header(20, 30) + bytes(RNG.integers(3, 256, 20 * 30 * 4).tolist())
+    elif suffix == "exr":
+        OpenEXR = pytest.importorskip("OpenEXR")
+        OpenEXR.File({"type": OpenEXR.scanlineimage}, {"RGB": RNG.random((20, 30, 3), np.float32)}).write(str(path))
+        whole = path.read_bytes()
+    else:
+        Image.fromarray(RGB).save(path)
+        whole = path.read_bytes()
+    contents = [b"", b"x", b"this is a text\n" * 20, *(whole[: len(whole) * k // 8] for k in range(1, 8)), whole[:-20]]
+    for content in contents:
+        path.write_bytes(content)
+        assert str(path) in broken(read_image, path)
+        if suffix not in ("hdr", "exr"):
+            broken(read_all, path)
+    path.write_bytes(whole)
+    assert read_image(path).shape[2] == 3
+    assert capfd.readouterr() == ("", "")
+
+
+def test_damage_in_a_png_is_noticed(tmp_path, capfd):
+    write_png(tmp_path / "a.png", RGB)
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[-200] ^= 1
+    (tmp_path / "a.png").write_bytes(data)
+    assert "damaged" in broken(read_image, tmp_path / "a.png")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_absurd_sizes_take_no_memory(tmp_path, capfd):
+    for width, height in ((0, 5), (5, 0), (100_000, 100_000), (30_000, 30_000), (2**31 - 1, 2**31 - 1)):
+        (tmp_path / "a.png").write_bytes(png(width, height))
+        (tmp_path / "a.hdr").write_bytes(radiance_header(height, width) + b" " * 99)
+        assert "a.png" in broken(read_image, tmp_path / "a.png")
+        assert "a.hdr" in broken(read_hdr, tmp_path / "a.hdr")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_paths_that_are_no_images(tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "a.txt").write_text("")
+    assert "is not a file" in broken(read_image, tmp_path / "folder.png")
+    assert "does not exist" in broken(read_image, tmp_path / "none.png")
+    assert "known: .png" in broken(read_image, tmp_path / "a.txt")

@@ -1,0 +1,212 @@
+"""Video against imageio, clips in folders, and files that are broken in every way."""
+
+import struct
+from fractions import Fraction
+
+import av
+import imageio.v3 as iio
+import numpy as np
+import pytest
+from helpers.refusals import broken
+
+from drender.errors import InputError
+from drender.media.images import write_png
+from drender.media.montage import side_by_side
+from drender.media.video import find_clips, write_video
+
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(0, 256, (20, 31, 3)).astype(np.uint8)
+ramp = np.linspace(0, 1, 48)
+SCENE = np.stack(np.broadcast_arrays(ramp[:32, None], ramp[None, :], 0.5), axis=-1).astype(np.float32)  # 32×48, smooth
+
+
+def movie(path, frames=6):
+    write_video(path, (np.roll(SCENE, 4 * k, axis=1) for k in range(frames)), 5.0)
+    return path
+
+
+def read_all(path):
+    return [frame for clip in find_clips(path) for frame in clip.frames()]
+
+
+# ---- Video ----
+
+
+def test_video_round_trip(tmp_path):
+    (clip,) = find_clips(movie(tmp_path / "pan.mp4"))
+    assert (clip.name, clip.fps, clip.num_frames) == ("pan", 5.0, 6)
+    frames = np.stack(list(clip.frames()))
+    assert np.abs(frames - [np.roll(SCENE, 4 * k, axis=1) for k in range(6)]).mean() < 0.01
+    np.testing.assert_allclose(frames, iio.imread(tmp_path / "pan.mp4", plugin="pyav") / 255, atol=1e-6)
+    np.testing.assert_array_equal(np.stack(list(clip.frames(2, 5))), frames[2:5])
+    assert len(list(clip.frames(4))) == 2 and not list(clip.frames(6)) and len(list(clip.frames(0, 99))) == 6
+    assert [path.name for path in tmp_path.iterdir()] == ["pan.mp4"]
+
+
+def test_quality_and_frame_rate(tmp_path):
+    frames = [np.random.default_rng(k).random((64, 64, 3), np.float32) for k in range(4)]
+    sizes, errors = [], []
+    for quality in (0.0, 3.5, 7.0, 10.0):
+        write_video(tmp_path / "a.mp4", frames, 24000 / 1001, quality)
+        sizes.append((tmp_path / "a.mp4").stat().st_size)
+        (clip,) = find_clips(tmp_path / "a.mp4")
+        assert clip.fps == 24000 / 1001 and clip.size == (64, 64)
+        errors.append(np.abs(np.stack(list(clip.frames())) - frames).mean())
+    assert sizes == sorted(sizes) and errors == sorted(errors, reverse=True)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert container.streams.video[0].average_rate == Fraction(24000, 1001)
+    for quality in (-0.1, 10.5, float("nan")):
+        assert "must be from 0 to 10" in broken(write_video, tmp_path / "b.mp4", frames, 7.0, quality)
+    assert not (tmp_path / "b.mp4").exists()
+
+
+def test_video_of_odd_sides_and_uint8_grows_by_its_edge(tmp_path):
+    write_video(tmp_path / "a.mp4", [(SCENE[:31, :47] * 255).astype(np.uint8)] * 3, 24000 / 1001)
+    (clip,) = find_clips(tmp_path / "a.mp4")
+    frame = next(clip.frames())
+    assert frame.shape == (32, 48, 3) and clip.fps == pytest.approx(23.976, abs=1e-3)
+    np.testing.assert_allclose(frame[:31, :47], SCENE[:31, :47], atol=0.06)
+    np.testing.assert_allclose(frame[31, :47], SCENE[30, :47], atol=0.06)
+
+
+def test_video_turned_by_its_display_matrix(tmp_path):
+    data = movie(tmp_path / "a.mp4").read_bytes()
+    upright = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    place = data.index(upright, data.index(b"tkhd"))
+    clockwise = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    (tmp_path / "b.mp4").write_bytes(data[:place] + clockwise + data[place + 36 :])
+    plain, turned = (next(find_clips(tmp_path / name)[0].frames()) for name in ("a.mp4", "b.mp4"))
+    np.testing.assert_array_equal(turned, np.rot90(plain, -1))
+
+
+def remux(source, path):
+    with av.open(str(source)) as read, av.open(str(path), "w") as write:
+        stream = write.add_stream_from_template(read.streams.video[0])
+        for packet in read.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                write.mux(packet)
+    return path
+
+
+def test_frames_are_counted_where_the_container_gives_no_number(tmp_path):
+    path = remux(movie(tmp_path / "a.mp4"), tmp_path / "b.mkv")
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames == 0
+    (clip,) = find_clips(path)
+    assert (clip.num_frames, clip.fps) == (6, 5.0) and len(list(clip.frames())) == 6
+
+
+def test_broken_videos_are_input_errors(tmp_path, capfd):
+    data, path = movie(tmp_path / "a.mp4").read_bytes(), tmp_path / "b.mp4"
+    for content in (b"", b"this is a text\n" * 20, *(data[: len(data) * k // 8] for k in range(1, 8)), data[:-5]):
+        path.write_bytes(content)
+        assert str(path) in broken(find_clips, path)
+    start = data.index(b"mdat") + 4
+    path.write_bytes(data[: start + 700] + b"\xff" * (len(data) - start - 700))  # no such lengths of packets
+    assert str(path) in broken(read_all, path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_cut_matroska_file_is_an_error_or_shorter(tmp_path):
+    data = remux(movie(tmp_path / "a.mp4"), tmp_path / "b.mkv").read_bytes()
+    lengths = set()
+    for cut in range(700, len(data), 25):  # it has no table of its frames: between two of them nobody sees the cut
+        (tmp_path / "b.mkv").write_bytes(data[:cut])
+        try:
+            (clip,) = find_clips(tmp_path / "b.mkv")
+            assert len(list(clip.frames())) == clip.num_frames
+            lengths.add(clip.num_frames)
+        except InputError as error:
+            assert "b.mkv" in str(error)
+            lengths.add(None)
+    assert lengths <= {None, 1, 2, 3, 4, 5, 6} and None in lengths
+
+
+def test_sound_is_no_video(tmp_path):
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.time_base = 44100, Fraction(1, 44100)
+        container.mux([*stream.encode(frame), *stream.encode()])
+    assert "no video" in broken(find_clips, tmp_path / "a.mp4")
+
+
+def test_an_interrupted_video_leaves_nothing(tmp_path):
+    def frames():
+        yield SCENE
+        raise RuntimeError("the model stopped")
+
+    with pytest.raises(RuntimeError, match="the model stopped"):
+        write_video(tmp_path / "a.mp4", frames(), 7.0)
+    assert "at least one frame" in broken(write_video, tmp_path / "a.mp4", [], 7.0)
+    assert not list(tmp_path.iterdir())
+
+
+# ---- Finding clips ----
+
+
+def test_an_image_is_a_clip_of_one_frame(tmp_path):
+    write_png(tmp_path / "cat.v2.png", RGB)
+    (clip,) = find_clips(str(tmp_path / "cat.v2.png"))
+    assert (clip.name, clip.fps, clip.num_frames) == ("cat.v2", 7.0, 1)
+    np.testing.assert_allclose(next(clip.frames()), RGB / 255, atol=1e-6)
+
+
+def test_a_folder_of_frames_is_a_clip_in_natural_order(tmp_path):
+    for number in (10, 9, 1, 2, 11):
+        write_png(tmp_path / "walk" / f"frame{number}.PNG", np.full((2, 2, 3), number, np.uint8))
+    (tmp_path / "walk" / ".hidden.png").write_text("")
+    (tmp_path / "walk" / "notes.txt").write_text("")
+    (clip,) = find_clips(tmp_path / "walk")
+    assert (clip.name, clip.num_frames) == ("walk", 5)
+    assert [round(255 * frame.max()) for frame in clip.frames()] == [1, 2, 9, 10, 11]
+    assert [round(255 * frame.max()) for frame in clip.frames(1, 3)] == [2, 9]
+    assert [found.name for found in find_clips(tmp_path)] == ["walk"]
+
+
+def test_a_folder_of_many_clips(tmp_path):
+    for name in ("clip10/0.png", "clip10/1.png", "clip2/0.png", "still.jpeg.png", "deep/er/clip3/a.png", "empty/x.txt"):
+        write_png(tmp_path / name, RGB)
+    (tmp_path / "empty" / "x.txt").rename(tmp_path / "empty" / "y.txt")
+    movie(tmp_path / "film.mp4", frames=2)
+    movie(tmp_path / ".hidden.mp4", frames=2)
+    clips = {clip.name: clip.num_frames for clip in find_clips(tmp_path)}
+    assert clips == {"clip2": 1, "clip10": 2, "clip3": 1, "film": 2, "still.jpeg": 1}
+    assert list(clips) == ["clip2", "clip10", "clip3", "film", "still.jpeg"]
+
+
+def test_frames_of_different_size(tmp_path):
+    write_png(tmp_path / "clip" / "1.png", RGB)
+    write_png(tmp_path / "clip" / "2.png", RGB[:, :30])
+    message = broken(find_clips, tmp_path)
+    assert "2.png has 30x20" in message and "1.png 31x20" in message
+
+
+def test_nothing_to_read(tmp_path):
+    assert "does not exist" in broken(find_clips, tmp_path / "none")
+    assert "no images or videos" in broken(find_clips, tmp_path)
+    (tmp_path / "a.txt").write_text("")
+    assert "no images or videos" in broken(find_clips, tmp_path)
+    assert ".png" in broken(find_clips, tmp_path / "a.txt")
+
+
+def test_two_clips_of_one_name(tmp_path):
+    write_png(tmp_path / "a.png", RGB)
+    movie(tmp_path / "a.mp4", frames=2)
+    message = broken(find_clips, tmp_path)
+    assert "two clips are named 'a'" in message and "a.png" in message and "a.mp4" in message
+
+
+def test_the_same_frames_give_the_same_bytes(tmp_path):
+    """x264's macroblock tree made eight different files of twelve of this."""
+    noise = np.random.default_rng(0).random((10, 64, 64, 3)).astype(np.float32)
+    flat = np.full((64, 64, 3), 0.5, np.float32)
+    y, x = np.mgrid[0:64, 0:64].astype(np.float32) / 64
+    soft = np.stack([y, x, 1 - y], axis=-1)
+    changed = [np.clip(soft + 0.1 * (image.mean(-1, keepdims=True) - 0.5), 0, 1) for image in noise]
+    flicker = [flat + 0.2 * (image[:1, :1] - 0.5) for image in noise]
+    frames = [side_by_side([a, flat, b, c, soft, flat]) for a, b, c in zip(noise, changed, flicker, strict=True)]
+    for i in range(12):
+        write_video(tmp_path / f"{i}.mp4", iter(frames), 7.0)
+    assert len({(tmp_path / f"{i}.mp4").read_bytes() for i in range(12)}) == 1

@@ -1,0 +1,229 @@
+"""Low-rank factors: what merging and adapting compute, what they leave alone, and what they refuse."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from helpers import small
+
+from drender.errors import InputError
+from drender.models import lora
+from drender.models.params import flatten, structure
+from drender.models.unet import UNet
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape, dtype="float32"):
+    return jnp.asarray(RNG.standard_normal(shape), dtype)
+
+
+@pytest.fixture
+def params():
+    linear = lambda: {"kernel": normal(6, 8), "bias": normal(8)}
+    return {
+        "attention": {"to_q": linear(), "to_out": {0: linear()}},
+        "conv": {"kernel": normal(3, 3, 6, 8), "bias": normal(8)},
+        "norm": {"scale": normal(8), "bias": normal(8)},
+    }
+
+
+def factors(rank=2, **more):
+    return {"lora_A": normal(6, rank), "lora_B": normal(rank, 8), **more}
+
+
+def test_linear_kernels_gain_the_product(params):
+    a = factors()
+    merged = lora.merge(params, {"attention": {"to_out": {0: a}}}, 0.25)
+    expected = params["attention"]["to_out"][0]["kernel"] + 0.25 * a["lora_A"] @ a["lora_B"]
+    np.testing.assert_allclose(merged["attention"]["to_out"][0]["kernel"], expected, rtol=1e-6)
+
+
+def test_both_spellings_are_the_same(params):
+    a = factors()
+    old = {"lora": {"down": a["lora_A"], "up": a["lora_B"]}}
+    one, other = (lora.merge(params, {"attention": {"to_q": x}}, 1.0)["attention"]["to_q"] for x in (a, old))
+    np.testing.assert_array_equal(one["kernel"], other["kernel"])
+
+
+def test_alpha_over_rank_scales(params):
+    a = factors(rank=4)
+    double = a | {"alpha": jnp.asarray(8.0, jnp.float16)}
+    change = lambda factors, scale: (
+        lora.merge(params, {"attention": {"to_q": factors}}, scale)["attention"]["to_q"]["kernel"]
+        - params["attention"]["to_q"]["kernel"]
+    )
+    np.testing.assert_allclose(change(double, 0.5), change(a, 1.0), rtol=1e-4, atol=1e-6)
+
+
+def test_convolutions_are_those_of_the_two_in_a_row(params):
+    a = {"lora_A": normal(3, 3, 6, 2), "lora_B": normal(1, 1, 2, 8)}
+    x = normal(1, 5, 4, 6)
+    convolve = lambda x, kernel: jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    kernel = lora.merge(params, {"conv": a}, 0.5)["conv"]["kernel"]
+    expected = convolve(x, params["conv"]["kernel"]) + 0.5 * convolve(convolve(x, a["lora_A"]), a["lora_B"])
+    np.testing.assert_allclose(convolve(x, kernel), expected, atol=1e-4)
+
+
+def test_only_affected_kernels_change_and_the_rest_is_shared(params):
+    before = jax.tree.map(np.array, params)
+    merged = lora.merge(params, {"attention": {"to_q": factors()}}, 1.0)
+    assert jax.tree.structure(merged) == jax.tree.structure(params)
+    assert merged["conv"] is params["conv"]
+    assert merged["attention"]["to_out"] is params["attention"]["to_out"]
+    assert merged["attention"]["to_q"]["bias"] is params["attention"]["to_q"]["bias"]
+    jax.tree.map(np.testing.assert_array_equal, before, params)
+
+
+def test_scale_zero_is_no_change(params):
+    assert lora.merge(params, {"attention": {"to_q": factors()}}, 0.0) is params
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_computed_in_float32_and_rounded_once(params, dtype):
+    kernel = normal(64, 32, dtype=dtype)
+    a, b = normal(64, 4, dtype="float16"), normal(4, 32, dtype="float16")
+    merged = lora.merge({"m": {"kernel": kernel}}, {"m": {"lora_A": a, "lora_B": b}}, 0.3)["m"]["kernel"]
+    assert merged.dtype == jnp.dtype(dtype)
+    exact = np.asarray(kernel, np.float64) + 0.3 * np.asarray(a, np.float64) @ np.asarray(b, np.float64)
+    # One rounding: half a unit in the last place, and the little that float32 loses.
+    unit = np.spacing(np.abs(exact).astype(np.float32)) * 2.0 ** (23 - jnp.finfo(dtype).nmant)
+    assert np.all(np.abs(np.asarray(merged, np.float64) - exact) <= 0.5 * unit + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("adapted", "message"),
+    [
+        ({"attention": {"to_v": factors()}}, "no module 'attention.to_v'"),
+        ({"attention": {"to_out": {1: factors()}}}, "no module 'attention.to_out.1'"),
+        ({"attention": {"to_q": {"alpha": normal()}}}, "no module 'attention.to_q.alpha'"),
+        ({"norm": factors()}, "'norm' has no kernel"),
+        ({"conv": factors()}, r"'conv' has factors of shape \(6, 2\) and \(2, 8\).*\(3, 3, 6, 8\)"),
+        ({"attention": {"to_q": {"lora_A": normal(6, 2)}}}, "'attention.to_q' has only one"),
+        ({"attention": {"to_q": {"lora": {"up": normal(2, 8)}}}}, "'attention.to_q' has only one"),
+        ({"attention": {"to_q": factors() | {"lora_B": normal(3, 8)}}}, "do not multiply"),
+    ],
+)
+def test_what_does_not_fit_is_refused(params, adapted, message):
+    with pytest.raises(InputError, match=message):
+        lora.merge(params, adapted, 1.0)
+
+
+# --- factors beside the kernels --------------------------------------------------------------------------------------
+
+CONFIGS = {"inverse": small.inverse_config().unet, "forward": small.forward_config().unet}
+TARGETS = ("to_q", "to_k", "to_v", "to_out")
+
+
+def unet_inputs(kind: str, seed: int = 0) -> tuple:
+    """Two clips of three frames."""
+    random = np.random.default_rng(seed)
+    draw = lambda *shape: random.standard_normal(shape).astype(np.float32)
+    x, time, micro = draw(2, 3, 4, 4, CONFIGS[kind].in_channels), np.float32([0.3, -0.8]), draw(2, 3)
+    if kind == "inverse":
+        return x, time, np.zeros((2, 1, 1, 24), "f"), micro, np.int32([3, 1])
+    return x, time, [draw(2, 3, 5, 32), draw(2, 3, 2, 64)], micro
+
+
+@functools.cache
+def adapted_unet(kind: str):
+    """The UNet's parameters, factors that do something, and the network as (params, factors, gate) -> F."""
+    params = small.random_params(UNet, CONFIGS[kind])
+    factors = lora.init(params, 2, TARGETS, seed=0, alpha=3.0)
+    random = np.random.default_rng(1)
+    move = lambda path, x: x if path[-1].key == "alpha" else x + random.standard_normal(x.shape).astype(np.float32) / 4
+    factors = jax.tree_util.tree_map_with_path(move, factors)
+    graphdef = structure(UNet, CONFIGS[kind])[0]
+
+    def call(params, factors, gate, inputs):
+        return lora.adapt(nnx.merge(graphdef, params), factors, gate)(*inputs)
+
+    return params, factors, jax.jit(call)
+
+
+def test_fresh_factors_change_nothing_and_stand_beside_every_target():
+    params = structure(UNet, CONFIGS["inverse"])[1]
+    factors = flatten(lora.init(params, 3, ["to_q", "to_out"], seed=5))
+    wanted = [name for name in flatten(params) if name.endswith((".to_q.kernel", ".to_out.0.kernel"))]
+    assert {name.rpartition(".")[0] for name in factors} == {name.removesuffix(".kernel") for name in wanted}
+    assert len(factors) == 2 * len(wanted)
+    for name in wanted:
+        module, shape = name.removesuffix(".kernel"), flatten(params)[name].shape
+        a, b = factors[f"{module}.lora_A"], factors[f"{module}.lora_B"]
+        assert (a.shape, b.shape, a.dtype, b.any()) == ((shape[0], 3), (3, shape[1]), np.float32, False)
+        assert 0.7 < np.abs(a).max() * np.sqrt(shape[0]) <= 1
+    again, other = (flatten(lora.init(params, 3, ["to_q", "to_out"], seed=seed)) for seed in (5, 6))
+    assert all(np.array_equal(again[name], factors[name]) for name in factors)
+    assert not any(np.array_equal(other[name], factors[name]) for name in factors if name.endswith("lora_A"))
+
+
+def test_alpha_is_kept_where_it_is_given():
+    factors = flatten(lora.init(structure(UNet, CONFIGS["forward"])[1], 2, TARGETS, seed=0, alpha=4.0))
+    assert {float(x) for name, x in factors.items() if name.endswith(".alpha")} == {4.0}
+
+
+def test_a_target_that_no_attention_has():
+    with pytest.raises(InputError, match="unknown LoRA target 'to_output'; did you mean 'to_out'"):
+        lora.init(structure(UNet, CONFIGS["forward"])[1], 2, ["to_q", "to_output"], seed=0)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_same_gate_for_all_is_merging(kind):
+    params, factors, call = adapted_unet(kind)
+    inputs = unet_inputs(kind)
+    merged = call(lora.merge(params, factors, 0.6), {}, np.float32([0, 0]), inputs)
+    np.testing.assert_allclose(call(params, factors, np.float32([0.6, 0.6]), inputs), merged, atol=2e-5)
+    base = call(params, factors, np.float32([0, 0]), inputs)
+    np.testing.assert_allclose(base, call(params, {}, np.float32([0, 0]), inputs), atol=1e-6)
+    assert np.abs(base - merged).max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_every_clip_has_its_own_gate(kind):
+    params, factors, call = adapted_unet(kind)
+    inputs = unet_inputs(kind)
+    mixed = call(params, factors, np.float32([0, 1]), inputs)
+    for clip, gate in enumerate((0, 1)):
+        same = call(params, factors, np.float32([gate, gate]), inputs)
+        np.testing.assert_allclose(mixed[clip], same[clip], atol=2e-5)
+
+
+def test_factors_learn_from_gated_clips_alone():
+    """With the second clip gated, its gradient is the whole gradient; alpha has none."""
+    params, factors, call = adapted_unet("inverse")
+    inputs = unet_inputs("inverse")
+
+    @jax.jit
+    def gradient(weights, gate):
+        loss = lambda factors: jnp.sum(weights[:, None, None, None, None] * call(params, factors, gate, inputs) ** 2)
+        return jax.grad(loss)(factors)
+
+    mixed, alone = (gradient(np.float32(weights), np.float32([0, 1])) for weights in ([1, 1], [0, 1]))
+    none = gradient(np.float32([1, 0]), np.float32([0, 1]))
+    for name, leaf in flatten(mixed).items():
+        np.testing.assert_allclose(leaf, flatten(alone)[name], rtol=1e-3, atol=1e-5)
+        assert not np.asarray(flatten(none)[name]).any()
+        # A context of one token is not asked: its queries and keys learn nothing.
+        asked = not name.endswith("alpha") and not (".attn2.to_q" in name or ".attn2.to_k" in name)
+        assert bool(np.asarray(leaf).any()) == asked, name
+
+
+@pytest.mark.parametrize(
+    ("adapted", "message"),
+    [
+        ({"conv_in": factors()}, "'conv_in' is no linear layer"),
+        ({"conv_inn": factors()}, "no module 'conv_inn'"),
+        ({"down_blocks": {5: {"resnets": {}}}}, "no module 'down_blocks.5'"),
+        ({"time_embedding": {"linear_1": factors()}}, "do not multiply"),
+        ({"time_embedding": {"linear_1": {"lora_A": normal(32, 2)}}}, "only one"),
+    ],
+)
+def test_what_cannot_be_adapted_is_refused(adapted, message):
+    graphdef, shapes = structure(UNet, CONFIGS["inverse"])
+    with pytest.raises(InputError, match=message):
+        lora.adapt(nnx.merge(graphdef, shapes), adapted, jnp.ones(2))

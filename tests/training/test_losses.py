@@ -1,0 +1,209 @@
+"""The losses: against hand computation, and against what the samplers do."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import small
+from tqdm import tqdm
+
+from drender import InverseRenderer
+from drender.models import lora
+from drender.models.params import structure
+from drender.training import losses as objectives
+from drender.training.config import LossConfig
+from drender.training.losses import OBJECTIVES, Model
+
+EXACT = LossConfig(deterministic=True, condition_dropout=0.0, all_dropout=0.0)
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def random():
+    return np.random.default_rng(0)
+
+
+def params_of(config, *names) -> dict:
+    return {
+        name: jax.tree.map(jnp.asarray, small.random_params(*objectives.network_of(config, name))) for name in names
+    }
+
+
+@pytest.fixture(scope="module")
+def inverse():
+    return Model(small.inverse_config(), EXACT), params_of(small.inverse_config(), "unet", "vae")
+
+
+@pytest.fixture(scope="module")
+def forward():
+    return Model(small.forward_config(), EXACT), params_of(small.forward_config(), "unet", "vae", "env_encoder")
+
+
+def inverse_batch(random, b=2, f=2, side=16):
+    images = lambda: jnp.asarray(random.random((b, f, side, side, 3)), jnp.float32)
+    flags = jnp.zeros(b, bool)
+    return {"rgb": images(), "buffer": images(), "domain": jnp.arange(b) % 6, "image_only": flags, "real": flags}
+
+
+def forward_batch(random, b=2, f=2, side=16):
+    images = lambda n: jnp.asarray(random.random((b, n, f, side, side, 3)), jnp.float32)
+    flags = jnp.zeros(b, bool)
+    return {
+        "rgb": images(1)[:, 0],
+        "conditions": images(5),
+        "environment": images(3),
+        "image_only": flags,
+        "real": flags,
+    }
+
+
+def loss_of(objective, model, params, batch, key=KEY):
+    return jax.jit(lambda batch, key: OBJECTIVES[objective].loss(model, params, batch, key))(batch, key)
+
+
+def with_weights(params, scale):
+    """The UNet with its last layer scaled; by 0 it predicts 0."""
+    last = jax.tree.map(lambda x: x * scale, params["unet"]["conv_out"])
+    return params | {"unet": params["unet"] | {"conv_out": last}}
+
+
+def as_latents(model, params, batch, names):
+    """The batch as a cached set would hold it."""
+    encode = jax.jit(lambda x: model.network(params, "vae").encode(x.reshape(-1, 1, *x.shape[-3:]) * 2 - 1))
+    return batch | {name: encode(batch[name]).reshape(*batch[name].shape[:-3], 8, 8, 4) for name in names}
+
+
+def test_a_network_that_predicts_nothing_has_the_energy_of_the_target(inverse, random):
+    model, params = inverse
+    batch = as_latents(model, params, inverse_batch(random), ["rgb", "buffer"])
+    value, _ = loss_of("inverse", dataclasses.replace(model, latent=True), with_weights(params, 0), batch)
+    np.testing.assert_allclose(value, np.mean((batch["buffer"] * 0.18215) ** 2), rtol=1e-6)
+
+
+def test_the_temporal_weight_is_on_what_the_error_changes_between_frames_of_a_clip(inverse, random):
+    model, params = inverse
+    model = dataclasses.replace(model, latent=True, loss=dataclasses.replace(EXACT, temporal=3.0))
+    batch = as_latents(model, params, inverse_batch(random, f=3), ["rgb", "buffer"])
+    target, silent = np.asarray(batch["buffer"]) * 0.18215, with_weights(params, 0)  # the error is the target
+    value, metrics = loss_of("inverse", model, silent, batch)
+    flicker = np.mean((target[:, 1:] - target[:, :-1]) ** 2)
+    np.testing.assert_allclose(metrics["flicker"], flicker, rtol=1e-5)
+    np.testing.assert_allclose(value, np.mean(target**2) + 3 * flicker, rtol=1e-5)
+    # Frames that are unrelated images have nothing to agree on.
+    _, metrics = loss_of("inverse", model, silent, batch | {"image_only": jnp.asarray([True, False])})
+    np.testing.assert_allclose(metrics["flicker"], np.mean((target[1, 1:] - target[1, :-1]) ** 2) / 2, rtol=1e-5)
+
+
+def test_noise_levels_are_log_normal_and_the_target_has_unit_energy(inverse, random):
+    # With x₀ = 0, v is ε/√(σ²+1): its mean square over rows is the mean of 1/(σ²+1).
+    model, params = inverse
+    model = dataclasses.replace(model, latent=True, loss=LossConfig(log_sigma_mean=-1.0, log_sigma_std=0.5))
+    batch = as_latents(model, params, inverse_batch(random), ["rgb", "buffer"])
+    batch["buffer"] *= 0
+    loss = jax.jit(lambda key: objectives.inverse_loss(model, with_weights(params, 0), batch, key)[0])
+    losses = [loss(jax.random.key(seed)) for seed in range(100)]
+    sigma = np.exp(-1 + 0.5 * np.random.default_rng(0).standard_normal(100_000))
+    np.testing.assert_allclose(np.mean(losses), np.mean(1 / (sigma**2 + 1)), rtol=0.02)
+
+
+@pytest.mark.parametrize("objective", ["inverse", "forward"])
+def test_cached_latents_give_the_loss_of_their_pixels(objective, request, random):
+    model, params = request.getfixturevalue(objective)
+    model = dataclasses.replace(model, loss=LossConfig())
+    batch = {"inverse": inverse_batch, "forward": forward_batch}[objective](random)
+    names = [name for name, x in batch.items() if x.ndim > 4]
+    of_pixels, _ = loss_of(objective, model, params, batch)
+    cached = dataclasses.replace(model, latent=True)
+    of_latents, _ = loss_of(objective, cached, params, as_latents(model, params, batch, names))
+    np.testing.assert_allclose(of_latents, of_pixels, rtol=1e-5)
+
+
+def test_the_deterministic_loss_is_that_of_the_one_step_sampler(inverse, random):
+    model, params = inverse
+    batch = inverse_batch(random)
+    value, _ = loss_of("inverse", model, params, batch)
+    renderer = InverseRenderer(model.config, params)
+    latents = as_latents(model, params, batch, ["rgb", "buffer"])
+    sampled = []
+    for row, domain in enumerate(batch["domain"]):
+        options = renderer.sampling({"deterministic": True})
+        context = jnp.zeros((1, 1, 1, 24))
+        noise = jnp.zeros((1, *latents["rgb"].shape[1:]))
+        rows = noise, latents["rgb"][row : row + 1], lambda _, context=context: context, domain[None]
+        sampled.append(renderer.denoise(*rows, options, tqdm(disable=True)).blended()[0])
+    expected = np.mean((np.stack(sampled) - latents["buffer"] * 0.18215) ** 2)
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
+
+
+def test_conditions_are_dropped_as_often_as_told():
+    loss = LossConfig(condition_dropout=0.2, all_dropout=0.1)
+    kept, light = objectives.keep(loss, KEY, (100_000, 5))
+    np.testing.assert_allclose(1 - kept.mean(axis=0), 1 - 0.8 * 0.9, atol=0.01)
+    np.testing.assert_allclose(1 - light.mean(), 1 - 0.8 * 0.9, atol=0.01)
+    together = (kept.sum(axis=1) == 0) & (light == 0)
+    np.testing.assert_allclose(together.mean(), 0.1 + 0.9 * 0.2**6, atol=0.005)
+
+
+def test_a_dropped_light_is_one_that_the_sampler_leaves_out(forward, random):
+    model, params = forward
+    batch = forward_batch(random)
+    dark = dataclasses.replace(EXACT, condition_dropout=1.0)
+    value, _ = loss_of("forward", dataclasses.replace(model, loss=dark), params, batch)
+    latents = as_latents(model, params, batch, ["rgb"])["rgb"] * 0.18215
+    # The sampler's way: fewer rows of context than of latents, here none but one that is not looked at.
+    rows = jnp.concatenate([jnp.zeros_like(latents), jnp.zeros((*latents.shape[:-1], 20))], axis=-1)
+    rows = jnp.concatenate([rows[:1], rows])
+    context = [jnp.ones((1, 1, 1, e)) for e in (32, 64)]
+    time = jnp.full(3, jnp.log(700.0) / 4)
+    micro = jnp.tile(jnp.asarray(objectives.MICRO_CONDITIONING), (3, 1))
+    predict = jax.jit(lambda *arguments: model.network(params, "unet")(*arguments)[1:])
+    prediction = predict(rows, time, context, micro)
+    np.testing.assert_allclose(value, jnp.mean((prediction + latents) ** 2), rtol=1e-5)
+
+
+def test_condition_noise_has_the_strength_that_is_told():
+    images = jnp.full((64, 2, 3, 16, 16, 3), 0.5)
+    loss = LossConfig(condition_noise=(-3.0, 0.5))
+    noisy, strength = objectives.condition_noise(loss, images, KEY)
+    measured = jnp.std((noisy * 2 - 1).reshape(64, -1), axis=1)
+    np.testing.assert_allclose(measured, strength, rtol=0.06)
+    np.testing.assert_allclose(jnp.log(strength).mean(), -3, atol=0.2)
+
+
+def test_factors_act_on_real_rows_only(inverse, random):
+    model, params = inverse
+    batch = inverse_batch(random)
+    factors = lora.init(structure(*objectives.network_of(model.config, "unet"))[1], 2, ("to_q", "to_out"), 0)
+    factors = jax.tree.map(lambda x: jnp.asarray(x) + 0.1, factors)
+    loss = lambda factors, real: objectives.inverse_loss(
+        model, params | {"lora": factors}, batch | {"real": real}, KEY
+    )[0]
+    without, _ = loss_of("inverse", model, params, batch)
+    value_and_gradient = jax.jit(jax.value_and_grad(loss))
+    (synthetic, synthetic_gradient), (real, real_gradient) = (
+        value_and_gradient(factors, each) for each in (jnp.zeros(2, bool), jnp.ones(2, bool))
+    )
+    np.testing.assert_allclose(synthetic, without, rtol=1e-6)
+    assert abs(real - without) > 1e-4 * without
+    norm = lambda tree: max(float(jnp.abs(x).max()) for x in jax.tree.leaves(tree))
+    assert norm(synthetic_gradient) == 0 < norm(real_gradient)
+
+
+def test_the_vae_loss_is_of_reconstruction_and_divergence(random):
+    config = small.inverse_config()
+    params = params_of(config, "vae")
+    images = jnp.asarray(random.random((2, 2, 16, 16, 3)), jnp.float32)
+    # A posterior without spread: the log-variance's rows are pushed to the clip.
+    quant = params["vae"]["quant_conv"]
+    params["vae"]["quant_conv"] = quant | {"bias": quant["bias"].at[4:].set(-1e4)}
+    model = Model(config, LossConfig(kl=0.1))
+    value, values = loss_of("vae", model, params, {"images": images})
+    vae = model.network(params, "vae")
+    mean = jax.jit(vae.encode)(images * 2 - 1)
+    error = np.asarray(jax.jit(vae.decode)(mean) - (images * 2 - 1))
+    divergence = np.mean(np.asarray(mean) ** 2 + np.exp(-30) - 1 + 30) / 2
+    np.testing.assert_allclose(value, np.abs(error).mean() + (error**2).mean() + 0.1 * divergence, rtol=1e-4)
+    np.testing.assert_allclose(values["latent_std"], np.std(mean), rtol=1e-5)
+    np.testing.assert_allclose(values["psnr"], -10 * np.log10(np.mean((error / 2) ** 2)), rtol=1e-4)

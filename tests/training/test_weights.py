@@ -1,0 +1,216 @@
+"""Where a run's model and weights come from, and where they go: starts, what learns, exports."""
+
+import jax
+import numpy as np
+import pytest
+from helpers import smallest
+
+from drender import InputError, InverseRenderer
+from drender.checkpoints import convert, orbax
+from drender.media.gbuffers import frame_path
+from drender.media.images import write_png
+from drender.models.params import flatten
+from drender.training import loop
+from drender.training import weights as weight_sources
+
+
+def weights(config, resumed=False, log=lambda line: None):
+    return weight_sources.weights(config, weight_sources.renderer_config(config), True, resumed, log)
+
+
+def stored(path, *names) -> dict:
+    return flatten({name: orbax.load(path, name) for name in names})
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+# --- starts ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_released_model_is_taken_as_it_is(inverse_checkpoint):
+    config = smallest.config("inverse", "", "", start=str(inverse_checkpoint), model={})
+    assert weight_sources.renderer_config(config) == orbax.load_config(inverse_checkpoint)
+    told = []
+    trained, frozen = weights(config, log=told.append)
+    original = stored(inverse_checkpoint, "unet", "vae")
+    assert same(trained | frozen, {name: np.asarray(x) for name, x in original.items()})
+    assert {name.split(".")[0] for name in trained} == {"unet"}
+    assert {name.split(".")[0] for name in frozen} == {"vae"}
+    assert all(f"{name}: kept" in line for name, line in zip(("unet", "vae"), told, strict=True))
+
+
+def test_what_does_not_learn_is_in_the_dtype_that_is_computed_in(inverse_checkpoint):
+    config = smallest.config("inverse", "", "", start=str(inverse_checkpoint), model={}, dtype="bfloat16")
+    trained, frozen = weights(config)
+    assert {x.dtype.name for x in trained.values()} == {"float32"}
+    assert {x.dtype.name for x in frozen.values()} == {"bfloat16"}
+
+
+def test_only_what_the_patterns_match_learns(inverse_checkpoint):
+    patterns = ["unet.*.temporal_res_block", "unet.conv_out"]
+    config = smallest.config("inverse", "", "", start=str(inverse_checkpoint), model={}, trainable=patterns)
+    trained, frozen = weights(config)
+    assert trained and all(".temporal_res_block." in name or "conv_out." in name for name in trained)
+    assert "unet.conv_in.kernel" in frozen
+
+
+def test_factors_alone_leave_the_base_frozen(forward_checkpoint):
+    how = {"start": str(forward_checkpoint), "model": {}, "trainable": ["lora"], "lora": {"rank": 2}}
+    with pytest.raises(InputError, match=r"lora: .* is \(\d+, \d+\), but `lora` asks for \(\d+, 2\)"):
+        weights(smallest.config("forward", "", "", **how))
+    parts = {name: str(forward_checkpoint) for name in ("unet", "vae", "env_encoder")}
+    trained, frozen = weights(smallest.config("forward", "", "", **(how | {"start": parts})))
+    assert {name.split(".")[0] for name in trained} == {"lora"}
+    assert {name.split(".")[0] for name in frozen} == {"unet", "vae", "env_encoder"}
+
+
+def test_a_resumed_run_only_needs_the_shapes_of_what_learns(inverse_checkpoint):
+    config = smallest.config("inverse", "", "", start=str(inverse_checkpoint), model={})
+    trained, _ = weights(config, resumed=True)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in trained.values())
+
+
+def test_an_input_convolution_and_a_domain_table_grow(inverse_checkpoint):
+    model = {"domains": {"glossiness": 20}, "unet": {"context_vocab_size": 24}}
+    config = smallest.config("inverse", "", "", start=str(inverse_checkpoint), model=model)
+    renderer = weight_sources.renderer_config(config)
+    assert renderer.domains["glossiness"] == 20 and renderer.domains["normal"] == 3
+    trained, _ = weights(config)
+    table = stored(inverse_checkpoint, "unet")["unet.context_embedding.embedding"]
+    np.testing.assert_array_equal(trained["unet.context_embedding.embedding"][:16], table)
+    assert trained["unet.context_embedding.embedding"].shape[0] == 24
+
+
+@pytest.mark.parametrize(
+    ("objective", "how", "message"),
+    [
+        ("inverse", {}, "objective 'inverse' computes with a vae that does not learn; give start.vae"),
+        ("inverse", {"start": "nowhere"}, r"start: nowhere: no such folder"),
+        ("inverse", {"start": {"vea": "x"}}, "unknown component of start 'vea'; did you mean 'vae'"),
+        ("inverse", {"start": {"lora": "CHECKPOINT"}}, "start.lora .*: has no lora; it holds unet, vae"),
+        ("inverse", {"start": "CHECKPOINT", "trainable": ["unet.conv_on"]}, "trainable 'unet.conv_on' matches no"),
+        ("inverse", {"model": {"unet": {"in_channel": 8}}}, "model: unet: unknown key 'in_channel'; did you mean"),
+        (
+            "inverse",
+            {"model": {"unet": {"in_channels": 12}}, "start": "CHECKPOINT"},
+            "in_channels is 12, .* set it to 8",
+        ),
+        ("forward", {"start": "CHECKPOINT"}, "start is of kind 'inverse'; to train kind 'forward', start with"),
+    ],
+)
+def test_starts_that_make_no_sense(inverse_checkpoint, objective, how, message):
+    put = lambda value: str(inverse_checkpoint) if value == "CHECKPOINT" else value
+    if "start" in how:
+        start = how["start"]
+        how = how | {"start": {key: put(x) for key, x in start.items()} if isinstance(start, dict) else put(start)}
+    if "model" not in how and "start" in how:
+        how = how | {"model": {}}
+    with pytest.raises(InputError, match=message):
+        weights(smallest.config(objective, "", "", **how))
+
+
+def test_both_shapes_of_a_start_that_does_not_fit_are_told(inverse_checkpoint):
+    model = {"unet": {"block_out_channels": [32, 32, 64, 32]}}
+    with pytest.raises(InputError, match=r"is \(64,\), but the model to train asks for \(32,\)") as error:
+        weights(smallest.config("inverse", "", "", start=str(inverse_checkpoint), model=model))
+    assert "\n" not in str(error.value)
+
+
+# --- a run, and what comes of it -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory):
+    return smallest.write_vae(tmp_path_factory.mktemp("vae") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, vae):
+    """A step of an inverse renderer of which one layer learns, with a kind of G-buffer that nobody else knows."""
+    folder = tmp_path_factory.mktemp("run")
+    clips = smallest.write_balls(folder / "clips")
+    for frame in range(2):
+        write_png(frame_path(clips / "clip0", 0, frame, "glossiness"), np.full((16, 16, 3), 0.25, np.float32))
+    config = smallest.config(
+        "inverse",
+        clips,
+        folder / "run",
+        start={"vae": str(vae)},
+        trainable=["unet.conv_out"],
+        **{
+            "model.domains": {"glossiness": 6},
+            "data.passes": ["glossiness"],
+            "optimizer.steps": 1,
+            "optimizer.warmup": 0,
+            "evaluation.path": str(clips),
+            "loss.deterministic": True,
+        },
+    )
+    assert loop.train(config) == 0
+    return config
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "checkpoint"
+    weight_sources.export(run.output, folder, log=lambda line: None)
+    return folder
+
+
+def test_an_export_is_the_average_beside_what_did_not_learn(run, exported, vae):
+    trained, frozen = weights(run)
+    found = stored(exported, "unet", "vae")
+    changed = {name for name, x in found.items() if not np.array_equal(x, (trained | frozen)[name])}
+    assert changed == {"unet.conv_out.kernel", "unet.conv_out.bias"}
+    assert same(stored(exported, "vae"), stored(vae, "vae"))
+
+
+def test_an_export_may_be_in_half_precision(run, exported, tmp_path):
+    weight_sources.export(run.output, tmp_path / "half", dtype="float16", log=lambda line: None)
+    half, whole = stored(tmp_path / "half", "unet", "vae"), stored(exported, "unet", "vae")
+    assert {x.dtype for x in half.values()} == {np.dtype("float16")}
+    assert same(half, {name: np.asarray(x, np.float16) for name, x in whole.items()})
+
+
+def test_a_new_kind_of_buffer_is_sampled_by_its_name(exported):
+    inverse = InverseRenderer.load(exported)
+    assert inverse.config.deterministic  # remembered: one step, whatever the number of steps
+    rgb = np.random.default_rng(0).random((1, 2, 16, 16, 3), np.float32)
+    frames = inverse(rgb, ("glossiness",), progress=False)["glossiness"]
+    np.testing.assert_array_equal(frames, inverse(rgb, ("glossiness",), num_steps=3, progress=False)["glossiness"])
+    other = inverse(rgb, ("glossiness",), num_steps=1, deterministic=False, progress=False)["glossiness"]
+    assert not np.array_equal(frames, other)
+
+
+def test_the_released_layout_and_back(exported, tmp_path):
+    convert.to_released(exported, tmp_path / "released", log=lambda line: None)
+    convert.from_released(str(tmp_path / "released"), tmp_path / "back", log=lambda line: None)
+    assert same(stored(tmp_path / "back", "unet", "vae"), stored(exported, "unet", "vae"))
+
+
+def test_a_run_is_a_start(run, exported):
+    config = smallest.config("inverse", "", "", start=run.output, model={})
+    trained, frozen = weights(config)
+    assert same(trained | frozen, stored(exported, "unet", "vae"))
+    assert weight_sources.renderer_config(config).domains["glossiness"] == 6
+
+
+def test_latents_of_another_vae_are_refused(run, vae):
+    made_by = weight_sources.fingerprint(orbax.load(vae, "vae"))
+    weight_sources.check_latents(run, made_by)
+    with pytest.raises(InputError, match=rf"has the fingerprint {made_by}, but the cached latents were made with 0123"):
+        weight_sources.check_latents(run, "0123")
+    with pytest.raises(InputError, match="start gives no vae"):
+        weight_sources.check_latents(smallest.config("inverse", "", ""), made_by)
+    noisy = smallest.config("inverse", "", "", start={"vae": str(vae)}, **{"loss.condition_noise": [-3, 0.5]})
+    with pytest.raises(InputError, match="condition_noise is added to pixels"):
+        weight_sources.check_latents(noisy, made_by)
+
+
+def test_nothing_is_exported_over_something_else(run, exported, tmp_path):
+    with pytest.raises(InputError, match="exists already"):
+        weight_sources.export(run.output, exported)
+    with pytest.raises(InputError, match="a training run"):
+        weight_sources.export(tmp_path, tmp_path / "out")
