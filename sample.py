@@ -11,13 +11,13 @@ import jax
 
 from drender import assets, cli
 from drender.config import RendererConfig, Sampling, from_dict
-from drender.editing.edit_job import EditRun, Step
-from drender.editing.insert_job import InsertRun
+from drender.editing.edit_job import EditJob, Step
+from drender.editing.insert_job import InsertJob
 from drender.editing.insertion import FileObject, RenderedObject
 from drender.errors import InputError
 from drender.lighting.camera import read_poses
-from drender.media.encodings import Assumed, Format
-from drender.media.resize import Fit
+from drender.media.encodings import ImageFormat, InputEncoding
+from drender.media.resize import ResizeConfig
 from drender.renderers.forward import ForwardRenderer, used_conditions
 from drender.renderers.inverse import InverseRenderer, chosen_passes
 from drender.sampling import execute, jobs, options
@@ -43,7 +43,7 @@ def render(args) -> None:
         "input": Path(args.input),
         "output": Path(args.output),
         "cut": jobs.Cut(args.frames, args.overlap, args.chunks),
-        "fit": Fit(args.fit, multiples_of_64("--size", args.size), args.output_size),
+        "fit": ResizeConfig(args.fit, multiples_of_64("--size", args.size), args.output_size),
         "sampling": sampling,
         "settings": {name: value for name, value in sorted(vars(args).items()) if name not in NOT_RECORDED},
         "format": image_format(args),
@@ -56,13 +56,13 @@ def render(args) -> None:
         raise InputError(f"--devices {args.devices}: must be 1 or more")
     if args.command == "inverse":
         passes = chosen_passes(inverse_config, args.passes)
-        run = jobs.InverseRun(**shared, passes=passes)
+        run = jobs.InverseJob(**shared, passes=passes)
         load = lambda team: InverseRenderer.load(args.checkpoint, args.dtype, team, args.lora_scale)
     elif args.command == "forward":
         used = used_conditions(forward_config, args.drop)
-        run = jobs.ForwardRun(
+        run = jobs.ForwardJob(
             **shared, lights=lights(args), conditions=used, drop=args.drop, fixed_frame=args.fixed_frame,
-            assumed=Assumed(args.input_transfer, args.input_normals),
+            assumed=InputEncoding(args.input_transfer, args.input_normals),
         )  # fmt: skip
         load = lambda team: ForwardRenderer.load(args.checkpoint, args.dtype, team, args.lora_scale)
     else:
@@ -72,7 +72,7 @@ def render(args) -> None:
             raise InputError(
                 f"--passes lacks {', '.join(lacks)} for the forward renderer; add it, or name it in --drop"
             )
-        run = jobs.RelightRun(**shared, lights=lights(args), passes=passes, conditions=used, drop=args.drop)
+        run = jobs.RelightJob(**shared, lights=lights(args), passes=passes, conditions=used, drop=args.drop)
         load = lambda team: (
             InverseRenderer.load(args.inverse, args.dtype, team),
             ForwardRenderer.load(args.forward, args.dtype, team, args.lora_scale),
@@ -90,7 +90,7 @@ def rework(args) -> None:
         "input": Path(args.input),
         "output": Path(args.output),
         "cut": jobs.Cut(sys.maxsize, 6 if args.overlap is None else args.overlap, "all"),  # chunks as they are
-        "fit": Fit(),
+        "fit": ResizeConfig(),
         "sampling": {},
         "settings": {"command": args.command, **settings},
         "bits": args.bits,
@@ -100,13 +100,13 @@ def rework(args) -> None:
         "html": args.html,
     }
     if args.command == "edit":
-        run = EditRun(**shared, steps=[Step.read(**edit) for edit in args.edits or [{}]])
+        run = EditJob(**shared, steps=[Step.read(**edit) for edit in args.edits or [{}]])
     else:
         material = {
             label: " ".join(getattr(args, label)) for label in options.MATERIAL if getattr(args, label) is not None
         }
         place = args.depth and tuple(args.depth)
-        run = InsertRun(**shared, inserted=inserted(args), place=place, material=material, guide=args.guide)
+        run = InsertJob(**shared, inserted=inserted(args), place=place, material=material, guide=args.guide)
     execute.execute(run, lambda team: (), jax.local_devices()[:1])
 
 
@@ -154,10 +154,10 @@ def lights(args) -> Lights:
     )
 
 
-def image_format(args) -> Format:
+def image_format(args) -> ImageFormat:
     if args.format == "exr" and args.bits is not None:
         raise InputError(f"--bits {args.bits} is for PNG, and EXR is half float; leave one of --bits and --format out")
-    return Format(args.format, args.bits or 8, args.transfer, getattr(args, "normals", "opengl"))
+    return ImageFormat(args.format, args.bits or 8, args.transfer, getattr(args, "normals", "opengl"))
 
 
 def multiples_of_64(option: str, size: list[int] | None) -> tuple[int, int] | None:

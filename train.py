@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 
 from drender import cli, sharding
-from drender.errors import full_memory
+from drender.errors import oom_guard
 from drender.sharding import cache_compilations
 from drender.training import config as training_config
 from drender.training.loop import train
@@ -21,7 +21,7 @@ def main() -> int:
     config = training_config.read(args.config, overrides)
     sharding.join_hosts(args.coordinator, args.num_processes, args.process_id)
     cache_compilations()
-    with full_memory("give a smaller data.batch or data.frames, a larger optimizer.accumulate, or remat=true"):
+    with oom_guard("give a smaller data.batch or data.frames, a larger optimizer.accumulate, or remat=true"):
         return train(config)
 
 

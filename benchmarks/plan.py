@@ -28,12 +28,12 @@ from training import GIB, find_devices
 
 from drender.config import CONDITIONS, DEFAULT_PASSES, DTYPES, ENVIRONMENT_LABELS, RendererConfig, UNetConfig, VAEConfig
 from drender.models import attention
-from drender.models.params import structure
+from drender.models.params import abstract_module
 from drender.models.registry import NETWORKS
 from drender.renderers.base import Renderer
 from drender.renderers.forward import ForwardRenderer
 from drender.renderers.inverse import InverseRenderer
-from drender.sharding import ALONE, Team
+from drender.sharding import SINGLE_DEVICE, DeviceGroup
 from drender.training import flops, init
 
 RENDERERS = {"inverse": InverseRenderer, "forward": ForwardRenderer}
@@ -91,10 +91,10 @@ def _config(kind: str, unet: UNetConfig, vae: VAEConfig, width: int) -> Renderer
     return init.renderer_config(kind, RendererConfig("svd", svd, vae))
 
 
-def abstract(config: RendererConfig, dtype: str, team: Team = ALONE) -> Renderer:
+def abstract(config: RendererConfig, dtype: str, team: DeviceGroup = SINGLE_DEVICE) -> Renderer:
     """A renderer of shapes, on devices that need not be there."""
     networks = [name for name in NETWORKS if getattr(config, name) is not None]
-    shapes = {name: structure(NETWORKS[name], getattr(config, name))[1] for name in networks}
+    shapes = {name: abstract_module(NETWORKS[name], getattr(config, name))[1] for name in networks}
     of = lambda x: jax.ShapeDtypeStruct(x.shape, dtype)
     renderer = RENDERERS[config.kind](config, jax.tree.map(of, shapes), team)
     renderer._shared = lambda stage, network, rows: stage(renderer.params[network], rows, team.split(*rows.shape[:2]))
@@ -110,7 +110,7 @@ def stages(
     passes: tuple[str, ...] = ("normal",),
     light_frames: int = 1,
     drop: tuple[str, ...] = (),
-    team: Team = ALONE,
+    team: DeviceGroup = SINGLE_DEVICE,
     **sampling,
 ) -> list[Stage]:
     """The stages that sampling a clip takes, in order.
@@ -260,7 +260,7 @@ def memory(args) -> None:
     # What `attend` asks of the card, which is not there to be asked.
     attention._has_fused_attention = lambda: True
     cards = tuple(find_devices("h100", args.devices))
-    team = Team(cards)
+    team = DeviceGroup(cards)
     sharding = team.everywhere or jax.sharding.SingleDeviceSharding(cards[0])
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     # What is worst: all frames in one window, a moving light, and guidance. One condition is as good as five.

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from drender import ForwardRenderer, InverseRenderer, cli
 from drender.config import DEFAULT_PASSES, ENVIRONMENT_LABELS
-from drender.data.clips import TrainingClip, open_clips
+from drender.data.clips import LabeledClip, open_clips
 from drender.metrics import image
 from drender.metrics.compare import write_json
 
@@ -74,7 +74,7 @@ def main() -> None:
         write_json(args.json, {"tables": results, "nearer": float(np.mean(nearer)), "change": ratios})
 
 
-def read(clip: TrainingClip, size: tuple[int, int], environment_size: tuple[int, int]) -> Images:
+def read(clip: LabeledClip, size: tuple[int, int], environment_size: tuple[int, int]) -> Images:
     return clip.images(
         ("rgb", "mask", *DEFAULT_PASSES, *ENVIRONMENT_LABELS), slice(0, clip.num_frames), size, environment_size
     )

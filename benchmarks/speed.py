@@ -39,7 +39,7 @@ from sides import GUIDANCE, PASS, SIDES, STAGES, forget
 from drender import assets
 from drender.checkpoints import orbax
 from drender.config import DTYPES, RendererConfig
-from drender.models.params import flatten, structure, unflatten
+from drender.models.params import abstract_module, flatten, unflatten
 from drender.models.registry import NETWORKS
 
 # --- sides as processes ----------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def random_params(name: str, config: RendererConfig, dtype: str) -> dict:
             x = (kind == "scale") + np.float32(0.1) * x
         return x.astype(dtype)
 
-    abstract = flatten(structure(NETWORKS[name], getattr(config, name))[1])
+    abstract = flatten(abstract_module(NETWORKS[name], getattr(config, name))[1])
     return unflatten({path: draw(path, leaf) for path, leaf in abstract.items()})
 
 

@@ -26,7 +26,7 @@ from jax.extend import core
 from drender import cli, sharding
 from drender.checkpoints import orbax
 from drender.config import RendererConfig
-from drender.data.augment import AugmentationRange
+from drender.data.augment import AugmentationConfig
 from drender.data.config import Source
 from drender.data.encode import encode
 from drender.data.loader import environment_labels, open_data
@@ -35,7 +35,7 @@ from drender.training import config as training_config
 from drender.training import flops, loop
 from drender.training import weights as origins
 from drender.training.config import TrainConfig
-from drender.training.losses import OBJECTIVES, Model
+from drender.training.losses import OBJECTIVES, LossContext
 from drender.training.step import abstract_state, compile_step, first_state, make_optimizer, make_step
 
 # What XLA has to know of a card that is not there: an H100 SXM of 80 GB, of which 79.1 GiB are to be had.
@@ -66,7 +66,7 @@ def memory(config: TrainConfig, kind: str, pixels: bool, compiles: bool) -> None
     count = config.mesh.data * (config.mesh.fsdp or 1) * config.mesh.frames
     mesh = sharding.make_mesh(config.mesh, config.data.batch, config.optimizer.accumulate, find_devices(kind, count))
     renderer = origins.renderer_config(config)
-    model = Model(renderer, config.loss, not pixels, config.data.images == 1, config.remat, mesh)
+    model = LossContext(renderer, config.loss, not pixels, config.data.images == 1, config.remat, mesh)
     trained, frozen = abstract_weights(config, renderer, pixels)
     batch = abstract_batch(config, renderer, pixels)
     print(f"{config.objective}, {count} × {kind}: data {config.mesh.data} × fsdp {config.mesh.fsdp or 1} × frames "
@@ -137,14 +137,14 @@ def abstract_batch(config: TrainConfig, renderer: RendererConfig, pixels: bool) 
     return rows | {"conditions": images(config.data.size, len(renderer.conditions)), "environment": light}
 
 
-def arithmetic(model: Model, config: TrainConfig, trained, frozen, batch, remat: bool) -> float:
+def arithmetic(model: LossContext, config: TrainConfig, trained, frozen, batch, remat: bool) -> float:
     """Operations of a step over all devices, what is computed again included."""
     step = make_step(dataclasses.replace(model, remat=remat, mesh=None), config, optax.identity())
     state = loop.State(trained, trained, optax.identity().init(trained))
     return flops.count(step, state, frozen, batch, np.uint32(0))
 
 
-def kept(model: Model, config: TrainConfig, trained, frozen, batch) -> float:
+def kept(model: LossContext, config: TrainConfig, trained, frozen, batch) -> float:
     """Bytes that a device's forward pass keeps for the backward one, weights and batch aside; of no backend.
 
     The mesh's `frames` axis is taken to divide all of it.
@@ -184,11 +184,11 @@ class Feed:
         mesh = sharding.make_mesh(config.mesh, config.data.batch, config.optimizer.accumulate)
         renderer = origins.renderer_config(config)
         data = open_data(config.data, config.objective, renderer, self.rows, config.seed)
-        model = Model(renderer, config.loss, data.latent, config.data.images == 1, config.remat, mesh)
+        model = LossContext(renderer, config.loss, data.latent, config.data.images == 1, config.remat, mesh)
         optimizer = make_optimizer(config.optimizer)
         trained, frozen = origins.weights(config, renderer, not data.latent, False)
         self.state = first_state(trained, optimizer, mesh)
-        self.frozen = sharding.place(frozen, sharding.placement(frozen, mesh))
+        self.frozen = sharding.device_put_global(frozen, sharding.placement(frozen, mesh))
         batch = data.abstract_batch() | {"stop": jax.ShapeDtypeStruct((self.rows,), "float32")}
         self.flops = loop.flops_of_step(model, config, trained, self.frozen, batch)
         step = make_step(model, config, optimizer)
@@ -197,7 +197,7 @@ class Feed:
         self.batch = self.read()
 
     def read(self) -> dict[str, jax.Array]:
-        return sharding.place_rows(next(self.batches) | {"stop": np.zeros(self.rows, np.float32)}, self.mesh)
+        return sharding.make_global_batch(next(self.batches) | {"stop": np.zeros(self.rows, np.float32)}, self.mesh)
 
     def run(self, steps: int, reads: bool) -> float:
         """Seconds per step; without reading, the same batch again and again."""
@@ -218,7 +218,7 @@ def latents(config: TrainConfig, vae: TrainConfig, clips: str, steps: int, round
         labels = ("rgb", *(renderer.conditions if config.objective == "forward" else config.data.passes))
         labels += environment_labels(renderer) if config.objective == "forward" else ()
         size = {"size": config.data.size, "environment_size": renderer.environment_size, "frames": config.data.frames}
-        encode(clips, f"{folder}/set", f"{folder}/start", labels, augmentation=AugmentationRange(), **size)
+        encode(clips, f"{folder}/set", f"{folder}/start", labels, augmentation=AugmentationConfig(), **size)
         feeds = [Feed("pixels", config, Source(clips)), Feed("latents", config, Source(f"{folder}/set"))]
         print(f"{config.objective}, batch {config.data.batch} × {config.data.frames} frames {config.data.size}, "
               f"{config.dtype}, {jax.device_count()} × {jax.devices()[0].device_kind}, median of {rounds} turns of "

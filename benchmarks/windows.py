@@ -24,7 +24,7 @@ from drender.data.clips import open_clips
 from drender.media.images import write_png
 from drender.renderers.windows import plan_windows
 from drender.sampling.inputs import plan_chunks
-from drender.sampling.outputs import shown_frames
+from drender.sampling.outputs import unique_frames
 
 FRAMES, OVERLAP = 8, 2  # the built-in models' windows
 LENGTHS = (16, 48, 144)
@@ -65,7 +65,7 @@ def chunked(inverse: InverseRenderer, rgb: np.ndarray) -> tuple[dict[str, np.nda
     chunks = plan_chunks(len(rgb), FRAMES, OVERLAP, "all")
     filled = lambda chunk: rgb[np.minimum(np.arange(chunk.length) + chunk.start, chunk.stop - 1)]
     parts = {chunk: inverse(filled(chunk)[None], progress=False) for chunk in chunks}
-    shown = list(shown_frames(chunks, OVERLAP))
+    shown = list(unique_frames(chunks, OVERLAP))
     buffers = {label: np.stack([parts[chunk][label][0, i] for chunk, i in shown]) for label in DEFAULT_PASSES}
     return buffers, np.array([i for i in range(len(shown) - 1) if shown[i][0] != shown[i + 1][0]])
 

@@ -7,7 +7,7 @@ The pair is trained by this project on its own synthetic clips (see the README);
 from importlib import resources
 from pathlib import Path
 
-from drender.errors import InputError, unknown
+from drender.errors import InputError, unknown_name_error
 
 ASSETS = Path(str(resources.files("drender") / "assets"))
 # A clip that the pair has never seen, as frames, and its true G-buffers as the forward renderer reads them.
@@ -40,5 +40,5 @@ def environment(name: str) -> str:
     if Path(name).suffix or Path(name).exists():
         return name
     if name not in environments():
-        raise unknown("environment", name, environments())
+        raise unknown_name_error("environment", name, environments())
     return str(ENVIRONMENTS / f"{name}.exr")

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
-from drender.errors import InputError, unknown
+from drender.errors import InputError, unknown_name_error
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         for word in itertools.takewhile(lambda word: word != "--", ours):
             option = word.partition("=")[0]
             if re.match("--?[a-zA-Z]", option) and option not in self._option_string_actions:
-                self.error(str(unknown("option", option, self._option_string_actions)))
+                self.error(str(unknown_name_error("option", option, self._option_string_actions)))
         if self.commands and not args:
             self.error(f"a command is missing; known: {', '.join(self.commands)}")
         return super().parse_known_args(args, namespace)
@@ -45,7 +45,11 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value) -> None:
         if action.choices is not None and value not in action.choices:
             self.error(
-                str(unknown("/".join(action.option_strings) or action.dest, str(value), map(str, action.choices)))
+                str(
+                    unknown_name_error(
+                        "/".join(action.option_strings) or action.dest, str(value), map(str, action.choices)
+                    )
+                )
             )
 
     def error(self, message: str) -> NoReturn:

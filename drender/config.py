@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from drender.errors import InputError, unknown
+from drender.errors import InputError, unknown_name_error
 
 # The released domain table: which row of `context_embedding` asks for which G-buffer.
 DOMAINS = {"basecolor": 0, "metallic": 1, "roughness": 2, "normal": 3, "depth": 4, "diffuse_albedo": 5}
@@ -67,7 +67,7 @@ class UNetConfig:
             self._per_level(name, levels)
             for kind in getattr(self, name):
                 if kind not in allowed:
-                    raise unknown(f"UNet {name} entry", kind, allowed)
+                    raise unknown_name_error(f"UNet {name} entry", kind, allowed)
         for channels, heads in zip(self.block_out_channels, self.num_attention_heads, strict=True):
             if channels % heads or channels % self.norm_num_groups:
                 raise InputError(
@@ -231,7 +231,7 @@ def from_dict(cls: type, data: dict, where: str, ignore_unknown: bool = False) -
         if key not in hints:
             if ignore_unknown:
                 continue
-            raise InputError(f"{where}: {unknown('key', str(key), hints)}")
+            raise InputError(f"{where}: {unknown_name_error('key', str(key), hints)}")
         values[key] = _convert(hints[key], value, f"{where}: {key}")
     missing = [f.name for f in dataclasses.fields(cls) if f.name not in values and _required(f)]
     if missing:

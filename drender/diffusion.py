@@ -25,17 +25,17 @@ def initial_scale(sigma_max: float, timestep_spacing: str) -> float:
     return (sigma_max**2 + 1) ** 0.5 if timestep_spacing == "leading" else sigma_max
 
 
-def scaled_input(x: ArrayLike, sigma: ArrayLike) -> ArrayLike:
+def scale_model_input(x: ArrayLike, sigma: ArrayLike) -> ArrayLike:
     """The network's input x/√(σ²+1), of unit variance."""
     return x / jnp.sqrt(sigma**2 + 1)
 
 
-def network_time(sigma: Float[ArrayLike, "*b"]) -> Float[ArrayLike, "*b"]:
+def c_noise(sigma: Float[ArrayLike, "*b"]) -> Float[ArrayLike, "*b"]:
     """The noise level as the network is told it: ¼·ln σ."""
     return jnp.log(sigma) / 4
 
 
-def denoised(x: ArrayLike, prediction: ArrayLike, sigma: Float[ArrayLike, ""]) -> ArrayLike:
+def x0_from_v(x: ArrayLike, prediction: ArrayLike, sigma: Float[ArrayLike, ""]) -> ArrayLike:
     """x̂₀ from the network's v-prediction F: −σ/√(σ²+1)·F + x/(σ²+1)."""
     return -sigma / jnp.sqrt(sigma**2 + 1) * prediction + x / (sigma**2 + 1)
 
@@ -45,7 +45,7 @@ def euler_step(x: ArrayLike, x0: ArrayLike, sigma: Float[ArrayLike, ""], next_si
     return x + (next_sigma - sigma) * (x - x0) / sigma
 
 
-def guide(unconditional: ArrayLike, conditional: ArrayLike, scale: ArrayLike) -> ArrayLike:
+def apply_cfg(unconditional: ArrayLike, conditional: ArrayLike, scale: ArrayLike) -> ArrayLike:
     """Classifier-free guidance on F: F_uncond + g·(F_cond − F_uncond) (Ho & Salimans 2022, eq. 6)."""
     return unconditional + scale * (conditional - unconditional)
 
@@ -55,7 +55,7 @@ def guidance_scales(guidance: tuple[float, float], num_frames: int) -> Float[np.
     return np.linspace(*guidance, num_frames).astype(np.float32)
 
 
-def dynamic_guidance_scales(scales: ArrayLike, step: int, num_steps: int) -> ArrayLike:
+def cosine_guidance(scales: ArrayLike, step: int, num_steps: int) -> ArrayLike:
     """Guidance that grows over the steps i of n: (1 − cos(π i / n))·(g − 1) + 1."""
     return (1 - np.cos(np.pi * step / num_steps)) * (scales - 1) + 1
 
@@ -111,12 +111,12 @@ def network_calls(sampler: str, num_steps: int) -> int:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def noisy(x0: ArrayLike, noise: ArrayLike, sigma: ArrayLike) -> ArrayLike:
+def add_noise(x0: ArrayLike, noise: ArrayLike, sigma: ArrayLike) -> ArrayLike:
     """x at noise level σ: x₀ + σε."""
     return x0 + sigma * noise
 
 
-def velocity(x0: ArrayLike, noise: ArrayLike, sigma: ArrayLike) -> ArrayLike:
+def v_target(x0: ArrayLike, noise: ArrayLike, sigma: ArrayLike) -> ArrayLike:
     """The F whose `denoised` is x₀: (ε − σx₀)/√(σ²+1).
 
     The squared error of F is therefore that of x̂₀ with EDM's weight (σ²+1)/σ² for v-prediction.

@@ -20,7 +20,7 @@ class InputError(ValueError):
         super().__init__("\n  ".join(lines))
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+def unknown_name_error(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not among the `known` ones; it proposes the nearest."""
     known = sorted(known)
     name = name if len(name) <= 100 else name[:100] + "…"
@@ -30,7 +30,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
 
 
 @contextlib.contextmanager
-def full_memory(remedy: str) -> Iterator[None]:
+def oom_guard(remedy: str) -> Iterator[None]:
     """Where a device's memory is found too small, an InputError with the remedy takes the place of XLA's."""
     try:
         yield

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """A hidden neighbour of `path` to write to: at the end it takes the place of `path`, on an error it vanishes.
 
     The folder is made. An OSError, or one of FFmpeg's, becomes an InputError naming `path`.
@@ -42,7 +42,7 @@ def natural_order(name: str) -> tuple[list[str | int], str]:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
-def visible_entries(folder: Path) -> list[Path]:
+def list_dir(folder: Path) -> list[Path]:
     """The files and folders in `folder` that are not hidden, in natural order."""
     entries = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
     return sorted(entries, key=lambda entry: natural_order(entry.name))
@@ -64,7 +64,9 @@ def _require_text(path: Path) -> None:
         raise InputError(f"{path}: the name is no UTF-8; rename it") from None
 
 
-def readable(read: Callable[..., T], found: list[tuple], failed: Callable[[InputError], None] | None) -> list[T]:
+def map_collecting_errors(
+    read: Callable[..., T], found: list[tuple], failed: Callable[[InputError], None] | None
+) -> list[T]:
     """`read` of all that was found; where that is more than one thing, `failed`, if given, takes their InputErrors."""
     results = []
     for arguments in found:
@@ -94,7 +96,7 @@ def check_destination(path: str | Path, overwrite: bool, replaceable: Callable[[
 
 
 @contextlib.contextmanager
-def complete_folder(path: str | Path, overwrite: bool, replaceable: Callable[[Path], bool]) -> Iterator[Path]:
+def atomic_dir(path: str | Path, overwrite: bool, replaceable: Callable[[Path], bool]) -> Iterator[Path]:
     """A hidden folder beside `path`, to be filled; it takes the place of `path` at the end, and vanishes on an error.
 
     Args are those of `check_destination`. Raises InputError where the folder cannot be written.

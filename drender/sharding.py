@@ -108,7 +108,7 @@ def _spec(shape: tuple[int, ...], parts: int) -> P:
     return P(*[None] * axis, "fsdp")
 
 
-def keep(tree: Any, mesh: Mesh | None) -> Any:
+def constrain_params(tree: Any, mesh: Mesh | None) -> Any:
     """Inside a jitted function: the same arrays, held to that placement."""
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, placement(tree, mesh))
 
@@ -118,7 +118,7 @@ def rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(ROWS))
 
 
-def share(mesh: Mesh, batch: int) -> tuple[int, int, int]:
+def local_shard(mesh: Mesh, batch: int) -> tuple[int, int, int]:
     """How many rows of a batch this process's devices hold, which of the equal shares that is, and of how many.
 
     Processes that share the frames of rows hold the same ones.
@@ -128,23 +128,23 @@ def share(mesh: Mesh, batch: int) -> tuple[int, int, int]:
     return last - first, first // (last - first), batch // (last - first)
 
 
-def everywhere(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def place(tree: Any, shardings: Any) -> Any:
+def device_put_global(tree: Any, shardings: Any) -> Any:
     """Puts arrays that every process has in full where they belong; each process gives its devices their part."""
     put = lambda x, sharding: jax.make_array_from_callback(np.shape(x), sharding, lambda index: np.asarray(x)[index])
     return jax.tree.map(put, tree, shardings)
 
 
-def tell(number: int, mesh: Mesh) -> jax.Array:
+def per_process_value(number: int, mesh: Mesh) -> jax.Array:
     """A number of this process's own on each of its devices; together, float32 of all devices."""
     here = np.full(len(mesh.local_devices), number, np.float32)
     return jax.make_array_from_process_local_data(NamedSharding(mesh, P(AXES)), here)
 
 
-def place_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def make_global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Makes one batch of the rows that every process has read."""
     sharding = rows(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}
@@ -185,7 +185,7 @@ def _dividing(mesh: Mesh | AbstractMesh, names: list[str], number: int) -> list[
 
 
 @dataclass(frozen=True)
-class Team:
+class DeviceGroup:
     """Devices that share what is sampled, all with all parameters; one works alone, without any mesh."""
 
     devices: tuple[jax.Device, ...] = ()
@@ -203,7 +203,7 @@ class Team:
     @property
     def everywhere(self) -> NamedSharding | None:
         """Of arrays that all devices have whole."""
-        return everywhere(self._mesh) if len(self) > 1 else None
+        return replicated(self._mesh) if len(self) > 1 else None
 
     def split(self, rows: int, frames: int) -> NamedSharding | None:
         """Of rows of frames: rows over as many devices as divide them, for they do not depend on each other, frames
@@ -216,7 +216,7 @@ class Team:
         return NamedSharding(self._mesh, P(over_rows, over_frames))
 
 
-ALONE = Team()
+SINGLE_DEVICE = DeviceGroup()
 
 
 def prime_factors(number: int) -> list[int]:
@@ -227,7 +227,7 @@ def prime_factors(number: int) -> list[int]:
     return []
 
 
-def spread(tree: Any, sharding: NamedSharding | None) -> Any:
+def constrain(tree: Any, sharding: NamedSharding | None) -> Any:
     """Arrays where a team has them, in a jitted function too; those of a device alone are there."""
     return tree if sharding is None else jax.lax.with_sharding_constraint(tree, sharding)
 

@@ -58,7 +58,7 @@ def test_denoised_is_exact_for_the_true_prediction(sigma):
     noisy = x0 + sigma * noise
     v = (noise - sigma * x0) / np.sqrt(1 + sigma**2)
     sigma = jnp.float32(sigma)
-    x0_again = diffusion.denoised(jnp.float32(noisy), jnp.float32(v), sigma)
+    x0_again = diffusion.x0_from_v(jnp.float32(noisy), jnp.float32(v), sigma)
     # The cancellation of σε costs float32 as many digits as σ has.
     np.testing.assert_allclose(x0_again, x0, atol=2e-6 * (1 + float(sigma)))
 
@@ -87,7 +87,7 @@ def test_sampler_takes_the_steps_of_diffusers():
     sigmas = diffusion.karras_sigmas(20, SIGMA_MIN, SIGMA_MAX)
 
     def clean(x, i):
-        return diffusion.denoised(x, network(diffusion.scaled_input(x, sigmas[i])), sigmas[i])
+        return diffusion.x0_from_v(x, network(diffusion.scale_model_input(x, sigmas[i])), sigmas[i])
 
     ours = diffusion.euler(clean, jnp.asarray(noise) * diffusion.initial_scale(SIGMA_MAX, "leading"), sigmas)
     np.testing.assert_allclose(ours, x.numpy(), rtol=1e-4, atol=1e-4)
@@ -143,15 +143,15 @@ def test_calls_of_the_network_are_counted(name, num_steps):
 @given(scale=st.floats(0, 20))
 def test_guidance_of_equal_halves_changes_nothing(scale):
     prediction = np.float32([0.5, -2.0])
-    np.testing.assert_array_equal(diffusion.guide(prediction, prediction, np.float32(scale)), prediction)
+    np.testing.assert_array_equal(diffusion.apply_cfg(prediction, prediction, np.float32(scale)), prediction)
 
 
 def test_guidance_scales():
     np.testing.assert_allclose(diffusion.guidance_scales((1.0, 3.0), 5), [1, 1.5, 2, 2.5, 3])
     np.testing.assert_array_equal(diffusion.guidance_scales((1.2, 1.2), 1), np.float32([1.2]))
-    grown = [float(diffusion.dynamic_guidance_scales(np.float32(3.0), i, 4)) for i in range(5)]
+    grown = [float(diffusion.cosine_guidance(np.float32(3.0), i, 4)) for i in range(5)]
     np.testing.assert_allclose(grown, [1, 1 + 2 * (1 - np.sqrt(0.5)), 3, 1 + 2 * (1 + np.sqrt(0.5)), 5], rtol=1e-6)
 
 
 def test_network_is_told_a_quarter_of_the_logarithm():
-    assert float(diffusion.network_time(jnp.float32(700.0))) == pytest.approx(np.log(700) / 4, rel=1e-6)
+    assert float(diffusion.c_noise(jnp.float32(700.0))) == pytest.approx(np.log(700) / 4, rel=1e-6)

@@ -46,7 +46,7 @@ def test_the_largest_divisible_axis_of_large_arrays_is_shared():
 def test_placed_arrays_are_what_they_were():
     mesh = sharding.make_mesh(MeshConfig(), batch=2, accumulate=1)
     tree = {"kernel": np.arange(2**21, dtype=np.float32).reshape(2, -1), "bias": np.ones(3, np.float32)}
-    placed = sharding.place(tree, sharding.placement(tree, mesh))
+    placed = sharding.device_put_global(tree, sharding.placement(tree, mesh))
     assert placed["kernel"].addressable_shards[0].data.shape == (2, 2**19)
     assert placed["bias"].addressable_shards[1].data.shape == (3,)
     np.testing.assert_array_equal(placed["kernel"], tree["kernel"])
@@ -54,7 +54,7 @@ def test_placed_arrays_are_what_they_were():
 
 def test_rows_are_spread_over_the_devices():
     mesh = sharding.make_mesh(MeshConfig(), batch=4, accumulate=1)
-    rows = sharding.place_rows({"x": np.arange(8).reshape(4, 2)}, mesh)["x"]
+    rows = sharding.make_global_batch({"x": np.arange(8).reshape(4, 2)}, mesh)["x"]
     assert [shard.data.tolist() for shard in rows.addressable_shards] == [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]
 
 
@@ -78,13 +78,13 @@ def test_prime_factors(number):
     [(2, 6, (1, 6)), (3, 6, (3, 3)), (4, 5, (2, 5)), (5, 3, (5, 3))],  # what a device has
 )
 def test_rows_are_shared_before_frames(rows, frames, shape):
-    team = sharding.Team(tuple(jax.devices()))
+    team = sharding.DeviceGroup(tuple(jax.devices()))
     x = np.arange(rows * frames * 2.0).reshape(rows, frames, 2)
-    shared = sharding.spread(x, team.split(rows, frames))
+    shared = sharding.constrain(x, team.split(rows, frames))
     assert [shard.data.shape for shard in shared.addressable_shards] == [(*shape, 2)] * 2
     np.testing.assert_array_equal(shared, x)
 
 
 def test_one_device_alone_needs_no_mesh():
-    assert sharding.Team(tuple(jax.devices()[:1])).split(2, 2) is None
-    assert len(sharding.ALONE) == 1 and sharding.ALONE.everywhere is None
+    assert sharding.DeviceGroup(tuple(jax.devices()[:1])).split(2, 2) is None
+    assert len(sharding.SINGLE_DEVICE) == 1 and sharding.SINGLE_DEVICE.everywhere is None

@@ -31,7 +31,7 @@ from drender.checkpoints.torch_files import Tensor
 from drender.config import RendererConfig
 from drender.errors import InputError
 from drender.models import lora
-from drender.models.params import flatten, structure, unflatten
+from drender.models.params import abstract_module, flatten, unflatten
 from drender.models.registry import NETWORKS
 
 LORA_PREFIX = "unet."
@@ -107,8 +107,8 @@ def from_released(source: str, destination: str | Path, overwrite: bool = False,
     config, tensors = diffusers_layout.read(folder, log)
     rows = f", domain table of {config.unet.context_vocab_size} rows" if config.unet.context_embedding_type else ""
     log(f"{folder}: {'Stable Video Diffusion' if config.kind == 'svd' else f'{config.kind} renderer'}{rows}")
-    abstract = {name: structure(NETWORKS[name], getattr(config, name))[1] for name in tensors if name in NETWORKS}
-    pulled = {name: pull(tree, tensors[name], f"{folder}/{name}") for name, tree in abstract.items()}
+    abstract = {name: abstract_module(NETWORKS[name], getattr(config, name))[1] for name in tensors if name in NETWORKS}
+    pulled = {name: match_tensors(tree, tensors[name], f"{folder}/{name}") for name, tree in abstract.items()}
     if "lora" in tensors:
         pulled["lora"] = pull_lora(abstract["unet"], tensors["lora"], f"{folder}/lora")
 
@@ -120,7 +120,7 @@ def from_released(source: str, destination: str | Path, overwrite: bool = False,
     log(f"wrote {destination}")
 
 
-def pull(abstract: dict, tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+def match_tensors(abstract: dict, tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """The tensor for each parameter of a network, by our dotted path.
 
     Args:
@@ -201,7 +201,7 @@ def to_released(source: str | Path, destination: str | Path, overwrite: bool = F
       InputError: the source is no checkpoint of ours, or the destination exists or cannot be written.
     """
     config = orbax.load_config(source)
-    with files.complete_folder(destination, overwrite, diffusers_layout.is_released) as folder:
+    with files.atomic_dir(destination, overwrite, diffusers_layout.is_released) as folder:
         for name, values in diffusers_layout.json_files(config).items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
@@ -215,7 +215,7 @@ def _write(file: Path, source: str | Path, config: RendererConfig, component: st
     if component == "lora":
         abstract, prefix = None, LORA_PREFIX
     else:
-        abstract, prefix = structure(NETWORKS[component], getattr(config, component))[1], ""
+        abstract, prefix = abstract_module(NETWORKS[component], getattr(config, component))[1], ""
     arrays = flatten(orbax.load(source, component, abstract))
     read = lambda name: to_torch(name, np.asarray(arrays[name]))
     tensors = {

@@ -43,7 +43,7 @@ def save(
     Raises:
       InputError: `path` exists already, or cannot be written.
     """
-    with files.complete_folder(path, overwrite, _is_checkpoint) as folder:
+    with files.atomic_dir(path, overwrite, _is_checkpoint) as folder:
         (folder / CONFIG).write_text(json.dumps(to_dict(config), indent=2) + "\n")
         for name, tree in components.items():
             # No name holds the tree here: it is let go before the next one is made.

@@ -4,7 +4,7 @@ import jax
 
 from drender import cli
 from drender.config import DEFAULT_PASSES, DTYPES, ENVIRONMENT_LABELS
-from drender.data.augment import AugmentationRange
+from drender.data.augment import AugmentationConfig
 from drender.data.encode import encode
 from drender.data.label import label
 from drender.errors import InputError
@@ -19,7 +19,7 @@ def main() -> None:
     if command == "label":
         label(**args)
     else:
-        args["augmentation"] = AugmentationRange(args.pop("flip"), args.pop("intensity"), args.pop("rotation"))
+        args["augmentation"] = AugmentationConfig(args.pop("flip"), args.pop("intensity"), args.pop("rotation"))
         args["labels"] += ENVIRONMENT_LABELS if args.pop("environment") else ()
         encode(**args)
 

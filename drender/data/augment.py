@@ -43,7 +43,7 @@ class Augmentation:
 
 
 @dataclass(frozen=True)
-class AugmentationRange:
+class AugmentationConfig:
     """What augmentations are drawn from.
 
     Attributes:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from drender.config import ENVIRONMENT_LABELS, from_dict
-from drender.data.augment import Augmentation, AugmentationRange
+from drender.data.augment import Augmentation, AugmentationConfig
 from drender.errors import InputError
 from drender.lighting.environment import load_environment, project
 from drender.lighting.light_file import LIGHT, Light, _rotations
@@ -40,7 +40,7 @@ def _cube(path: Path, rotation: float, flip: bool, strength: float) -> jax.Array
 
 
 @dataclass(frozen=True)
-class TrainingClip:
+class LabeledClip:
     """A clip of `open_clips`. Frames are counted through its chunks, one after the other."""
 
     buffers: GBufferClip
@@ -154,7 +154,7 @@ def _fitted(label: str, image: Float32[np.ndarray, "h w 3"], size: tuple[int, in
     return crop_centre(fitted, size)
 
 
-def open_clips(path: str | Path, labels: Sequence[str]) -> list[TrainingClip]:
+def open_clips(path: str | Path, labels: Sequence[str]) -> list[LabeledClip]:
     """The clips in a folder, all of whose frames have all `labels`.
 
     InputError if there is none, and for one that lacks a label, or the light where a label is the environment's.
@@ -162,7 +162,7 @@ def open_clips(path: str | Path, labels: Sequence[str]) -> list[TrainingClip]:
     stored = [label for label in labels if label not in ENVIRONMENT_LABELS]
     # Where nothing but the light is wanted, `rgb` tells how many frames there are.
     found = find_gbuffer_clips(path, stored or ["rgb"], labels=stored or ["rgb"])
-    clips = [TrainingClip(clip) for clip in found]
+    clips = [LabeledClip(clip) for clip in found]
     if len(stored) < len(labels):
         for clip in clips:
             clip.light()
@@ -170,7 +170,7 @@ def open_clips(path: str | Path, labels: Sequence[str]) -> list[TrainingClip]:
 
 
 @dataclass(frozen=True)
-class ClipSet:
+class ClipDataset:
     """The clips of a folder as a source of training data.
 
     Attributes:
@@ -181,10 +181,10 @@ class ClipSet:
     """
 
     path: str
-    clips: list[TrainingClip]
+    clips: list[LabeledClip]
     size: tuple[int, int]
     environment_size: tuple[int, int]
-    augmentation: AugmentationRange = AugmentationRange()
+    augmentation: AugmentationConfig = AugmentationConfig()
 
     def __len__(self) -> int:
         return len(self.clips)

@@ -13,11 +13,11 @@ from tqdm import tqdm
 from drender.checkpoints.fingerprint import fingerprint
 from drender.checkpoints.orbax import load, load_config
 from drender.config import ENVIRONMENT_LABELS, RendererConfig
-from drender.data.augment import Augmentation, AugmentationRange
-from drender.data.clips import TrainingClip, open_clips
-from drender.data.latent_cache import Recipe, begin, create, missing, said
+from drender.data.augment import Augmentation, AugmentationConfig
+from drender.data.clips import LabeledClip, open_clips
+from drender.data.latent_cache import LatentCacheManifest, begin, create, missing, said
 from drender.errors import InputError
-from drender.models.params import structure
+from drender.models.params import abstract_module
 from drender.models.vae import VAE
 from drender.renderers.base import Renderer
 from drender.sharding import check_process
@@ -32,7 +32,7 @@ class Encoder(Renderer):
 
     @classmethod
     def _load_params(cls, path: str | Path, config: RendererConfig, dtype: str) -> dict[str, dict]:
-        return {"vae": load(path, "vae", structure(VAE, config.vae)[1], dtype)}
+        return {"vae": load(path, "vae", abstract_module(VAE, config.vae)[1], dtype)}
 
 
 def encode(
@@ -45,7 +45,7 @@ def encode(
     size: tuple[int, int] | None = None,
     environment_size: tuple[int, int] | None = None,
     variants: int = 1,
-    augmentation: AugmentationRange,
+    augmentation: AugmentationConfig,
     seed: int = 0,
     dtype: str | None = None,
     process: tuple[int, int] = (0, 1),
@@ -86,7 +86,7 @@ def encode(
     if len(windows) < len(clips):
         raise InputError(f"{source}: links lead to several clips of one name; rename the folders they lead to")
     encoders = [Encoder.load(checkpoint, dtype, device) for device in devices or jax.local_devices()]
-    recipe = Recipe(
+    recipe = LatentCacheManifest(
         labels=tuple(dict.fromkeys(labels)),
         frames=frames,
         size=size,
@@ -103,7 +103,7 @@ def encode(
     _write(writer, range(len(recipe.entries))[process[0] :: process[1]], threads)
 
 
-def _windows(clip: TrainingClip, frames: int) -> tuple[int, ...]:
+def _windows(clip: LabeledClip, frames: int) -> tuple[int, ...]:
     """The first frames of windows that cover every chunk which is long enough."""
     if frames > clip.longest:
         raise InputError(
@@ -134,7 +134,7 @@ class _Writer:
     InputError if the folder holds something else than the beginning of this set.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, clips: list[TrainingClip], encoders: list[Encoder]):
+    def __init__(self, folder: Path, recipe: LatentCacheManifest, clips: list[LabeledClip], encoders: list[Encoder]):
         self.folder, self.recipe, self.entries = folder, recipe, recipe.entries
         self.clips = {clip.name: clip for clip in clips}
         self.free = queue.SimpleQueue()
@@ -163,7 +163,7 @@ class _Writer:
             raise InputError(f"{self.folder}: cannot be written ({said(error)}); free space and run again") from error
 
     def _encoded(
-        self, clip: TrainingClip, frames: slice, augmentation: Augmentation
+        self, clip: LabeledClip, frames: slice, augmentation: Augmentation
     ) -> dict[str, Float16[np.ndarray, "f _h _w c"]]:
         recipe, encoded = self.recipe, {}
         light = [label for label in recipe.labels if label in ENVIRONMENT_LABELS]

@@ -10,7 +10,7 @@ from drender.config import Sampling, from_dict
 from drender.errors import InputError
 from drender.lighting.light_file import LIGHT, Light, write_light
 from drender.media.images import HDR_SUFFIXES
-from drender.media.resize import Fit
+from drender.media.resize import ResizeConfig
 from drender.renderers.inverse import InverseRenderer, chosen_passes
 from drender.sampling import execute, jobs
 from drender.sampling.record import read_record
@@ -60,9 +60,9 @@ def label(
         "checkpoint": str(checkpoint), "input": str(source), "passes": passes, "frames": frames, "overlap": 0,
         "size": size, "dtype": dtype, **sampling,
     }  # fmt: skip
-    run = jobs.InverseRun(
-        Path(source), Path(destination), cut, Fit(size=size), sampling, settings, video=False, overwrite=overwrite,
-        passes=chosen_passes(config, passes),
+    run = jobs.InverseJob(
+        Path(source), Path(destination), cut, ResizeConfig(size=size), sampling, settings, video=False,
+        overwrite=overwrite, passes=chosen_passes(config, passes),
     )  # fmt: skip
     lights = _lights(run, Path(environments)) if environments else {}
     try:
@@ -80,7 +80,7 @@ def label(
                 write_light(folder, Light(os.path.relpath(file.parent.resolve() / file.name, folder.resolve())))
 
 
-def _lights(run: jobs.InverseRun, environments: Path) -> dict[str, Path]:
+def _lights(run: jobs.InverseJob, environments: Path) -> dict[str, Path]:
     """The environment of every clip that can be read; of the others `execution.execute` will tell."""
     files = {}
     for clip in run.clips(lambda _: None):

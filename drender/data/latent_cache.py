@@ -22,7 +22,7 @@ import tensorstore as ts
 from jaxtyping import Float16
 
 from drender.config import ENVIRONMENT_LABELS, VAEConfig, from_dict, to_dict
-from drender.data.augment import AugmentationRange
+from drender.data.augment import AugmentationConfig
 from drender.errors import InputError
 from drender.files import difference
 
@@ -30,7 +30,7 @@ SET = "set.json"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class LatentCacheManifest:
     """What a set holds: the contents of its `set.json`.
 
     Attributes:
@@ -49,7 +49,7 @@ class Recipe:
     size: tuple[int, int]
     environment_size: tuple[int, int]
     variants: int
-    augmentation: AugmentationRange
+    augmentation: AugmentationConfig
     seed: int
     dtype: str
     vae: VAEConfig
@@ -71,7 +71,7 @@ class Recipe:
 # ---- Writing ----
 
 
-def begin(folder: Path, recipe: Recipe) -> None:
+def begin(folder: Path, recipe: LatentCacheManifest) -> None:
     """Makes the folder this set's; InputError if it holds something else."""
     if is_set(folder):
         before, now = to_dict(read_recipe(folder)), to_dict(recipe)
@@ -91,7 +91,7 @@ def begin(folder: Path, recipe: Recipe) -> None:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); give another folder") from error
 
 
-def create(folder: Path, recipe: Recipe, label: str) -> ts.TensorStore:
+def create(folder: Path, recipe: LatentCacheManifest, label: str) -> ts.TensorStore:
     """The array of one label, to write to."""
     chunk = (recipe.frames, *recipe.shape(label))
     metadata = {
@@ -128,17 +128,17 @@ def is_set(path: str | Path) -> bool:
     return (Path(path) / SET).is_file()
 
 
-def read_recipe(path: str | Path) -> Recipe:
+def read_recipe(path: str | Path) -> LatentCacheManifest:
     """What a set holds; InputError where `set.json` makes no sense."""
     file = Path(path) / SET
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: unreadable ({error}); encode the set anew") from None
-    return from_dict(Recipe, values, str(file))
+    return from_dict(LatentCacheManifest, values, str(file))
 
 
-def missing(path: str | Path, recipe: Recipe) -> set[int]:
+def missing(path: str | Path, recipe: LatentCacheManifest) -> set[int]:
     """The entries that a set does not have, or not all of."""
     there = []
     for label in recipe.labels:
@@ -148,7 +148,7 @@ def missing(path: str | Path, recipe: Recipe) -> set[int]:
     return set(range(len(recipe.entries))) - set.intersection(*there)
 
 
-class LatentSet:
+class LatentDataset:
     """A complete set, as a source of training data.
 
     Args:

@@ -15,11 +15,11 @@ import jax
 import numpy as np
 
 from drender.config import RendererConfig
-from drender.data.augment import AugmentationRange
-from drender.data.clips import ClipSet, open_clips
+from drender.data.augment import AugmentationConfig
+from drender.data.clips import ClipDataset, open_clips
 from drender.data.config import OBJECTIVES, DataConfig
-from drender.data.latent_cache import LatentSet, is_set
-from drender.errors import InputError, unknown
+from drender.data.latent_cache import LatentDataset, is_set
+from drender.errors import InputError, unknown_name_error
 
 Row = dict[str, np.ndarray | np.generic]
 
@@ -56,14 +56,14 @@ class TrainingData:
         data: DataConfig,
         objective: str,
         model: RendererConfig,
-        sources: Sequence[ClipSet | LatentSet],
+        sources: Sequence[ClipDataset | LatentDataset],
         rows: int,
         seed: int,
         process_index: int,
         process_count: int,
     ):
         self.data, self.objective, self.model, self.sources, self.rows = data, objective, model, sources, rows
-        self.latent = isinstance(sources[0], LatentSet)
+        self.latent = isinstance(sources[0], LatentDataset)
         self.fingerprint = sources[0].recipe.weights if self.latent else None
         # Every source goes through all its clips before any comes again, each time in another order.
         clips = [
@@ -115,7 +115,12 @@ class TrainingData:
         return {"images": read((kind,))[kind]}
 
     def _images(
-        self, source: ClipSet | LatentSet, clip: int, labels: Sequence[str], image_only: bool, rng: np.random.Generator
+        self,
+        source: ClipDataset | LatentDataset,
+        clip: int,
+        labels: Sequence[str],
+        image_only: bool,
+        rng: np.random.Generator,
     ) -> dict[str, np.ndarray]:
         """Consecutive frames of a clip; or else one of each of as many clips, this one among them."""
         if not image_only:
@@ -190,7 +195,7 @@ def _labels(data: DataConfig, objective: str, model: RendererConfig) -> tuple[st
 def _check(data: DataConfig, objective: str, model: RendererConfig) -> None:
     """InputError for values that make no sense."""
     if objective not in OBJECTIVES:
-        raise unknown("objective", objective, OBJECTIVES)
+        raise unknown_name_error("objective", objective, OBJECTIVES)
     if not data.sources:
         raise InputError("data.sources is empty; name a folder of clips or a set of cached latents")
     for source in data.sources:
@@ -207,7 +212,7 @@ def _check(data: DataConfig, objective: str, model: RendererConfig) -> None:
         raise InputError(f"data.images is {data.images}, but rows of the vae objective are all images or none: 0 or 1")
     for name in data.passes:
         if name not in model.domains:
-            raise unknown("pass in data.passes", name, model.domains)
+            raise unknown_name_error("pass in data.passes", name, model.domains)
     if not data.passes:
         raise InputError("data.passes is empty; name at least one G-buffer")
     if objective in ("forward", "environment") and not model.env_encoder:
@@ -216,27 +221,29 @@ def _check(data: DataConfig, objective: str, model: RendererConfig) -> None:
         raise InputError(f"data.rotation is {data.rotation}, but no source is real: the light of the others is exact")
 
 
-def _open_clips(data: DataConfig, model: RendererConfig, labels: Sequence[str]) -> list[ClipSet]:
+def _open_clips(data: DataConfig, model: RendererConfig, labels: Sequence[str]) -> list[ClipDataset]:
     for name, size in (("data.size", data.size), ("model.environment_size", model.environment_size)):
         if min(size) < 1 or any(side % model.vae.downscale for side in size):
             raise InputError(f"{name} is {size[0]} {size[1]}: sides must be multiples of {model.vae.downscale}, over 0")
     sources = []
     for source in data.sources:
         rotation = data.rotation if source.real else 0.0  # only an estimated light may be off
-        augmentation = AugmentationRange(data.flip, data.intensity, rotation)
+        augmentation = AugmentationConfig(data.flip, data.intensity, rotation)
         clips = open_clips(source.path, labels)
-        sources.append(ClipSet(source.path, clips, data.size, model.environment_size, augmentation))
+        sources.append(ClipDataset(source.path, clips, data.size, model.environment_size, augmentation))
     return sources
 
 
-def _open_latents(data: DataConfig, objective: str, model: RendererConfig, labels: Sequence[str]) -> list[LatentSet]:
+def _open_latents(
+    data: DataConfig, objective: str, model: RendererConfig, labels: Sequence[str]
+) -> list[LatentDataset]:
     if objective == "vae":
         raise InputError(f"the vae objective needs pixels, but {data.sources[0].path} holds cached latents")
     if model.env_encoder and not model.env_encoder.latent_encoder and objective != "inverse":
         raise InputError(f"this environment encoder takes pixels, but {data.sources[0].path} holds cached latents")
     if data.intensity != (1.0, 1.0) or data.rotation:
         raise InputError("data.intensity and data.rotation need clips; of cached latents they are options of encode")
-    sources = [LatentSet(source.path, labels) for source in data.sources]
+    sources = [LatentDataset(source.path, labels) for source in data.sources]
     wanted = {"latent channels": model.vae.latent_channels, "pixels per latent": model.vae.downscale}
     first = sources[0].recipe
     for source in sources:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float32
 
-from drender.editing.jobs import Change, Images, ReworkRun
+from drender.editing.jobs import Change, EditingJob, Images
 from drender.editing.masks import Companion
 from drender.editing.materials import check_labels, color_range, depth_range, edit, feather, scale_by, set_to
 from drender.errors import InputError
@@ -109,7 +109,7 @@ def _depth_range(bounds: Sequence[float]) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class EditRun(ReworkRun):
+class EditJob(EditingJob):
     """Material edits, one after the other. Masks look at the input, not at what the edits before made of it."""
 
     title: ClassVar[str] = "Edited G-buffers"

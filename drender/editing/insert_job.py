@@ -8,15 +8,15 @@ from typing import ClassVar
 import numpy as np
 
 from drender.editing.insertion import FileObject, Layer, RenderedObject, guide, insert, placed, with_albedo
-from drender.editing.jobs import GUIDE, PASSED_ON, Change, Images, ReworkRun
+from drender.editing.jobs import GUIDE, PASSED_ON, Change, EditingJob, Images
 from drender.editing.materials import check_labels, edit, set_to
 from drender.errors import InputError
 from drender.sampling.inputs import BufferChunks
-from drender.sampling.outputs import shown_frames
+from drender.sampling.outputs import unique_frames
 
 
 @dataclass(frozen=True)
-class InsertRun(ReworkRun):
+class InsertJob(EditingJob):
     """An object put into clips.
 
     Attributes:
@@ -58,7 +58,7 @@ class InsertRun(ReworkRun):
 class _Inserted(Change):
     unseen = "the object is nowhere to be seen; give it another --position or --depth, or look at its mask"
 
-    def __init__(self, run: InsertRun, clip: BufferChunks):
+    def __init__(self, run: InsertJob, clip: BufferChunks):
         self.run, self.clip = run, clip
 
     def __call__(self, images: Images, index: int) -> Images:
@@ -84,7 +84,7 @@ class _Inserted(Change):
         first = depth(self.clip.chunks[0], 0)
         still = self.run.inserted.still(self.clip.name)
         own, place = (np.inf, -np.inf), None
-        for chunk, i in shown_frames(self.clip.chunks, self.clip.overlap):
+        for chunk, i in unique_frames(self.clip.chunks, self.clip.overlap):
             layer = self.layer(chunk.start + i, first.shape[:2])
             near, far = layer.depth_range()
             if near <= far and place is None:

@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from drender.editing.masks import of_clip, same_view
 from drender.editing.materials import blend, to_linear, to_stored
-from drender.errors import InputError, unknown
+from drender.errors import InputError, unknown_name_error
 from drender.media.encodings import decode_normal, encode_normal, renormalised
 from drender.media.gbuffers import GBufferClip, find_gbuffer_clips
 from drender.media.resize import resize
@@ -225,7 +225,7 @@ class RenderedObject:
                 raise InputError(f"--object {shape} does not exist")
             self._mesh = meshes.read_mesh(shape)
         else:
-            hint = str(unknown("shape", shape, shapes.FAMILIES)).partition("; ")[2]
+            hint = str(unknown_name_error("shape", shape, shapes.FAMILIES)).partition("; ")[2]
             raise InputError(
                 f"--object {shape}: no folder of G-buffers, "
                 f"no mesh ({' '.join(meshes.MESH_SUFFIXES)}) and no shape; {hint}"

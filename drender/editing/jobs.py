@@ -10,13 +10,13 @@ from jaxtyping import Float32
 from tqdm import tqdm
 
 from drender.errors import InputError
-from drender.files import readable, visible_entries
-from drender.media.encodings import Format
+from drender.files import list_dir, map_collecting_errors
+from drender.media.encodings import ImageFormat
 from drender.media.gbuffers import GBufferClip, find_gbuffer_clips
 from drender.media.images import stored_bits
 from drender.sampling.inputs import BufferChunks, Chunk
-from drender.sampling.jobs import Failed, Run, keep_apart, readers
-from drender.sampling.outputs import ClipFolder, shown_frames
+from drender.sampling.jobs import Failed, Job, keep_apart, readers
+from drender.sampling.outputs import ClipOutput, unique_frames
 from drender.sampling.record import read_record
 from drender.sampling.report import PageClip
 
@@ -38,7 +38,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class ReworkRun(Run):
+class EditingJob(Job):
     """What both share. Every image that is not changed keeps its values, and its bits where `bits` is None.
 
     Attributes:
@@ -63,11 +63,11 @@ class ReworkRun(Run):
 
         found = find_gbuffer_clips(self.input, self.required(), failed, labels=(*PASSED_ON, *_recorded(self.input)))
         keep_apart(self.input, self.output, {clip.name: clip.folder for clip in found})
-        return readable(plan, [(clip,) for clip in found], failed)
+        return map_collecting_errors(plan, [(clip,) for clip in found], failed)
 
-    def folders(self, clip: BufferChunks) -> list[ClipFolder]:
+    def folders(self, clip: BufferChunks) -> list[ClipOutput]:
         settings = self.settings | {"overlap": clip.overlap}
-        return [ClipFolder(self.output, clip.name, RECORD, self.labels(clip), settings, self.overwrite)]
+        return [ClipOutput(self.output, clip.name, RECORD, self.labels(clip), settings, self.overwrite)]
 
     def labels(self, clip: BufferChunks) -> tuple[str, ...]:
         """Of the images that are written, in the order in which they are shown."""
@@ -76,7 +76,7 @@ class ReworkRun(Run):
     def process(self, nothing: tuple[()], clip: BufferChunks, progress: bool) -> Iterator[Chunk]:
         (folder,) = self.folders(clip)
         change = self.change(clip)
-        formats = {label: Format(bits=self.bits or _bits(clip.clip, label)) for label in self.labels(clip)}
+        formats = {label: ImageFormat(bits=self.bits or _bits(clip.clip, label)) for label in self.labels(clip)}
         total = sum(chunk.num_frames for chunk in clip.chunks)
         whole = not folder.done
         with tqdm(total=total, disable=None if progress else True, leave=False, unit="frame") as bar:
@@ -92,13 +92,13 @@ class ReworkRun(Run):
                 yield chunk
         if whole and change.unseen:
             warnings.warn(f"clip {clip.name!r}: {change.unseen}", stacklevel=2)
-        shown = list(shown_frames(clip.chunks, clip.overlap))
+        shown = list(unique_frames(clip.chunks, clip.overlap))
         tiles = lambda chunk, frame: [folder.read(chunk, frame, label) for label in self.labels(clip)]
         self.draw_sheet(clip.name, shown, tiles)
         self.finish(folder, shown, tiles, clip.fps)
 
     def page_clip(self, clip: BufferChunks) -> PageClip:
-        (folder,), shown = self.folders(clip), list(shown_frames(clip.chunks, clip.overlap))
+        (folder,), shown = self.folders(clip), list(unique_frames(clip.chunks, clip.overlap))
         return PageClip(clip.name, clip.fps, len(shown), readers(folder, shown, self.labels(clip)))
 
     def _changed(self, clip: BufferChunks, chunk: Chunk, change: Change) -> Iterator[Images]:
@@ -110,7 +110,7 @@ class ReworkRun(Run):
 
 def _recorded(source: Path) -> list[str]:
     """The labels that records in a folder, or in those in it, tell of: renderers may know other buffers than ours."""
-    folders = [source, *(entry for entry in visible_entries(source) if entry.is_dir())] if source.is_dir() else []
+    folders = [source, *(entry for entry in list_dir(source) if entry.is_dir())] if source.is_dir() else []
     labels = [label for folder in folders for label in read_record(folder / f"{RECORD}.json").get("labels", [])]
     return [label for label in dict.fromkeys(labels) if label != GUIDE]
 

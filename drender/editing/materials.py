@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 from scipy.ndimage import gaussian_filter1d
 
-from drender.errors import InputError, unknown
+from drender.errors import InputError, unknown_name_error
 from drender.media.color import linear_to_srgb, srgb_to_linear
 
 COLOURS = ("basecolor", "diffuse_albedo")  # sRGB-encoded; factors and soft edges act on linear light
@@ -85,7 +85,7 @@ def check_labels(labels: Sequence[str], buffers: Mapping | Sequence[str]) -> Non
     """InputError unless each label can be edited, occurs once, and is among the buffers."""
     for index, label in enumerate(labels):
         if label not in EDITABLE:
-            raise unknown("buffer to edit", label, EDITABLE)
+            raise unknown_name_error("buffer to edit", label, EDITABLE)
         if label in labels[:index]:
             raise InputError(f"{label} is changed twice by one edit; make it two edits")
         if label not in buffers:

@@ -12,7 +12,7 @@ from einops import repeat
 from jaxtyping import ArrayLike, Float32
 from scipy.spatial.transform import Rotation
 
-from drender.errors import InputError, unknown
+from drender.errors import InputError, unknown_name_error
 from drender.files import natural_order
 
 ELEVATION_SIGNS = ("released", "up")
@@ -34,7 +34,7 @@ def camera_rotations(
     if not np.isfinite(elevation):
         raise InputError(f"elevation {elevation} is not a number of degrees")
     if elevation_sign not in ELEVATION_SIGNS:
-        raise unknown("elevation sign", elevation_sign, ELEVATION_SIGNS)
+        raise unknown_name_error("elevation sign", elevation_sign, ELEVATION_SIGNS)
     if poses is None:
         turn = np.deg2rad(elevation if elevation_sign == "released" else -elevation)
         c, s = np.cos(turn), np.sin(turn)

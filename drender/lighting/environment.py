@@ -18,9 +18,9 @@ import numpy as np
 from einops import rearrange, repeat
 from jaxtyping import Array, ArrayLike, Float, Float32, Int
 
-from drender.errors import InputError, unknown
+from drender.errors import InputError, unknown_name_error
 from drender.lighting.camera import camera_rotations, light_angles, light_orientation
-from drender.lighting.latlong import LDR_WHITE, LOG_WHITE, automatic_exposure, beyond_range, light_image, map_files
+from drender.lighting.latlong import LDR_WHITE, LOG_WHITE, automatic_exposure, load_latlong, map_files, range_warning
 
 CUBE_SIZE = 512
 PROJECTIONS = ("frame", "ball")
@@ -133,8 +133,8 @@ class Environment:
 
     def _load(self, index: int, warn: bool) -> Float32[Array, "6 n n 3"]:
         source = self._sources[index]
-        image = light_image(source, **self._how, warn=warn)
-        if not self._warned and (doubt := beyond_range(image)):
+        image = load_latlong(source, **self._how, warn=warn)
+        if not self._warned and (doubt := range_warning(image)):
             self._warned = True
             warnings.warn(f"environment {source if isinstance(source, str | Path) else 'array'} {doubt}", stacklevel=2)
         return _latlong_to_cube(image, self._orientation)
@@ -147,7 +147,7 @@ def load_environment(
     source: str | Path | ArrayLike, rotation: float = 180.0, flip: bool = False, strength: float = 1.0
 ) -> Float32[Array, "6 n n 3"]:
     """The cube map of `light_image`: faces +x −x +y −y +z −z, n = CUBE_SIZE."""
-    return _latlong_to_cube(light_image(source, rotation, flip, strength), light_orientation())
+    return _latlong_to_cube(load_latlong(source, rotation, flip, strength), light_orientation())
 
 
 @jax.jit
@@ -217,7 +217,7 @@ def _bilinear(texel: Callable, row: Float32[Array, "*b"], column: Float32[Array,
 def check_projection(size: tuple[int, int], projection: str) -> None:
     """InputError for an unknown projection, a size (H, W) that is not positive, or a ball that is not square."""
     if projection not in PROJECTIONS:
-        raise unknown("projection", projection, PROJECTIONS)
+        raise unknown_name_error("projection", projection, PROJECTIONS)
     if min(size) < 1:
         raise InputError(f"environment size {size[0]}x{size[1]} is not positive")
     if projection == "ball" and size[0] != size[1]:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, Float32
 
 from drender.errors import InputError
-from drender.files import visible_entries
+from drender.files import list_dir
 from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES, read_hdr
 
 MAX_RADIANCE = 65504.0  # the largest half float
@@ -28,7 +28,7 @@ LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)  # of linear BT.709 p
 # ---- Reading ----
 
 
-def light_image(
+def load_latlong(
     source: str | Path | ArrayLike,
     rotation: float = 180.0,
     flip: bool = False,
@@ -78,7 +78,7 @@ def map_files(folder: str | Path) -> list[Path]:
     Where there are .hdr or .exr files, images of other kinds are taken for previews. InputError if there is no map.
     """
     try:
-        entries = visible_entries(Path(folder))
+        entries = list_dir(Path(folder))
     except OSError as error:
         raise InputError(f"cannot read {folder}: {error.strerror}") from error
     for suffixes in (HDR_SUFFIXES, IMAGE_SUFFIXES):
@@ -108,11 +108,11 @@ def automatic_exposure(sources: list, strength: float = 1.0) -> float:
     evenly spaced, so that thousands need not all be read.
     """
     chosen = np.linspace(0, len(sources) - 1, min(len(sources), 16)).round().astype(int)
-    mean = np.mean([mean_luminance(light_image(sources[i], strength=strength, warn=False)) for i in chosen])
+    mean = np.mean([mean_luminance(load_latlong(sources[i], strength=strength, warn=False)) for i in chosen])
     return float(np.clip(np.log2(MEAN_LUMINANCE / mean), -64, 64)) if mean > 0 else 0.0
 
 
-def beyond_range(image: Float32[np.ndarray, "h w 3"]) -> str | None:
+def range_warning(image: Float32[np.ndarray, "h w 3"]) -> str | None:
     """What of a light the maps `env_ldr` and `env_log` cannot show, with the remedy; None if it is little.
 
     Told are more than a twentieth of the energy that lies above what `env_log` shows, more than a quarter of the sphere

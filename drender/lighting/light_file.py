@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from drender.config import to_dict
-from drender.files import replacing
+from drender.files import atomic_write
 from drender.lighting.environment import camera_rotations
 
 LIGHT = "light.json"
@@ -41,5 +41,5 @@ def _rotations(light: Light, num_frames: int) -> Float32[np.ndarray, "f 3 3"]:
 def write_light(folder: Path, light: Light) -> None:
     """Writes the `light.json` of the clip in `folder`."""
     values = {name: value for name, value in to_dict(light).items() if value is not None}
-    with replacing(folder / LIGHT) as temporary:
+    with atomic_write(folder / LIGHT) as temporary:
         temporary.write_text(json.dumps(values) + "\n")

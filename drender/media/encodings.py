@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float32
 
-from drender.errors import InputError, unknown
+from drender.errors import InputError, unknown_name_error
 from drender.media.color import linear_to_srgb, srgb_to_linear
 from drender.media.images import read_still, write_exr, write_png
 
@@ -54,7 +54,7 @@ def is_colour(label: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Format:
+class ImageFormat:
     """How images are written.
 
     Attributes:
@@ -79,7 +79,7 @@ class Format:
             ("normals", self.normals, NORMALS),
         ):
             if value not in known:
-                raise unknown(name, value, known)
+                raise unknown_name_error(name, value, known)
         if self.bits not in (8, 16):
             raise InputError(f"bits is {self.bits}; PNG has 8 or 16")
 
@@ -116,7 +116,7 @@ class Format:
 
 
 @dataclass(frozen=True)
-class Assumed:
+class InputEncoding:
     """What files hold that do not say it.
 
     Attributes:
@@ -128,10 +128,10 @@ class Assumed:
     normals: str = "opengl"
 
 
-USUAL = Assumed()
+DEFAULT = InputEncoding()
 
 
-def read(path: Path, label: str, assumed: Assumed = USUAL) -> Float32[np.ndarray, "h w 3"]:
+def read(path: Path, label: str, assumed: InputEncoding = DEFAULT) -> Float32[np.ndarray, "h w 3"]:
     """The image at `path` as it is in memory, whatever its format. Values of data beyond [0, 1] are kept.
 
     Normals in a file of floats are vectors in [−1, 1], from the channels X, Y, Z if it has them; depth is Z if there is

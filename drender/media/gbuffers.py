@@ -10,8 +10,8 @@ from jaxtyping import Float32
 
 from drender.config import CONDITIONS, DOMAINS
 from drender.errors import InputError
-from drender.files import natural_order, readable, visible_entries
-from drender.media.encodings import USUAL, Assumed, read
+from drender.files import list_dir, map_collecting_errors, natural_order
+from drender.media.encodings import DEFAULT, InputEncoding, read
 from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES
 
 # What the released layout calls a frame: its chunk and its number within.
@@ -31,7 +31,7 @@ class GBufferClip:
     labels: tuple[str, ...]  # the buffers that every frame has
     chunks: dict[int, int]  # number of frames of each chunk; layouts without chunks have one, chunk 0
     paths: dict[tuple[str, int], tuple[Path, ...]]  # (label, chunk) -> the frames in order
-    assumed: Assumed = USUAL  # of files that do not say how they are encoded
+    assumed: InputEncoding = DEFAULT  # of files that do not say how they are encoded
 
     def frames(
         self, label: str, chunk: int = 0, start: int = 0, stop: int | None = None
@@ -54,7 +54,9 @@ class GBufferClip:
         return np.stack(list(self.frames(label, chunk, start, stop)))
 
 
-def read_frames(paths: Sequence[Path], label: str, assumed: Assumed = USUAL) -> Iterator[Float32[np.ndarray, "h w 3"]]:
+def read_frames(
+    paths: Sequence[Path], label: str, assumed: InputEncoding = DEFAULT
+) -> Iterator[Float32[np.ndarray, "h w 3"]]:
     """The images of a clip, one by one, whatever their format; InputError as in `GBufferClip.frames`."""
     size = None
     for path in paths:
@@ -72,7 +74,7 @@ def find_gbuffer_clips(
     failed: Callable[[InputError], None] | None = None,
     labels: Sequence[str] = (),
     check: Callable[[str, Path], None] = lambda name, folder: None,
-    assumed: Assumed = USUAL,
+    assumed: InputEncoding = DEFAULT,
 ) -> list[GBufferClip]:
     """The clips at `path`, in natural order: the folder of one clip, or a folder of such folders.
 
@@ -92,7 +94,7 @@ def find_gbuffer_clips(
     clips = find_images(path, known)
     if not clips:
         raise InputError(f"{path}: no G-buffers there; expected files such as {frame_path('clip', 0, 0, 'basecolor')}")
-    return readable(clip, clips, failed)
+    return map_collecting_errors(clip, clips, failed)
 
 
 def find_images(path: str | Path, labels: Sequence[str]) -> list[tuple[str, dict[str, dict[str, Path]]]]:
@@ -107,7 +109,7 @@ def find_images(path: str | Path, labels: Sequence[str]) -> list[tuple[str, dict
     try:
         found = {path: _files_of_clip(path, labels)}
         if not found[path]:
-            found = {entry: _files_of_clip(entry, labels) for entry in visible_entries(path) if entry.is_dir()}
+            found = {entry: _files_of_clip(entry, labels) for entry in list_dir(path) if entry.is_dir()}
     except OSError as error:
         raise InputError(f"cannot read {error.filename or path}: {error.strerror}") from error
     return [(folder.resolve().name, files) for folder, files in found.items() if files]
@@ -116,11 +118,11 @@ def find_images(path: str | Path, labels: Sequence[str]) -> list[tuple[str, dict
 def _files_of_clip(folder: Path, labels: Sequence[str]) -> dict[str, dict[str, Path]]:
     """The images of these labels that lie in a clip's folder: label -> stem of the frame -> file."""
     files = {}
-    for entry in visible_entries(folder):
+    for entry in list_dir(folder):
         stem, _, label = entry.stem.rpartition(".")
         found = [(label, stem, entry)]
         if entry.name in labels and entry.is_dir():
-            found = [(entry.name, image.stem, image) for image in visible_entries(entry)]
+            found = [(entry.name, image.stem, image) for image in list_dir(entry)]
         for label, stem, file in found:
             if label not in labels or not stem or file.suffix.lower() not in IMAGE_SUFFIXES + HDR_SUFFIXES:
                 continue

@@ -16,7 +16,7 @@ import OpenImageIO as oiio
 from jaxtyping import Float, Float32, UInt8
 
 from drender.errors import InputError, first_line
-from drender.files import replacing, require_file
+from drender.files import atomic_write, require_file
 from drender.media.color import srgb_to_linear
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
@@ -90,7 +90,7 @@ def _write(
     for name, value in attributes.items():
         spec.attribute(name, value)
     whole = {"png": _is_whole_png, "exr": _is_whole_exr}[kind]
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         output = oiio.ImageOutput.create(kind)
         done = output.open(str(temporary), spec) and output.write_image(pixels) and output.close()
         # A full disk shows in none of the returned values, only in a message or in the file.
@@ -120,7 +120,7 @@ def to_integers(image: np.ndarray, bits: int = 8) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-class Still(NamedTuple):
+class LoadedImage(NamedTuple):
     """A picture and what its file says of it."""
 
     image: Float32[np.ndarray, "h w 3"]  # upright, over black
@@ -128,7 +128,7 @@ class Still(NamedTuple):
     attributes: dict[str, str]  # the strings in its header
 
 
-def read_still(path: str | Path, channels: Sequence[str] = ()) -> Still:
+def read_still(path: str | Path, channels: Sequence[str] = ()) -> LoadedImage:
     """The still at `path` as `read_image` gives it; the three `channels`, or one thrice, if the file has those."""
     source = open_still(path)
     spec = source.spec()
@@ -155,7 +155,7 @@ def read_still(path: str | Path, channels: Sequence[str] = ()) -> Still:
     image = np.ascontiguousarray(_upright(image, spec.get_int_attribute("Orientation", 1)))
     strings = (item for item in spec.extra_attribs if str(item.type) == "string")
     attributes = {_text(lambda: item.name): _text(lambda: item.value) for item in strings}  # noqa: B023
-    return Still(image, str(spec.format) in ("half", "float", "double"), attributes)
+    return LoadedImage(image, str(spec.format) in ("half", "float", "double"), attributes)
 
 
 def open_still(path: str | Path) -> "oiio.ImageInput":

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Float32
 
-from drender.errors import InputError, unknown
+from drender.errors import InputError, unknown_name_error
 from drender.media.encodings import renormalised
 
 Size = tuple[int, int]  # height, width
@@ -56,7 +56,7 @@ def crop_centre(frame: Float32[np.ndarray, "H W 3"], size: Size) -> Float32[np.n
 
 
 @dataclass(frozen=True)
-class Fit:
+class ResizeConfig:
     """How the frames of all clips meet the network's size.
 
     Attributes:
@@ -76,11 +76,11 @@ class Fit:
     def __post_init__(self):
         for name, value, known in (("fit mode", self.mode, MODES), ("output size", self.output, OUTPUTS)):
             if value not in known:
-                raise unknown(name, value, known)
+                raise unknown_name_error(name, value, known)
         if self.size is not None and min(self.size) < 1:
             raise InputError(f"size is {self.size[0]} {self.size[1]}; both sides must be 1 or more")
 
-    def place(self, source: Size) -> "Placement":
+    def place(self, source: Size) -> "ResizePlan":
         """Where frames of this (height, width) go."""
         source = tuple(source)
         target = self.size or source
@@ -89,11 +89,11 @@ class Fit:
             outer = cover_size(inner, inner)
         else:
             inner = outer = cover_size(source if self.mode == "cover" else target, target)
-        return Placement(inner, outer, source if self.output == "source" else inner)
+        return ResizePlan(inner, outer, source if self.output == "source" else inner)
 
 
 @dataclass(frozen=True)
-class Placement:
+class ResizePlan:
     """Where the frames of one clip go: sizes (height, width).
 
     Attributes:

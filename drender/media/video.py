@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from drender.errors import InputError
-from drender.files import readable, replacing, require_file, visible_entries
+from drender.files import atomic_write, list_dir, map_collecting_errors, require_file
 from drender.media.images import IMAGE_SUFFIXES, open_still, read_image, to_integers
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
@@ -36,7 +36,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float, qual
     if not 0 <= quality <= 10:
         raise InputError(f"quality is {quality:g}; it must be from 0 to 10")
     rate = Fraction(fps).limit_denominator(65535)
-    with replacing(path) as temporary, av.open(str(temporary), "w", options={"movflags": "faststart"}) as container:
+    with atomic_write(path) as temporary, av.open(str(temporary), "w", options={"movflags": "faststart"}) as container:
         stream = None
         for index, frame in enumerate(frames):
             height, width, _ = frame.shape
@@ -157,7 +157,7 @@ def find_clips(path: str | Path, failed: Callable[[InputError], None] | None = N
         for name, paths in found:
             if (first := named.setdefault(name, paths)) is not paths:
                 raise InputError(f"two clips are named {name!r}: {first[0]} and {paths[0]}; rename one")
-        return readable(_open_clip, found, failed)
+        return map_collecting_errors(_open_clip, found, failed)
     except OSError as error:
         raise InputError(f"cannot read {error.filename or path}: {error.strerror}") from error
 
@@ -166,7 +166,7 @@ def _clips_at(path: Path) -> list[tuple[str, list[Path]]]:
     """Names and files of the clips that a file or folder is; none if it is of another kind."""
     if not path.is_dir():
         return [(path.stem, [path])] if path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES else []
-    entries = visible_entries(path)
+    entries = list_dir(path)
     images = {entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES and not entry.is_dir()}
     others = {entry: _clips_at(entry) for entry in entries if entry not in images}
     if images and not any(others.values()):

@@ -11,7 +11,7 @@ import numpy as np
 
 from drender.config import DOMAINS
 from drender.errors import InputError
-from drender.files import natural_order, replacing
+from drender.files import atomic_write, natural_order
 from drender.media.gbuffers import RELEASED_STEM, find_images, frame_path, read_frames
 from drender.metrics.image import Scores, evaluate
 from drender.metrics.lpips import LPIPS
@@ -147,5 +147,5 @@ def write_json(path: str | Path, results: dict) -> None:
             return {name: plain(item) for name, item in value.items()}
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(plain(results), indent=1) + "\n")

@@ -11,8 +11,8 @@ from einops import rearrange, repeat
 from flax import nnx
 from jaxtyping import Array, Float
 
-from drender.models.layers import TimeMixer, TimestepEmbedding, group_norm, sinusoid
-from drender.models.params import Keys
+from drender.models.layers import AlphaBlender, TimestepEmbedding, group_norm, sinusoidal_embedding
+from drender.models.params import ParamRngs
 from drender.sharding import share_rows
 
 # Attention logits above this many elements are computed in pieces: so that memory stays bounded (1 GiB in float32), and
@@ -98,14 +98,14 @@ def _attend_at_once(q: Float[Array, "*rows t d"], k: Float[Array, "*rows u d"], 
     return (out / total).astype(v.dtype)
 
 
-def layer_norm(channels: int, *, rngs: Keys) -> nnx.LayerNorm:
+def layer_norm(channels: int, *, rngs: ParamRngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
 
 
 class Attention(nnx.Module):
     """Multi-head attention over a row's own tokens, or over the tokens of a context."""
 
-    def __init__(self, channels: int, heads: int, context_channels: int | None = None, bias=False, *, rngs: Keys):
+    def __init__(self, channels: int, heads: int, context_channels: int | None = None, bias=False, *, rngs: ParamRngs):
         context_channels = context_channels or channels
         self.heads = heads
         self.to_q = nnx.Linear(channels, channels, use_bias=bias, rngs=rngs)
@@ -143,7 +143,7 @@ class Attention(nnx.Module):
 class GEGLU(nnx.Module):
     """A linear layer gated by the GELU of another (Shazeer 2020)."""
 
-    def __init__(self, inputs: int, outputs: int, *, rngs: Keys):
+    def __init__(self, inputs: int, outputs: int, *, rngs: ParamRngs):
         self.proj = nnx.Linear(inputs, 2 * outputs, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*rows c"]) -> Float[Array, "*rows c2"]:
@@ -152,7 +152,7 @@ class GEGLU(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    def __init__(self, channels: int, *, rngs: Keys):
+    def __init__(self, channels: int, *, rngs: ParamRngs):
         hidden = 4 * channels
         # The released list has a dropout of rate 0 in the middle; the parameters' names count it.
         self.net = nnx.List([GEGLU(channels, hidden, rngs=rngs), None, nnx.Linear(hidden, channels, rngs=rngs)])
@@ -170,7 +170,9 @@ class TransformerBlock(nnx.Module):
     A spatial block attends within each frame, a temporal block along the frames at each position.
     """
 
-    def __init__(self, channels: int, heads: int, context_channels: int | None, temporal: bool = False, *, rngs: Keys):
+    def __init__(
+        self, channels: int, heads: int, context_channels: int | None, temporal: bool = False, *, rngs: ParamRngs
+    ):
         self.temporal = temporal
         if temporal:
             self.norm_in = layer_norm(channels, rngs=rngs)
@@ -205,7 +207,9 @@ class SpatioTemporalTransformer(nnx.Module):
     `image_only` is explained in `UNet.__call__`.
     """
 
-    def __init__(self, channels, heads, num_layers, context_channels, temporal_context_channels, groups, *, rngs: Keys):
+    def __init__(
+        self, channels, heads, num_layers, context_channels, temporal_context_channels, groups, *, rngs: ParamRngs
+    ):
         self.norm = group_norm(channels, groups, 1e-6, rngs=rngs)
         self.proj_in = nnx.Linear(channels, channels, rngs=rngs)
         self.transformer_blocks = nnx.List(
@@ -215,14 +219,14 @@ class SpatioTemporalTransformer(nnx.Module):
             [TransformerBlock(channels, heads, temporal_context_channels, True, rngs=rngs) for _ in range(num_layers)]
         )
         self.time_pos_embed = TimestepEmbedding(channels, 4 * channels, channels, rngs=rngs)
-        self.time_mixer = TimeMixer()
+        self.time_mixer = AlphaBlender()
         self.proj_out = nnx.Linear(channels, channels, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "b f h w c"], context: Float[Array, "b2 f2 u e"], image_only=None
     ) -> Float[Array, "b f h w c"]:
         f, h, _, c = x.shape[1:]
-        position = self.time_pos_embed(sinusoid(jnp.arange(f, dtype=jnp.float32), c))[:, None]
+        position = self.time_pos_embed(sinusoidal_embedding(jnp.arange(f, dtype=jnp.float32), c))[:, None]
         y = rearrange(self.norm(rearrange(x, "b f h w c -> (b f) h w c")), "(b f) h w c -> b f (h w) c", f=f)
         y = self.proj_in(y)
         for spatial, temporal in zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True):

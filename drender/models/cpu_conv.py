@@ -24,7 +24,7 @@ FEW_CHANNELS = 64
 PIECE = 2**21
 
 
-def correlate(
+def conv2d(
     x: Float[Array, "n h w c"],
     kernel: Float[Array, "kh kw c c2"],
     padding: Sequence[tuple[int, int]],

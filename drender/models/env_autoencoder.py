@@ -19,8 +19,8 @@ from drender.config import EnvEncoderConfig
 from drender.errors import InputError
 from drender.models.attention import Attention, FeedForward, layer_norm
 from drender.models.env_encoder import EnvEncoder
-from drender.models.layers import ResnetBlock, Upsample, call, conv, group_norm, rematerialised
-from drender.models.params import Keys
+from drender.models.layers import ResnetBlock, Upsample, call, conv, group_norm, maybe_remat
+from drender.models.params import ParamRngs
 from drender.models.vae import EPS
 
 DIRECTIONS = "env_nrm"
@@ -39,7 +39,7 @@ def latent_channels(config: EnvEncoderConfig) -> int:
 class DirectionEncoder(EnvEncoder):
     """E_dir: the environment encoder on one latent, with a SiLU after its first convolution."""
 
-    def __init__(self, config: EnvEncoderConfig, *, rngs: Keys):
+    def __init__(self, config: EnvEncoderConfig, *, rngs: ParamRngs):
         super().__init__(dataclasses.replace(config, in_channels=latent_channels(config)), rngs=rngs)
 
     def stem(self, x: Float[Array, "rows h w c"]) -> Float[Array, "rows h w c2"]:
@@ -49,7 +49,7 @@ class DirectionEncoder(EnvEncoder):
 class LightTransformer(nnx.Module):
     """Cross-attention from directions to light, within a frame, and a feed-forward; no self-attention."""
 
-    def __init__(self, channels: int, groups: int, *, rngs: Keys):
+    def __init__(self, channels: int, groups: int, *, rngs: ParamRngs):
         # Heads of 64 channels, or as near to it as divides them.
         heads = next(n for n in range(max(1, channels // HEAD_SIZE), 0, -1) if channels % n == 0)
         self.norm = group_norm(channels, groups, EPS, rngs=rngs)
@@ -73,7 +73,7 @@ class LightTransformer(nnx.Module):
 class UpBlock(nnx.Module):
     """Residual blocks, then the size of the next finer level."""
 
-    def __init__(self, inputs: int, outputs: int, config: EnvEncoderConfig, upsample: bool, *, rngs: Keys):
+    def __init__(self, inputs: int, outputs: int, config: EnvEncoderConfig, upsample: bool, *, rngs: ParamRngs):
         channels = [inputs] + [outputs] * (config.num_res_blocks - 1)
         groups = config.norm_num_groups
         self.resnets = nnx.List([ResnetBlock(c, outputs, None, groups, EPS, rngs=rngs) for c in channels])
@@ -81,7 +81,7 @@ class UpBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "rows h w c"], size: tuple[int, int], remat: bool) -> Float[Array, "rows _ _ _"]:
         for resnet in self.resnets:
-            x = rematerialised(call, remat)(resnet, x)
+            x = maybe_remat(call, remat)(resnet, x)
         for upsample in self.upsamplers:
             x = upsample(x, size)
         return x
@@ -90,7 +90,7 @@ class UpBlock(nnx.Module):
 class EnvDecoder(nnx.Module):
     """D: from the coarsest level to the finest, the light from each direction, added to what is known of it."""
 
-    def __init__(self, config: EnvEncoderConfig, *, rngs: Keys):
+    def __init__(self, config: EnvEncoderConfig, *, rngs: ParamRngs):
         images = [label for label in config.in_labels if label != DIRECTIONS]
         channels, groups = config.channels[::-1], config.norm_num_groups
         finer = [*channels[1:], channels[-1]]
@@ -113,7 +113,7 @@ class EnvDecoder(nnx.Module):
           light, directions: `features` of E and of E_dir, from the finest level to the coarsest.
           remat: compute the inside of every layer again in the backward pass.
         """
-        f, apply = light[0].shape[1], rematerialised(call, remat)
+        f, apply = light[0].shape[1], maybe_remat(call, remat)
         rows = lambda levels: [rearrange(x, "b f h w c -> (b f) h w c") for x in levels[::-1]]
         finer = [level.shape[2:4] for level in (light[0], *light[:-1])][::-1]
         x = 0

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from drender.config import EnvEncoderConfig
 from drender.models.layers import conv, strided_conv
-from drender.models.params import Keys
+from drender.models.params import ParamRngs
 from drender.models.vae import DownEncoderBlock
 
 STEM_CHANNELS = (16, 32, 96, 256)
@@ -18,7 +18,7 @@ STEM_CHANNELS = (16, 32, 96, 256)
 class PixelStem(nnx.Module):
     """For `latent_encoder: false`: pixels to an eighth of their size, by plain and stride-2 convolutions."""
 
-    def __init__(self, inputs: int, outputs: int, *, rngs: Keys):
+    def __init__(self, inputs: int, outputs: int, *, rngs: ParamRngs):
         self.conv_in = conv(inputs, STEM_CHANNELS[0], rngs=rngs)
         blocks = []
         for before, after in itertools.pairwise(STEM_CHANNELS):
@@ -35,7 +35,7 @@ class PixelStem(nnx.Module):
 class EnvEncoder(nnx.Module):
     """Per frame: a convolution, then one `DownEncoderBlock` per level; every level's output is a level of context."""
 
-    def __init__(self, config: EnvEncoderConfig, *, rngs: Keys):
+    def __init__(self, config: EnvEncoderConfig, *, rngs: ParamRngs):
         self.config = config
         channels = config.channels
         stem = conv if config.latent_encoder else PixelStem

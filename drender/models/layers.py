@@ -14,15 +14,15 @@ from einops import rearrange, reduce, repeat
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from drender.models.cpu_conv import correlate
-from drender.models.params import Keys
+from drender.models.cpu_conv import conv2d
+from drender.models.params import ParamRngs
 
 
 def call(block: Callable, *arguments):
     return block(*arguments)
 
 
-def rematerialised(fn: Callable, remat: bool) -> Callable:
+def maybe_remat(fn: Callable, remat: bool) -> Callable:
     """With `remat` a function of modules and arrays of which the backward pass keeps nothing but the arguments.
 
     What is inside is computed again (Chen et al. 2016), one call of `fn` at a time: time for memory.
@@ -42,11 +42,11 @@ class Conv(nnx.Conv):
             reach = [min(k // 2, size - 1) for k, size in zip(kernel.shape[:2], x.shape[1:3], strict=True)]
             middle = [slice(k // 2 - r, k // 2 + r + 1) for k, r in zip(kernel.shape[:2], reach, strict=True)]
             kernel, padding = kernel[*middle], [(r, r) for r in reach]
-        y = correlate(x, kernel, padding, self.strides) + self.bias[...]
+        y = conv2d(x, kernel, padding, self.strides) + self.bias[...]
         return y.reshape(*rows, *y.shape[1:])
 
 
-def conv(inputs: int, outputs: int, kernel: int | tuple = 3, *, rngs: Keys) -> Conv:
+def conv(inputs: int, outputs: int, kernel: int | tuple = 3, *, rngs: ParamRngs) -> Conv:
     return Conv(inputs, outputs, (kernel, kernel) if isinstance(kernel, int) else kernel, rngs=rngs)
 
 
@@ -66,11 +66,11 @@ class GroupNorm(nnx.GroupNorm):
         return means.reshape(len(y), *[1] * (y.ndim - 2), y.shape[-1])
 
 
-def group_norm(channels: int, groups: int, eps: float, *, rngs: Keys) -> GroupNorm:
+def group_norm(channels: int, groups: int, eps: float, *, rngs: ParamRngs) -> GroupNorm:
     return GroupNorm(channels, groups, epsilon=eps, rngs=rngs)
 
 
-def sinusoid(x: Float[Array, "*shape"], size: int) -> Float[Array, "*shape {size}"]:
+def sinusoidal_embedding(x: Float[Array, "*shape"], size: int) -> Float[Array, "*shape {size}"]:
     """Transformer position features of a number, cosines first, in float32 (Vaswani et al. 2017, section 3.5)."""
     frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(size // 2, dtype=jnp.float32) / (size // 2))
     angles = x.astype(jnp.float32)[..., None] * frequencies
@@ -80,7 +80,7 @@ def sinusoid(x: Float[Array, "*shape"], size: int) -> Float[Array, "*shape {size
 class TimestepEmbedding(nnx.Module):
     """The MLP over `sinusoid` features."""
 
-    def __init__(self, inputs: int, hidden: int, outputs: int, *, rngs: Keys):
+    def __init__(self, inputs: int, hidden: int, outputs: int, *, rngs: ParamRngs):
         self.linear_1 = nnx.Linear(inputs, hidden, rngs=rngs)
         self.linear_2 = nnx.Linear(hidden, outputs, rngs=rngs)
 
@@ -89,7 +89,7 @@ class TimestepEmbedding(nnx.Module):
         return self.linear_2(jax.nn.silu(self.linear_1(features)))
 
 
-class TimeMixer(nnx.Module):
+class AlphaBlender(nnx.Module):
     """Blends the spatial and the temporal branch by one learned factor."""
 
     def __init__(self, weighs_temporal: bool = False):
@@ -116,7 +116,7 @@ class ResnetBlock(nnx.Module):
     exactly torch's (3, 1, 1) convolution, and a 2-D convolution is faster than a 3-D one.
     """
 
-    def __init__(self, inputs, outputs, time_channels, groups, eps, kernel=(3, 3), *, rngs: Keys):
+    def __init__(self, inputs, outputs, time_channels, groups, eps, kernel=(3, 3), *, rngs: ParamRngs):
         self.norm1 = group_norm(inputs, groups, eps, rngs=rngs)
         self.conv1 = conv(inputs, outputs, kernel, rngs=rngs)
         self.time_emb_proj = nnx.Linear(time_channels, outputs, rngs=rngs) if time_channels else None
@@ -139,13 +139,13 @@ class SpatioTemporalResBlock(nnx.Module):
     """A residual block over each frame, then one over time, blended; `image_only` is explained in `UNet.__call__`."""
 
     def __init__(
-        self, inputs, outputs, time_channels, groups, eps, temporal_eps=None, weighs_temporal=False, *, rngs: Keys
+        self, inputs, outputs, time_channels, groups, eps, temporal_eps=None, weighs_temporal=False, *, rngs: ParamRngs
     ):
         self.spatial_res_block = ResnetBlock(inputs, outputs, time_channels, groups, eps, rngs=rngs)
         self.temporal_res_block = ResnetBlock(
             outputs, outputs, time_channels, groups, temporal_eps or eps, (3, 1), rngs=rngs
         )
-        self.time_mixer = TimeMixer(weighs_temporal)
+        self.time_mixer = AlphaBlender(weighs_temporal)
 
     def __call__(self, x: Float[Array, "b f h w c"], time=None, image_only=None) -> Float[Array, "b f h w c2"]:
         f, h = x.shape[1:3]
@@ -157,7 +157,7 @@ class SpatioTemporalResBlock(nnx.Module):
         return rearrange(self.time_mixer(spatial, temporal, image_only), "b f (h w) c -> b f h w c", h=h)
 
 
-def strided_conv(inputs: int, outputs: int, one_sided: bool = False, *, rngs: Keys) -> Conv:
+def strided_conv(inputs: int, outputs: int, one_sided: bool = False, *, rngs: ParamRngs) -> Conv:
     """A 3×3 convolution of stride 2, padded by one all around, or on the right and bottom only."""
     return Conv(inputs, outputs, (3, 3), strides=2, padding=[(int(not one_sided), 1)] * 2, rngs=rngs)
 
@@ -165,7 +165,7 @@ def strided_conv(inputs: int, outputs: int, one_sided: bool = False, *, rngs: Ke
 class Downsample(nnx.Module):
     """Half the size; the VAE pads on one side only."""
 
-    def __init__(self, channels: int, one_sided: bool = False, *, rngs: Keys):
+    def __init__(self, channels: int, one_sided: bool = False, *, rngs: ParamRngs):
         self.conv = strided_conv(channels, channels, one_sided, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*rows h w c"]) -> Float[Array, "*rows h2 w2 c"]:
@@ -175,7 +175,7 @@ class Downsample(nnx.Module):
 class Upsample(nnx.Module):
     """Nearest neighbour to twice the size, then a convolution."""
 
-    def __init__(self, channels: int, *, rngs: Keys):
+    def __init__(self, channels: int, *, rngs: ParamRngs):
         self.conv = conv(channels, channels, rngs=rngs)
 
     def __call__(

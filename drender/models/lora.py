@@ -19,7 +19,7 @@ from einops import repeat
 from flax import nnx
 from jaxtyping import Array, Float
 
-from drender.errors import InputError, unknown
+from drender.errors import InputError, unknown_name_error
 
 
 def init(params: dict, rank: int, targets: Sequence[str], seed: int, alpha: float | None = None) -> dict:
@@ -40,7 +40,7 @@ def init(params: dict, rank: int, targets: Sequence[str], seed: int, alpha: floa
     names = {_layer_name(path) for path in layers}
     for target in targets:
         if target not in names:
-            raise unknown("LoRA target", target, names)
+            raise unknown_name_error("LoRA target", target, names)
     random = np.random.default_rng(seed)
     factors = {}
     for path, (inputs, outputs) in layers.items():

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array
 
 
-class Keys:
+class ParamRngs:
     """A stream of random keys, one per parameter; stands where flax takes `nnx.Rngs`.
 
     It counts in Python. `nnx.Rngs` counts in a traced variable, and tracing a thousand parameters takes half a minute.
@@ -24,12 +24,12 @@ class Keys:
 
 
 @functools.cache
-def structure(network: type[nnx.Module], config: Any) -> tuple[nnx.GraphDef, dict]:
+def abstract_module(network: type[nnx.Module], config: Any) -> tuple[nnx.GraphDef, dict]:
     """The graph definition of a network, and its parameters as a nested dict of shapes, without their memory.
 
     `nnx.merge(graphdef, params)` makes the network of a nested dict of arrays.
     """
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: network(config, rngs=Keys(jax.random.key(0)))))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: network(config, rngs=ParamRngs(jax.random.key(0)))))
     return graphdef, nnx.to_pure_dict(state)
 
 

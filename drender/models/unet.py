@@ -23,10 +23,10 @@ from drender.models.layers import (
     Upsample,
     conv,
     group_norm,
-    rematerialised,
-    sinusoid,
+    maybe_remat,
+    sinusoidal_embedding,
 )
-from drender.models.params import Keys
+from drender.models.params import ParamRngs
 
 # A domain embedding longer than this is scaled back to it when looked up, as torch's `nn.Embedding(max_norm=10)` does.
 MAX_DOMAIN_NORM = 10.0
@@ -38,7 +38,9 @@ Context = Float[Array, "b2 f2 n e"] | list[Float[Array, "_ _ _ _"]]
 class Block(nnx.Module):
     """Residual blocks, each followed by a transformer where the level has cross-attention."""
 
-    def __init__(self, config: UNetConfig, level: int, channels: list[int], attention: bool, eps: float, *, rngs: Keys):
+    def __init__(
+        self, config: UNetConfig, level: int, channels: list[int], attention: bool, eps: float, *, rngs: ParamRngs
+    ):
         """channels: the input channels of each residual block."""
         outputs, groups = config.block_out_channels[level], config.norm_num_groups
         self.resnets = nnx.List(
@@ -59,7 +61,7 @@ def _layer(resnet, attention, inputs: list[Array], context, time, image_only) ->
 
 
 class DownBlock(Block):
-    def __init__(self, config: UNetConfig, level: int, *, rngs: Keys):
+    def __init__(self, config: UNetConfig, level: int, *, rngs: ParamRngs):
         inputs = config.block_out_channels[max(level - 1, 0)]
         outputs = config.block_out_channels[level]
         attention = config.down_block_types[level].startswith("CrossAttn")
@@ -81,7 +83,7 @@ class DownBlock(Block):
 
 
 class MidBlock(nnx.Module):
-    def __init__(self, config: UNetConfig, *, rngs: Keys):
+    def __init__(self, config: UNetConfig, *, rngs: ParamRngs):
         channels = config.block_out_channels[-1]
         resnet = lambda: SpatioTemporalResBlock(
             channels, channels, time_channels(config), config.norm_num_groups, 1e-5, rngs=rngs
@@ -95,7 +97,7 @@ class MidBlock(nnx.Module):
 
 
 class UpBlock(Block):
-    def __init__(self, config: UNetConfig, level: int, *, rngs: Keys):
+    def __init__(self, config: UNetConfig, level: int, *, rngs: ParamRngs):
         """level: counted as on the way down; the up path begins at the last."""
         levels = config.block_out_channels
         outputs, below, above = levels[level], levels[min(level + 1, len(levels) - 1)], levels[max(level - 1, 0)]
@@ -120,7 +122,7 @@ def time_channels(config: UNetConfig) -> int:
     return 4 * config.block_out_channels[0]
 
 
-def transformer(config: UNetConfig, level: int, *, rngs: Keys) -> SpatioTemporalTransformer:
+def transformer(config: UNetConfig, level: int, *, rngs: ParamRngs) -> SpatioTemporalTransformer:
     return SpatioTemporalTransformer(
         config.block_out_channels[level],
         config.num_attention_heads[level],
@@ -135,7 +137,7 @@ def transformer(config: UNetConfig, level: int, *, rngs: Keys) -> SpatioTemporal
 class UNet(nnx.Module):
     """Predicts F of the preconditioned denoiser (see `diffusion.py`) from noisy and conditioning latents."""
 
-    def __init__(self, config: UNetConfig, *, rngs: Keys):
+    def __init__(self, config: UNetConfig, *, rngs: ParamRngs):
         self.config = config
         first = config.block_out_channels[0]
         self.conv_in = conv(config.in_channels, first, rngs=rngs)
@@ -182,7 +184,7 @@ class UNet(nnx.Module):
         """
         dtype = self.conv_in.kernel[...].dtype
         time = self._time_features(time, micro_conditioning)
-        layer = rematerialised(functools.partial(_layer, time=time, image_only=image_only), remat)
+        layer = maybe_remat(functools.partial(_layer, time=time, image_only=image_only), remat)
         down, mid, up = self._contexts(context, domain, dtype)
 
         x = self.conv_in(x.astype(dtype))
@@ -198,8 +200,8 @@ class UNet(nnx.Module):
         return rearrange(self.conv_out(x), "(b f) h w c -> b f h w c", f=f).astype(jnp.float32)
 
     def _time_features(self, time, micro_conditioning) -> Float[Array, "b e"]:
-        micro = sinusoid(micro_conditioning, self.config.addition_time_embed_dim)
-        features = self.time_embedding(sinusoid(time, self.config.block_out_channels[0]))
+        micro = sinusoidal_embedding(micro_conditioning, self.config.addition_time_embed_dim)
+        features = self.time_embedding(sinusoidal_embedding(time, self.config.block_out_channels[0]))
         return features + self.add_embedding(rearrange(micro, "b i e -> b (i e)"))
 
     def _contexts(self, context: Context, domain, dtype) -> tuple[list[Array], Array, list[Array]]:

@@ -18,9 +18,9 @@ from drender.models.layers import (
     call,
     conv,
     group_norm,
-    rematerialised,
+    maybe_remat,
 )
-from drender.models.params import Keys
+from drender.models.params import ParamRngs
 
 EPS = 1e-6
 TEMPORAL_EPS = 1e-5
@@ -29,21 +29,23 @@ TEMPORAL_EPS = 1e-5
 class DownEncoderBlock(nnx.Module):
     """Residual blocks, then half the size where wanted; the VAE pads that on one side only."""
 
-    def __init__(self, inputs, outputs, num_layers, groups, downsample: bool, one_sided: bool = True, *, rngs: Keys):
+    def __init__(
+        self, inputs, outputs, num_layers, groups, downsample: bool, one_sided: bool = True, *, rngs: ParamRngs
+    ):
         channels = [inputs] + [outputs] * (num_layers - 1)
         self.resnets = nnx.List([ResnetBlock(c, outputs, None, groups, EPS, rngs=rngs) for c in channels])
         self.downsamplers = nnx.List([Downsample(outputs, one_sided, rngs=rngs)] if downsample else [])
 
     def __call__(self, x: Float[Array, "rows h w c"], remat: bool = False) -> Float[Array, "rows h2 w2 c2"]:
         for layer in (*self.resnets, *self.downsamplers):
-            x = rematerialised(call, remat)(layer, x)
+            x = maybe_remat(call, remat)(layer, x)
         return x
 
 
 class FrameAttention(Attention):
     """Self-attention with one head over all positions of a frame, with norm and residual."""
 
-    def __init__(self, channels: int, groups: int, *, rngs: Keys):
+    def __init__(self, channels: int, groups: int, *, rngs: ParamRngs):
         super().__init__(channels, heads=1, bias=True, rngs=rngs)
         self.group_norm = group_norm(channels, groups, EPS, rngs=rngs)
 
@@ -53,18 +55,18 @@ class FrameAttention(Attention):
 
 
 class EncoderMidBlock(nnx.Module):
-    def __init__(self, channels: int, groups: int, *, rngs: Keys):
+    def __init__(self, channels: int, groups: int, *, rngs: ParamRngs):
         self.attentions = nnx.List([FrameAttention(channels, groups, rngs=rngs)])
         self.resnets = nnx.List([ResnetBlock(channels, channels, None, groups, EPS, rngs=rngs) for _ in range(2)])
 
     def __call__(self, x: Float[Array, "rows h w c"], remat: bool) -> Float[Array, "rows h w c"]:
         for layer in (self.resnets[0], self.attentions[0], self.resnets[1]):
-            x = rematerialised(call, remat)(layer, x)
+            x = maybe_remat(call, remat)(layer, x)
         return x
 
 
 class Encoder(nnx.Module):
-    def __init__(self, config: VAEConfig, *, rngs: Keys):
+    def __init__(self, config: VAEConfig, *, rngs: ParamRngs):
         levels, groups = config.block_out_channels, config.norm_num_groups
         self.conv_in = conv(config.in_channels, levels[0], rngs=rngs)
         self.down_blocks = nnx.List(
@@ -84,27 +86,27 @@ class Encoder(nnx.Module):
         for block in self.down_blocks:
             x = block(x, remat)
         x = self.mid_block(x, remat)
-        return rematerialised(_head, remat)(self.conv_norm_out, self.conv_out, x)
+        return maybe_remat(_head, remat)(self.conv_norm_out, self.conv_out, x)
 
 
 def _head(norm: GroupNorm, conv: Conv, x: Float[Array, "rows h w c"]) -> Float[Array, "rows h w c2"]:
     return conv(jax.nn.silu(norm(x)))
 
 
-def _decoder_resnet(inputs: int, outputs: int, groups: int, *, rngs: Keys) -> SpatioTemporalResBlock:
+def _decoder_resnet(inputs: int, outputs: int, groups: int, *, rngs: ParamRngs) -> SpatioTemporalResBlock:
     return SpatioTemporalResBlock(inputs, outputs, None, groups, EPS, TEMPORAL_EPS, weighs_temporal=True, rngs=rngs)
 
 
 def _decoded(
     resnet: SpatioTemporalResBlock, x: Float[Array, "b f h w c"], remat: bool, images: bool
 ) -> Float[Array, "b f h w c2"]:
-    return rematerialised(lambda resnet, x: resnet(x, image_only=images or None), remat)(resnet, x)
+    return maybe_remat(lambda resnet, x: resnet(x, image_only=images or None), remat)(resnet, x)
 
 
 class UpDecoderBlock(nnx.Module):
     """Residual blocks, then twice the size."""
 
-    def __init__(self, inputs, outputs, num_layers, groups, upsample: bool, *, rngs: Keys):
+    def __init__(self, inputs, outputs, num_layers, groups, upsample: bool, *, rngs: ParamRngs):
         channels = [inputs] + [outputs] * (num_layers - 1)
         self.resnets = nnx.List([_decoder_resnet(c, outputs, groups, rngs=rngs) for c in channels])
         self.upsamplers = nnx.List([Upsample(outputs, rngs=rngs)] if upsample else [])
@@ -113,12 +115,12 @@ class UpDecoderBlock(nnx.Module):
         for resnet in self.resnets:
             x = _decoded(resnet, x, remat, images)
         for upsample in self.upsamplers:
-            x = rematerialised(call, remat)(upsample, x)
+            x = maybe_remat(call, remat)(upsample, x)
         return x
 
 
 class DecoderMidBlock(nnx.Module):
-    def __init__(self, channels: int, num_layers: int, groups: int, *, rngs: Keys):
+    def __init__(self, channels: int, num_layers: int, groups: int, *, rngs: ParamRngs):
         self.attentions = nnx.List([FrameAttention(channels, groups, rngs=rngs)])
         self.resnets = nnx.List([_decoder_resnet(channels, channels, groups, rngs=rngs) for _ in range(num_layers)])
 
@@ -127,13 +129,13 @@ class DecoderMidBlock(nnx.Module):
         x = _decoded(self.resnets[0], x, remat, images)
         if len(self.resnets) > 1:
             # The released decoder pairs resnets and attentions, of which there is one, and drops what is left over.
-            x = rematerialised(call, remat)(self.attentions[0], rearrange(x, "b f h w c -> (b f) h w c"))
+            x = maybe_remat(call, remat)(self.attentions[0], rearrange(x, "b f h w c -> (b f) h w c"))
             x = _decoded(self.resnets[1], rearrange(x, "(b f) h w c -> b f h w c", f=f), remat, images)
         return x
 
 
 class TemporalDecoder(nnx.Module):
-    def __init__(self, config: VAEConfig, *, rngs: Keys):
+    def __init__(self, config: VAEConfig, *, rngs: ParamRngs):
         levels, groups = config.block_out_channels[::-1], config.norm_num_groups
         self.conv_in = conv(config.latent_channels, levels[0], rngs=rngs)
         self.mid_block = DecoderMidBlock(levels[0], config.layers_per_block, groups, rngs=rngs)
@@ -155,7 +157,7 @@ class TemporalDecoder(nnx.Module):
         for block in self.up_blocks:
             x = block(x, remat, images)
         h, x = x.shape[2], rearrange(x, "b f h w c -> (b f) h w c")
-        x = rematerialised(_head, remat)(self.conv_norm_out, self.conv_out, x)
+        x = maybe_remat(_head, remat)(self.conv_norm_out, self.conv_out, x)
         run = 1 if images else f
         x = self.time_conv_out(rearrange(x, "(b f) h w c -> b f (h w) c", f=run))
         return rearrange(x, "(b run) f (h w) c -> b (run f) h w c", b=len(z), h=h)
@@ -167,7 +169,7 @@ class VAE(nnx.Module):
     With `remat` the inside of every layer is computed again in the backward pass.
     """
 
-    def __init__(self, config: VAEConfig, *, rngs: Keys):
+    def __init__(self, config: VAEConfig, *, rngs: ParamRngs):
         self.config = config
         self.encoder = Encoder(config, rngs=rngs)
         self.decoder = TemporalDecoder(config, rngs=rngs)

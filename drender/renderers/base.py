@@ -21,13 +21,13 @@ from tqdm import tqdm
 from drender import assets, diffusion
 from drender.checkpoints import orbax
 from drender.config import DTYPES, RendererConfig, Sampling, from_dict
-from drender.errors import InputError, unknown
+from drender.errors import InputError, unknown_name_error
 from drender.models import lora
-from drender.models.params import structure
+from drender.models.params import abstract_module
 from drender.models.registry import NETWORKS
 from drender.renderers import denoiser
-from drender.renderers.windows import Windowed, cross_fade, match_range, plan_windows, whole
-from drender.sharding import ALONE, Team, cache_compilations, compiler_options, sharing, spread
+from drender.renderers.windows import WindowedLatents, cross_fade, match_range, plan_windows, whole
+from drender.sharding import SINGLE_DEVICE, DeviceGroup, cache_compilations, compiler_options, constrain, sharing
 
 # Frames that go through an encoder at a time: enough to fill a GPU, few enough for its memory.
 ENCODE_RUN = 8
@@ -40,14 +40,14 @@ class Renderer:
     # Set by another thread, it ends what is being sampled in this one, with a KeyboardInterrupt.
     stopped = threading.Event()
 
-    def __init__(self, config: RendererConfig, params: Mapping[str, dict], team: Team = ALONE):
+    def __init__(self, config: RendererConfig, params: Mapping[str, dict], team: DeviceGroup = SINGLE_DEVICE):
         """
         Args:
           params: nested dicts of arrays per component, on all devices; their dtype is the one that is computed in.
           team: the devices that share a clip, if there are several.
         """
         self.config, self.params, self.team = config, dict(params), team
-        graphs = {name: structure(NETWORKS[name], getattr(config, name))[0] for name in params}
+        graphs = {name: abstract_module(NETWORKS[name], getattr(config, name))[0] for name in params}
         platform = team.devices[0].platform if team.devices else jax.default_backend()
         compiled = functools.partial(
             jax.jit,
@@ -58,7 +58,7 @@ class Renderer:
         self._encode = compiled(_method(graphs["vae"], "encode"))
         self._decode = compiled(_method(graphs["vae"], "decode"))
         if "unet" in graphs:
-            self._clean = compiled(functools.partial(denoiser.clean, graphs["unet"]))
+            self._clean = compiled(functools.partial(denoiser.denoise, graphs["unet"]))
         if "env_encoder" in graphs:
             self._encode_light = compiled(_method(graphs["env_encoder"], "__call__"))
 
@@ -84,14 +84,14 @@ class Renderer:
         devices = (device,) if isinstance(device, jax.Device) else tuple(device or jax.devices()[:1])
         dtype = dtype or ("float32" if devices[0].platform == "cpu" else "bfloat16")
         if dtype not in DTYPES:
-            raise unknown("dtype", dtype, DTYPES)
+            raise unknown_name_error("dtype", dtype, DTYPES)
         path = path or assets.checkpoint(cls.kind)
         config = cls.load_config(path)
         with jax.default_device(devices[0]):
             params = cls._load_params(path, config, dtype)
             if lora_scale and "unet" in params and "lora" in orbax.components(path):
                 params["unet"] = lora.merge(params["unet"], orbax.load(path, "lora"), lora_scale)
-            team = Team(devices)
+            team = DeviceGroup(devices)
             return cls(config, jax.device_put(params, team.everywhere), team)
 
     @classmethod
@@ -105,7 +105,7 @@ class Renderer:
     @classmethod
     def _load_params(cls, path: str | Path, config: RendererConfig, dtype: str) -> dict[str, dict]:
         names = [name for name in NETWORKS if getattr(config, name) is not None]
-        abstract = {name: structure(NETWORKS[name], getattr(config, name))[1] for name in names}
+        abstract = {name: abstract_module(NETWORKS[name], getattr(config, name))[1] for name in names}
         return {name: orbax.load(path, name, abstract[name], dtype) for name in names}
 
     def sampling(self, options: Mapping, guidance: tuple[float, float] = (1.0, 1.0)) -> Sampling:
@@ -131,12 +131,12 @@ class Renderer:
     def encode_images(self, images: Float[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n h8 w8 c"]:
         """VAE means of images in [0, 1], unscaled."""
         encode = lambda run: self._shared(self._encode, "vae", run[:, None] * 2 - 1)[:, 0]
-        return in_runs(encode, images, len(self.team))
+        return map_in_batches(encode, images, len(self.team))
 
     def _shared(self, stage: Callable, network: str, rows: Float[ArrayLike, "b f ..."]):
         """What a stage makes of rows of frames, which the team shares."""
         split = self.team.split(*rows.shape[:2])
-        return stage(self.params[network], spread(rows, split), split)
+        return stage(self.params[network], constrain(rows, split), split)
 
     def encode(
         self, images: Float[np.ndarray, "b f h w 3"], sampling: Sampling, rng: np.random.Generator | None = None
@@ -172,13 +172,13 @@ class Renderer:
         rows = itertools.groupby((clip[None, run] for run in runs for clip in z), np.shape)
         groups = [group for _, alike in rows for group in batched(list(alike), len(self.team))]
         decode = lambda group: self._shared(self._decode, "vae", np.concatenate(group))
-        decoded = itertools.chain.from_iterable(one_ahead(map(decode, groups)))
+        decoded = itertools.chain.from_iterable(prefetch_to_host(map(decode, groups)))
         pieces = (np.stack(list(itertools.islice(decoded, len(z)))) for _ in runs)
         for frames in cross_fade(runs, pieces):
             yield np.clip(frames / 2 + 0.5, 0, 1)
 
     def decode(
-        self, latents: Windowed, sampling: Sampling, match: bool = False
+        self, latents: WindowedLatents, sampling: Sampling, match: bool = False
     ) -> Iterator[Float[np.ndarray, "b n h8 w8 3"]]:
         """Images in [0, 1] of what was sampled, in order, some frames at a time.
 
@@ -200,7 +200,7 @@ class Renderer:
         domain: Int[ArrayLike, " b"] | None,
         sampling: Sampling,
         bar: tqdm,
-    ) -> Windowed:
+    ) -> WindowedLatents:
         """Scaled latents, from unit noise and encoded conditions; domain as `diffusion.clean` takes it.
 
         A long clip's windows are denoised together: at every noise level their x̂₀ are faded into one another over the
@@ -232,7 +232,7 @@ class Renderer:
             noise, conditions = np.asarray(noise), np.asarray(conditions)
 
         def pieces(x, i) -> list[ArrayLike]:
-            now = diffusion.dynamic_guidance_scales(scales, i, len(sigmas) - 1) if sampling.dynamic_guidance else scales
+            now = diffusion.cosine_guidance(scales, i, len(sigmas) - 1) if sampling.dynamic_guidance else scales
             cleaned = []
             for group in groups:
                 if self.stopped.is_set():
@@ -255,7 +255,7 @@ class Renderer:
             of_each = lambda x0, group: [x0] if len(group) == 1 else np.split(np.asarray(x0), len(group))
             return [piece for found in zip(cleaned, groups, strict=True) for piece in of_each(*found)]
 
-        clean = lambda x, i: Windowed(windows, pieces(x, i)).blended()
+        clean = lambda x, i: WindowedLatents(windows, pieces(x, i)).blended()
         if sampling.deterministic:
             x = jnp.zeros_like(noise) if len(windows) == 1 else np.zeros_like(noise)
         else:
@@ -263,7 +263,7 @@ class Renderer:
             x = noise * np.float32(diffusion.initial_scale(float(sigmas[0]), schedule.timestep_spacing))
         # From the last level all samplers go to x̂₀.
         x = diffusion.SAMPLERS[sampling.sampler](clean, x, sigmas[:-1])
-        return Windowed(windows, pieces(x, len(sigmas) - 2))
+        return WindowedLatents(windows, pieces(x, len(sigmas) - 2))
 
     def network_calls(self, num_frames: int, sampling: Sampling) -> int:
         """How often the network will be called to sample a clip of so many frames."""
@@ -296,7 +296,7 @@ class Renderer:
         return images.astype(np.float32)
 
 
-def in_runs(fn: Callable, items: Float[np.ndarray, "n ..."], devices: int = 1):
+def map_in_batches(fn: Callable, items: Float[np.ndarray, "n ..."], devices: int = 1):
     """Applies `fn` to runs of at most ENCODE_RUN items per device, all of one length, so that one shape is compiled.
 
     Returns numpy arrays, in the tree that `fn` returns.
@@ -305,7 +305,7 @@ def in_runs(fn: Callable, items: Float[np.ndarray, "n ..."], devices: int = 1):
     num_runs = -(-n // (ENCODE_RUN * devices))
     length = -(-n // (num_runs * devices)) * devices
     filled = np.concatenate([items, np.repeat(items[-1:], num_runs * length - n, axis=0)])
-    results = one_ahead(map(fn, np.split(filled, num_runs)))
+    results = prefetch_to_host(map(fn, np.split(filled, num_runs)))
     return jax.tree.map(lambda *pieces: np.concatenate(pieces)[:n], *results)
 
 
@@ -314,7 +314,7 @@ def batched(items: Sequence, n: int) -> list[Sequence]:
     return [items[i : i + n] for i in range(0, len(items), n)]
 
 
-def one_ahead(results: Iterator) -> Iterator:
+def prefetch_to_host(results: Iterator) -> Iterator:
     """Results of the device, on the host; it works at each while the one before is seen to."""
     for result, _ in itertools.pairwise(itertools.chain(results, [None])):
         yield jax.tree.map(np.asarray, result)
@@ -325,6 +325,6 @@ def _method(graphdef: nnx.GraphDef, name: str) -> Callable:
 
     def method(params, rows, split=None):
         with sharing(split and split.mesh):
-            return getattr(nnx.merge(graphdef, params), name)(spread(rows, split))
+            return getattr(nnx.merge(graphdef, params), name)(constrain(rows, split))
 
     return method

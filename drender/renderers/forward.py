@@ -11,10 +11,10 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from drender.config import RendererConfig, Sampling
-from drender.errors import InputError, unknown
+from drender.errors import InputError, unknown_name_error
 from drender.renderers.base import Renderer
 from drender.renderers.inverse import _bar
-from drender.renderers.windows import Windowed, whole
+from drender.renderers.windows import WindowedLatents, whole
 
 # The forward renderer's, unless it predicts in one step or is told another.
 GUIDANCE = (1.2, 1.2)
@@ -105,7 +105,7 @@ class ForwardRenderer(Renderer):
         sampling: Sampling,
         noise: Float[np.ndarray, "b f h8 w8 c"],
         progress: bool = True,
-    ) -> Windowed:
+    ) -> WindowedLatents:
         """The scaled latents of the clip.
 
         Args:
@@ -169,5 +169,5 @@ def used_conditions(config: RendererConfig, drop: Iterable[str]) -> list[str]:
     """The model's conditions without those to `drop`, which may name the environment too; InputError for others."""
     for name in drop:
         if name not in (*config.conditions, "environment"):
-            raise unknown("condition to drop", name, [*config.conditions, "environment"])
+            raise unknown_name_error("condition to drop", name, [*config.conditions, "environment"])
     return [name for name in config.conditions if name not in drop]

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from drender.config import DEFAULT_PASSES, RendererConfig, Sampling
-from drender.errors import unknown
+from drender.errors import unknown_name_error
 from drender.renderers.base import Renderer, batched
-from drender.renderers.windows import Windowed, whole
+from drender.renderers.windows import WindowedLatents, whole
 
 # Passes are denoised together as long as they have no more latents than this, all frames counted: half of a clip of 24
 # frames of 512×512, which by itself keeps any GPU busy.
@@ -63,7 +63,7 @@ class InverseRenderer(Renderer):
         noise: Float[np.ndarray, "b f h8 w8 c"],
         progress: bool = True,
         known: Collection[str] = (),
-    ) -> Iterator[tuple[str, Windowed]]:
+    ) -> Iterator[tuple[str, WindowedLatents]]:
         """The scaled latents of each pass; small clips' passes are denoised together.
 
         known: passes that are not needed. Which are denoised together does not depend on it: that would change
@@ -83,10 +83,10 @@ class InverseRenderer(Renderer):
                 domain = np.repeat([self.config.domains[name] for name in names], b)
                 done = self.denoise(rows(noise), rows(latents), lambda _, c=context: c, domain, sampling, bar)
                 for i, name in enumerate(names):
-                    yield name, Windowed(done.windows, [piece[i * b : (i + 1) * b] for piece in done.pieces])
+                    yield name, WindowedLatents(done.windows, [piece[i * b : (i + 1) * b] for piece in done.pieces])
 
     def decode_buffer(
-        self, name: str, latents: Windowed, sampling: Sampling
+        self, name: str, latents: WindowedLatents, sampling: Sampling
     ) -> Iterator[Float[np.ndarray, "b n h w 3"]]:
         """Images in [0, 1], some frames at a time. Depth, which is relative, is given one range over all windows."""
         return self.decode(latents, sampling, match=name == "depth")
@@ -96,7 +96,7 @@ def chosen_passes(config: RendererConfig, passes: Iterable[str]) -> list[str]:
     """The passes, each once; InputError for one that the model does not know."""
     for name in passes:
         if name not in config.domains:
-            raise unknown("pass", name, config.domains)
+            raise unknown_name_error("pass", name, config.domains)
     return list(dict.fromkeys(passes))
 
 

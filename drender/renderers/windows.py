@@ -15,7 +15,7 @@ MAX_STRETCH = 2.0
 
 
 @dataclass(frozen=True)
-class Windowed:
+class WindowedLatents:
     """Frames, or their latents, as windows that share some.
 
     Attributes:

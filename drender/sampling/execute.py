@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from drender.errors import InputError, full_memory
-from drender.sampling.jobs import Run
+from drender.errors import InputError, oom_guard
+from drender.sampling.jobs import Job
 from drender.sampling.report import write_page
 from drender.sharding import check_process
 
@@ -25,7 +25,7 @@ SMALLER = "give fewer --frames, a smaller --size or --decode-chunk-size, --dtype
 
 
 def execute(
-    run: Run,
+    run: Job,
     load: Callable[[tuple[jax.Device, ...]], Any],
     devices: list[jax.Device],
     process: tuple[int, int] = (0, 1),
@@ -59,14 +59,14 @@ def execute(
     teams = [tuple(team) for team in np.array_split(np.array(devices), min(len(clips), len(devices)))] if clips else []
 
     def work(team: tuple[jax.Device, ...]) -> None:
-        with full_memory("give --dtype bfloat16 or float16"):
+        with oom_guard("give --dtype bfloat16 or float16"):
             renderers = load(team)
         for renderer in renderers if isinstance(renderers, tuple) else (renderers,):
             renderer.stopped = stopped
         # `next` on a list's iterator is atomic: each clip goes to one team.
         while not stopped.is_set() and (clip := next(queue, None)) is not None:
             try:
-                with full_memory(SMALLER):
+                with oom_guard(SMALLER):
                     _process(run, renderers, clip, len(teams) == 1, stopped)
             except InputError as error:
                 if total == 1:
@@ -90,7 +90,7 @@ def execute(
         raise InputError(f"{len(failures)} of {total} clips failed, as said above; mend them and run again")
 
 
-def _process(run: Run, renderers: Any, clip, progress: bool, stopped: threading.Event) -> None:
+def _process(run: Job, renderers: Any, clip, progress: bool, stopped: threading.Event) -> None:
     began = time.perf_counter()
     for _ in run.process(renderers, clip, progress):
         if stopped.is_set():
@@ -100,7 +100,7 @@ def _process(run: Run, renderers: Any, clip, progress: bool, stopped: threading.
     print(f"{clip.name}: done in {time.perf_counter() - began:.1f} s, see {where}", flush=True)
 
 
-def _write_page(run: Run, clips: list) -> None:
+def _write_page(run: Job, clips: list) -> None:
     """Writes the page of all clips that are finished, by this run or one before."""
     shown = [run.page_clip(clip) for clip in clips if all(folder.finished for folder in run.folders(clip))]
     if shown:

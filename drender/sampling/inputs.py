@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from drender.errors import InputError, unknown
+from drender.errors import InputError, unknown_name_error
 from drender.media.gbuffers import GBufferClip, read_frames
-from drender.media.resize import Placement
+from drender.media.resize import ResizePlan
 from drender.media.video import DEFAULT_FPS, Clip
 from drender.sampling.record import read_record
 
@@ -53,7 +53,7 @@ def plan_chunks(num_frames: int, length: int = 24, overlap: int = 6, mode: str =
     if overlap < 0 or (overlap >= length and num_frames > length):
         raise InputError(f"overlap is {overlap}; it must be at least 0 and less than the {length} frames of a chunk")
     if mode not in MODES:
-        raise unknown("chunk mode", mode, MODES)
+        raise unknown_name_error("chunk mode", mode, MODES)
     if num_frames <= length or mode == "blend":
         return [Chunk(0, 0, num_frames, num_frames)]
     # A chunk that would hold nothing but the overlap with the one before is not begun.
@@ -70,7 +70,7 @@ def select(chunks: list[Chunk], mode: str) -> list[Chunk]:
 
 
 @dataclass(frozen=True)
-class Cut:
+class ChunkConfig:
     """How clips are cut.
 
     Attributes:
@@ -99,7 +99,7 @@ def frames_in_runs(frames: Iterator[np.ndarray], length: int) -> Iterator[Float[
         yield np.stack(run)[None]
 
 
-def rgb_runs(clip: Clip, chunk: Chunk, placement: Placement) -> Iterator[Float[np.ndarray, "1 n h w 3"]]:
+def rgb_runs(clip: Clip, chunk: Chunk, placement: ResizePlan) -> Iterator[Float[np.ndarray, "1 n h w 3"]]:
     """The frames of a chunk as the network sees them, some at a time."""
     return frames_in_runs((placement.fit(frame) for frame in clip.frames(chunk.start, chunk.stop)), chunk.length)
 
@@ -138,7 +138,7 @@ class BufferChunks:
         return next(self.clip.frames(*next(iter(self.clip.paths)))).shape[:2]
 
     @classmethod
-    def plan(cls, clip: GBufferClip, cut: Cut, fixed_frame: int | None) -> "BufferChunks":
+    def plan(cls, clip: GBufferClip, cut: ChunkConfig, fixed_frame: int | None) -> "BufferChunks":
         """The chunks that the files lie in, or, of one such or to be blended, those of a video.
 
         fixed_frame: a frame of the clip to repeat, and nothing else.
@@ -175,7 +175,7 @@ class BufferChunks:
         stored, i = self.places[chunk][frame]
         return self.clip.read(label, stored, i, i + 1)[0]
 
-    def runs(self, chunk: Chunk, label: str, placement: Placement) -> Iterator[Float[np.ndarray, "1 n h w 3"]]:
+    def runs(self, chunk: Chunk, label: str, placement: ResizePlan) -> Iterator[Float[np.ndarray, "1 n h w 3"]]:
         """The frames of one buffer as the network sees them, some at a time, the last repeated to fill the chunk."""
         files = [self.clip.paths[label, stored][frame] for stored, frame in self.places[chunk]]
         return frames_in_runs(map(placement.fit, read_frames(files, label, self.clip.assumed)), chunk.length)

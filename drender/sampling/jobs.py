@@ -12,19 +12,19 @@ from jaxtyping import Float
 
 from drender.config import Sampling
 from drender.errors import InputError
-from drender.files import readable
-from drender.media.encodings import USUAL, Assumed, Format
+from drender.files import map_collecting_errors
+from drender.media.encodings import DEFAULT, ImageFormat, InputEncoding
 from drender.media.gbuffers import find_gbuffer_clips
 from drender.media.images import write_png
 from drender.media.montage import contact_sheet, side_by_side, tile
-from drender.media.resize import Fit, Placement
+from drender.media.resize import ResizeConfig, ResizePlan
 from drender.media.video import Clip, find_clips
 from drender.renderers.base import Renderer
 from drender.renderers.forward import GUIDANCE, ForwardRenderer
 from drender.renderers.inverse import InverseRenderer
-from drender.sampling.inputs import BufferChunks, Chunk, Cut, require_finished, rgb_runs
+from drender.sampling.inputs import BufferChunks, Chunk, ChunkConfig, require_finished, rgb_runs
 from drender.sampling.lights import Lights
-from drender.sampling.outputs import PNG, ClipFolder, shown_frames
+from drender.sampling.outputs import PNG, ClipOutput, unique_frames
 from drender.sampling.report import PageClip, Reader
 
 Failed = Callable[[InputError], None]
@@ -33,7 +33,7 @@ Tiles = Callable[[Chunk, int], list[np.ndarray]]  # the images that show a frame
 
 
 @dataclass(frozen=True)
-class Run:
+class Job:
     """What all runs share. `clips` and `folders` find what is wrong with input and output before models are loaded.
 
     Attributes:
@@ -52,21 +52,21 @@ class Run:
 
     input: Path
     output: Path
-    cut: Cut
-    fit: Fit
+    cut: ChunkConfig
+    fit: ResizeConfig
     sampling: dict
     settings: dict
-    format: Format = PNG
+    format: ImageFormat = PNG
     video: bool = True
     quality: float = 7.0
     overwrite: bool = False
     html: bool = False
 
-    def folder(self, name: str, command: str, labels: Iterable[str], below: str = "") -> ClipFolder:
-        return ClipFolder(self.output / below, name, command, labels, self.settings, self.overwrite, self.format)
+    def folder(self, name: str, command: str, labels: Iterable[str], below: str = "") -> ClipOutput:
+        return ClipOutput(self.output / below, name, command, labels, self.settings, self.overwrite, self.format)
 
     def write(
-        self, folder: ClipFolder, chunk: Chunk, label: str, runs: Iterable[np.ndarray], placement: Placement
+        self, folder: ClipOutput, chunk: Chunk, label: str, runs: Iterable[np.ndarray], placement: ResizePlan
     ) -> Iterator[np.ndarray]:
         """Writes frames of one image kind, `1 n h w 3` at a time, and hands them on; says so at the end."""
         yield from folder.write(chunk, label, runs, placement)
@@ -82,14 +82,14 @@ class Run:
             rows = [tiles(*shown[i]) for i in sorted({0, len(shown) // 2, len(shown) - 1})]
             write_png(self.sheet(name), contact_sheet(rows))
 
-    def finish(self, folder: ClipFolder, shown: Sequence[Place], tiles: Tiles, fps: float) -> None:
+    def finish(self, folder: ClipOutput, shown: Sequence[Place], tiles: Tiles, fps: float) -> None:
         """Writes the video and records the clip as finished."""
         frames = (side_by_side([tile(image) for image in tiles(*place)]) for place in shown)
         folder.finish(frames if self.video else None, fps, self.quality)
 
 
 @dataclass(frozen=True)
-class BuffersRun(Run):
+class BuffersJob(Job):
     """A run that estimates G-buffers of RGB clips and writes them beside the RGB."""
 
     passes: Sequence[str] = ()
@@ -104,8 +104,8 @@ class BuffersRun(Run):
         inverse: InverseRenderer,
         clip: Clip,
         chunk: Chunk,
-        folder: ClipFolder,
-        placement: Placement,
+        folder: ClipOutput,
+        placement: ResizePlan,
         progress: bool,
     ) -> Iterator[tuple[str, Iterator[np.ndarray]]]:
         """Estimates a chunk's G-buffers: name -> its frames, `1 n h w 3` at a time, written as they are taken.
@@ -128,12 +128,12 @@ class BuffersRun(Run):
             frames = inverse.decode_buffer(name, buffer, sampling)
             yield name, self.write(folder, chunk, name, frames, placement)
 
-    def buffer_tiles(self, folder: ClipFolder) -> Tiles:
+    def buffer_tiles(self, folder: ClipOutput) -> Tiles:
         return lambda chunk, frame: [folder.read(chunk, frame, label) for label in self.labels]
 
 
 @dataclass(frozen=True)
-class InverseRun(BuffersRun):
+class InverseJob(BuffersJob):
     """RGB clips to G-buffers; `renderers` is one `InverseRenderer`."""
 
     title: ClassVar[str] = "Inverse rendering"
@@ -141,7 +141,7 @@ class InverseRun(BuffersRun):
     def clips(self, failed: Failed) -> list[Clip]:
         return _rgb_clips(self.input, self.output, failed)
 
-    def folders(self, clip: Clip) -> list[ClipFolder]:
+    def folders(self, clip: Clip) -> list[ClipOutput]:
         return [self.folder(clip.name, "inverse", self.labels)]
 
     def process(self, inverse: InverseRenderer, clip: Clip, progress: bool) -> Iterator[Chunk]:
@@ -154,18 +154,18 @@ class InverseRun(BuffersRun):
                 consume(frames)
             folder.complete(chunk)
             yield chunk
-        shown, tiles = list(shown_frames(chunks, self.cut.overlap)), self.buffer_tiles(folder)
+        shown, tiles = list(unique_frames(chunks, self.cut.overlap)), self.buffer_tiles(folder)
         self.draw_sheet(clip.name, shown, tiles)
         self.finish(folder, shown, tiles, clip.fps)
 
     def page_clip(self, clip: Clip) -> PageClip:
-        shown = list(shown_frames(self.cut.plan(clip.num_frames), self.cut.overlap))
+        shown = list(unique_frames(self.cut.plan(clip.num_frames), self.cut.overlap))
         (folder,) = self.folders(clip)
         return PageClip(clip.name, clip.fps, len(shown), readers(folder, shown, self.labels))
 
 
 @dataclass(frozen=True)
-class LitRun(Run):
+class LitJob(Job):
     """A run that renders G-buffers under each environment.
 
     Attributes:
@@ -184,8 +184,8 @@ class LitRun(Run):
         buffers: Iterable[tuple[str, Iterator[np.ndarray]]],
         chunk: Chunk,
         total: int,
-        folder: ClipFolder,
-        placement: Placement,
+        folder: ClipOutput,
+        placement: ResizePlan,
         progress: bool,
     ) -> None:
         """Writes a chunk of a clip of `total` frames under every environment.
@@ -210,7 +210,7 @@ class LitRun(Run):
 
 
 @dataclass(frozen=True)
-class ForwardRun(LitRun):
+class ForwardJob(LitJob):
     """G-buffers to RGB clips under each environment; `renderers` is one `ForwardRenderer`.
 
     Attributes:
@@ -219,7 +219,7 @@ class ForwardRun(LitRun):
     """
 
     fixed_frame: int | None = None
-    assumed: Assumed = USUAL
+    assumed: InputEncoding = DEFAULT
 
     def clips(self, failed: Failed) -> list[BufferChunks]:
         def plan(clip):
@@ -229,9 +229,9 @@ class ForwardRun(LitRun):
 
         labels = (*self.conditions, "rgb")
         found = find_gbuffer_clips(self.input, self.conditions, failed, labels, require_finished, self.assumed)
-        return readable(plan, [(clip,) for clip in found], failed)
+        return map_collecting_errors(plan, [(clip,) for clip in found], failed)
 
-    def folders(self, clip: BufferChunks) -> list[ClipFolder]:
+    def folders(self, clip: BufferChunks) -> list[ClipOutput]:
         return [self.folder(clip.name, "forward", self.lights.labels)]
 
     def process(self, forward: ForwardRenderer, clip: BufferChunks, progress: bool) -> Iterator[Chunk]:
@@ -244,13 +244,13 @@ class ForwardRun(LitRun):
             buffers = ((name, clip.runs(chunk, name, placement)) for name in names)
             self.render(forward, buffers, chunk, total, folder, placement, progress)
             yield chunk
-        shown = list(shown_frames(clip.chunks, clip.overlap))
+        shown = list(unique_frames(clip.chunks, clip.overlap))
         tiles = lambda chunk, frame: self.lights.tiles(folder, chunk, frame, total)
         self.draw_sheet(clip.name, shown, tiles)
         self.finish(folder, shown, tiles, clip.fps)
 
     def page_clip(self, clip: BufferChunks) -> PageClip:
-        shown = list(shown_frames(clip.chunks, clip.overlap))
+        shown = list(unique_frames(clip.chunks, clip.overlap))
         (folder,), total = self.folders(clip), clip.chunks[-1].stop
         given = [name for name in ("rgb", *self.conditions) if name in clip.clip.labels]
         placement = self.fit.place(clip.size)
@@ -260,7 +260,7 @@ class ForwardRun(LitRun):
 
 
 @dataclass(frozen=True)
-class RelightRun(BuffersRun, LitRun):
+class RelightJob(BuffersJob, LitJob):
     """RGB clips to G-buffers and relit clips; float arrays, not files, go from one renderer to the other."""
 
     title: ClassVar[str] = "Relighting"
@@ -271,9 +271,9 @@ class RelightRun(BuffersRun, LitRun):
             self.lights.check(clip.name, self.cut.plan(clip.num_frames)[-1].stop)
             return clip
 
-        return readable(check, [(clip,) for clip in _rgb_clips(self.input, self.output, failed)], failed)
+        return map_collecting_errors(check, [(clip,) for clip in _rgb_clips(self.input, self.output, failed)], failed)
 
-    def folders(self, clip: Clip) -> list[ClipFolder]:
+    def folders(self, clip: Clip) -> list[ClipOutput]:
         gbuffers = self.folder(clip.name, "inverse", self.labels, "gbuffers")
         return [gbuffers, self.folder(clip.name, "forward", self.lights.labels, "relit")]
 
@@ -291,7 +291,7 @@ class RelightRun(BuffersRun, LitRun):
             self.render(forward, buffers, chunk, total, relit, placement, progress)
             gbuffers.complete(chunk)
             yield chunk
-        shown, buffers = list(shown_frames(chunks, self.cut.overlap)), self.buffer_tiles(gbuffers)
+        shown, buffers = list(unique_frames(chunks, self.cut.overlap)), self.buffer_tiles(gbuffers)
         lit = lambda chunk, frame: self.lights.tiles(relit, chunk, frame, total)
         self.draw_sheet(clip.name, shown, lambda *place: buffers(*place) + lit(*place))
         self.finish(gbuffers, shown, buffers, clip.fps)
@@ -299,7 +299,7 @@ class RelightRun(BuffersRun, LitRun):
 
     def page_clip(self, clip: Clip) -> PageClip:
         chunks = self.cut.plan(clip.num_frames)
-        shown = list(shown_frames(chunks, self.cut.overlap))
+        shown = list(unique_frames(chunks, self.cut.overlap))
         gbuffers, relit = self.folders(clip)
         frames = readers(gbuffers, shown, self.labels) | readers(relit, shown, self.lights.labels)
         return PageClip(clip.name, clip.fps, len(shown), frames, self.lights.on_page(chunks[-1].stop))
@@ -316,7 +316,7 @@ def encoded(
 consume = collections.deque(maxlen=0).extend
 
 
-def readers(folder: ClipFolder, shown: Sequence[Place], labels: Iterable[str]) -> dict[str, Reader]:
+def readers(folder: ClipOutput, shown: Sequence[Place], labels: Iterable[str]) -> dict[str, Reader]:
     """The frames of a finished clip for its page."""
     read = lambda label, i: folder.read(*shown[i], label)
     return {label: partial(read, label) for label in labels}

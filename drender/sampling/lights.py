@@ -14,7 +14,7 @@ from drender.media.montage import inset
 from drender.media.resize import fit_cover
 from drender.renderers.forward import ForwardRenderer
 from drender.sampling.inputs import READ_RUN, Chunk
-from drender.sampling.outputs import ClipFolder
+from drender.sampling.outputs import ClipOutput
 from drender.sampling.report import PageLight
 
 
@@ -84,7 +84,7 @@ class Lights:
         maps = (self.maps(index, run, total, size) for run in runs)
         return np.concatenate([forward.encode_environment(some) for some in maps], axis=1)
 
-    def tiles(self, folder: ClipFolder, chunk: Chunk, i: int, total: int) -> list[np.ndarray]:
+    def tiles(self, folder: ClipOutput, chunk: Chunk, i: int, total: int) -> list[np.ndarray]:
         """A frame under every environment, each with the environment in its lower left corner."""
         tiles = []
         for index, label in enumerate(self.labels):

@@ -11,19 +11,19 @@ from pathlib import Path
 import numpy as np
 
 from drender.errors import InputError
-from drender.files import difference, replacing
-from drender.media.encodings import KINDS, Format, read
+from drender.files import atomic_write, difference
+from drender.media.encodings import KINDS, ImageFormat, read
 from drender.media.gbuffers import frame_path
-from drender.media.resize import Placement
+from drender.media.resize import ResizePlan
 from drender.media.video import write_video
-from drender.renderers.windows import Windowed
+from drender.renderers.windows import WindowedLatents
 from drender.sampling.inputs import Chunk
 from drender.sampling.record import read_record
 
-PNG = Format()
+PNG = ImageFormat()
 
 
-class ClipFolder:
+class ClipOutput:
     """The folder of one clip's results, with the record of what is complete.
 
     Args:
@@ -37,7 +37,7 @@ class ClipFolder:
 
     def __init__(
         self, output: Path, name: str, command: str, labels: Iterable[str], settings: dict, overwrite: bool = False,
-        format: Format = PNG,
+        format: ImageFormat = PNG,
     ):  # fmt: skip
         self.format = format
         self.output, self.name = Path(output), name
@@ -77,7 +77,7 @@ class ClipFolder:
         """Indices of the chunks whose files are all there."""
         return set(self._record["chunks"])
 
-    def remember(self, chunk: Chunk, label: str) -> Windowed | None:
+    def remember(self, chunk: Chunk, label: str) -> WindowedLatents | None:
         """What was sampled of an image kind before the run was stopped, if it was."""
         if not self._continued:
             return None
@@ -87,11 +87,11 @@ class ClipFolder:
                 pieces = list(found["pieces"])
             lengths = [piece.shape[1] for piece in pieces if piece.ndim == 5 and piece.dtype.kind == "f"]
             fit = lengths == [window.stop - window.start for window in windows] and windows[-1].stop == chunk.length
-            return Windowed(windows, pieces) if fit else None
+            return WindowedLatents(windows, pieces) if fit else None
         except Exception:  # of a damaged file numpy and zipfile raise nearly anything; what is lost is only time
             return None
 
-    def sampled(self, chunk: Chunk, label: str, latents: Windowed) -> Windowed:
+    def sampled(self, chunk: Chunk, label: str, latents: WindowedLatents) -> WindowedLatents:
         """Keeps what was sampled until the clip is finished, should the run be stopped: it took the longest.
 
         Returns it as `remember` will, on the host: a device may round what follows otherwise.
@@ -99,11 +99,13 @@ class ClipFolder:
         self._begin()
         windows = [(window.start, window.stop) for window in latents.windows]
         pieces = [np.asarray(piece) for piece in latents.pieces]
-        with replacing(self._latents_path(chunk, label)) as temporary, open(temporary, "wb") as file:
+        with atomic_write(self._latents_path(chunk, label)) as temporary, open(temporary, "wb") as file:
             np.savez(file, windows=np.array(windows), pieces=np.stack(pieces))
-        return Windowed(latents.windows, pieces)
+        return WindowedLatents(latents.windows, pieces)
 
-    def write(self, chunk: Chunk, label: str, runs: Iterable[np.ndarray], placement: Placement) -> Iterator[np.ndarray]:
+    def write(
+        self, chunk: Chunk, label: str, runs: Iterable[np.ndarray], placement: ResizePlan
+    ) -> Iterator[np.ndarray]:
         """Writes frames, `1 n h w 3` at a time, of one image kind, without the repeated ones, and hands them on.
 
         They are of the network's size; the `placement` makes them what is written.
@@ -115,7 +117,7 @@ class ClipFolder:
                 frame += 1
             yield run
 
-    def put(self, chunk: Chunk, frame: int, label: str, image: np.ndarray, format: Format) -> None:
+    def put(self, chunk: Chunk, frame: int, label: str, image: np.ndarray, format: ImageFormat) -> None:
         """Writes one image `h w 3`, in a format of the folder's kind."""
         self._begin()
         format.write(self._file(chunk, frame, label), image, label)
@@ -165,7 +167,7 @@ class ClipFolder:
         self._write_record(self._record)
 
     def _write_record(self, record: dict) -> None:
-        with replacing(self._record_path) as temporary:
+        with atomic_write(self._record_path) as temporary:
             temporary.write_text(json.dumps(record, indent=1))
 
     def _images(self) -> list[Path]:
@@ -173,7 +175,7 @@ class ClipFolder:
         return [path for name in names for path in sorted(self.path.glob(name))]
 
 
-def shown_frames(chunks: list[Chunk], overlap: int) -> Iterator[tuple[Chunk, int]]:
+def unique_frames(chunks: list[Chunk], overlap: int) -> Iterator[tuple[Chunk, int]]:
     """Every frame of the clip once: those that two chunks share are taken from the first."""
     for chunk in chunks:
         for i in range(overlap if chunk.index else 0, chunk.num_frames):

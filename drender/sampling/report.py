@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from drender.assets import ASSETS
-from drender.files import replacing
+from drender.files import atomic_write
 from drender.media.images import to_integers
 from drender.media.resize import fit_cover
 
@@ -92,7 +92,7 @@ def write_page(path: str | Path, title: str, clips: Sequence[PageClip], settings
     template = (ASSETS / "page.html").read_text("utf-8")
     head, tail = template.split("{{clips}}")
     said = {name.replace("_", " "): _said(value) for name, value in settings.items()}
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", errors="replace") as page:
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", errors="replace") as page:
         page.write(head.replace("{{title}}", html.escape(title)))
         page.write(_script("run", {"title": title, "settings": {x: text for x, text in said.items() if text}}))
         for clip in clips:

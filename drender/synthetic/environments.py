@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32
 
 from drender.assets import ENVIRONMENTS
 from drender.errors import InputError
-from drender.files import replacing, visible_entries
+from drender.files import atomic_write, list_dir
 from drender.lighting.latlong import MAX_RADIANCE
 from drender.media.images import HDR_SUFFIXES, read_hdr
 
@@ -33,7 +33,7 @@ def find_environments(folder: str | Path = ENVIRONMENTS) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
     found: dict[str, Path] = {}
-    for path in visible_entries(folder):
+    for path in list_dir(folder):
         if path.suffix.lower() in HDR_SUFFIXES and found.setdefault(path.stem, path) is not path:
             raise InputError(f"{found[path.stem]} and {path.name} have the same name; rename one")
     if not found:
@@ -61,7 +61,7 @@ def small_copy(source: Path, destination: Path) -> None:
 def write_exr(path: str | Path, image: Float[np.ndarray, "h w 3"]) -> None:
     """Writes linear radiance as an EXR of half floats. InputError if it cannot be written."""
     height, width, _ = image.shape
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         output = oiio.ImageOutput.create("exr")
         spec = oiio.ImageSpec(width, height, 3, "half")
         spec["compression"] = "zip"

@@ -32,7 +32,7 @@ from drender import cli
 from drender.assets import ENVIRONMENTS as BUNDLED
 from drender.data.clips import open_clips
 from drender.errors import InputError
-from drender.files import complete_folder, difference, replacing
+from drender.files import atomic_dir, atomic_write, difference
 from drender.lighting.light_file import write_light
 from drender.media.gbuffers import frame_path
 from drender.media.images import read_image, write_png
@@ -41,7 +41,7 @@ from drender.synthetic import environments as skies
 from drender.synthetic import meshes, pool, shapes
 from drender.synthetic import scene as scenes
 from drender.synthetic.render import film
-from drender.synthetic.scene import Catalogue, Scene
+from drender.synthetic.scene import AssetSplit, Scene
 from drender.synthetic.tracer import Tracer
 
 RECORD = "synthetic.json"
@@ -61,7 +61,7 @@ class Settings:
     spp: int
     seed: int
     split: str
-    source: Catalogue
+    source: AssetSplit
     paths: dict[str, str]  # of the environments
 
 
@@ -152,7 +152,7 @@ def check_record(output: Path, settings: Settings) -> None:
             raise InputError(f"{output} holds clips made with {difference(before, record)}; give another folder")
     else:
         shutil.rmtree(output / ENVIRONMENTS, ignore_errors=True)  # of a run that came no further
-        with replacing(file) as temporary:
+        with atomic_write(file) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n")
 
 
@@ -199,7 +199,7 @@ def make_clip(tracer: Tracer, output: Path, settings: Settings, index: int, ligh
     """Makes the folder of a clip under one of its lights; it appears when it is complete."""
     scene = scene_of(settings, index)
     chosen = scene.lights[light]
-    with complete_folder(output / clip_name(index, light), False, lambda _: False) as folder:
+    with atomic_dir(output / clip_name(index, light), False, lambda _: False) as folder:
         if chosen.environment == scenes.PROCEDURAL:
             name = "environment.exr"
             path = folder / name

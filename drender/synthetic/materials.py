@@ -10,24 +10,24 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
-from drender.errors import unknown
+from drender.errors import unknown_name_error
 
 METAL_TINTS = ((0.95, 0.93, 0.9), (1.0, 0.78, 0.34), (0.95, 0.64, 0.54), (0.56, 0.57, 0.58), (0.91, 0.92, 0.92))
 
 
 @dataclass(frozen=True)
-class Substance:
+class Material:
     basecolor: tuple[float, float, float]  # linear
     roughness: float
     metallic: float
 
 
 @dataclass(frozen=True)
-class Material:
+class MaterialMix:
     """`first` where the pattern is 0, `second` where it is 1."""
 
-    first: Substance
-    second: Substance
+    first: Material
+    second: Material
     pattern: str  # of PATTERNS
     frequency: int  # how often it repeats over the texture
     seed: int
@@ -43,21 +43,21 @@ class Material:
         return maps.astype(np.float32)
 
 
-def random_material(rng: np.random.Generator, frequency: int = 1) -> Material:
+def random_material(rng: np.random.Generator, frequency: int = 1) -> MaterialMix:
     """Half of all are of one substance; `frequency` is the least that a pattern has."""
     first = _random_substance(rng)
     kind = "uniform" if rng.random() < 0.45 else str(rng.choice(list(PATTERNS)))
     second = _random_substance(rng)
     changing = rng.random()
     if changing < 0.5:  # another colour of the same surface
-        second = Substance(second.basecolor, first.roughness, first.metallic)
+        second = Material(second.basecolor, first.roughness, first.metallic)
     elif changing < 0.7:  # the same colour, scratched or polished
-        second = Substance(first.basecolor, second.roughness, first.metallic)
+        second = Material(first.basecolor, second.roughness, first.metallic)
     grain = float(rng.uniform(0, 0.5)) if rng.random() < 0.3 else 0.0
-    return Material(first, second, kind, frequency * int(rng.integers(2, 7)), int(rng.integers(2**31)), grain)
+    return MaterialMix(first, second, kind, frequency * int(rng.integers(2, 7)), int(rng.integers(2**31)), grain)
 
 
-def _random_substance(rng: np.random.Generator) -> Substance:
+def _random_substance(rng: np.random.Generator) -> Material:
     metallic = rng.random() < 0.3
     roughness = float(rng.uniform(0.05, 1) if rng.random() < 0.8 else rng.uniform(0.05, 0.3))
     if metallic and rng.random() < 0.6:
@@ -68,7 +68,7 @@ def _random_substance(rng: np.random.Generator) -> Substance:
         value = rng.uniform(0.5 if metallic else 0.08, 0.98)
         encoded = np.array(colorsys.hsv_to_rgb(rng.random(), saturation, value))
         colour = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
-    return Substance(tuple(float(c) for c in colour), roughness, float(metallic))
+    return Material(tuple(float(c) for c in colour), roughness, float(metallic))
 
 
 # ---- Patterns ----
@@ -79,7 +79,7 @@ def pattern(kind: str, size: int, frequency: int, rng: np.random.Generator) -> F
     if kind == "uniform":
         return np.zeros((size, size), np.float32)
     if kind not in PATTERNS:
-        raise unknown("pattern", kind, PATTERNS)
+        raise unknown_name_error("pattern", kind, PATTERNS)
     v, u = np.meshgrid(*[(np.arange(size) + 0.5) / size * frequency] * 2, indexing="ij")
     return PATTERNS[kind](u, v, frequency, rng).clip(0, 1).astype(np.float32)
 

@@ -12,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Float, Float32
 
 from drender.errors import InputError, first_line
-from drender.files import visible_entries
+from drender.files import list_dir
 
 MESH_SUFFIXES = (".ply", ".obj", ".gltf", ".glb")
 MAX_FACES = 200_000  # of one file; more would only slow the tracer, which rebuilds its tree every frame
@@ -36,7 +36,7 @@ class Mesh:
 # ---- Corners ----
 
 
-def soup(corners: Float[np.ndarray, "f 3 3"], uv: Float[np.ndarray, "f 3 2"]) -> Mesh:
+def triangle_mesh(corners: Float[np.ndarray, "f 3 3"], uv: Float[np.ndarray, "f 3 2"]) -> Mesh:
     """The mesh of these triangles without those of no area, with creased normals."""
     area = np.linalg.norm(_face_normals(corners), axis=-1)
     corners, uv = corners[area > 1e-10], uv[area > 1e-10]
@@ -74,7 +74,7 @@ def _box_projection(corners: Float[np.ndarray, "f 3 3"]) -> Float[np.ndarray, "f
     return np.take_along_axis(corners, kept[:, None, :].repeat(3, axis=1), axis=-1) / 2 + 0.5
 
 
-def centred(points: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3"]:
+def centered(points: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3"]:
     """Moved and scaled: the middle of the bounding box at the origin, the furthest point at distance 1."""
     flat = points.reshape(-1, 3)
     points = points - (flat.min(axis=0) + flat.max(axis=0)) / 2
@@ -100,7 +100,7 @@ def find_meshes(folder: str | Path) -> tuple[str, ...]:
 
 
 def _files(folder: Path) -> list[Path]:
-    nested = [_files(entry) if entry.is_dir() else [entry] for entry in visible_entries(folder)]
+    nested = [_files(entry) if entry.is_dir() else [entry] for entry in list_dir(folder)]
     return [path for paths in nested for path in paths]
 
 
@@ -124,5 +124,5 @@ def read_mesh(path: str | Path) -> Mesh:
     corners = corners[np.isfinite(corners).all(axis=(1, 2))]
     if len(corners) == 0 or not np.linalg.norm(_face_normals(corners), axis=-1).any():
         raise InputError(f"{path}: has no triangles with an area; remove it")
-    corners = centred(corners)
-    return soup(corners, _box_projection(corners))
+    corners = centered(corners)
+    return triangle_mesh(corners, _box_projection(corners))

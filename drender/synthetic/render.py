@@ -9,17 +9,17 @@ import numpy as np
 from jaxtyping import Float32
 
 from drender.lighting.environment import srgb_curve
-from drender.lighting.latlong import LUMINANCE, light_image
+from drender.lighting.latlong import LUMINANCE, load_latlong
 from drender.lighting.light_file import Light
 from drender.media.encodings import encode_normal
 from drender.synthetic import meshes, shapes
 from drender.synthetic.meshes import Mesh
-from drender.synthetic.scene import Body, Scene
+from drender.synthetic.scene import Scene, SceneObject
 from drender.synthetic.tracer import TILE, Frame, Tracer
 
 
 @dataclass(frozen=True)
-class Film:
+class RenderedClip:
     """A clip: its images by label, in [0, 1] as `encodings.py` wants them, and what they were made with."""
 
     images: dict[str, Float32[np.ndarray, "f h w 3"]]
@@ -29,7 +29,7 @@ class Film:
     far: float  # and where it is 1
 
 
-def film(tracer: Tracer, scene: Scene, take: int, environment: Path, name: str, seeds: Sequence[int]) -> Film:
+def film(tracer: Tracer, scene: Scene, take: int, environment: Path, name: str, seeds: Sequence[int]) -> RenderedClip:
     """The clip of a scene under its light number `take`.
 
     Args:
@@ -38,12 +38,12 @@ def film(tracer: Tracer, scene: Scene, take: int, environment: Path, name: str, 
     """
     light = scene.lights[take]
     times = np.linspace(0, 1, len(seeds))
-    bare = light_image(environment)
+    bare = load_latlong(environment)
     width = bare.shape[1]
     # Half a column more, for `light_image` cuts off the fraction.
     rotation = 360 * (int(light.turn * width) + 0.5) / width
     strength = 1 / _mean_luminance(bare)  # so that the tracer meets light of one scale
-    image = light_image(environment, rotation, light.flip, strength)
+    image = load_latlong(environment, rotation, light.flip, strength)
     angles = [float(time * light.spin) for time in times]
     poses = [scene.camera.pose(float(time)) for time in times]
 
@@ -60,14 +60,14 @@ def film(tracer: Tracer, scene: Scene, take: int, environment: Path, name: str, 
     images, near, far = _encode(traced, exposure)
     poses = tuple(tuple(tuple(float(x) for x in row) for row in pose) for pose in poses)
     light = Light(name, rotation, light.flip, strength * exposure, tuple(angles), poses)
-    return Film(images, light, scene.camera.fov, near, far)
+    return RenderedClip(images, light, scene.camera.fov, near, far)
 
 
-def _mesh(body: Body) -> Mesh:
+def _mesh(body: SceneObject) -> Mesh:
     return shapes.parametric(body.shape, body.seed) if body.shape in shapes.FAMILIES else meshes.read_mesh(body.shape)
 
 
-def _placed(body: Body, mesh: Mesh, time: float, standing: bool) -> Mesh:
+def _placed(body: SceneObject, mesh: Mesh, time: float, standing: bool) -> Mesh:
     centre = body.centre(time)
     if standing:
         centre = centre - [0, body.radius * (mesh.positions @ body.rotation(time)[1]).min(), 0]

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float32
 
-from drender.errors import unknown
+from drender.errors import unknown_name_error
 from drender.synthetic import environments as skies
 from drender.synthetic import shapes
-from drender.synthetic.materials import Material, random_material
+from drender.synthetic.materials import MaterialMix, random_material
 
 MOTIONS = ("orbit", "oscillation", "light", "rotation", "translation")
 SPLITS = ("all", "train", "test")
@@ -23,7 +23,7 @@ GAP = 0.04  # between the balls around objects
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class AssetSplit:
     """What scenes are made of: names of shape families, paths of mesh files, names of environments."""
 
     families: tuple[str, ...]
@@ -32,12 +32,12 @@ class Catalogue:
 
 
 @dataclass(frozen=True)
-class Body:
+class SceneObject:
     """An object: a shape in the unit ball, turned, scaled by `radius`, and moved. On a plane it stands."""
 
     shape: str  # a family of `shapes.FAMILIES` or the path of a file
     seed: int  # of the family's member
-    material: Material
+    material: MaterialMix
     radius: float
     position: tuple[float, float, float]
     tilt: tuple[float, float]  # about x, then z
@@ -56,7 +56,7 @@ class Body:
 class Plane:
     half: float  # its half-width or radius
     round: bool
-    material: Material
+    material: MaterialMix
 
 
 @dataclass(frozen=True)
@@ -95,31 +95,31 @@ class Light:
 
 @dataclass(frozen=True)
 class Scene:
-    bodies: tuple[Body, ...]
+    bodies: tuple[SceneObject, ...]
     plane: Plane | None
     camera: Camera
     motion: str
     lights: tuple[Light, Light]  # one, and another for relighting
 
 
-def catalogue(split: str, meshes: tuple[str, ...], environments: tuple[str, ...], bundled: bool) -> Catalogue:
+def catalogue(split: str, meshes: tuple[str, ...], environments: tuple[str, ...], bundled: bool) -> AssetSplit:
     """The part of everything that belongs to a split of SPLITS; `bundled`: the environments are ours.
 
     "test" has the families and bundled maps of `shapes.HELD_OUT` and `skies.HELD_OUT`, and a tenth of the user's files;
     "train" has the rest. Procedural skies are in both, of other seeds. InputError for an unknown split.
     """
     if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
+        raise unknown_name_error("split", split, SPLITS)
     keep = lambda held_out: split == "all" or held_out == (split == "test")
     of_ours = lambda name: name in skies.HELD_OUT
-    return Catalogue(
+    return AssetSplit(
         tuple(name for name in shapes.FAMILIES if keep(name in shapes.HELD_OUT)),
         tuple(path for path in meshes if keep(skies.held_out(Path(path).name))),
         tuple(name for name in environments if keep((of_ours if bundled else skies.held_out)(name))),
     )
 
 
-def random_scene(seed: int, split: str, index: int, source: Catalogue) -> Scene:
+def random_scene(seed: int, split: str, index: int, source: AssetSplit) -> Scene:
     """The scene of clip `index`."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     motion = str(rng.choice(MOTIONS))
@@ -133,11 +133,13 @@ def random_scene(seed: int, split: str, index: int, source: Catalogue) -> Scene:
     return Scene(bodies, plane if on_plane else None, camera, motion, lights)
 
 
-def _random_bodies(rng: np.random.Generator, source: Catalogue, on_plane: bool, motion: str) -> tuple[Body, ...]:
+def _random_bodies(
+    rng: np.random.Generator, source: AssetSplit, on_plane: bool, motion: str
+) -> tuple[SceneObject, ...]:
     """The first body is always placed; one that finds no room is left out."""
     objects, primitives = int(rng.integers(1, 4)), int(rng.integers(0, 4))
     simple = tuple(name for name in source.families if name in shapes.PRIMITIVES) or source.families
-    bodies: list[Body] = []
+    bodies: list[SceneObject] = []
     for number in range(objects + primitives):
         main = number < objects
         names = source.families if main else simple
@@ -145,7 +147,7 @@ def _random_bodies(rng: np.random.Generator, source: Catalogue, on_plane: bool, 
             names = source.meshes
         radius = float(rng.uniform(0.6, 1) if main else rng.uniform(0.2, 0.5))
         upright = rng.random() < 0.7
-        body = Body(
+        body = SceneObject(
             shape=str(rng.choice(names)),
             seed=int(rng.integers(2**31)),
             material=random_material(rng),
@@ -167,7 +169,7 @@ def _random_bodies(rng: np.random.Generator, source: Catalogue, on_plane: bool, 
     return tuple(bodies)
 
 
-def clearance(a: Body, b: Body) -> float:
+def clearance(a: SceneObject, b: SceneObject) -> float:
     """The least distance between the balls around two bodies over the clip, both moving evenly.
 
     On a plane, where positions have no height, it is that of the upright cylinders around the balls.
@@ -184,7 +186,7 @@ def _random_shift(rng: np.random.Generator, on_plane: bool) -> tuple[float, floa
     return float(length * np.sin(angle)), float(rise), float(length * np.cos(angle))
 
 
-def _random_camera(rng: np.random.Generator, bodies: tuple[Body, ...], on_plane: bool, motion: str) -> Camera:
+def _random_camera(rng: np.random.Generator, bodies: tuple[SceneObject, ...], on_plane: bool, motion: str) -> Camera:
     """So far away that the bodies' balls, wherever they move, about fill the image."""
     radii = np.array([body.radius for body in bodies] * 3)
     centres = np.stack([body.centre(time) for time in (0.0, 0.5, 1.0) for body in bodies])
@@ -206,7 +208,7 @@ def _random_camera(rng: np.random.Generator, bodies: tuple[Body, ...], on_plane:
     )
 
 
-def _random_light(rng: np.random.Generator, source: Catalogue, spin: float) -> Light:
+def _random_light(rng: np.random.Generator, source: AssetSplit, spin: float) -> Light:
     names = source.environments if source.environments and rng.random() < 0.6 else (PROCEDURAL,)
     return Light(
         environment=str(rng.choice(names)),

@@ -5,14 +5,14 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
-from drender.errors import unknown
-from drender.synthetic.meshes import Mesh, centred, soup, unit
+from drender.errors import unknown_name_error
+from drender.synthetic.meshes import Mesh, centered, triangle_mesh, unit
 
 
 def parametric(family: str, seed: int) -> Mesh:
     """The member of a family of `FAMILIES` that the seed picks. InputError for an unknown family."""
     if family not in FAMILIES:
-        raise unknown("shape", family, FAMILIES)
+        raise unknown_name_error("shape", family, FAMILIES)
     return FAMILIES[family](np.random.default_rng(seed))
 
 
@@ -21,7 +21,7 @@ def plane(half: float, round_: bool) -> Mesh:
     angle = np.linspace(0, 2 * np.pi, 65 if round_ else 5)[:-1] + np.pi / 4
     rim = np.stack([np.sin(angle), np.zeros_like(angle), np.cos(angle)], axis=-1) * half * (1 if round_ else 2**0.5)
     corners = np.stack([np.zeros_like(rim), rim, np.roll(rim, -1, axis=0)], axis=1)
-    return soup(corners, corners[..., [0, 2]] / (2 * half) + 0.5)
+    return triangle_mesh(corners, corners[..., [0, 2]] / (2 * half) + 0.5)
 
 
 # ---- Two ways to make a surface ----
@@ -59,7 +59,7 @@ def _tube(curve: Float[np.ndarray, "u 3"], radius: Float[np.ndarray, " u"], clos
 
 def _grid(points: Float[np.ndarray, "v u 3"]) -> Mesh:
     """The surface through a grid of points. Texture: u and v by arc length, but level faces as seen from above."""
-    points = centred(points)
+    points = centered(points)
     uv = np.stack([_arc_length(points, axis=1), _arc_length(points, axis=0)], axis=-1)
     corners, uvs = (
         np.concatenate(
@@ -74,7 +74,7 @@ def _grid(points: Float[np.ndarray, "v u 3"]) -> Mesh:
     uvs = np.where(level, corners[..., [0, 2]] / 2 + 0.5, uvs)
     if np.einsum("fi,fi->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2])) < 0:  # its volume: inside out
         corners, uvs = corners[:, ::-1], uvs[:, ::-1]
-    return soup(corners, uvs)
+    return triangle_mesh(corners, uvs)
 
 
 def _arc_length(points: Float[np.ndarray, "v u 3"], axis: int) -> Float[np.ndarray, "v u"]:

@@ -13,7 +13,7 @@ from einops import rearrange
 from jax.experimental import multihost_utils
 from jaxtyping import Array
 
-from drender.data.clips import TrainingClip, open_clips
+from drender.data.clips import LabeledClip, open_clips
 from drender.data.latent_cache import is_set, read_recipe
 from drender.errors import InputError
 from drender.metrics import image
@@ -24,7 +24,7 @@ from drender.renderers.base import Renderer
 from drender.renderers.forward import ForwardRenderer
 from drender.renderers.inverse import InverseRenderer
 from drender.training.config import TrainConfig
-from drender.training.losses import Model, decoded_light
+from drender.training.losses import LossContext, decoded_light
 from drender.training.run_dir import RunFolder
 
 # (image kind, input, prediction, truth), each [f, h, w, 3]
@@ -38,9 +38,9 @@ class Evaluation:
       InputError: no clips there, one without an image that is needed, or one that is too short.
     """
 
-    def __init__(self, config: TrainConfig, model: Model, run: RunFolder):
+    def __init__(self, config: TrainConfig, model: LossContext, run: RunFolder):
         self.config, self.model, self.folder = config, model, run
-        self.clips: list[TrainingClip] = []
+        self.clips: list[LabeledClip] = []
         self._renderer: Renderer | None = None
         light = model.config.env_encoder.in_labels if model.config.env_encoder else ()
         self.labels = {
@@ -100,7 +100,7 @@ class Evaluation:
         self.folder.draw(step, picture(comparisons))
         return means
 
-    def _compare(self, params: dict, clip: TrainingClip) -> Iterator[Comparison]:
+    def _compare(self, params: dict, clip: LabeledClip) -> Iterator[Comparison]:
         """The clip's first frames as the model predicts them."""
         config, model = self.config, self.model.config
         (window, *_) = clip.windows(config.data.frames)

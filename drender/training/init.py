@@ -18,7 +18,7 @@ from flax import nnx
 
 from drender.config import ENVIRONMENT_LABELS, EnvEncoderConfig, RendererConfig
 from drender.errors import InputError
-from drender.models.params import flatten, structure, unflatten
+from drender.models.params import abstract_module, flatten, unflatten
 from drender.models.unet import MAX_DOMAIN_NORM
 
 # Layers that begin at zero. A temporal branch then hands on what the spatial one gives it, so that a model trained on
@@ -40,7 +40,7 @@ OPTIONAL = re.compile(r"\.temporal_transformer_blocks\.\d+\.(attn2|norm2)\.|^con
 # --- at random -------------------------------------------------------------------------------------------------------
 
 
-def initial(network: type[nnx.Module], config: Any, seed: int) -> dict:
+def init_params(network: type[nnx.Module], config: Any, seed: int) -> dict:
     """Parameters to train a network from scratch with.
 
     Kernels are normal with variance 1/inputs, biases zero, norms the identity; `ZERO` says what else begins at zero.
@@ -49,7 +49,7 @@ def initial(network: type[nnx.Module], config: Any, seed: int) -> dict:
     Returns:
       nested dict of float32 numpy arrays.
     """
-    shapes = {name: leaf.shape for name, leaf in flatten(structure(network, config)[1]).items()}
+    shapes = {name: leaf.shape for name, leaf in flatten(abstract_module(network, config)[1]).items()}
     with ThreadPoolExecutor() as pool:
         arrays = pool.map(_draw, shapes.keys(), shapes.values(), itertools.repeat(seed))
     return unflatten(dict(zip(shapes, arrays, strict=True)))
@@ -77,7 +77,9 @@ def _draw(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 # --- from a checkpoint -----------------------------------------------------------------------------------------------
 
 
-def fit(network: type[nnx.Module], config: Any, stored: Mapping, seed: int, where: str) -> tuple[dict, list[str]]:
+def adapt_pretrained(
+    network: type[nnx.Module], config: Any, stored: Mapping, seed: int, where: str
+) -> tuple[dict, list[str]]:
     """The parameters of a network, taken from those of one that differs in what a renderer changes of its start.
 
     Tensors of the same shape are kept. The first convolution grows by zeros for more input channels, the domain table
@@ -95,7 +97,7 @@ def fit(network: type[nnx.Module], config: Any, stored: Mapping, seed: int, wher
     Raises:
       InputError: any other difference.
     """
-    shapes = {name: leaf.shape for name, leaf in flatten(structure(network, config)[1]).items()}
+    shapes = {name: leaf.shape for name, leaf in flatten(abstract_module(network, config)[1]).items()}
     old = flatten(stored)
     params, told = {}, {"kept": [], "grown": [], "new": [], "dropped": []}
     for name, shape in shapes.items():

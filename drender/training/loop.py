@@ -21,8 +21,8 @@ from drender.errors import InputError
 from drender.training import flops, weights
 from drender.training.config import TrainConfig
 from drender.training.evaluation import Evaluation
-from drender.training.losses import Batch, Model
-from drender.training.run_dir import RunFolder, State
+from drender.training.losses import Batch, LossContext
+from drender.training.run_dir import RunFolder, TrainState
 from drender.training.step import Arrays, abstract_state, compile_step, first_state, make_optimizer, make_step
 
 # --- the step --------------------------------------------------------------------------------------------------------
@@ -47,23 +47,23 @@ def train(config: TrainConfig) -> int:
         if (run.last or 0) >= config.optimizer.steps:
             log(f"finished before: {run.last} steps; {sample}; with more optimizer.steps it would go on")
             return 0
-        rows, index, count = sharding.share(mesh, config.data.batch)
+        rows, index, count = sharding.local_shard(mesh, config.data.batch)
         data = open_data(config.data, config.objective, renderer, rows, config.seed, index, count)
         if data.latent:
             weights.check_latents(config, data.fingerprint)
-        model = Model(renderer, config.loss, data.latent, config.data.images == 1, config.remat, mesh)
+        model = LossContext(renderer, config.loss, data.latent, config.data.images == 1, config.remat, mesh)
         # The order matters: a run that is there is resumed; else it begins from `start`; what is in neither is random.
         state, frozen = _begin(config, model, optimizer, mesh, run)
         evaluation = Evaluation(config, model, run)
         run.begin()
         # Of all processes together: rows as the data has them, and a number by which each can ask to stop.
         whole = lambda x: jax.ShapeDtypeStruct((config.data.batch, *x.shape[1:]), x.dtype)
-        batch = jax.tree.map(whole, data.abstract_batch()) | {"stop": sharding.tell(0, mesh)}
+        batch = jax.tree.map(whole, data.abstract_batch()) | {"stop": sharding.per_process_value(0, mesh)}
         step = _compiled(make_step(model, config, optimizer), state, frozen, batch, mesh)
-        meter = Meter(config, run, flops_of_step(model, config, state.params, frozen, batch))
-        with Signals() as signals, contextlib.closing(data.batches(run.last or 0)) as batches:
-            tell_stop = lambda: {"stop": sharding.tell(signals.received, mesh)}
-            placed = (sharding.place_rows(batch, mesh) | tell_stop() for batch in batches)
+        meter = MetricLogger(config, run, flops_of_step(model, config, state.params, frozen, batch))
+        with PreemptionGuard() as signals, contextlib.closing(data.batches(run.last or 0)) as batches:
+            tell_stop = lambda: {"stop": sharding.per_process_value(signals.received, mesh)}
+            placed = (sharding.make_global_batch(batch, mesh) | tell_stop() for batch in batches)
             code = _loop(config, step, state, frozen, placed, run, meter, evaluation, signals)
         if code == 0:
             log(f"finished: {config.optimizer.steps} steps; {sample}")
@@ -71,8 +71,8 @@ def train(config: TrainConfig) -> int:
 
 
 def _loop(
-    config: TrainConfig, step: Callable, state: State, frozen: Arrays, batches: Iterator[Batch], run: RunFolder,
-    meter: "Meter", evaluation: Evaluation, signals: "Signals",
+    config: TrainConfig, step: Callable, state: TrainState, frozen: Arrays, batches: Iterator[Batch], run: RunFolder,
+    meter: "MetricLogger", evaluation: Evaluation, signals: "PreemptionGuard",
 ) -> int:  # fmt: skip
     """Steps to the end, or until one is asked to stop; the exit code."""
     pending, last = None, config.optimizer.steps
@@ -100,8 +100,8 @@ def _loop(
 
 
 def _begin(
-    config: TrainConfig, model: Model, optimizer: optax.GradientTransformation, mesh: Mesh, run: RunFolder
-) -> tuple[State, dict[str, Array]]:
+    config: TrainConfig, model: LossContext, optimizer: optax.GradientTransformation, mesh: Mesh, run: RunFolder
+) -> tuple[TrainState, dict[str, Array]]:
     """The state to go on from, and the frozen weights in the dtype that is computed in."""
     needs_vae = not model.latent or config.evaluation.path is not None
     trained, frozen = weights.weights(config, model.config, needs_vae, run.last is not None, log)
@@ -110,10 +110,10 @@ def _begin(
     else:
         log(f"resuming {config.output} after step {run.last}")
         state = run.restore(abstract_state(trained, optimizer, mesh))
-    return state, sharding.place(frozen, sharding.placement(frozen, mesh))
+    return state, sharding.device_put_global(frozen, sharding.placement(frozen, mesh))
 
 
-def _compiled(step: Callable, state: State, frozen: Arrays, batch: Arrays, mesh: Mesh) -> Callable:
+def _compiled(step: Callable, state: TrainState, frozen: Arrays, batch: Arrays, mesh: Mesh) -> Callable:
     began = time.monotonic()
     log("compiling the step …")
     compiled = compile_step(step, state, frozen, batch, mesh)
@@ -125,15 +125,15 @@ def _compiled(step: Callable, state: State, frozen: Arrays, batch: Arrays, mesh:
     return compiled
 
 
-def flops_of_step(model: Model, config: TrainConfig, params: Arrays, frozen: Arrays, batch: Arrays) -> float:
+def flops_of_step(model: LossContext, config: TrainConfig, params: Arrays, frozen: Arrays, batch: Arrays) -> float:
     """Floating-point operations of one step over all processes, without what rematerialisation repeats."""
     step = make_step(dataclasses.replace(model, remat=False, mesh=None), config, optax.identity())
     abstract = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(tree))
-    state = State(abstract(params), abstract(params), optax.identity().init(params))
+    state = TrainState(abstract(params), abstract(params), optax.identity().init(params))
     return flops.count(step, state, abstract(frozen), abstract(batch), np.uint32(0))
 
 
-class Meter:
+class MetricLogger:
     """Reads the metrics of steps, and now and then logs their mean with the speed."""
 
     def __init__(self, config: TrainConfig, run: RunFolder, flops_per_step: float):
@@ -181,12 +181,12 @@ class Meter:
         self.seen, self.since = [], time.monotonic()
 
 
-class Signals:
+class PreemptionGuard:
     """Notes SIGTERM and SIGINT instead of dying of them. A second Ctrl-C interrupts at once."""
 
     received = 0
 
-    def __enter__(self) -> "Signals":
+    def __enter__(self) -> "PreemptionGuard":
         self._before = {}
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Key
 from drender import diffusion
 from drender.config import RendererConfig
 from drender.models import env_autoencoder, lora
-from drender.models.params import structure
+from drender.models.params import abstract_module
 from drender.models.registry import NETWORKS
 from drender.sharding import ROWS
 from drender.training.config import LossConfig
@@ -46,7 +46,7 @@ MICRO_CONDITIONING = (6.0, 127.0, 0.0)
 
 
 @dataclass(frozen=True)
-class Model:
+class LossContext:
     """Networks and how they are computed, without their parameters.
 
     Attributes:
@@ -67,7 +67,7 @@ class Model:
 
     def network(self, params: Params, name: str) -> nnx.Module:
         """One network with its parameters."""
-        return nnx.merge(structure(*network_of(self.config, name))[0], params[name])
+        return nnx.merge(abstract_module(*network_of(self.config, name))[0], params[name])
 
     def latents(self, params: Params, images: Float[Array, "b *i f h w c"]) -> Float[Array, "b *i f h8 w8 d"]:
         """Unscaled VAE means of images in [0, 1]; cached ones are what they are."""
@@ -91,25 +91,27 @@ class Model:
 # --- the renderers ---------------------------------------------------------------------------------------------------
 
 
-def inverse_loss(model: Model, params: Params, batch: Batch, key: Key[Array, ""]) -> Loss:
+def inverse_loss(model: LossContext, params: Params, batch: Batch, key: Key[Array, ""]) -> Loss:
     """batch: rgb, buffer [b, f, h, w, C], domain [b], image_only, real [b]."""
     keys = jax.random.split(key, 3)
     config = model.config
     rgb, strength = condition_noise(model.loss, batch["rgb"][:, None], keys[0])
     latents = model.latents(params, jnp.concatenate([rgb, batch["buffer"][:, None]], axis=1))
     condition, target = latents[:, :1], latents[:, 1]
-    condition = condition * keep(model.loss, keys[1], condition.shape[:2])[0][..., None, None, None, None]
+    condition = (
+        condition * condition_keep_mask(model.loss, keys[1], condition.shape[:2])[0][..., None, None, None, None]
+    )
     context = jnp.zeros((len(target), 1, 1, config.unet.cross_attention_dim[-1]))
     return denoising_loss(model, params, target, condition, context, batch["domain"], strength, batch, keys[2])
 
 
-def forward_loss(model: Model, params: Params, batch: Batch, key: Key[Array, ""]) -> Loss:
+def forward_loss(model: LossContext, params: Params, batch: Batch, key: Key[Array, ""]) -> Loss:
     """batch: rgb [b, f, h, w, C], conditions [b, i, f, h, w, C], environment [b, e, f, H, W, C], image_only, real."""
     keys = jax.random.split(key, 3)
     noisy, strength = condition_noise(model.loss, batch["conditions"], keys[0])
     latents = model.latents(params, jnp.concatenate([noisy, batch["rgb"][:, None]], axis=1))
     conditions, target = latents[:, :-1], latents[:, -1]
-    kept, kept_light = keep(model.loss, keys[1], conditions.shape[:2])
+    kept, kept_light = condition_keep_mask(model.loss, keys[1], conditions.shape[:2])
     conditions = conditions * kept[..., None, None, None, None]
     tokens = light_tokens(model, params, batch["environment"])
     # Attention over zeros is attention over no light at all, as the sampler leaves it out.
@@ -118,7 +120,7 @@ def forward_loss(model: Model, params: Params, batch: Batch, key: Key[Array, ""]
 
 
 def denoising_loss(
-    model: Model,
+    model: LossContext,
     params: Params,
     target: Float[Array, "b f h w c"],
     conditions: Float[Array, "b i f h w c"],
@@ -152,15 +154,15 @@ def denoising_loss(
         keys = jax.random.split(key)
         sigma = jnp.exp(loss.log_sigma_mean + loss.log_sigma_std * jax.random.normal(keys[0], (b,)))
         noise, level = jax.random.normal(keys[1], target.shape), sigma[:, None, None, None, None]
-        x = diffusion.scaled_input(diffusion.noisy(target, noise, level), level)
-        aim = diffusion.velocity(target, noise, level)
+        x = diffusion.scale_model_input(diffusion.add_noise(target, noise, level), level)
+        aim = diffusion.v_target(target, noise, level)
     unet = model.network(params, "unet")
     if "lora" in params:
         lora.adapt(unet, params["lora"], batch["real"].astype(jnp.float32))
     micro = jnp.broadcast_to(jnp.asarray(MICRO_CONDITIONING), (b, 3)).at[:, 2].set(strength)
     prediction = unet(
         model.spread(jnp.concatenate([x, rearrange(conditions, "b i f h w c -> b f h w (i c)")], axis=-1)),
-        diffusion.network_time(sigma),
+        diffusion.c_noise(sigma),
         context,
         micro,
         domain,
@@ -176,7 +178,7 @@ def denoising_loss(
     return value + loss.temporal * flicker, {"loss": value, "flicker": flicker}
 
 
-def keep(
+def condition_keep_mask(
     loss: LossConfig, key: Key[Array, ""], shape: tuple[int, int]
 ) -> tuple[Float[Array, "b i"], Float[Array, " b"]]:
     """Which of i conditions of b rows, and whose light, stay: 1, or 0 for those dropped alone or all together."""
@@ -203,7 +205,7 @@ def condition_noise(
 
 
 def light_tokens(
-    model: Model, params: Params, environment: Float[Array, "b e f H W C"]
+    model: LossContext, params: Params, environment: Float[Array, "b e f H W C"]
 ) -> list[Float[Array, "b f _ _"]]:
     """The frozen encoder's features of the environment images, per level."""
     if model.config.env_encoder.latent_encoder:
@@ -216,7 +218,7 @@ def light_tokens(
 # --- the environment's encoder ---------------------------------------------------------------------------------------
 
 
-def environment_loss(model: Model, params: Params, batch: Batch, key: Key[Array, ""]) -> Loss:
+def environment_loss(model: LossContext, params: Params, batch: Batch, key: Key[Array, ""]) -> Loss:
     """‖h − D(E(h), E_dir(n))‖², h the latents of the light's images, n those of its directions (section 4.1).
 
     batch: environment [b, e, f, H, W, C], in the order of `in_labels`. The metric `relative` is 1 for a decoder that
@@ -228,7 +230,9 @@ def environment_loss(model: Model, params: Params, batch: Batch, key: Key[Array,
     return value, {"loss": value, "relative": value / jnp.var(light)}
 
 
-def decoded_light(model: Model, params: Params, latents: Float[Array, "b e f h w c"]) -> Float[Array, "b f h w c2"]:
+def decoded_light(
+    model: LossContext, params: Params, latents: Float[Array, "b e f h w c"]
+) -> Float[Array, "b f h w c2"]:
     """What the decoder makes of the encoder's features: scaled latents of env_ldr and env_log."""
     light = model.network(params, "env_encoder").features(
         rearrange(latents, "b e f h w c -> b f h w (e c)"), model.remat
@@ -237,14 +241,14 @@ def decoded_light(model: Model, params: Params, latents: Float[Array, "b e f h w
     return model.network(params, "env_decoder")(light, asked, model.remat)
 
 
-def labelled(model: Model, latents: Float[Array, "b e f h w c"], label: str) -> Float[Array, "b f h w c"]:
+def labelled(model: LossContext, latents: Float[Array, "b e f h w c"], label: str) -> Float[Array, "b f h w c"]:
     return latents[:, model.config.env_encoder.in_labels.index(label)]
 
 
 # --- the auto-encoder of frames --------------------------------------------------------------------------------------
 
 
-def vae_loss(model: Model, params: Params, batch: Batch, key: Key[Array, ""]) -> Loss:
+def vae_loss(model: LossContext, params: Params, batch: Batch, key: Key[Array, ""]) -> Loss:
     """Mean absolute and squared error of the reconstruction, and the weighted divergence from a unit Gaussian.
 
     batch: images [b, f, h, w, 3]. The metric `latent_std` tells the `scaling_factor` to set afterwards: its inverse.
@@ -275,7 +279,7 @@ class Objective:
       frozen: components that are computed with and do not learn; the VAE is among them unless latents are cached.
     """
 
-    loss: Callable[[Model, Params, Batch, Array], Loss]
+    loss: Callable[[LossContext, Params, Batch, Array], Loss]
     kind: str
     trained: tuple[str, ...]
     frozen: tuple[str, ...] = ()

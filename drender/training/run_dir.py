@@ -26,7 +26,7 @@ from tensorboardX import SummaryWriter
 
 from drender.config import RendererConfig, from_dict, to_dict
 from drender.errors import InputError, first_line
-from drender.files import replacing
+from drender.files import atomic_write
 from drender.media.images import write_png
 from drender.models.params import flatten
 from drender.training.config import TrainConfig
@@ -37,7 +37,7 @@ METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
-class State:
+class TrainState:
     """What a step changes, a pytree. Parameters and averages are flat dicts from dotted name to float32 array."""
 
     params: dict[str, Any]
@@ -48,7 +48,7 @@ class State:
         return {"params": self.params, "ema": self.ema, "optimizer": self.optimizer}
 
 
-jax.tree_util.register_dataclass(State, ["params", "ema", "optimizer"], [])
+jax.tree_util.register_dataclass(TrainState, ["params", "ema", "optimizer"], [])
 
 
 def is_run(path: str | Path) -> bool:
@@ -124,7 +124,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if self.leads:
                 record = {"train": to_dict(self.config), "model": to_dict(self.model)}
-                with replacing(self.path / RECORD) as temporary:
+                with atomic_write(self.path / RECORD) as temporary:
                     temporary.write_text(json.dumps(record, indent=1) + "\n")
                 self._forget_after(self.last or 0)
                 self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=(self.last or 0) + 1)
@@ -151,7 +151,7 @@ class RunFolder:
         lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
         if len(kept) < len(lines):
-            with replacing(file) as temporary:
+            with atomic_write(file) as temporary:
                 temporary.write_text("".join(kept))
 
     def __enter__(self) -> "RunFolder":
@@ -165,7 +165,7 @@ class RunFolder:
             with self._writable() if kind is None else contextlib.suppress(OSError, ValueError):
                 self._checkpointer.close()
 
-    def save(self, step: int, state: State) -> None:
+    def save(self, step: int, state: TrainState) -> None:
         """Writes a checkpoint in the background, once the one before it is written."""
         with self._writable():
             self._checkpointer.wait()
@@ -176,13 +176,13 @@ class RunFolder:
                 self._checkpointer.save_checkpointables_async(step, state.items(), force=True)
                 self.last = step
 
-    def restore(self, abstract: State) -> State:
+    def restore(self, abstract: TrainState) -> TrainState:
         """The last checkpoint, placed as the abstract state's shardings say, whatever mesh it was written on.
 
         InputError where its shapes are not those asked for.
         """
         with _readable(self.config.output, self.last):
-            return State(**self._checkpointer.load_checkpointables(self.last, abstract.items()))
+            return TrainState(**self._checkpointer.load_checkpointables(self.last, abstract.items()))
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Adds a line to metrics.jsonl and points to TensorBoard's curves."""

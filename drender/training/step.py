@@ -13,8 +13,8 @@ from drender import sharding
 from drender.models.params import unflatten
 from drender.sharding import compiler_options
 from drender.training.config import OptimizerConfig, TrainConfig
-from drender.training.losses import OBJECTIVES, Batch, Model
-from drender.training.run_dir import State
+from drender.training.losses import OBJECTIVES, Batch, LossContext
+from drender.training.run_dir import TrainState
 
 # By dotted name; shapes will do where nothing is computed.
 Arrays = Mapping[str, Array | jax.ShapeDtypeStruct]
@@ -41,7 +41,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     )
 
 
-def make_step(model: Model, config: TrainConfig, optimizer: optax.GradientTransformation) -> Callable:
+def make_step(model: LossContext, config: TrainConfig, optimizer: optax.GradientTransformation) -> Callable:
     """(state, frozen, batch, step) -> (state, metrics), to be jitted with the state donated.
 
     A batch is rows, and `stop`, of which the greatest is handed on. The gradient is the mean over `accumulate` parts of
@@ -52,14 +52,14 @@ def make_step(model: Model, config: TrainConfig, optimizer: optax.GradientTransf
     def gradient(params: Arrays, frozen: Arrays, batch: Batch, key: Array):
         def value(params):
             # Kept where it is, so that what is gathered over the devices is the rounded copy.
-            computed = sharding.keep({name: x.astype(dtype) for name, x in params.items()}, model.mesh)
+            computed = sharding.constrain_params({name: x.astype(dtype) for name, x in params.items()}, model.mesh)
             with sharding.sharing(model.mesh):
                 return loss(model, unflatten(computed | dict(frozen)), batch, key)
 
         (_, metrics), gradients = jax.value_and_grad(value, has_aux=True)(params)
-        return sharding.keep(gradients, model.mesh), metrics
+        return sharding.constrain_params(gradients, model.mesh), metrics
 
-    def step(state: State, frozen: Arrays, batch: Batch, number: Array):
+    def step(state: TrainState, frozen: Arrays, batch: Batch, number: Array):
         key = jax.random.fold_in(jax.random.key(config.seed), number)
         stop, batch = batch["stop"].max(), {name: x for name, x in batch.items() if name != "stop"}
         if parts == 1:
@@ -81,27 +81,27 @@ def make_step(model: Model, config: TrainConfig, optimizer: optax.GradientTransf
         decay = jnp.minimum(config.optimizer.ema, (1 + number) / (10 + number))
         ema = jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, state.ema, params)
         metrics |= {"gradient_norm": optax.tree.norm(gradients), "learning_rate": rate(number)}
-        return State(params, ema, optimizer_state), metrics | {"stop": stop}
+        return TrainState(params, ema, optimizer_state), metrics | {"stop": stop}
 
     rate = learning_rate(config.optimizer)
     return step
 
 
-def first_state(params: Mapping[str, np.ndarray], optimizer: optax.GradientTransformation, mesh: Mesh) -> State:
+def first_state(params: Mapping[str, np.ndarray], optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The state before the first step, on the mesh: the average is a copy, the optimizer has seen nothing."""
-    placed = sharding.place(params, sharding.placement(params, mesh))
-    begin = lambda params: State(params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+    placed = sharding.device_put_global(params, sharding.placement(params, mesh))
+    begin = lambda params: TrainState(params, jax.tree.map(jnp.copy, params), optimizer.init(params))
     return jax.jit(begin, out_shardings=sharding.placement(jax.eval_shape(begin, placed), mesh))(placed)
 
 
-def abstract_state(params: Arrays, optimizer: optax.GradientTransformation, mesh: Mesh) -> State:
+def abstract_state(params: Arrays, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The shapes of that state, with where they go."""
-    shapes = jax.eval_shape(lambda params: State(params, params, optimizer.init(params)), params)
+    shapes = jax.eval_shape(lambda params: TrainState(params, params, optimizer.init(params)), params)
     place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     return jax.tree.map(place, shapes, sharding.placement(shapes, mesh))
 
 
-def compile_step(step: Callable, state: State, frozen: Arrays, batch: Arrays, mesh: Mesh):
+def compile_step(step: Callable, state: TrainState, frozen: Arrays, batch: Arrays, mesh: Mesh):
     """The step for this state and batch (arrays or shapes with shardings), on the mesh, its state donated.
 
     What has no sharding in the batch are rows.
@@ -113,6 +113,6 @@ def compile_step(step: Callable, state: State, frozen: Arrays, batch: Arrays, me
         options["xla_disable_hlo_passes"] = "cse_barrier_expander"
     place = lambda x: getattr(x, "sharding", None) or sharding.rows(mesh)
     placed = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)) for name, x in batch.items()}
-    results = (jax.tree.map(lambda leaf: leaf.sharding, state), sharding.everywhere(mesh))
+    results = (jax.tree.map(lambda leaf: leaf.sharding, state), sharding.replicated(mesh))
     jitted = jax.jit(step, donate_argnums=0, out_shardings=results)
     return jitted.lower(state, frozen, placed, jax.ShapeDtypeStruct((), jnp.uint32)).compile(options or None)

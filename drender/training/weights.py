@@ -17,9 +17,9 @@ import numpy as np
 from drender.checkpoints import orbax
 from drender.checkpoints.fingerprint import fingerprint
 from drender.config import RendererConfig, from_dict, to_dict
-from drender.errors import InputError, unknown
+from drender.errors import InputError, unknown_name_error
 from drender.models import lora
-from drender.models.params import flatten, structure, unflatten
+from drender.models.params import abstract_module, flatten, unflatten
 from drender.training import init, run_dir
 from drender.training.config import TrainConfig
 from drender.training.losses import OBJECTIVES, network_of
@@ -30,7 +30,7 @@ COMPONENTS = (*KEPT, "nrm_encoder", "env_decoder")
 Log = Callable[[str], None]
 
 
-class Origin:
+class WeightSource:
     """A checkpoint or a run to take components from.
 
     Attributes:
@@ -59,7 +59,7 @@ class Origin:
         return unflatten(trained)[name]
 
 
-def starts_of(config: TrainConfig) -> dict[str, Origin]:
+def resolve_sources(config: TrainConfig) -> dict[str, WeightSource]:
     """The origin of every component that has one."""
     if config.start is None:
         return {}
@@ -69,16 +69,16 @@ def starts_of(config: TrainConfig) -> dict[str, Origin]:
     origins = {}
     for name, path in config.start.items():
         if name not in COMPONENTS:
-            raise unknown("component of start", name, COMPONENTS)
+            raise unknown_name_error("component of start", name, COMPONENTS)
         origins[name] = _origin(f"start.{name}", path)
         if name not in origins[name].components:
             raise InputError(f"start.{name} {path}: has no {name}; it holds {', '.join(origins[name].components)}")
     return origins
 
 
-def _origin(option: str, path: str) -> Origin:
+def _origin(option: str, path: str) -> WeightSource:
     try:
-        return Origin(path)
+        return WeightSource(path)
     except InputError as error:
         raise InputError(f"{option}: {error}") from None
 
@@ -87,7 +87,7 @@ def renderer_config(config: TrainConfig) -> RendererConfig:
     """The model that a run trains: its start's (else Stable Video Diffusion's), changed by `model`, made to the kind
     that the objective asks for.
     """
-    origins = starts_of(config)
+    origins = resolve_sources(config)
     given = {name: getattr(origin.config, name) for name, origin in origins.items() if name in ("vae", "env_encoder")}
     base = origins["unet"].config if "unet" in origins else RendererConfig("svd")
     base = _changed(dataclasses.replace(base, **given), config.model)
@@ -140,27 +140,29 @@ def abstract(config: TrainConfig, model: RendererConfig, name: str) -> dict[str,
     """The shapes of a component's parameters by dotted name, which begins with the component's."""
     if name == "lora":
         return flatten({name: _fresh_factors(config, model)})
-    return flatten({name: structure(*network_of(model, name))[1]})
+    return flatten({name: abstract_module(*network_of(model, name))[1]})
 
 
 def component(config: TrainConfig, model: RendererConfig, name: str, log: Log = lambda line: None) -> dict:
     """A component before training, as a nested dict of arrays: from its start, fitted to the model, or random."""
-    origin = starts_of(config).get(name)
+    origin = resolve_sources(config).get(name)
     if origin is None:
         log(f"{name}: begins at random")
     if name == "lora":
         fresh = _fresh_factors(config, model)
         return fresh if origin is None else _same_shapes(fresh, origin.load(name), f"start {origin.path}: lora")
     if origin is None:
-        return init.initial(*network_of(model, name), config.seed)
-    fitted, report = init.fit(*network_of(model, name), origin.load(name), config.seed, f"start {origin.path}: {name}")
+        return init.init_params(*network_of(model, name), config.seed)
+    fitted, report = init.adapt_pretrained(
+        *network_of(model, name), origin.load(name), config.seed, f"start {origin.path}: {name}"
+    )
     for line in report:
         log(line)
     return fitted
 
 
 def _fresh_factors(config: TrainConfig, model: RendererConfig) -> dict:
-    unet = structure(*network_of(model, "unet"))[1]
+    unet = abstract_module(*network_of(model, "unet"))[1]
     return lora.init(unet, config.lora.rank, config.lora.targets, config.seed, config.lora.alpha)
 
 
@@ -199,7 +201,7 @@ def weights(
         trained |= {key: leaf for key, leaf in shapes[name].items() if key in learns}
         if resumed and len(learns) == len(shapes[name]):
             continue
-        if not learns and name not in starts_of(config):
+        if not learns and name not in resolve_sources(config):
             raise InputError(
                 f"objective {config.objective!r} computes with a {name} that does not learn; give start.{name}"
             )
@@ -214,7 +216,7 @@ def check_latents(config: TrainConfig, made_by: str) -> None:
     """InputError unless the run can be fed latents that the VAE with the fingerprint `made_by` has cached."""
     if config.loss.condition_noise is not None:
         raise InputError("loss.condition_noise is added to pixels, but data.sources holds latents; set it to null")
-    origin = starts_of(config).get("vae")
+    origin = resolve_sources(config).get("vae")
     if origin is None:
         raise InputError("start gives no vae; name the one that the cached latents were made with as start.vae")
     found = fingerprint(origin.load("vae"))
@@ -240,7 +242,7 @@ def export(
     """
     orbax.check_destination(destination, overwrite)
     train, model = run_dir.read(run)
-    origin, step = Origin(str(run)), run_dir.last_step(run)
+    origin, step = WeightSource(str(run)), run_dir.last_step(run)
     cast = lambda name: jax.tree.map(lambda x: np.asarray(x, dtype), origin.load(name))
     parts = {name: functools.partial(cast, name) for name in components(train) if name in KEPT}
     orbax.save(destination, model, parts, overwrite)

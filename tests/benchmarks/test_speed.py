@@ -13,7 +13,7 @@ from helpers import small
 
 from drender.checkpoints import orbax
 from drender.models.registry import NETWORKS
-from drender.sharding import Team
+from drender.sharding import DeviceGroup
 
 ARGS = argparse.Namespace(dtype="float32", frames=2, size=(16, 16), steps=2)
 
@@ -46,7 +46,7 @@ def test_a_plan_is_what_a_renderer_does():
 
 
 def test_what_devices_send_each_other_is_counted():
-    team = Team(tuple(jax.devices()))
+    team = DeviceGroup(tuple(jax.devices()))
     x = jax.device_put(np.ones((2, 1, 1024), np.float32), team.split(2, 1))
     gather = jax.jit(lambda x: x + 1, out_shardings=team.everywhere).lower(x).compile()
     stay = jax.jit(lambda x: x + 1, out_shardings=team.split(2, 1)).lower(x).compile()

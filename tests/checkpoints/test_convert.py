@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from drender.checkpoints import convert, diffusers_layout, orbax, torch_files
 from drender.config import EnvEncoderConfig, RendererConfig, UNetConfig, VAEConfig
 from drender.errors import InputError
-from drender.models.params import structure, unflatten
+from drender.models.params import abstract_module, unflatten
 from drender.models.unet import UNet
 
 ROOT = Path(__file__).parents[2]
@@ -129,7 +129,7 @@ def test_lora_with_alpha_and_of_convolutions_and_the_older_spelling(forward, tmp
     tensors = tiny.weights("lora", factors) | {f"{to_q}.alpha": np.full((), 8, np.float32)}
     save_file(tensors, tmp_path / "pytorch_lora_weights.safetensors")
     config, _ = diffusers_layout.read(forward, SILENT)
-    unet = structure(UNet, config.unet)[1]
+    unet = abstract_module(UNet, config.unet)[1]
     pulled = convert.pull_lora(unet, torch_files.read(tmp_path, "pytorch_lora_weights"), "lora")
     ours = unflatten({name: convert.from_torch(name, tensor.read()) for name, tensor in pulled.items()})
     conv = ours["down_blocks"][0]["resnets"][0]["temporal_res_block"]["conv2"]

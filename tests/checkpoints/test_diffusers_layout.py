@@ -12,7 +12,7 @@ from drender.checkpoints import convert, diffusers_layout
 from drender.config import DOMAINS, EnvEncoderConfig, SchedulerConfig
 from drender.errors import InputError
 from drender.models.env_encoder import EnvEncoder
-from drender.models.params import structure
+from drender.models.params import abstract_module
 
 SILENT = lambda line: None
 
@@ -69,7 +69,7 @@ def test_the_pixel_stem(forward):
     tiny.write_weights(forward / "env_encoder", "diffusion_pytorch_model", tiny.weights("env_encoder", shapes))
     found, tensors = diffusers_layout.read(forward, SILENT)
     assert found.env_encoder == config
-    convert.pull(structure(EnvEncoder, config)[1], tensors["env_encoder"], "env_encoder")
+    convert.match_tensors(abstract_module(EnvEncoder, config)[1], tensors["env_encoder"], "env_encoder")
 
 
 def test_forward_without_encoder(forward):

@@ -8,8 +8,8 @@ from helpers.tiny_clips import LABELS, colour, write_clip, write_noise, write_sk
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drender.data.augment import Augmentation, AugmentationRange, exposed
-from drender.data.clips import ClipSet, open_clips
+from drender.data.augment import Augmentation, AugmentationConfig, exposed
+from drender.data.clips import ClipDataset, open_clips
 from drender.errors import InputError
 from drender.lighting.environment import camera_rotations, load_environment, project
 from drender.lighting.light_file import Light, write_light
@@ -180,14 +180,14 @@ def test_only_rgb_is_exposed():
 
 @given(st.integers(0, 2**32 - 1))
 def test_augmentations_lie_in_their_range(seed):
-    drawn = AugmentationRange(0.5, (0.7, 1.4), 20.0).draw(np.random.default_rng(seed))
+    drawn = AugmentationConfig(0.5, (0.7, 1.4), 20.0).draw(np.random.default_rng(seed))
     assert 0.7 <= drawn.intensity <= 1.4 and abs(drawn.turn) <= 20
-    assert AugmentationRange().draw(np.random.default_rng(seed)) == Augmentation()
+    assert AugmentationConfig().draw(np.random.default_rng(seed)) == Augmentation()
 
 
 def test_drawn_augmentations_are_spread():
     rng = np.random.default_rng(0)
-    drawn = [AugmentationRange(0.25, (0.5, 2.0), 10.0).draw(rng) for _ in range(2000)]
+    drawn = [AugmentationConfig(0.25, (0.5, 2.0), 10.0).draw(rng) for _ in range(2000)]
     assert abs(np.mean([x.mirrored for x in drawn]) - 0.25) < 0.03
     assert abs(np.mean([np.log(x.intensity) for x in drawn])) < 0.03
     assert abs(np.mean([x.turn for x in drawn])) < 0.5
@@ -197,8 +197,10 @@ def test_all_that_a_row_shows_is_augmented_alike(tmp_path, sky):
     write_noise(tmp_path / "set" / "a", size=(4, 4), light=Light("../../sky.hdr"))
     labels = (*LABELS, "env_ldr", "env_nrm")
     clips = open_clips(tmp_path / "set", labels)
-    found = ClipSet("", clips, (4, 4), SIZE, AugmentationRange(flip=1.0)).draw(0, 2, labels, np.random.default_rng(0))
-    plain = ClipSet("", clips, (4, 4), SIZE).draw(0, 2, labels, np.random.default_rng(0))
+    found = ClipDataset("", clips, (4, 4), SIZE, AugmentationConfig(flip=1.0)).draw(
+        0, 2, labels, np.random.default_rng(0)
+    )
+    plain = ClipDataset("", clips, (4, 4), SIZE).draw(0, 2, labels, np.random.default_rng(0))
     for label in labels:
         mirrored = plain[label][:, :, ::-1] if label != "env_nrm" else plain[label]
         channels = slice(1, 3) if label == "normal" else slice(None)
@@ -259,7 +261,7 @@ def test_bad_clips(tmp_path):
 )
 def test_bad_ranges(bad):
     with pytest.raises(InputError, match=f"{next(iter(bad))} is "):
-        AugmentationRange(**bad)
+        AugmentationConfig(**bad)
 
 
 def test_light_is_written_as_it_is_read(tmp_path, sky):

@@ -15,9 +15,9 @@ from drender.checkpoints import orbax
 from drender.checkpoints.fingerprint import fingerprint
 from drender.config import ENVIRONMENT_LABELS
 from drender.data import encode as encoding
-from drender.data.augment import Augmentation, AugmentationRange
+from drender.data.augment import Augmentation, AugmentationConfig
 from drender.data.clips import open_clips
-from drender.data.latent_cache import LatentSet, missing, read_recipe
+from drender.data.latent_cache import LatentDataset, missing, read_recipe
 from drender.errors import InputError
 from drender.lighting.light_file import Light
 from drender.media.gbuffers import frame_path
@@ -29,7 +29,7 @@ from drender.training.run_dir import RunFolder
 
 ALL = (*LABELS, *ENVIRONMENT_LABELS)
 SIZES = {"size": (8, 8), "environment_size": (8, 8)}
-PLAIN = AugmentationRange()
+PLAIN = AugmentationConfig()
 encode = functools.partial(encoding.encode, devices=jax.local_devices()[:1])  # on one, which compiles half as much
 
 
@@ -66,7 +66,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def read_all(folder: Path) -> dict[str, np.ndarray]:
     """The arrays of a complete set."""
-    latents = LatentSet(str(folder), read_recipe(folder).labels)
+    latents = LatentDataset(str(folder), read_recipe(folder).labels)
     return {label: array.read().result() for label, array in latents.arrays.items()}
 
 
@@ -86,7 +86,7 @@ def test_cached_latents_are_those_of_the_renderer(clips, vae, tmp_path):
 
 
 def test_variants_are_augmented_but_the_first(clips, vae, tmp_path):
-    ranges = AugmentationRange(0.5, (0.5, 2.0), 30.0)
+    ranges = AugmentationConfig(0.5, (0.5, 2.0), 30.0)
     encode(clips, tmp_path / "set", vae, ALL, variants=3, augmentation=ranges, seed=7, **SIZES)
     recipe, stored = read_recipe(tmp_path / "set"), read_all(tmp_path / "set")
     assert recipe.entries == [(f"clip{i}", 0, variant) for i in range(3) for variant in range(3)]
@@ -132,7 +132,7 @@ def test_windows_and_frames_are_drawn_from_the_clip(vae, tmp_path):
     for name, frames in (("a", 4), ("b", 5)):
         write_noise(tmp_path / "clips" / name, frames, labels=("rgb", "depth"), seed=frames)
     encode(tmp_path / "clips", tmp_path / "set", vae, ("rgb", "depth"), augmentation=PLAIN, size=(8, 8), frames=3)
-    latents, rng = LatentSet(str(tmp_path / "set"), ("rgb",)), np.random.default_rng(0)
+    latents, rng = LatentDataset(str(tmp_path / "set"), ("rgb",)), np.random.default_rng(0)
     stored = read_all(tmp_path / "set")["rgb"]
     assert len(latents) == 2 and stored.shape == (4, 3, 4, 4, 4)
     seen = {latents.draw(1, 2, ("rgb",), rng)["rgb"].tobytes() for _ in range(50)}
@@ -146,7 +146,7 @@ def test_windows_and_frames_are_drawn_from_the_clip(vae, tmp_path):
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bytes(clips, vae, tmp_path, monkeypatch):
-    how = {"variants": 2, "augmentation": AugmentationRange(0.5, (0.5, 2.0), 30.0), **SIZES}
+    how = {"variants": 2, "augmentation": AugmentationConfig(0.5, (0.5, 2.0), 30.0), **SIZES}
     encode(clips, tmp_path / "whole", vae, ALL, **how)
     write = encoding._Writer.write
 
@@ -162,7 +162,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(clips, vae, tmp_path, monk
     absent = missing(tmp_path / "set", read_recipe(tmp_path / "set"))
     assert 3 in absent and len(absent) < 6
     with pytest.raises(InputError, match=f"{len(absent)} of 6 entries are not encoded yet; run the command"):
-        LatentSet(str(tmp_path / "set"), ("rgb",))
+        LatentDataset(str(tmp_path / "set"), ("rgb",))
     # As a process that was killed between two labels leaves an entry.
     (tmp_path / "set" / "normal" / "c.0.0.0.0.0").unlink()
     encode(clips, tmp_path / "set", vae, ALL, **how)
@@ -178,7 +178,7 @@ def test_what_is_there_is_not_encoded_again(clips, vae, tmp_path, monkeypatch, c
 
 
 def test_processes_and_devices_share_a_set(clips, vae, tmp_path, capsys):
-    how = {"variants": 2, "augmentation": AugmentationRange(1.0), **SIZES}
+    how = {"variants": 2, "augmentation": AugmentationConfig(1.0), **SIZES}
     encode(clips, tmp_path / "one", vae, ALL, **how)
     capsys.readouterr()
     encode(clips, tmp_path / "two", vae, ALL, **how, process=(1, 2))
@@ -198,7 +198,7 @@ def test_a_broken_clip_stops_the_run_with_its_name(clips, vae, tmp_path):
     assert not list((tmp_path / "set").glob("*/c.1.*"))
     file.write_bytes(sound)
     encode(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
-    assert len(LatentSet(str(tmp_path / "set"), ALL)) == 3
+    assert len(LatentDataset(str(tmp_path / "set"), ALL)) == 3
 
 
 # ---- Bad input ----
@@ -234,22 +234,22 @@ def test_bad_sets(clips, vae, tmp_path):
     folder = tmp_path / "set"
     encode(clips, folder, vae, ("rgb", "depth"), augmentation=PLAIN, size=(8, 8))
     with pytest.raises(InputError, match="has no latents of 'normal'; it has rgb, depth"):
-        LatentSet(str(folder), ("rgb", "normal"))
+        LatentDataset(str(folder), ("rgb", "normal"))
     chunk = folder / "rgb" / "c.2.0.0.0.0"
     chunk.write_bytes(chunk.read_bytes()[:-5])
-    latents = LatentSet(str(folder), ("rgb", "depth"))
+    latents = LatentDataset(str(folder), ("rgb", "depth"))
     with pytest.raises(InputError, match=f"{chunk}.*; remove that file and encode the set again"):
         latents.draw(2, 1, ("rgb",), np.random.default_rng(0))
     chunk.unlink()
     with pytest.raises(InputError, match="1 of 3 entries are not encoded yet"):
-        LatentSet(str(folder), ("depth",))
+        LatentDataset(str(folder), ("depth",))
     encode(clips, folder, vae, ("rgb", "depth"), augmentation=PLAIN, size=(8, 8))
     (folder / "rgb" / "zarr.json").unlink()
     with pytest.raises(InputError, match=r"rgb: no array of this set \(.*\); encode it anew"):
-        LatentSet(str(folder), ("rgb",))
+        LatentDataset(str(folder), ("rgb",))
     shutil.rmtree(folder / "rgb")
     with pytest.raises(InputError, match="3 of 3 entries"):
-        LatentSet(str(folder), ("rgb",))
+        LatentDataset(str(folder), ("rgb",))
     values = json.loads((folder / "set.json").read_text())
     (folder / "set.json").write_text(json.dumps(values | {"frame": 3}))
     with pytest.raises(InputError, match=r"set\.json: unknown key 'frame'; did you mean 'frames'"):
@@ -317,5 +317,5 @@ def test_a_fingerprint_is_of_what_encodes():
 def test_what_is_learnt_from_latents_is_evaluated_at_their_size(clips, vae, tmp_path):
     encode(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
     config = smallest.config("inverse", tmp_path / "set", tmp_path / "run", **{"data.size": [512, 512]})
-    model = losses.Model(small.inverse_config(), config.loss, latent=True)
+    model = losses.LossContext(small.inverse_config(), config.loss, latent=True)
     assert Evaluation(config, model, RunFolder(config, model.config)).size == (8, 8)

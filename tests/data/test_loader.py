@@ -22,7 +22,7 @@ from drender.data import __main__, encode
 from drender.data import loader as commands
 from drender.data.clips import open_clips
 from drender.data.config import DataConfig, Source
-from drender.data.latent_cache import LatentSet, read_recipe
+from drender.data.latent_cache import LatentDataset, read_recipe
 from drender.data.loader import open_data
 from drender.errors import InputError
 from drender.lighting.light_file import Light
@@ -217,7 +217,7 @@ def test_cached_latents_take_the_place_of_pixels(cached):
         "image_only": ((3,), np.bool_),
         "real": ((3,), np.bool_),
     }
-    arrays = LatentSet(str(cached), (*LABELS, *ENVIRONMENT_LABELS)).arrays
+    arrays = LatentDataset(str(cached), (*LABELS, *ENVIRONMENT_LABELS)).arrays
     stored = {label: array.read().result().reshape(4, 8, 8, 4) for label, array in arrays.items()}  # of all frames
     for rgb, conditions, light in zip(batch["rgb"], batch["conditions"], batch["environment"], strict=True):
         (place,) = [i for i in range(4) if (stored["rgb"][i] == rgb[0]).all()]

@@ -9,12 +9,12 @@ import torch
 from flax import nnx
 
 from drender.checkpoints.convert import from_torch, torch_name
-from drender.models.params import flatten, structure
+from drender.models.params import abstract_module, flatten
 
 
 def network(cls, config, params, method="__call__"):
     """One method of a network as a compiled function of arrays."""
-    graphdef = structure(cls, config)[0]
+    graphdef = abstract_module(cls, config)[0]
     return functools.partial(jax.jit(lambda params, *a: getattr(nnx.merge(graphdef, params), method)(*a)), params)
 
 
@@ -29,7 +29,7 @@ def gradients_of(cls, config, module: torch.nn.Module) -> dict:
 
 
 def _pulled(cls, config, tensors: dict) -> dict:
-    tree = structure(cls, config)[1]
+    tree = abstract_module(cls, config)[1]
     leaves = {name: jnp.asarray(from_torch(name, tensors.pop(torch_name(name)))) for name in flatten(tree)}
     assert not tensors
     assert {name: leaf.shape for name, leaf in leaves.items()} == {n: leaf.shape for n, leaf in flatten(tree).items()}

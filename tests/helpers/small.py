@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from drender.config import EnvEncoderConfig, RendererConfig, UNetConfig, VAEConfig
-from drender.models.params import structure
+from drender.models.params import abstract_module
 from drender.models.registry import NETWORKS
 
 UNET = {
@@ -50,7 +50,7 @@ def random_params(network, config, seed: int = 0) -> dict:
             return z / np.float32(math.sqrt(math.prod(leaf.shape[:-1])))
         return z if name in ("embedding", "mix_factor") else (name == "scale") + np.float32(0.1) * z
 
-    return jax.tree_util.tree_map_with_path(draw, structure(network, config)[1])
+    return jax.tree_util.tree_map_with_path(draw, abstract_module(network, config)[1])
 
 
 def renderer(cls, config: RendererConfig):

@@ -127,15 +127,17 @@ def steps(config: TrainConfig, mesh: MeshConfig, devices: list[jax.Device], numb
     """What some steps of the inverse objective give: losses, gradients' moments and parameters, by name."""
     mesh = sharding.make_mesh(mesh, config.data.batch, config.optimizer.accumulate, devices)
     renderer = weights.renderer_config(config)
-    model = losses.Model(renderer, config.loss, images_only=config.data.images == 1, mesh=mesh)
+    model = losses.LossContext(renderer, config.loss, images_only=config.data.images == 1, mesh=mesh)
     params = {name: random_params(*losses.network_of(renderer, name)) for name in ("unet", "vae")}
     leaves = params.flatten(params)
     learns = lambda name: any(weights._matches(name, pattern) for pattern in config.trainable or ("unet",))
     trained, frozen = ({name: x for name, x in leaves.items() if learns(name) is take} for take in (True, False))
     optimizer = make_optimizer(config.optimizer)
     state = first_state(trained, optimizer, mesh)
-    frozen = sharding.place(frozen, sharding.placement(frozen, mesh))
-    rows = sharding.place_rows(batch(config.data.batch, config.data.frames), mesh) | {"stop": sharding.tell(0, mesh)}
+    frozen = sharding.device_put_global(frozen, sharding.placement(frozen, mesh))
+    rows = sharding.make_global_batch(batch(config.data.batch, config.data.frames), mesh) | {
+        "stop": sharding.per_process_value(0, mesh)
+    }
     step = compile_step(make_step(model, config, optimizer), state, frozen, rows, mesh)
     results = {}
     for i in range(number):

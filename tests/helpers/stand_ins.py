@@ -6,7 +6,7 @@ from helpers import small
 from drender.config import DOMAINS
 from drender.renderers.forward import ForwardRenderer
 from drender.renderers.inverse import InverseRenderer
-from drender.renderers.windows import Windowed
+from drender.renderers.windows import WindowedLatents
 
 
 class StandIn:
@@ -34,7 +34,7 @@ class InverseStandIn(StandIn, InverseRenderer):
     def estimate(self, latents, passes, sampling, noise, progress, known=()):
         for name in passes:
             power = np.float32(1 + 0.1 * DOMAINS[name] + sampling.seed)
-            yield name, Windowed([slice(0, latents.shape[1])], [latents**power])
+            yield name, WindowedLatents([slice(0, latents.shape[1])], [latents**power])
 
 
 class ForwardStandIn(StandIn, ForwardRenderer):
@@ -48,4 +48,4 @@ class ForwardStandIn(StandIn, ForwardRenderer):
 
     def render(self, latents, light, sampling, noise, progress):
         frames = sum(latents.values()) / np.float32(len(latents)) * light
-        return Windowed([slice(0, frames.shape[1])], [frames])
+        return WindowedLatents([slice(0, frames.shape[1])], [frames])

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from drender.checkpoints import convert
 from drender.config import EnvEncoderConfig, UNetConfig, VAEConfig, from_dict
-from drender.models.params import flatten, structure
+from drender.models.params import abstract_module, flatten
 from drender.models.registry import NETWORKS
 
 UNET = {
@@ -128,7 +128,7 @@ def shapes(kind: str, component: str) -> dict[str, tuple[int, ...]]:
 
 def network_shapes(component: str, config) -> dict[str, tuple[int, ...]]:
     """Torch names and shapes of a network."""
-    leaves = flatten(structure(NETWORKS[component], config)[1])
+    leaves = flatten(abstract_module(NETWORKS[component], config)[1])
     torch = lambda name, shape: convert.to_torch(name, np.broadcast_to(np.int8(0), shape)).shape
     return {convert.torch_name(name): torch(name, leaf.shape) for name, leaf in leaves.items()}
 

@@ -10,7 +10,7 @@ from drender import assets
 from drender.errors import InputError
 from drender.lighting import latlong
 from drender.lighting.environment import load_environment
-from drender.lighting.latlong import automatic_exposure, beyond_range, blurred, light_image, map_files, mean_luminance
+from drender.lighting.latlong import automatic_exposure, blurred, load_latlong, map_files, mean_luminance, range_warning
 from drender.media.images import write_png
 
 SHAPES = st.sampled_from([(1, 2), (4, 8), (5, 7), (16, 32)])
@@ -39,12 +39,12 @@ def mean(image):
 @pytest.mark.parametrize("stops", [-3.0, 0.5, 2.0])
 def test_a_stop_is_a_doubling(stops):
     image = np.random.default_rng(0).random((4, 8, 3)).astype(np.float32)
-    np.testing.assert_array_equal(light_image(image, exposure=stops), light_image(image, strength=2.0**stops))
-    np.testing.assert_allclose(light_image(image, exposure=stops), light_image(image) * 2.0**stops, rtol=1e-6)
+    np.testing.assert_array_equal(load_latlong(image, exposure=stops), load_latlong(image, strength=2.0**stops))
+    np.testing.assert_allclose(load_latlong(image, exposure=stops), load_latlong(image) * 2.0**stops, rtol=1e-6)
 
 
 def test_the_automatic_exposure_brings_the_mean_luminance_to_its_place():
-    night = light_image(assets.environment("night"))
+    night = load_latlong(assets.environment("night"))
     exposure = automatic_exposure([assets.environment("night")])
     assert mean(night * 2.0**exposure) @ latlong.LUMINANCE == pytest.approx(latlong.MEAN_LUMINANCE, rel=1e-6)
     assert automatic_exposure([night], strength=4.0) == pytest.approx(exposure - 2, abs=1e-6)
@@ -53,7 +53,7 @@ def test_the_automatic_exposure_brings_the_mean_luminance_to_its_place():
 
 
 def test_the_usual_mean_is_about_that_of_the_built_in_maps():
-    means = [mean_luminance(light_image(assets.environment(name))) for name in assets.environments()]
+    means = [mean_luminance(load_latlong(assets.environment(name))) for name in assets.environments()]
     assert np.exp(np.mean(np.log(means))) == pytest.approx(latlong.MEAN_LUMINANCE, rel=0.1)
 
 
@@ -93,7 +93,7 @@ def test_of_a_large_image_the_blur_is_taken_of_fewer_pixels():
 def test_a_blurred_image_is_rolled_to_the_right_place():
     image = np.random.default_rng(0).random((256, 512, 3)).astype(np.float32)
     np.testing.assert_allclose(
-        light_image(image, rotation=90.0, blur=9.0), np.roll(light_image(image, 0.0, blur=9.0), 64, axis=1), rtol=1e-5
+        load_latlong(image, rotation=90.0, blur=9.0), np.roll(load_latlong(image, 0.0, blur=9.0), 64, axis=1), rtol=1e-5
     )
 
 
@@ -101,17 +101,17 @@ def test_a_blurred_image_is_rolled_to_the_right_place():
 
 
 def test_doubts_name_what_is_beyond_the_curves():
-    usual = light_image(assets.environment("forest"))
-    assert beyond_range(usual) is None
-    assert beyond_range(np.zeros((4, 8, 3), np.float32)) is None  # black is told by `light_image`
-    dark = beyond_range(usual * 2.0**-8)
+    usual = load_latlong(assets.environment("forest"))
+    assert range_warning(usual) is None
+    assert range_warning(np.zeros((4, 8, 3), np.float32)) is None  # black is told by `light_image`
+    dark = range_warning(usual * 2.0**-8)
     assert "mean luminance 0.0019" in dark and "adds 8.3 stops" in dark and "--exposure" in dark
     half = np.ones((4, 8, 3), np.float32)
     half[:2] = 20
-    assert "radiance 16, where env_ldr ends, on 50% of the sphere" in beyond_range(half)
+    assert "radiance 16, where env_ldr ends, on 50% of the sphere" in range_warning(half)
     half[:2] = 30000
-    assert "radiance 10000, where env_log ends, with 67% of its energy" in beyond_range(half)
-    assert beyond_range(half / 2048) is None
+    assert "radiance 10000, where env_log ends, with 67% of its energy" in range_warning(half)
+    assert range_warning(half / 2048) is None
 
 
 # ---- Inputs ----
@@ -128,7 +128,7 @@ def test_doubts_name_what_is_beyond_the_curves():
 )
 def test_bad_options_are_input_errors(options, message):
     with pytest.raises(InputError, match=message):
-        light_image(np.ones((4, 8, 3), np.float32), **options)
+        load_latlong(np.ones((4, 8, 3), np.float32), **options)
 
 
 def test_maps_of_a_folder_come_in_natural_order_without_previews(tmp_path):
@@ -146,6 +146,6 @@ def test_maps_of_a_folder_come_in_natural_order_without_previews(tmp_path):
 
 def test_a_file_that_is_no_hdr_image_can_be_taken_silently(tmp_path):
     write_png(tmp_path / "sky.png", np.ones((2, 4, 3), np.float32))
-    np.testing.assert_array_equal(light_image(tmp_path / "sky.png", warn=False), np.ones((2, 4, 3)))
+    np.testing.assert_array_equal(load_latlong(tmp_path / "sky.png", warn=False), np.ones((2, 4, 3)))
     with pytest.warns(UserWarning, match="no HDR image"):
         load_environment(tmp_path / "sky.png")

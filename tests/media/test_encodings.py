@@ -12,14 +12,14 @@ from PIL import Image
 
 from drender.errors import InputError
 from drender.media.color import linear_to_srgb, srgb_to_linear
-from drender.media.encodings import Assumed, Format, decode_normal, encode_normal, is_colour, read
+from drender.media.encodings import ImageFormat, InputEncoding, decode_normal, encode_normal, is_colour, read
 from drender.media.gbuffers import find_gbuffer_clips, frame_path
 from drender.media.images import write_exr, write_png
 
 RNG = np.random.default_rng(0)
 LABELS = ("rgb", "basecolor", "env0000", "normal", "depth", "roughness", "metallic")
 FORMATS = [
-    Format(kind, bits, transfer, normals)
+    ImageFormat(kind, bits, transfer, normals)
     for kind, bits, transfer, normals in itertools.product(
         ("png", "exr"), (8, 16), (None, "linear", "srgb"), ("opengl", "directx")
     )
@@ -110,7 +110,7 @@ def test_the_same_picture_is_the_same_bytes(tmp_path, monkeypatch):
         files = [tmp_path / f"{i}.rgb.{kind}" for i in range(2)]
         for path, hour in zip(files, (1e9, 1.5e9), strict=True):
             monkeypatch.setattr("time.time", lambda hour=hour: hour)
-            Format(kind).write(path, picture("rgb"), "rgb")
+            ImageFormat(kind).write(path, picture("rgb"), "rgb")
         assert files[0].read_bytes() == files[1].read_bytes()
     assert "capDate" not in OpenEXR.File(str(files[0])).header()  # the hour that OpenImageIO would write
 
@@ -121,7 +121,7 @@ def test_the_same_picture_is_the_same_bytes(tmp_path, monkeypatch):
 def test_exr_colours_are_linear_half_floats(tmp_path):
     image = picture("basecolor")
     for transfer, expected in ((None, srgb_to_linear(image)), ("srgb", image)):
-        Format("exr", transfer=transfer).write(tmp_path / "a.exr", image, "basecolor")
+        ImageFormat("exr", transfer=transfer).write(tmp_path / "a.exr", image, "basecolor")
         found, header = channels(tmp_path / "a.exr"), OpenEXR.File(str(tmp_path / "a.exr")).header()
         assert found.keys() == set("RGB") and all(x.dtype == np.float16 for x in found.values())
         np.testing.assert_array_equal(rgb_of(found), expected.astype(np.float16).astype(np.float32))
@@ -139,7 +139,7 @@ def test_exr_colours_are_linear_half_floats(tmp_path):
 def test_exr_data_is_not_transformed(tmp_path):
     image = picture("roughness")
     for transfer in (None, "linear", "srgb"):
-        Format("exr", transfer=transfer).write(tmp_path / "a.exr", image, "roughness")
+        ImageFormat("exr", transfer=transfer).write(tmp_path / "a.exr", image, "roughness")
         np.testing.assert_array_equal(rgb_of(channels(tmp_path / "a.exr")), image.astype(np.float16).astype(np.float32))
         assert "drender:transfer" not in OpenEXR.File(str(tmp_path / "a.exr")).header()
 
@@ -147,7 +147,7 @@ def test_exr_data_is_not_transformed(tmp_path):
 def test_exr_has_one_value_where_there_is_one(tmp_path):
     image = np.random.default_rng(1).random((9, 14, 3), np.float32)  # as a network gives it
     for label in ("depth", "roughness", "metallic"):
-        Format("exr").write(tmp_path / "a.exr", image, label)
+        ImageFormat("exr").write(tmp_path / "a.exr", image, label)
         found = read(tmp_path / "a.exr", label)
         np.testing.assert_array_equal(found[..., 0], found[..., 2])
         np.testing.assert_allclose(found, image.mean(axis=-1, keepdims=True) * np.ones(3), atol=2**-11)
@@ -155,7 +155,7 @@ def test_exr_has_one_value_where_there_is_one(tmp_path):
 
 def test_exr_depth_is_a_picture_and_z_in_full_precision(tmp_path):
     image = picture("depth")
-    Format("exr").write(tmp_path / "a.exr", image, "depth")
+    ImageFormat("exr").write(tmp_path / "a.exr", image, "depth")
     found = channels(tmp_path / "a.exr")
     assert found.keys() == set("RGBZ") and found["Z"].dtype == np.float32
     np.testing.assert_array_equal(found["Z"], image[..., 0])
@@ -165,7 +165,7 @@ def test_exr_depth_is_a_picture_and_z_in_full_precision(tmp_path):
 @pytest.mark.parametrize(("normals", "sign", "down"), [("opengl", 1, "y up"), ("directx", -1, "y down")])
 def test_exr_normals_are_unit_vectors(tmp_path, normals, sign, down):
     image = picture("normal")
-    Format("exr", normals=normals).write(tmp_path / "a.exr", image, "normal")
+    ImageFormat("exr", normals=normals).write(tmp_path / "a.exr", image, "normal")
     found, header = rgb_of(channels(tmp_path / "a.exr")), OpenEXR.File(str(tmp_path / "a.exr")).header()
     np.testing.assert_allclose(found, (image * 2 - 1) * [1, sign, 1], atol=2**-11)
     np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-3)
@@ -176,20 +176,20 @@ def test_exr_normals_are_unit_vectors(tmp_path, normals, sign, down):
 @pytest.mark.parametrize("bits", [8, 16])
 def test_png_is_as_released_and_says_what_it_is(tmp_path, bits):
     image = picture("normal")
-    Format(bits=bits).write(tmp_path / "gl.png", image, "normal")
-    Format(bits=bits, normals="directx").write(tmp_path / "dx.png", image, "normal")
+    ImageFormat(bits=bits).write(tmp_path / "gl.png", image, "normal")
+    ImageFormat(bits=bits, normals="directx").write(tmp_path / "dx.png", image, "normal")
     write_png(tmp_path / "plain.png", image, bits)
     gl, dx, plain = (read(tmp_path / f"{name}.png", "roughness") for name in ("gl", "dx", "plain"))
     np.testing.assert_array_equal(gl, plain)
     np.testing.assert_allclose(dx, plain * [1, -1, 1] + [0, 1, 0], atol=1.01 / (2**bits - 1))
     assert png_info(tmp_path / "dx.png")["drender:normals"] == "directx"
     for transfer in ("linear", "srgb"):
-        Format(transfer=transfer).write(tmp_path / "a.png", picture("rgb"), "rgb")
+        ImageFormat(transfer=transfer).write(tmp_path / "a.png", picture("rgb"), "rgb")
         info = png_info(tmp_path / "a.png")
         assert info["drender:transfer"] == transfer and ("srgb" in info) == (transfer == "srgb")
         assert info["gamma"] == (1 if transfer == "linear" else 0.45455)
     np.testing.assert_allclose(iio.imread(tmp_path / "a.png") / 255, picture("rgb"), atol=0.51 / 255)
-    Format().write(tmp_path / "a.png", picture("depth"), "depth")
+    ImageFormat().write(tmp_path / "a.png", picture("depth"), "depth")
     assert not {"srgb", "gamma"} & png_info(tmp_path / "a.png").keys()
 
 
@@ -200,15 +200,15 @@ def test_directx_twice_is_opengl(tmp_path):
     image = picture("normal")
     for kind in ("png", "exr"):
         path = tmp_path / f"a.normal.{kind}"
-        Format(kind, 16, normals="directx").write(path, image, "normal")
-        said = read(path, "normal", Assumed(normals="opengl"))  # the file knows better
+        ImageFormat(kind, 16, normals="directx").write(path, image, "normal")
+        said = read(path, "normal", InputEncoding(normals="opengl"))  # the file knows better
         # The same numbers in a file that says nothing:
         bare = tmp_path / f"bare.normal.{kind}"
         if kind == "png":
             write_png(bare, read(path, "data"), 16)
         else:
             write_exr(bare, channels(path))
-        np.testing.assert_array_equal(read(bare, "normal", Assumed(normals="directx")), said)
+        np.testing.assert_array_equal(read(bare, "normal", InputEncoding(normals="directx")), said)
         np.testing.assert_allclose(read(bare, "normal")[..., 1], 1 - image[..., 1], atol=2**-11)
         np.testing.assert_allclose(said, image, atol=2**-11)
 
@@ -221,11 +221,11 @@ def test_colours_of_files_that_say_nothing(tmp_path):
         stored = read(path, "data")
         for transfer in (None, "srgb", "linear"):
             expected = linear_to_srgb(stored) if (transfer or usual) == "linear" else stored
-            np.testing.assert_array_equal(read(path, "basecolor", Assumed(transfer)), expected)
+            np.testing.assert_array_equal(read(path, "basecolor", InputEncoding(transfer)), expected)
     (tmp_path / "walk").mkdir()
     (tmp_path / "a.exr").rename(tmp_path / "walk" / "1.basecolor.exr")
     for transfer in ("srgb", "linear"):
-        (clip,) = find_gbuffer_clips(tmp_path / "walk", ["basecolor"], assumed=Assumed(transfer))
+        (clip,) = find_gbuffer_clips(tmp_path / "walk", ["basecolor"], assumed=InputEncoding(transfer))
         expected = image if transfer == "srgb" else linear_to_srgb(image)
         np.testing.assert_allclose(clip.read("basecolor")[0], expected, atol=2e-3)
 
@@ -244,7 +244,7 @@ def test_what_cannot_be(tmp_path):
         ({"bits": 12}, "bits is 12"),
     ):
         with pytest.raises(InputError, match=message):
-            Format(**arguments)
+            ImageFormat(**arguments)
     write_exr(tmp_path / "a.exr", {"Z": np.array([[0.5, np.inf]], np.float32)})
     with pytest.raises(InputError, match=r"a\.exr: some pixels are infinite"):
         read(tmp_path / "a.exr", "depth")

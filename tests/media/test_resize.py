@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from drender.errors import InputError
 from drender.media.encodings import decode_normal, encode_normal
-from drender.media.resize import MODES, Fit, contain_size, cover_size, fit_cover
+from drender.media.resize import MODES, ResizeConfig, contain_size, cover_size, fit_cover
 
 RNG = np.random.default_rng(0)
 
@@ -75,7 +75,7 @@ def test_contain_size(h, w, height, width):
 @given(SIZES, SIZES, st.sampled_from(MODES), st.sampled_from(["model", "source"]))
 @settings(max_examples=60)
 def test_sizes_of_every_mode(source, size, mode, output):
-    placement = Fit(mode, size, output).place(source)
+    placement = ResizeConfig(mode, size, output).place(source)
     assert all(side % 64 == 0 for side in placement.outer)
     if mode == "contain":
         assert placement.inner == contain_size(source, size)
@@ -95,7 +95,7 @@ def test_sizes_of_every_mode(source, size, mode, output):
 def test_a_smooth_picture_comes_back_in_its_place(mode, source):
     y, x = (np.linspace(0.2, 0.8, side) if side > 1 else np.array([0.5]) for side in source)
     frame = np.stack(np.broadcast_arrays(y[:, None], x[None, :], 0.3), axis=-1).astype(np.float32)
-    placement = Fit(mode, (128, 192), "source").place(source)
+    placement = ResizeConfig(mode, (128, 192), "source").place(source)
     restored = placement.restore(placement.fit(frame), "rgb")
     assert restored.shape == frame.shape
     np.testing.assert_allclose(restored, frame, atol=0.05 if min(source) < 10 else 0.02)
@@ -103,7 +103,7 @@ def test_a_smooth_picture_comes_back_in_its_place(mode, source):
 
 def test_padding_repeats_the_edge_and_is_cut_off():
     frame = RNG.random((64, 100, 3)).astype(np.float32)
-    for fit in (Fit("contain"), Fit("contain", (64, 100))):
+    for fit in (ResizeConfig("contain"), ResizeConfig("contain", (64, 100))):
         placement = fit.place((64, 100))
         fitted = placement.fit(frame)
         assert fitted.shape == (64, 128, 3)
@@ -114,7 +114,7 @@ def test_padding_repeats_the_edge_and_is_cut_off():
 def test_normals_have_length_one_at_the_size_of_the_source():
     normal = RNG.normal(size=(64, 64, 3)).astype(np.float32)
     stored = encode_normal(normal / np.linalg.norm(normal, axis=-1, keepdims=True))
-    placement = Fit("stretch", (64, 64), "source").place((100, 33))
+    placement = ResizeConfig("stretch", (64, 64), "source").place((100, 33))
     restored = placement.restore(stored, "normal")
     np.testing.assert_allclose(np.linalg.norm(restored * 2 - 1, axis=-1), 1, atol=1e-5)
     expected = jax.image.resize(stored, (100, 33, 3), "linear", antialias=True)
@@ -129,4 +129,4 @@ def test_fits_that_make_no_sense():
         (("cover", (0, 64)), "size is 0 64; both sides must be 1 or more"),
     ):
         with pytest.raises(InputError, match=message):
-            Fit(*arguments)
+            ResizeConfig(*arguments)

@@ -11,7 +11,7 @@ from helpers import small
 
 from drender.errors import InputError
 from drender.models import lora
-from drender.models.params import flatten, structure
+from drender.models.params import abstract_module, flatten
 from drender.models.unet import UNet
 
 RNG = np.random.default_rng(0)
@@ -138,7 +138,7 @@ def adapted_unet(kind: str):
     random = np.random.default_rng(1)
     move = lambda path, x: x if path[-1].key == "alpha" else x + random.standard_normal(x.shape).astype(np.float32) / 4
     factors = jax.tree_util.tree_map_with_path(move, factors)
-    graphdef = structure(UNet, CONFIGS[kind])[0]
+    graphdef = abstract_module(UNet, CONFIGS[kind])[0]
 
     def call(params, factors, gate, inputs):
         return lora.adapt(nnx.merge(graphdef, params), factors, gate)(*inputs)
@@ -147,7 +147,7 @@ def adapted_unet(kind: str):
 
 
 def test_fresh_factors_change_nothing_and_stand_beside_every_target():
-    params = structure(UNet, CONFIGS["inverse"])[1]
+    params = abstract_module(UNet, CONFIGS["inverse"])[1]
     factors = flatten(lora.init(params, 3, ["to_q", "to_out"], seed=5))
     wanted = [name for name in flatten(params) if name.endswith((".to_q.kernel", ".to_out.0.kernel"))]
     assert {name.rpartition(".")[0] for name in factors} == {name.removesuffix(".kernel") for name in wanted}
@@ -163,13 +163,13 @@ def test_fresh_factors_change_nothing_and_stand_beside_every_target():
 
 
 def test_alpha_is_kept_where_it_is_given():
-    factors = flatten(lora.init(structure(UNet, CONFIGS["forward"])[1], 2, TARGETS, seed=0, alpha=4.0))
+    factors = flatten(lora.init(abstract_module(UNet, CONFIGS["forward"])[1], 2, TARGETS, seed=0, alpha=4.0))
     assert {float(x) for name, x in factors.items() if name.endswith(".alpha")} == {4.0}
 
 
 def test_a_target_that_no_attention_has():
     with pytest.raises(InputError, match="unknown LoRA target 'to_output'; did you mean 'to_out'"):
-        lora.init(structure(UNet, CONFIGS["forward"])[1], 2, ["to_q", "to_output"], seed=0)
+        lora.init(abstract_module(UNet, CONFIGS["forward"])[1], 2, ["to_q", "to_output"], seed=0)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -224,6 +224,6 @@ def test_factors_learn_from_gated_clips_alone():
     ],
 )
 def test_what_cannot_be_adapted_is_refused(adapted, message):
-    graphdef, shapes = structure(UNet, CONFIGS["inverse"])
+    graphdef, shapes = abstract_module(UNet, CONFIGS["inverse"])
     with pytest.raises(InputError, match=message):
         lora.adapt(nnx.merge(graphdef, shapes), adapted, jnp.ones(2))

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from drender.config import EnvEncoderConfig, UNetConfig, VAEConfig
 from drender.models import attention, cpu_conv, layers, lora, params
 from drender.models.env_encoder import EnvEncoder
-from drender.models.params import flatten, structure, unflatten
+from drender.models.params import abstract_module, flatten, unflatten
 from drender.models.unet import UNet
 from drender.models.vae import VAE
 from drender.training import flops
@@ -129,8 +129,8 @@ def test_networks_compute_in_the_dtype_of_their_parameters():
     """Nothing in between is quietly float32: of all products, none has a float32 operand."""
     dtype = "bfloat16"
     config = small.inverse_config().unet
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), structure(UNet, config)[1])
-    graphdef = structure(UNet, config)[0]
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), abstract_module(UNet, config)[1])
+    graphdef = abstract_module(UNet, config)[0]
     arguments = [jnp.asarray(x) for x in (array(1, 2, 4, 4, 8), [0.1], np.zeros((1, 1, 1, 24)), array(1, 3), [0])]
     jaxpr = jax.make_jaxpr(lambda params: nnx.merge(graphdef, params)(*arguments))(params)
     products = [eqn for eqn in _equations(jaxpr.jaxpr) if eqn.primitive.name in ("dot_general", "conv_general_dilated")]
@@ -210,7 +210,9 @@ def test_pixel_stem_shrinks_by_eight():
     maps = array(1, 1, 32, 16, 9)
     with torch.no_grad():
         expected = oracle[:-1](channels_first(maps)[0])
-    stem = jax.jit(lambda params, x: nnx.merge(structure(EnvEncoder, config)[0], params).conv_in(x))(params, maps[0])
+    stem = jax.jit(lambda params, x: nnx.merge(abstract_module(EnvEncoder, config)[0], params).conv_in(x))(
+        params, maps[0]
+    )
     np.testing.assert_allclose(np.moveaxis(np.asarray(stem), -1, 1), expected.numpy(), atol=1e-4)
     assert stem.shape == (1, 4, 2, 32)
 
@@ -234,7 +236,7 @@ def test_convolutions_of_every_grid_are_torch_convolutions(n, h, w, kernel):
         torch.from_numpy(bias),
         padding=padding,
     )
-    convolution = layers.conv(4, 5, kernel, rngs=params.Keys(jax.random.key(0)))
+    convolution = layers.conv(4, 5, kernel, rngs=params.ParamRngs(jax.random.key(0)))
     convolution.kernel[...], convolution.bias[...] = jnp.asarray(weights), jnp.asarray(bias)
     with jax.disable_jit():
         np.testing.assert_allclose(convolution(jnp.asarray(x)), np.moveaxis(expected.numpy(), 1, -1), atol=1e-4)
@@ -252,7 +254,7 @@ def test_minimal_filtering_is_convolution(monkeypatch, shape, kernel, piece):
     x, weights = jnp.asarray(array(*shape, 64)), jnp.asarray(array(*kernel, 64, 72, seed=1)) / 24
     padding = [(k // 2, k // 2) for k in kernel]
     plain = lambda x, weights: cpu_conv._plain(x, weights, padding, 1)
-    filtered = lambda x, weights: cpu_conv.correlate(x, weights, padding)
+    filtered = lambda x, weights: cpu_conv.conv2d(x, weights, padding)
     assert flops.count(cpu_conv._filter, x, weights) <= 0.8 * flops.count(plain, x, weights)
     np.testing.assert_allclose(filtered(x, weights), plain(x, weights), atol=1e-5)
     gradients = lambda fn: jax.grad(lambda *inputs: jnp.sum(jnp.sin(fn(*inputs))), (0, 1))(x, weights)
@@ -282,7 +284,7 @@ def test_attention_in_pieces_is_attention(monkeypatch, limit):
 def test_frames_that_share_their_keys_attend_as_if_they_had_their_own(monkeypatch, heads, limit):
     """One still light for all frames; XLA once made numbers of it that were none, of a single head."""
     monkeypatch.setattr(attention, "MAX_LOGITS_CPU", limit)
-    layer = attention.Attention(32, heads, 32, rngs=params.Keys(jax.random.key(0)))
+    layer = attention.Attention(32, heads, 32, rngs=params.ParamRngs(jax.random.key(0)))
     x, context = jnp.asarray(array(10, 64, 32)), jnp.asarray(array(2, 16, 32, seed=1))
     found = jax.jit(lambda x, context: layer(x, context, each=5))(x, context)
     each = [layer(x[i : i + 1], context[i // 5 : i // 5 + 1]) for i in range(10)]
@@ -301,7 +303,7 @@ ONE_LEVEL = small.UNET | {
 
 def unet_with_factors(unet: UNet, remat: bool):
     """With adapted layers too, which are no part of the network that was split."""
-    unet = lora.adapt(unet, lora.init(structure(UNet, unet.config)[1], 2, ["to_v"], seed=0), jnp.ones(2))
+    unet = lora.adapt(unet, lora.init(abstract_module(UNet, unet.config)[1], 2, ["to_v"], seed=0), jnp.ones(2))
     shapes = (2, 4, 8, 8, 8), (2,), (2, 1, 3, 24), (2, 3)
     inputs = [jnp.asarray(array(*shape)) for shape in shapes]
     return unet(*inputs, image_only=jnp.array([True, False]), remat=remat)
@@ -325,7 +327,7 @@ REMATERIALISED = {
 @pytest.mark.parametrize("name", REMATERIALISED)
 def test_rematerialisation_keeps_gradients_and_saves_memory(name):
     cls, config, call = REMATERIALISED[name]
-    graphdef, params = structure(cls, config)[0], small.random_params(cls, config)
+    graphdef, params = abstract_module(cls, config)[0], small.random_params(cls, config)
 
     def compiled(remat):
         loss = lambda params: jnp.mean(jnp.sin(call(nnx.merge(graphdef, params), remat)))
@@ -345,7 +347,7 @@ def test_rematerialisation_keeps_gradients_and_saves_memory(name):
 
 def test_batches_of_images_alone_skip_the_temporal_branches():
     config = small.inverse_config().unet
-    graphdef, params = structure(UNet, config)[0], small.random_params(UNet, config)
+    graphdef, params = abstract_module(UNet, config)[0], small.random_params(UNet, config)
     inputs = array(2, 3, 4, 4, 8), np.float32([0.1, 0.3]), np.zeros((2, 1, 1, 24), "f"), array(2, 3), np.int32([3, 0])
     expected = network(UNet, config, params)(*inputs, np.array([True, True]))
     images = jax.jit(lambda params, *inputs: nnx.merge(graphdef, params)(*inputs, image_only=True, remat=True))
@@ -353,7 +355,7 @@ def test_batches_of_images_alone_skip_the_temporal_branches():
 
 
 def test_images_are_decoded_alone_and_without_the_temporal_branches():
-    graphdef, params = structure(VAE, small.VAE)[0], small.random_params(VAE, small.VAE)
+    graphdef, params = abstract_module(VAE, small.VAE)[0], small.random_params(VAE, small.VAE)
     spatial = {name: x - 40 if name.endswith("mix_factor") else x for name, x in flatten(params).items()}
     decode = lambda params, z, images: nnx.merge(graphdef, params).decode(z, remat=True, images=images)
     decode, z = jax.jit(decode, static_argnums=2), array(2, 3, 4, 4, 4)
@@ -381,5 +383,5 @@ FORWARD_UNET = UNetConfig(
     ],
 )
 def test_full_size_networks_have_the_released_parameters(cls, config, parameters, tensors):
-    leaves = jax.tree.leaves(structure(cls, config)[1])
+    leaves = jax.tree.leaves(abstract_module(cls, config)[1])
     assert (sum(leaf.size for leaf in leaves), len(leaves)) == (parameters, tensors)

@@ -20,7 +20,7 @@ VAE = dataclasses.replace(small.VAE, layers_per_block=2)
 # As wide as the released one: its one head is more than cuDNN takes.
 WIDE_VAE = dataclasses.replace(VAE, block_out_channels=(32, 160))
 INVERSE = dataclasses.replace(small.inverse_config(), vae=VAE)
-TEAM = sharding.Team(tuple(jax.devices()))
+TEAM = sharding.DeviceGroup(tuple(jax.devices()))
 FORWARD = dataclasses.replace(small.forward_config(), vae=VAE)
 
 

@@ -13,7 +13,7 @@ from helpers import small
 
 from drender import ForwardRenderer, InputError, InverseRenderer
 from drender.renderers import inverse as renderers
-from drender.sharding import Team
+from drender.sharding import DeviceGroup
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CONDITIONS = ("basecolor", "normal", "depth", "roughness", "metallic")
@@ -269,7 +269,7 @@ def test_a_second_device_computes_the_same(inverse, clip):
 
 def shared(renderer):
     """The same renderer on all devices."""
-    team = Team(tuple(jax.devices()))
+    team = DeviceGroup(tuple(jax.devices()))
     return type(renderer)(renderer.config, jax.device_put(renderer.params, team.everywhere), team)
 
 

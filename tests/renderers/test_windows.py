@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drender.errors import InputError
-from drender.renderers.windows import Windowed, cross_fade, match_range, plan_windows
+from drender.renderers.windows import WindowedLatents, cross_fade, match_range, plan_windows
 from drender.sampling.inputs import plan_chunks
 
 numbers_of_frames, lengths = st.integers(1, 400), st.integers(1, 48)
@@ -43,7 +43,7 @@ def test_pieces_of_one_clip_fade_into_that_clip(num_frames, length, data):
 def test_neighbours_fade_in_even_steps():
     windows = plan_windows(7, 5, 3)
     zeros, ones = np.zeros((1, 5, 1, 1, 1), np.float32), np.ones((1, 5, 1, 1, 1), np.float32)
-    faded = Windowed(windows, [zeros, ones]).blended().ravel()
+    faded = WindowedLatents(windows, [zeros, ones]).blended().ravel()
     np.testing.assert_allclose(faded, [0, 0, 0.25, 0.5, 0.75, 1, 1])
 
 

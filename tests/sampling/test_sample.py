@@ -31,7 +31,7 @@ from drender.media.video import find_clips, write_video
 from drender.renderers.forward import ForwardRenderer
 from drender.renderers.inverse import InverseRenderer
 from drender.sampling import execute
-from drender.sampling.outputs import ClipFolder
+from drender.sampling.outputs import ClipOutput
 
 RNG = np.random.default_rng(0)
 ROOT = Path(__file__).parents[2]
@@ -408,7 +408,7 @@ def test_relight_reads_no_gbuffers(relight, monkeypatch, tmp_path):
     def refuse(*_):
         raise AssertionError("a file was read")
 
-    monkeypatch.setattr(ClipFolder, "read", refuse)
+    monkeypatch.setattr(ClipOutput, "read", refuse)
     code, *_ = relight("--input", write_frames(tmp_path / "a", 2), "--output", tmp_path / "out", "--no-video")
     assert code == 0
 
@@ -732,7 +732,7 @@ def test_leavings_of_a_run_with_other_options_are_not_mixed_in(inverse, monkeypa
 def test_a_run_that_is_killed_between_record_and_latents_leaves_no_latents(inverse, monkeypatch, tmp_path):
     arguments = ("--input", write_frames(tmp_path / "a", 3), "--output", tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr(ClipFolder, "_forget", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(ClipOutput, "_forget", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert inverse(*arguments)[0] == 130
     assert inverse(*arguments)[0] == 0
     assert not [name for name in contents(tmp_path / "out") if Path(name).name.startswith(".")]

@@ -337,9 +337,7 @@ def make_readers() -> dict[str, Callable[[Path], bool]]:
     from drender.media.gbuffers import find_gbuffer_clips
     from drender.media.images import read_image, read_still
     from drender.media.video import find_clips
-    from drender.renderers.windows import Windowed
-    from drender.sampling.inputs import BufferChunks, Chunk, Cut
-    from drender.sampling.outputs import ClipFolder
+    from drender.sampling.inputs import BufferChunks, Chunk
     from drender.training.config import TrainConfig
     from drender.training.config import read as read_config
 
@@ -359,16 +357,18 @@ def make_readers() -> dict[str, Callable[[Path], bool]]:
         return all(is_image(image) for clip in found for label, i in clip.paths for image in clip.frames(label, i))
 
     def record(path: Path) -> bool:
-        folder = ClipFolder(path.parents[1], path.parent.name, "inverse", ("normal",), {}, overwrite=True)
-        chunks = [BufferChunks.plan(clip, Cut(2, 1), None) for clip in find_gbuffer_clips(path.parent, ("normal",))]
+        folder = ClipOutput(path.parents[1], path.parent.name, "inverse", ("normal",), {}, overwrite=True)
+        chunks = [
+            BufferChunks.plan(clip, ChunkConfig(2, 1), None) for clip in find_gbuffer_clips(path.parent, ("normal",))
+        ]
         json.dumps(folder._record, allow_nan=False)
         return all(0 < plan.fps < np.inf for plan in chunks) and isinstance(folder.done, set) and folder._images() != 3
 
     def remembered(path: Path) -> bool:
-        folder = ClipFolder(path.parents[1], path.parent.name, "inverse", ("normal",), {}, overwrite=True)
+        folder = ClipOutput(path.parents[1], path.parent.name, "inverse", ("normal",), {}, overwrite=True)
         folder._continued = True
         found = folder.remember(Chunk(0, 0, 3, 3), "normal")
-        return found is None or (isinstance(found, Windowed) and found.blended().shape[1] == 3)
+        return found is None or (isinstance(found, WindowedLatents) and found.blended().shape[1] == 3)
 
     def poses(path: Path) -> bool:
         found = read_poses(path, relative=True)

@@ -18,7 +18,7 @@ from drender import assets
 from drender.data.clips import open_clips
 from drender.errors import InputError
 from drender.lighting.environment import ldr_curve, load_environment, project
-from drender.lighting.latlong import light_image
+from drender.lighting.latlong import load_latlong
 from drender.media.color import srgb_to_linear
 from drender.media.images import read_hdr, read_image
 from drender.synthetic import environments, generate, materials, meshes, pool, render, shapes
@@ -123,8 +123,8 @@ def test_a_checker_has_squares():
 
 
 def test_a_material_mixes_its_two_substances():
-    red, blue = materials.Substance((1.0, 0.0, 0.0), 0.2, 0.0), materials.Substance((0.0, 0.0, 1.0), 0.8, 1.0)
-    maps = materials.Material(red, blue, "checker", 2, 0, 0.0).maps(64)
+    red, blue = materials.Material((1.0, 0.0, 0.0), 0.2, 0.0), materials.Material((0.0, 0.0, 1.0), 0.8, 1.0)
+    maps = materials.MaterialMix(red, blue, "checker", 2, 0, 0.0).maps(64)
     np.testing.assert_allclose(maps[8, 24], [1, 0, 0, 0.2, 0], atol=1e-6)
     np.testing.assert_allclose(maps[8, 8], [0, 0, 1, 0.8, 1], atol=1e-6)
 
@@ -440,7 +440,7 @@ def test_a_mirror_ball_shows_what_the_environment_maps_say(tracer, rotation, fli
     pose = camera.pose(0.0)
     tracer.set_materials([texture((1, 1, 1), 0, 1)])
     tracer.set_bodies([shapes._turned(shapes._ring(256), shapes._arch(1.0, points=129))])
-    tracer.set_light(light_image(image, float(rotation), flip, 0.5), float(angle))
+    tracer.set_light(load_latlong(image, float(rotation), flip, 0.5), float(angle))
     traced = np.asarray(ldr_curve(jnp.asarray(tracer.trace(pose, camera.fov, 0).rgb)))
     cube = load_environment(image, float(rotation), flip, 0.5)
     # Pixel centres of 32 pixels are among 129 points from −1 to 1, which "ball" has.

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from drender.config import EnvEncoderConfig, RendererConfig, VAEConfig
 from drender.models.env_encoder import EnvEncoder
-from drender.models.params import structure
+from drender.models.params import abstract_module
 from drender.models.unet import UNet
 from drender.models.vae import VAE
 from drender.training import flops, init
@@ -84,7 +84,7 @@ def test_the_vae_is_as_much_work_as_that_of_diffusers():
     # PyTorch does not count its fused attention for CPUs.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         oracle.decode(oracle.encode(images).latent_dist.mode(), num_frames=3)
-    graphdef, params = structure(VAE, VAEConfig(**options))
+    graphdef, params = abstract_module(VAE, VAEConfig(**options))
 
     def autoencode(params, images):
         vae = nnx.merge(graphdef, params)
@@ -115,6 +115,6 @@ def test_full_size_networks_on_24_frames_of_512(cls, config, method, arguments, 
         config = init.renderer_config(config, RendererConfig("svd")).unet
     else:
         config = {"vae": VAEConfig(), "env_encoder": EnvEncoderConfig()}[config]
-    graphdef, params = structure(cls, config)
+    graphdef, params = abstract_module(cls, config)
     call = lambda params, *arguments: getattr(nnx.merge(graphdef, params), method)(*arguments)
     assert flops.count(call, params, *arguments) / 1e12 == pytest.approx(tera, abs=0.06)

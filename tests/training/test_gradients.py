@@ -11,7 +11,7 @@ from helpers.oracles import array, channels_first, gradients_of, params_of, rand
 
 from drender import diffusion
 from drender.config import UNetConfig
-from drender.models.params import flatten, structure
+from drender.models.params import abstract_module, flatten
 from drender.models.unet import UNet
 
 
@@ -38,17 +38,17 @@ def test_gradients_of_the_denoising_loss_are_those_of_torch():
         ).sample
         (torch.mean((predicted - channels_first(v[one])) ** 2) / 2).backward()
 
-    graphdef = structure(UNet, config)[0]
+    graphdef = abstract_module(UNet, config)[0]
 
     @jax.jit
     @jax.grad
     def gradient(params, latents, noise, condition, context, micro, sigma):
         level = sigma[:, None, None, None, None]
-        inputs = diffusion.scaled_input(diffusion.noisy(latents, noise, level), level)
+        inputs = diffusion.scale_model_input(diffusion.add_noise(latents, noise, level), level)
         inputs = jnp.concatenate([inputs, condition], axis=-1)
         unet = nnx.merge(graphdef, params)
-        predicted = unet(inputs, diffusion.network_time(sigma), context[:, None], micro, remat=True)
-        return jnp.mean((predicted - diffusion.velocity(latents, noise, level)) ** 2)
+        predicted = unet(inputs, diffusion.c_noise(sigma), context[:, None], micro, remat=True)
+        return jnp.mean((predicted - diffusion.v_target(latents, noise, level)) ** 2)
 
     ours = flatten(gradient(params_of(UNet, config, oracle), latents, noise, condition, context, micro, sigma))
     theirs = flatten(gradients_of(UNet, config, oracle))

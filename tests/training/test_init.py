@@ -12,7 +12,7 @@ from helpers import small
 from drender.config import EnvEncoderConfig, RendererConfig, UNetConfig
 from drender.errors import InputError
 from drender.models.env_encoder import EnvEncoder
-from drender.models.params import flatten, structure, unflatten
+from drender.models.params import abstract_module, flatten, unflatten
 from drender.models.unet import UNet
 from drender.models.vae import VAE
 from drender.training import init
@@ -27,7 +27,7 @@ def array(*shape, seed=0):
 
 
 def method(cls, config, name="__call__"):
-    graphdef = structure(cls, config)[0]
+    graphdef = abstract_module(cls, config)[0]
     return jax.jit(lambda params, *args: getattr(nnx.merge(graphdef, params), name)(*args))
 
 
@@ -45,12 +45,12 @@ def with_random(params: dict, *names: str) -> dict:
     ("cls", "config"), [(UNet, SVD.unet), (VAE, small.VAE), (EnvEncoder, small.forward_config().env_encoder)]
 )
 def test_every_parameter_is_drawn_in_its_shape(cls, config):
-    params, again = (flatten(init.initial(cls, config, seed=3)) for _ in range(2))
+    params, again = (flatten(init.init_params(cls, config, seed=3)) for _ in range(2))
     assert {name: x.shape for name, x in params.items()} == {
-        name: leaf.shape for name, leaf in flatten(structure(cls, config)[1]).items()
+        name: leaf.shape for name, leaf in flatten(abstract_module(cls, config)[1]).items()
     }
     assert {x.dtype.name for x in params.values()} == {"float32"}
-    other = flatten(init.initial(cls, config, seed=4))
+    other = flatten(init.init_params(cls, config, seed=4))
     for name, x in params.items():
         np.testing.assert_array_equal(x, again[name])
         if name.endswith(".kernel") and x.any() and "time_conv_out" not in name:
@@ -63,16 +63,16 @@ def test_every_parameter_is_drawn_in_its_shape(cls, config):
 def test_mix_factors_and_domains_begin_as_in_stable_video_diffusion():
     factors = lambda params: {float(x[0]) for name, x in flatten(params).items() if name.endswith("mix_factor")}
     config = dataclasses.replace(small.inverse_config().unet, cross_attention_dim=(24, 400))
-    params = init.initial(UNet, config, seed=0)
-    assert (factors(params), factors(init.initial(VAE, small.VAE, seed=0))) == ({0.5}, {0.0})
+    params = init.init_params(UNet, config, seed=0)
+    assert (factors(params), factors(init.init_params(VAE, small.VAE, seed=0))) == ({0.5}, {0.0})
     assert np.linalg.norm(params["context_embedding"]["embedding"], axis=1) == pytest.approx(10)
-    narrow = init.initial(UNet, small.inverse_config().unet, seed=0)["context_embedding"]["embedding"]
+    narrow = init.init_params(UNet, small.inverse_config().unet, seed=0)["context_embedding"]["embedding"]
     assert np.std(narrow) == pytest.approx(1, abs=0.15)
 
 
 def test_a_fresh_unet_treats_a_video_as_images():
     config = small.inverse_config().unet
-    params, call = init.initial(UNet, config, seed=0), method(UNet, config)
+    params, call = init.init_params(UNet, config, seed=0), method(UNet, config)
     inputs = array(2, 3, 4, 4, 8), array(2), array(2, 1, 1, 24), array(2, 3), np.int32([0, 3])
     assert not np.any(call(params, *inputs, np.array([False, False])))
     params = with_random(params, "conv_out", "proj_out")
@@ -82,7 +82,7 @@ def test_a_fresh_unet_treats_a_video_as_images():
 
 
 def test_a_fresh_decoder_treats_a_video_as_images():
-    params, decode = init.initial(VAE, small.VAE, seed=0), method(VAE, small.VAE, "decode")
+    params, decode = init.init_params(VAE, small.VAE, seed=0), method(VAE, small.VAE, "decode")
     latents = array(1, 3, 4, 4, 4)
     video = decode(params, latents)
     assert np.std(video) > 0.1
@@ -101,18 +101,18 @@ def svd() -> dict:
 def test_an_inverse_renderer_begins_as_svd(svd):
     """Without a domain it computes what the start does."""
     config = init.renderer_config("inverse", SVD).unet
-    params, report = init.fit(UNet, config, svd, 0, "svd/unet")
+    params, report = init.adapt_pretrained(UNet, config, svd, 0, "svd/unet")
     assert report == [f"svd/unet: kept {len(flatten(svd))} tensors", "svd/unet: new context_embedding"]
     new = flatten(params)
     np.testing.assert_array_equal(
-        new.pop("context_embedding.embedding"), init.initial(UNet, config, 0)["context_embedding"]["embedding"]
+        new.pop("context_embedding.embedding"), init.init_params(UNet, config, 0)["context_embedding"]["embedding"]
     )
     jax.tree.map(np.testing.assert_array_equal, new, flatten(svd))
 
 
 def test_a_forward_renderer_begins_as_svd_that_sees_no_buffers(svd):
     config = init.renderer_config("forward", SVD).unet
-    params, report = init.fit(UNet, config, svd, 0, "svd/unet")
+    params, report = init.adapt_pretrained(UNet, config, svd, 0, "svd/unet")
     assert report[1:3] == [
         "svd/unet: grown conv_in",
         "svd/unet: new 4 × transformer_blocks.attn2.to_k, 4 × transformer_blocks.attn2.to_v",
@@ -120,7 +120,7 @@ def test_a_forward_renderer_begins_as_svd_that_sees_no_buffers(svd):
     assert report[3].startswith("svd/unet: dropped 4 × temporal_transformer_blocks.attn2.to_k, 4 × temporal_")
     np.testing.assert_array_equal(params["conv_in"]["kernel"][:, :, :8], svd["conv_in"]["kernel"])
     assert not params["conv_in"]["kernel"][:, :, 8:].any()
-    old, new, fresh = flatten(svd), flatten(params), flatten(init.initial(UNet, config, 0))
+    old, new, fresh = flatten(svd), flatten(params), flatten(init.init_params(UNet, config, 0))
     for name, x in new.items():
         if ".attn2.to_k" in name or ".attn2.to_v" in name:
             np.testing.assert_array_equal(x, fresh[name])
@@ -132,9 +132,9 @@ def test_a_domain_table_grows_by_new_rows():
     start = small.inverse_config().unet
     config = dataclasses.replace(start, context_vocab_size=20)
     stored = small.random_params(UNet, start)
-    params, report = init.fit(UNet, config, stored, 1, "start")
+    params, report = init.adapt_pretrained(UNet, config, stored, 1, "start")
     assert report[1:] == ["start: grown context_embedding"]
-    table, fresh = (x["context_embedding"]["embedding"] for x in (params, init.initial(UNet, config, 1)))
+    table, fresh = (x["context_embedding"]["embedding"] for x in (params, init.init_params(UNet, config, 1)))
     np.testing.assert_array_equal(table[:16], stored["context_embedding"]["embedding"])
     np.testing.assert_array_equal(table[16:], fresh[16:])
 
@@ -142,7 +142,7 @@ def test_a_domain_table_grows_by_new_rows():
 def test_half_precision_is_widened_and_float32_is_not_copied(svd):
     half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), svd)
     for stored in (half, svd):
-        params, _ = init.fit(UNet, SVD.unet, stored, 0, "start")
+        params, _ = init.adapt_pretrained(UNet, SVD.unet, stored, 0, "start")
         jax.tree.map(lambda new, old: np.testing.assert_array_equal(new, np.float32(old)), params, stored)
         assert {x.dtype.name for x in jax.tree.leaves(params)} == {"float32"}
     assert np.shares_memory(params["conv_in"]["kernel"], svd["conv_in"]["kernel"])
@@ -159,14 +159,16 @@ def test_half_precision_is_widened_and_float32_is_not_copied(svd):
 )
 def test_other_differences_are_refused(svd, change, message):
     with pytest.raises(InputError, match=message) as error:
-        init.fit(UNet, dataclasses.replace(SVD.unet, **change), svd, 0, "runs/a/unet")
+        init.adapt_pretrained(UNet, dataclasses.replace(SVD.unet, **change), svd, 0, "runs/a/unet")
     assert str(error.value).startswith("runs/a/unet: ")
 
 
 def test_a_smaller_domain_table_is_refused():
     start = small.inverse_config().unet
     with pytest.raises(InputError, match=r"context_embedding.embedding is \(16, 24\)"):
-        init.fit(UNet, dataclasses.replace(start, context_vocab_size=5), small.random_params(UNet, start), 0, "start")
+        init.adapt_pretrained(
+            UNet, dataclasses.replace(start, context_vocab_size=5), small.random_params(UNet, start), 0, "start"
+        )
 
 
 # --- configurations --------------------------------------------------------------------------------------------------
@@ -174,7 +176,7 @@ def test_a_smaller_domain_table_is_refused():
 
 def test_full_size_renderers_are_the_released_ones():
     svd = RendererConfig("svd")
-    size = lambda cls, config: sum(leaf.size for leaf in jax.tree.leaves(structure(cls, config)[1]))
+    size = lambda cls, config: sum(leaf.size for leaf in jax.tree.leaves(abstract_module(cls, config)[1]))
     inverse, forward = (init.renderer_config(kind, svd) for kind in ("inverse", "forward"))
     assert size(UNet, inverse.unet) == 1_524_639_466
     assert size(UNet, forward.unet) == 1_473_513_642

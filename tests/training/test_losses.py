@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from drender import InverseRenderer
 from drender.models import lora
-from drender.models.params import structure
+from drender.models.params import abstract_module
 from drender.training import losses as objectives
 from drender.training.config import LossConfig
-from drender.training.losses import OBJECTIVES, Model
+from drender.training.losses import OBJECTIVES, LossContext
 
 EXACT = LossConfig(deterministic=True, condition_dropout=0.0, all_dropout=0.0)
 KEY = jax.random.key(0)
@@ -33,12 +33,12 @@ def params_of(config, *names) -> dict:
 
 @pytest.fixture(scope="module")
 def inverse():
-    return Model(small.inverse_config(), EXACT), params_of(small.inverse_config(), "unet", "vae")
+    return LossContext(small.inverse_config(), EXACT), params_of(small.inverse_config(), "unet", "vae")
 
 
 @pytest.fixture(scope="module")
 def forward():
-    return Model(small.forward_config(), EXACT), params_of(small.forward_config(), "unet", "vae", "env_encoder")
+    return LossContext(small.forward_config(), EXACT), params_of(small.forward_config(), "unet", "vae", "env_encoder")
 
 
 def inverse_batch(random, b=2, f=2, side=16):
@@ -139,7 +139,7 @@ def test_the_deterministic_loss_is_that_of_the_one_step_sampler(inverse, random)
 
 def test_conditions_are_dropped_as_often_as_told():
     loss = LossConfig(condition_dropout=0.2, all_dropout=0.1)
-    kept, light = objectives.keep(loss, KEY, (100_000, 5))
+    kept, light = objectives.condition_keep_mask(loss, KEY, (100_000, 5))
     np.testing.assert_allclose(1 - kept.mean(axis=0), 1 - 0.8 * 0.9, atol=0.01)
     np.testing.assert_allclose(1 - light.mean(), 1 - 0.8 * 0.9, atol=0.01)
     together = (kept.sum(axis=1) == 0) & (light == 0)
@@ -175,7 +175,7 @@ def test_condition_noise_has_the_strength_that_is_told():
 def test_factors_act_on_real_rows_only(inverse, random):
     model, params = inverse
     batch = inverse_batch(random)
-    factors = lora.init(structure(*objectives.network_of(model.config, "unet"))[1], 2, ("to_q", "to_out"), 0)
+    factors = lora.init(abstract_module(*objectives.network_of(model.config, "unet"))[1], 2, ("to_q", "to_out"), 0)
     factors = jax.tree.map(lambda x: jnp.asarray(x) + 0.1, factors)
     loss = lambda factors, real: objectives.inverse_loss(
         model, params | {"lora": factors}, batch | {"real": real}, KEY
@@ -198,7 +198,7 @@ def test_the_vae_loss_is_of_reconstruction_and_divergence(random):
     # A posterior without spread: the log-variance's rows are pushed to the clip.
     quant = params["vae"]["quant_conv"]
     params["vae"]["quant_conv"] = quant | {"bias": quant["bias"].at[4:].set(-1e4)}
-    model = Model(config, LossConfig(kl=0.1))
+    model = LossContext(config, LossConfig(kl=0.1))
     value, values = loss_of("vae", model, params, {"images": images})
     vae = model.network(params, "vae")
     mean = jax.jit(vae.encode)(images * 2 - 1)

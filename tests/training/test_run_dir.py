@@ -144,14 +144,14 @@ def checkpoints(run: Path) -> list[str]:
 
 def signalled(monkeypatch, number: int, after: int) -> None:
     """Sends this process a signal when the loop reads that step, once."""
-    read = loop.Meter.read
+    read = loop.MetricLogger.read
 
     def read_and_signal(meter, step, metrics):
         if step == after:
             os.kill(os.getpid(), number)
         return read(meter, step, metrics)
 
-    monkeypatch.setattr(loop.Meter, "read", read_and_signal)
+    monkeypatch.setattr(loop.MetricLogger, "read", read_and_signal)
 
 
 # --- stopped ---------------------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def test_a_finished_run_says_so_at_once(whole, train, monkeypatch, capsys):
 
 def test_a_second_ctrl_c_interrupts_at_once(capsys):
     handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), loop.Signals() as signals:
+    with pytest.raises(KeyboardInterrupt), loop.PreemptionGuard() as signals:
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.received == signal.SIGINT
         os.kill(os.getpid(), signal.SIGINT)
@@ -236,7 +236,7 @@ def test_another_mesh_takes_up_what_is_saved(whole, settings):
     with RunFolder(config, renderer) as folder:
         learn, _ = weights.weights(config, renderer, needs_vae=True, resumed=True)
         state = folder.restore(abstract_state(learn, optimizer, mesh))
-    assert {x.sharding for x in jax.tree.leaves(state)} == {sharding.everywhere(mesh)}
+    assert {x.sharding for x in jax.tree.leaves(state)} == {sharding.replicated(mesh)}
     jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(state.items()), jax.tree.leaves(expected))
 
 
@@ -293,7 +293,7 @@ def begun(settings, tmp_path):
     params = {"vae.x": jax.numpy.ones(1000)}
     with RunFolder(config, weights.renderer_config(config)) as folder:
         folder.begin()
-        yield folder, run_dir.State(params, params, params)
+        yield folder, run_dir.TrainState(params, params, params)
 
 
 def test_a_full_disk_before_a_checkpoint_is_written(begun, monkeypatch):
