@@ -21,6 +21,7 @@ from drender.media.resize import ResizeConfig
 from drender.renderers.forward import ForwardRenderer, used_conditions
 from drender.renderers.inverse import InverseRenderer, chosen_passes
 from drender.sampling import execute, jobs, options
+from drender.sampling.inputs import ChunkConfig
 from drender.sampling.lights import Lights
 
 # Options that change where and how fast a run works, not what comes out.
@@ -42,7 +43,7 @@ def render(args) -> None:
     shared = {
         "input": Path(args.input),
         "output": Path(args.output),
-        "cut": jobs.Cut(args.frames, args.overlap, args.chunks),
+        "cut": ChunkConfig(args.frames, args.overlap, args.chunks),
         "fit": ResizeConfig(args.fit, multiples_of_64("--size", args.size), args.output_size),
         "sampling": sampling,
         "settings": {name: value for name, value in sorted(vars(args).items()) if name not in NOT_RECORDED},
@@ -89,7 +90,7 @@ def rework(args) -> None:
     shared = {
         "input": Path(args.input),
         "output": Path(args.output),
-        "cut": jobs.Cut(sys.maxsize, 6 if args.overlap is None else args.overlap, "all"),  # chunks as they are
+        "cut": ChunkConfig(sys.maxsize, 6 if args.overlap is None else args.overlap, "all"),  # chunks as they are
         "fit": ResizeConfig(),
         "sampling": {},
         "settings": {"command": args.command, **settings},

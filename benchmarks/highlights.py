@@ -12,8 +12,7 @@ import numpy as np
 from drender import ForwardRenderer, assets, cli, environment_maps
 from drender.editing.insertion import CAMERA_DISTANCE, RenderedObject, ball_radius, insert
 from drender.editing.materials import edit
-from drender.lighting.environment import light_image
-from drender.lighting.latlong import LUMINANCE
+from drender.lighting.latlong import LUMINANCE, load_latlong
 from drender.media.color import srgb_to_linear
 from drender.media.gbuffers import find_gbuffer_clips
 from drender.synthetic import shapes
@@ -53,7 +52,7 @@ def main() -> None:
         tracer.set_materials([np.broadcast_to(surface, (TILE, TILE, 5))])
         for lamp, direction in LAMPS.items():
             sky = spot(direction)
-            tracer.set_light(light_image(sky, 0.0), 0.0)
+            tracer.set_light(load_latlong(sky, 0.0), 0.0)
             traced = tracer.trace(np.eye(4, dtype=np.float32), np.deg2rad(FOV), 0).rgb @ LUMINANCE
             truth = brightest(traced, sphere.coverage[..., 0])
             places = []

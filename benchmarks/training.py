@@ -36,6 +36,7 @@ from drender.training import flops, loop
 from drender.training import weights as origins
 from drender.training.config import TrainConfig
 from drender.training.losses import OBJECTIVES, LossContext
+from drender.training.run_dir import TrainState
 from drender.training.step import abstract_state, compile_step, first_state, make_optimizer, make_step
 
 # What XLA has to know of a card that is not there: an H100 SXM of 80 GB, of which 79.1 GiB are to be had.
@@ -140,7 +141,7 @@ def abstract_batch(config: TrainConfig, renderer: RendererConfig, pixels: bool) 
 def arithmetic(model: LossContext, config: TrainConfig, trained, frozen, batch, remat: bool) -> float:
     """Operations of a step over all devices, what is computed again included."""
     step = make_step(dataclasses.replace(model, remat=remat, mesh=None), config, optax.identity())
-    state = loop.State(trained, trained, optax.identity().init(trained))
+    state = TrainState(trained, trained, optax.identity().init(trained))
     return flops.count(step, state, frozen, batch, np.uint32(0))
 
 

@@ -13,6 +13,7 @@ from drender.media.images import HDR_SUFFIXES
 from drender.media.resize import ResizeConfig
 from drender.renderers.inverse import InverseRenderer, chosen_passes
 from drender.sampling import execute, jobs
+from drender.sampling.inputs import ChunkConfig
 from drender.sampling.record import read_record
 
 
@@ -53,7 +54,7 @@ def label(
     """
     config = InverseRenderer.load_config(checkpoint)
     frames, size = config.frames if frames is None else frames, size or config.size
-    cut = jobs.Cut(frames, overlap=0, mode="drop-last")
+    cut = ChunkConfig(frames, overlap=0, mode="drop-last")
     sampling = {"seed": seed} | ({} if num_steps is None else {"num_steps": num_steps})
     from_dict(Sampling, sampling, "options")  # a bad value is told before anything is loaded
     settings = {

@@ -9,7 +9,7 @@ from jaxtyping import Float32
 
 from drender.config import to_dict
 from drender.files import atomic_write
-from drender.lighting.environment import camera_rotations
+from drender.lighting.camera import camera_rotations
 
 LIGHT = "light.json"
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from drender.data.augment import Augmentation, AugmentationConfig, exposed
 from drender.data.clips import ClipDataset, open_clips
 from drender.errors import InputError
-from drender.lighting.environment import camera_rotations, load_environment, project
+from drender.lighting.camera import camera_rotations
+from drender.lighting.environment import load_environment, project
 from drender.lighting.light_file import Light, write_light
 from drender.media.encodings import encode_normal
 from drender.media.gbuffers import frame_path

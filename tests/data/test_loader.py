@@ -19,7 +19,7 @@ from drender import cli
 from drender.checkpoints import orbax
 from drender.config import CONDITIONS, ENVIRONMENT_LABELS, EnvEncoderConfig, VAEConfig
 from drender.data import __main__, encode
-from drender.data import loader as commands
+from drender.data.augment import AugmentationConfig
 from drender.data.clips import open_clips
 from drender.data.config import DataConfig, Source
 from drender.data.latent_cache import LatentDataset, read_recipe
@@ -76,7 +76,7 @@ def vae(tmp_path_factory) -> Path:
 def cached(lit, vae, tmp_path) -> Path:
     encode.encode(
         lit, tmp_path / "set", vae, (*LABELS, *ENVIRONMENT_LABELS), size=(16, 16), environment_size=(16, 16),
-        augmentation=commands.AugmentationRange(), devices=jax.local_devices()[:1],
+        augmentation=AugmentationConfig(), devices=jax.local_devices()[:1],
     )  # fmt: skip
     return tmp_path / "set"
 

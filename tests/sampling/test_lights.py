@@ -30,9 +30,9 @@ def same(found, expected):
 @pytest.fixture
 def read(monkeypatch):
     """The maps that are read, in order."""
-    names, light_image = [], environment.light_image
+    names, load_latlong = [], environment.load_latlong
     monkeypatch.setattr(
-        environment, "light_image", lambda source, **how: (names.append(source.name), light_image(source, **how))[1]
+        environment, "load_latlong", lambda source, **how: (names.append(source.name), load_latlong(source, **how))[1]
     )
     return names
 

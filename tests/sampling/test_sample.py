@@ -522,7 +522,7 @@ def test_a_page_of_a_finished_run_is_made_from_its_files(inverse, monkeypatch, t
 def test_a_page_of_a_resumed_run_shows_all_of_it(inverse, monkeypatch, tmp_path):
     arguments = ("--input", smooth(tmp_path / "walk", 5), "--output", tmp_path / "out", "--html")
     with monkeypatch.context() as patch:
-        patch.setattr("drender.encodings.write_png", Stop(7, KeyboardInterrupt()))
+        patch.setattr("drender.media.encodings.write_png", Stop(7, KeyboardInterrupt()))
         assert inverse(*arguments)[0] == 130
     assert not (tmp_path / "out/index.html").exists()
     assert inverse(*arguments)[0] == 0
@@ -671,12 +671,12 @@ def test_an_interrupted_run_goes_on_where_it_was(inverse, monkeypatch, tmp_path,
     whole = contents(tmp_path / "out")
     shutil.rmtree(tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr("drender.encodings.write_png", Stop(after, KeyboardInterrupt()))
+        patch.setattr("drender.media.encodings.write_png", Stop(after, KeyboardInterrupt()))
         code, _, err = inverse(*arguments)
     assert code == 130 and err.count("\n") == 1 and "run the same command again" in err
     assert not [name for name in contents(tmp_path / "out") if name.endswith("mp4")]
     calls = []
-    monkeypatch.setattr("drender.encodings.write_png", lambda *a: calls.append(a) or write_png(*a))
+    monkeypatch.setattr("drender.media.encodings.write_png", lambda *a: calls.append(a) or write_png(*a))
     assert inverse(*arguments)[0] == 0
     assert contents(tmp_path / "out") == whole
     assert len(calls) == 18 - after // 6 * 6  # finished chunks are not made again
@@ -721,7 +721,7 @@ def test_results_of_other_options_are_kept_unless_overwritten(inverse, run, mode
 def test_leavings_of_a_run_with_other_options_are_not_mixed_in(inverse, monkeypatch, tmp_path):
     arguments = ("--input", write_frames(tmp_path / "a", 2), "--output", tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr("drender.encodings.write_png", Stop(5, KeyboardInterrupt()))
+        patch.setattr("drender.media.encodings.write_png", Stop(5, KeyboardInterrupt()))
         assert inverse(*arguments)[0] == 130
     code, _, err = inverse(*arguments, "--chunks", "first", "--frames", 1, "--overlap", 0)
     assert code == 2 and "another" in err
@@ -781,7 +781,7 @@ def test_unfinished_gbuffers_are_no_input(run, forward, models, monkeypatch, tmp
     arguments = ("inverse", "--checkpoint", models["inverse"], *QUICK, "--output", tmp_path / "out")
     arguments += ("--input", write_frames(tmp_path / "a", 3))
     with monkeypatch.context() as patch:
-        patch.setattr("drender.encodings.write_png", Stop(12, KeyboardInterrupt()))
+        patch.setattr("drender.media.encodings.write_png", Stop(12, KeyboardInterrupt()))
         assert run(*arguments)[0] == 130
     code, _, err = forward("--input", tmp_path / "out", "--output", tmp_path / "relit")
     assert code == 2 and "is not finished" in err
@@ -801,7 +801,7 @@ def test_an_interruption_of_two_devices_stops_after_their_chunks(inverse, monkey
             time.sleep(0.3)
         write(*arguments)
 
-    monkeypatch.setattr("drender.encodings.write_png", interrupted)
+    monkeypatch.setattr("drender.media.encodings.write_png", interrupted)
     code, _, err = inverse("--input", tmp_path / "in", "--output", tmp_path / "out", "--devices", 2)
     assert code == 130 and "interrupted" in err
     assert len(seen) <= 12  # one clip on each device

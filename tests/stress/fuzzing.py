@@ -337,7 +337,9 @@ def make_readers() -> dict[str, Callable[[Path], bool]]:
     from drender.media.gbuffers import find_gbuffer_clips
     from drender.media.images import read_image, read_still
     from drender.media.video import find_clips
-    from drender.sampling.inputs import BufferChunks, Chunk
+    from drender.renderers.windows import WindowedLatents
+    from drender.sampling.inputs import BufferChunks, Chunk, ChunkConfig
+    from drender.sampling.outputs import ClipOutput
     from drender.training.config import TrainConfig
     from drender.training.config import read as read_config
 

@@ -18,10 +18,10 @@ from drender import assets
 from drender.data.clips import open_clips
 from drender.errors import InputError
 from drender.lighting.environment import ldr_curve, load_environment, project
-from drender.lighting.latlong import load_latlong
+from drender.lighting.latlong import LUMINANCE, load_latlong
 from drender.media.color import srgb_to_linear
 from drender.media.images import read_hdr, read_image
-from drender.synthetic import environments, generate, materials, meshes, pool, render, shapes
+from drender.synthetic import environments, generate, materials, meshes, pool, shapes
 from drender.synthetic import scene as scenes
 from drender.synthetic.scene import Camera
 from drender.synthetic.tracer import BUFFERS, TILE, Frame, Tracer
@@ -132,7 +132,7 @@ def test_a_material_mixes_its_two_substances():
 def test_materials_vary():
     drawn = [materials.random_material(np.random.default_rng(seed)) for seed in range(400)]
     assert 0.22 < np.mean([x.first.metallic for x in drawn]) < 0.38
-    luminance = np.array([x.first.basecolor for x in drawn]) @ render.LUMINANCE
+    luminance = np.array([x.first.basecolor for x in drawn]) @ LUMINANCE
     assert np.percentile(luminance, 10) < 0.05 and np.percentile(luminance, 90) > 0.5
     assert min(x.first.roughness for x in drawn) >= 0.05 and max(x.first.roughness for x in drawn) > 0.95
     assert {x.pattern for x in drawn} == {"uniform", *materials.PATTERNS}

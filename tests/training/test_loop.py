@@ -15,8 +15,9 @@ from helpers import smallest
 from drender import sharding
 from drender.config import RendererConfig
 from drender.sharding import MeshConfig
-from drender.training import loop, losses
+from drender.training import losses
 from drender.training.config import OptimizerConfig
+from drender.training.run_dir import TrainState
 from drender.training.step import learning_rate, make_optimizer, make_step
 
 HERE = Path(__file__).parents[1]
@@ -54,10 +55,10 @@ def toy(monkeypatch):
     config = smallest.config("inverse", "", "")
     model = losses.LossContext(RendererConfig("inverse"), config.loss)
 
-    def run(optimizer: OptimizerConfig, rows: list[dict]) -> list[loop.State]:
+    def run(optimizer: OptimizerConfig, rows: list[dict]) -> list[TrainState]:
         transform = make_optimizer(optimizer)
         params = {"a.kernel": jnp.array([1.0, -2.0]), "b.bias": jnp.array([3.0])}
-        states = [loop.State(params, params, transform.init(params))]
+        states = [TrainState(params, params, transform.init(params))]
         step = jax.jit(make_step(model, dataclasses.replace(config, optimizer=optimizer), transform))
         for number, batch in enumerate(rows):
             state, metrics = step(states[-1], {}, batch | {"stop": jnp.zeros(1)}, np.uint32(number))

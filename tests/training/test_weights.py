@@ -7,6 +7,7 @@ from helpers import smallest
 
 from drender import InputError, InverseRenderer
 from drender.checkpoints import convert, orbax
+from drender.checkpoints.fingerprint import fingerprint
 from drender.media.gbuffers import frame_path
 from drender.media.images import write_png
 from drender.models.params import flatten
@@ -198,7 +199,7 @@ def test_a_run_is_a_start(run, exported):
 
 
 def test_latents_of_another_vae_are_refused(run, vae):
-    made_by = weight_sources.fingerprint(orbax.load(vae, "vae"))
+    made_by = fingerprint(orbax.load(vae, "vae"))
     weight_sources.check_latents(run, made_by)
     with pytest.raises(InputError, match=rf"has the fingerprint {made_by}, but the cached latents were made with 0123"):
         weight_sources.check_latents(run, "0123")
