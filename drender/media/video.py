@@ -20,6 +20,7 @@ from drender.media.images import IMAGE_SUFFIXES, open_still, read_image, to_inte
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 # PyAV 18 raises UnicodeDecodeError on metadata that is not UTF-8 unless told otherwise; PyAV 19 replaces it by itself.
 METADATA_ERRORS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+SUMMARIES = ("contact.png", ".viz.mp4")  # endings of the files that show G-buffers and lie beside their folders
 DEFAULT_FPS = 7.0  # for images, which have no speed: what the released models are sampled at
 
 
@@ -36,7 +37,8 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float, qual
     if not 0 <= quality <= 10:
         raise InputError(f"quality is {quality:g}; it must be from 0 to 10")
     rate = Fraction(fps).limit_denominator(65535)
-    with atomic_write(path) as temporary, av.open(str(temporary), "w", options={"movflags": "faststart"}) as container:
+    faststart = {"movflags": "faststart"}
+    with atomic_write(path) as temporary, av.open(f"file:{temporary}", "w", options=faststart) as container:
         stream = None
         for index, frame in enumerate(frames):
             height, width, _ = frame.shape
@@ -68,7 +70,8 @@ def _h264_stream(
 def _open_video(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """A container and its video stream; what FFmpeg finds wrong with them while in use is an InputError."""
     try:
-        with av.open(str(path), **METADATA_ERRORS) as container:
+        # Without "file:", FFmpeg takes a name with a colon (12:30:45.mp4) for a protocol.
+        with av.open(f"file:{path}", **METADATA_ERRORS) as container:
             stream = container.streams.best("video")
             if stream is None or stream.codec_context is None:
                 raise InputError(f"{path}: no video that can be decoded in this file; encode it anew")
@@ -141,10 +144,11 @@ class Clip:
 def find_clips(path: str | Path, failed: Callable[[InputError], None] | None = None) -> list[Clip]:
     """The clips at `path`, in natural order: an image, a video, a folder of frames, or a folder of such things.
 
-    A folder that holds only images is one clip. Beside videos or folders with clips, each image is a clip of its own.
-    Hidden files and files of other kinds are passed over; folders are searched to any depth. InputError if there is
-    nothing to read, if two clips have the same name, or if a clip cannot be read or its frames differ in size; of many
-    clips, `failed` takes these last errors, and the others are returned.
+    A folder that holds only images is one clip. In a folder of G-buffers the `*.rgb.*` files are the frames, and
+    contact sheets and `*.viz.mp4` beside such folders are skipped. Beside videos or folders with clips, each image is a
+    clip of its own. Hidden files and files of other kinds are passed over; folders are searched to any depth.
+    InputError if there is nothing to read, if two clips have the same name, or if a clip cannot be read or its frames
+    differ in size; of many clips, `failed` takes these last errors, and the others are returned.
     """
     path = Path(path)
     try:
@@ -166,12 +170,15 @@ def _clips_at(path: Path) -> list[tuple[str, list[Path]]]:
     """Names and files of the clips that a file or folder is; none if it is of another kind."""
     if not path.is_dir():
         return [(path.stem, [path])] if path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES else []
-    entries = list_dir(path)
-    images = {entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES and not entry.is_dir()}
-    others = {entry: _clips_at(entry) for entry in entries if entry not in images}
-    if images and not any(others.values()):
-        return [(path.resolve().name, [entry for entry in entries if entry in images])]
-    return [clip for entry in entries for clip in (_clips_at(entry) if entry in images else others[entry])]
+    found = {entry: _clips_at(entry) for entry in list_dir(path)}
+    images = [entry for entry in found if entry.suffix.lower() in IMAGE_SUFFIXES and not entry.is_dir()]
+    if rgb_frames := [image for image in images if image.stem.endswith(".rgb")]:
+        return [(path.resolve().name, rgb_frames)]
+    if any(entry.is_dir() and files[0].stem.endswith(".rgb") for entry, clips in found.items() for _, files in clips):
+        found = {entry: clips for entry, clips in found.items() if not entry.name.endswith(SUMMARIES)}
+    if images and all(entry in images for entry, clips in found.items() if clips):
+        return [(path.resolve().name, images)]
+    return [clip for clips in found.values() for clip in clips]
 
 
 def _open_clip(name: str, paths: list[Path]) -> Clip:

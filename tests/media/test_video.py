@@ -43,6 +43,13 @@ def test_video_round_trip(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["pan.mp4"]
 
 
+def test_a_colon_in_the_name_of_a_video_is_no_protocol(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    movie("12:30:45.mp4", frames=2)
+    (clip,) = find_clips("12:30:45.mp4")
+    assert (clip.name, clip.num_frames, len(list(clip.frames()))) == ("12:30:45", 2, 2)
+
+
 def test_quality_and_frame_rate(tmp_path):
     frames = [np.random.default_rng(k).random((64, 64, 3), np.float32) for k in range(4)]
     sizes, errors = [], []
@@ -174,6 +181,20 @@ def test_a_folder_of_many_clips(tmp_path):
     clips = {clip.name: clip.num_frames for clip in find_clips(tmp_path)}
     assert clips == {"clip2": 1, "clip10": 2, "clip3": 1, "film": 2, "still.jpeg": 1}
     assert list(clips) == ["clip2", "clip10", "clip3", "film", "still.jpeg"]
+
+
+def test_rgb_files_are_the_frames_of_a_folder_of_gbuffers(tmp_path):
+    for name in ("walk/0000.0000", "walk/0000.0001", "run/0000.0000"):
+        for label in ("rgb", "normal", "env0000"):
+            write_png(tmp_path / "set" / f"{name}.{label}.png", RGB)
+    write_png(tmp_path / "set" / "contact.png", RGB)
+    write_png(tmp_path / "set" / "walk.contact.png", RGB)
+    movie(tmp_path / "set" / "walk.viz.mp4", frames=2)
+    movie(tmp_path / "set" / "film.mp4", frames=2)
+    clips = {clip.name: [path.name for path in clip.paths] for clip in find_clips(tmp_path / "set")}
+    walk = ["0000.0000.rgb.png", "0000.0001.rgb.png"]
+    assert clips == {"film": ["film.mp4"], "run": walk[:1], "walk": walk}
+    assert [path.name for path in find_clips(tmp_path / "set" / "walk")[0].paths] == walk
 
 
 def test_frames_of_different_size(tmp_path):
