@@ -123,7 +123,3 @@ class EnvDecoder(nnx.Module):
             x = block(x + apply(transformer, asked, found), size, remat)
         x = self.conv_out(jax.nn.silu(self.conv_1(x)))
         return rearrange(x, "(b f) h w c -> b f h w c", f=f).astype(jnp.float32)
-
-
-# By component; all take the configuration of the environment encoder.
-NETWORKS = {"env_encoder": EnvEncoder, "nrm_encoder": DirectionEncoder, "env_decoder": EnvDecoder}

@@ -20,6 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from drender.errors import InputError, unknown_name_error
+from drender.models.params import flatten, unflatten
 
 
 def init(params: dict, rank: int, targets: Sequence[str], seed: int, alpha: float | None = None) -> dict:
@@ -50,12 +51,12 @@ def init(params: dict, rank: int, targets: Sequence[str], seed: int, alpha: floa
             factors[f"{path}.lora_B"] = np.zeros((rank, outputs), np.float32)
             if alpha is not None:
                 factors[f"{path}.alpha"] = np.full((), alpha, np.float32)
-    return params.unflatten(factors)
+    return unflatten(factors)
 
 
 def _attention_layers(params: dict) -> dict[str, tuple[int, ...]]:
     """Kernel shapes of the linear layers of attention, by dotted path."""
-    shapes = {name: leaf.shape for name, leaf in params.flatten(params).items() if name.endswith(".kernel")}
+    shapes = {name: leaf.shape for name, leaf in flatten(params).items() if name.endswith(".kernel")}
     return {name.removesuffix(".kernel"): shape for name, shape in shapes.items() if re.search(r"\.attn\d\.", name)}
 
 

@@ -1,4 +1,8 @@
-"""TODO."""
+"""Parameters as data: the graph definition of a network, and a nested dict of arrays beside it.
+
+graphdef, shapes = abstract_module(UNet, config)    # no memory is taken
+unet = nnx.merge(graphdef, params)                  # params: arrays in the layout of `shapes`
+"""
 
 import functools
 from collections.abc import Mapping
@@ -10,42 +14,41 @@ from jaxtyping import Array
 
 
 class ParamRngs:
-    """A stream of random keys, one per parameter; stands where flax takes `nnx.Rngs`.
+    """A stream of random keys, one per parameter, in place of `nnx.Rngs`.
 
-    It counts in Python. `nnx.Rngs` counts in a traced variable, and tracing a thousand parameters takes half a minute.
+    `nnx.Rngs` counts in a traced variable, so that tracing a thousand parameters takes half a minute. This one counts
+    in Python.
     """
 
     def __init__(self, key: Array):
         self.key, self.count = key, 0
 
     def params(self) -> Array:
+        """Return the next key."""
         self.count += 1
         return jax.random.fold_in(self.key, self.count)
 
 
 @functools.cache
 def abstract_module(network: type[nnx.Module], config: Any) -> tuple[nnx.GraphDef, dict]:
-    """The graph definition of a network, and its parameters as a nested dict of shapes, without their memory.
-
-    `nnx.merge(graphdef, params)` makes the network of a nested dict of arrays.
-    """
+    """Return a network's graph definition, and its parameters as a nested dict of `jax.ShapeDtypeStruct`."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: network(config, rngs=ParamRngs(jax.random.key(0)))))
     return graphdef, nnx.to_pure_dict(state)
 
 
 def flatten(tree: Mapping) -> dict[str, Any]:
-    """A nested dict's leaves by dotted path, in a dict of one level."""
-    name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
-    return {name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    """Return the leaves of a nested dict by dotted path, such as "down_blocks.0.resnets.1.conv1.kernel"."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict:
-    """The nested dict whose leaves have these dotted paths; parts that are numbers become ints."""
+    """Invert `flatten`; path components that are numbers become ints, as the keys of `nnx.List` are."""
     tree: dict = {}
     for name, leaf in leaves.items():
         *parents, last = (int(part) if part.isdecimal() else part for part in name.split("."))
         branch = tree
-        for part in parents:
-            branch = branch.setdefault(part, {})
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
         branch[last] = leaf
     return tree

@@ -11,7 +11,6 @@ Parameters are nested dicts per component, in the dtype that is computed in; los
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,22 +22,15 @@ from jaxtyping import Array, Float, Key
 
 from drender import diffusion
 from drender.config import RendererConfig
-from drender.models import env_autoencoder, lora
+from drender.models import lora
 from drender.models.params import abstract_module
-from drender.models.registry import NETWORKS
+from drender.models.registry import network_of
 from drender.sharding import ROWS
 from drender.training.config import LossConfig
 
 Params = Mapping[str, dict]
 Batch = Mapping[str, Array]
 Loss = tuple[Float[Array, ""], dict[str, Float[Array, ""]]]
-
-
-def network_of(config: RendererConfig, name: str) -> tuple[type[nnx.Module], Any]:
-    """The class of a component and what it is configured by."""
-    if name in env_autoencoder.NETWORKS:
-        return env_autoencoder.NETWORKS[name], config.env_encoder
-    return NETWORKS[name], getattr(config, name)
 
 
 # Frames per second − 1, motion bucket and noise: what the samplers tell the network too.

@@ -20,9 +20,10 @@ from drender.config import RendererConfig, from_dict, to_dict
 from drender.errors import InputError, unknown_name_error
 from drender.models import lora
 from drender.models.params import abstract_module, flatten, unflatten
+from drender.models.registry import network_of
 from drender.training import init, run_dir
 from drender.training.config import TrainConfig
-from drender.training.losses import OBJECTIVES, network_of
+from drender.training.losses import OBJECTIVES
 
 # What a sampling checkpoint can hold; the rest is only needed to train.
 KEPT = orbax.COMPONENTS

@@ -14,6 +14,7 @@ from drender.config import from_dict
 from drender.lighting.light_file import Light, write_light
 from drender.media.gbuffers import frame_path
 from drender.media.images import write_png
+from drender.models.registry import network_of
 from drender.sharding import MeshConfig
 from drender.training import losses, weights
 from drender.training.config import TrainConfig
@@ -72,7 +73,7 @@ def write_config(path: Path, *run, **changes) -> Path:
 def write_vae(folder: Path, seed: int = 0) -> Path:
     """A checkpoint of nothing but an auto-encoder, with random parameters."""
     model = weights.renderer_config(config("vae", "", ""))
-    orbax.save(folder, model, {"vae": random_params(*losses.network_of(model, "vae"), seed)})
+    orbax.save(folder, model, {"vae": random_params(*network_of(model, "vae"), seed)})
     return folder
 
 
@@ -128,7 +129,7 @@ def steps(config: TrainConfig, mesh: MeshConfig, devices: list[jax.Device], numb
     mesh = sharding.make_mesh(mesh, config.data.batch, config.optimizer.accumulate, devices)
     renderer = weights.renderer_config(config)
     model = losses.LossContext(renderer, config.loss, images_only=config.data.images == 1, mesh=mesh)
-    params = {name: random_params(*losses.network_of(renderer, name)) for name in ("unet", "vae")}
+    params = {name: random_params(*network_of(renderer, name)) for name in ("unet", "vae")}
     leaves = params.flatten(params)
     learns = lambda name: any(weights._matches(name, pattern) for pattern in config.trainable or ("unet",))
     trained, frozen = ({name: x for name, x in leaves.items() if learns(name) is take} for take in (True, False))

@@ -12,16 +12,18 @@ from helpers import small
 
 from drender.config import EnvEncoderConfig
 from drender.errors import InputError
-from drender.models.env_autoencoder import NETWORKS
 from drender.models.params import abstract_module
+from drender.models.registry import AUXILIARY_NETWORKS, NETWORKS
 from drender.training import init
 
+# The three networks that the environment objective trains, all configured as the encoder is.
+AUTOENCODER = {"env_encoder": NETWORKS["env_encoder"], **AUXILIARY_NETWORKS}
 CONFIG = EnvEncoderConfig(channels=(32, 64), num_res_blocks=1)
 
 
 def reconstruct(params: dict, maps: jax.Array, config: EnvEncoderConfig = CONFIG, remat: bool = False) -> jax.Array:
     """D(E(h), E_dir(n)) of three latents of four channels each."""
-    networks = {name: nnx.merge(abstract_module(cls, config)[0], params[name]) for name, cls in NETWORKS.items()}
+    networks = {name: nnx.merge(abstract_module(cls, config)[0], params[name]) for name, cls in AUTOENCODER.items()}
     light, directions = networks["env_encoder"], networks["nrm_encoder"]
     features = light.features(maps, remat), directions.features(maps[..., 8:], remat)
     return networks["env_decoder"](*features, remat)
@@ -33,13 +35,13 @@ def maps(*shape, seed=0):
 
 @pytest.fixture(scope="module")
 def params():
-    return {name: small.random_params(cls, CONFIG) for name, cls in NETWORKS.items()}
+    return {name: small.random_params(cls, CONFIG) for name, cls in AUTOENCODER.items()}
 
 
 def test_full_size_is_as_published():
     """Channels from coarse to fine, heads of 64, and the latents of two images."""
     config = EnvEncoderConfig()
-    shapes = {name: abstract_module(cls, config)[1] for name, cls in NETWORKS.items()}
+    shapes = {name: abstract_module(cls, config)[1] for name, cls in AUTOENCODER.items()}
     decoder = shapes["env_decoder"]
     assert [block["norm"]["scale"].shape[0] for block in decoder["transformers"].values()] == [1280, 1280, 640, 320]
     blocks = decoder["up_blocks"].values()
@@ -48,7 +50,7 @@ def test_full_size_is_as_published():
     ]  # fmt: skip
     assert ["upsamplers" in block for block in blocks] == [True, True, True, False]
     heads = [
-        t.attn2.heads for t in nnx.merge(abstract_module(NETWORKS["env_decoder"], config)[0], decoder).transformers
+        t.attn2.heads for t in nnx.merge(abstract_module(AUTOENCODER["env_decoder"], config)[0], decoder).transformers
     ]
     assert heads == [20, 20, 10, 5]
     assert shapes["nrm_encoder"]["conv_in"]["kernel"].shape == (3, 3, 4, 320)
@@ -75,7 +77,7 @@ def test_light_and_directions_both_matter(params):
 
 def test_a_tiny_one_learns():
     """From fresh parameters, on one sample; recomputing blocks, as full-size training does."""
-    params = {name: init.init_params(cls, CONFIG, seed=0) for name, cls in NETWORKS.items()}
+    params = {name: init.init_params(cls, CONFIG, seed=0) for name, cls in AUTOENCODER.items()}
     x, optimizer = maps(1, 2, 8, 8), optax.adam(2e-3)
 
     @jax.jit
@@ -95,4 +97,4 @@ def test_a_tiny_one_learns():
 @pytest.mark.parametrize("name", ["nrm_encoder", "env_decoder"])
 def test_encoders_of_pixels_are_not_trained_so(name):
     with pytest.raises(InputError, match=r"env_encoder.latent_encoder is false; .* set it to true"):
-        abstract_module(NETWORKS[name], dataclasses.replace(CONFIG, latent_encoder=False, in_channels=9))
+        abstract_module(AUTOENCODER[name], dataclasses.replace(CONFIG, latent_encoder=False, in_channels=9))

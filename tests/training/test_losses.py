@@ -12,6 +12,7 @@ from tqdm import tqdm
 from drender import InverseRenderer
 from drender.models import lora
 from drender.models.params import abstract_module
+from drender.models.registry import network_of
 from drender.training import losses as objectives
 from drender.training.config import LossConfig
 from drender.training.losses import OBJECTIVES, LossContext
@@ -26,9 +27,7 @@ def random():
 
 
 def params_of(config, *names) -> dict:
-    return {
-        name: jax.tree.map(jnp.asarray, small.random_params(*objectives.network_of(config, name))) for name in names
-    }
+    return {name: jax.tree.map(jnp.asarray, small.random_params(*network_of(config, name))) for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +174,7 @@ def test_condition_noise_has_the_strength_that_is_told():
 def test_factors_act_on_real_rows_only(inverse, random):
     model, params = inverse
     batch = inverse_batch(random)
-    factors = lora.init(abstract_module(*objectives.network_of(model.config, "unet"))[1], 2, ("to_q", "to_out"), 0)
+    factors = lora.init(abstract_module(*network_of(model.config, "unet"))[1], 2, ("to_q", "to_out"), 0)
     factors = jax.tree.map(lambda x: jnp.asarray(x) + 0.1, factors)
     loss = lambda factors, real: objectives.inverse_loss(
         model, params | {"lora": factors}, batch | {"real": real}, KEY
