@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from training import GIB, find_devices
+from train_cost import GIB, find_devices
 
 from drender.config import CONDITIONS, DEFAULT_PASSES, DTYPES, ENVIRONMENT_LABELS, RendererConfig, UNetConfig, VAEConfig
 from drender.models import attention

@@ -34,7 +34,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import plan
-from sides import GUIDANCE, PASS, SIDES, STAGES, forget
+from backends import GUIDANCE, PASS, SIDES, STAGES, forget
 
 from drender import assets
 from drender.checkpoints import orbax

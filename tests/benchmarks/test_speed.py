@@ -3,11 +3,11 @@
 import argparse
 from importlib import metadata
 
+import backends
 import jax
 import numpy as np
 import plan
 import pytest
-import sides
 import speed
 from helpers import small
 
@@ -24,8 +24,8 @@ def test_pytorch_does_the_same(config, tmp_path):
     networks = [name for name in NETWORKS if getattr(config, name) is not None]
     params = {name: speed.random_params(name, config, "float32") for name in networks}
     orbax.save(tmp_path / "model", config, params)
-    ours, theirs = (side(tmp_path / "model", config.kind, ARGS) for side in (sides.Ours, sides.Torch))
-    for stage in sides.STAGES[config.kind]:
+    ours, theirs = (side(tmp_path / "model", config.kind, ARGS) for side in (backends.Ours, backends.Torch))
+    for stage in backends.STAGES[config.kind]:
         expected = getattr(theirs, stage)()
         found = getattr(ours, stage)()
         assert found.shape == expected.shape

@@ -1,4 +1,4 @@
-"""Every reader on damaged files: a value, or a refusal in one line; `benchmarks/fuzz.py` tries many more."""
+"""Every reader on damaged files: a value, or a refusal in one line; `fuzz_readers.py` tries many more."""
 
 import io
 import json

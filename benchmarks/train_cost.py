@@ -1,7 +1,7 @@
 """What a training step costs.
 
-    python benchmarks/training.py memory [--on cpu] configs/inverse.yaml [key=value …]
-    python benchmarks/training.py latents --clips FOLDER --vae small-vae.yaml small-inverse.yaml [key=value …]
+    python benchmarks/train_cost.py memory [--on cpu] configs/inverse.yaml [key=value …]
+    python benchmarks/train_cost.py latents --clips FOLDER --vae small-vae.yaml small-inverse.yaml [key=value …]
 
 `memory` compiles the step of a configuration ahead of time, from shapes alone, for H100s that are not there or for a
 CPU's make-believe devices, and prints what each device holds and computes. `latents` makes cached latents of a folder
@@ -265,7 +265,7 @@ def main() -> None:
 
 
 def parser() -> cli.Parser:
-    top = cli.Parser(prog="benchmarks/training.py", description="What a training step costs.")
+    top = cli.Parser(prog="benchmarks/train_cost.py", description="What a training step costs.")
     add = top.add_commands()
     ahead = add("memory", help="memory and arithmetic per device, compiled ahead; objectives inverse and forward")
     ahead.add_argument("--on", choices=("h100", "cpu"), default="h100", help="which devices")
