@@ -31,6 +31,7 @@ from drender.data.config import Source
 from drender.data.encode import encode
 from drender.data.loader import environment_labels, open_data
 from drender.models import attention
+from drender.models.params import unflatten
 from drender.training import config as training_config
 from drender.training import flops, loop
 from drender.training import weights as origins
@@ -156,7 +157,7 @@ def kept(model: LossContext, config: TrainConfig, trained, frozen, batch) -> flo
     loss, alone = OBJECTIVES[config.objective].loss, dataclasses.replace(model, mesh=None)
 
     def residuals(params, frozen, rows):
-        value = lambda params: loss(alone, params.unflatten(params | frozen), rows, jax.random.key(0))
+        value = lambda params: loss(alone, unflatten(params | frozen), rows, jax.random.key(0))
         return jax.tree.leaves(jax.vjp(value, params, has_aux=True)[1])
 
     jaxpr = jax.make_jaxpr(residuals)(computed, frozen, rows).jaxpr

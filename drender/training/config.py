@@ -46,7 +46,11 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank factors of the UNet's attention projections, active on real sources only."""
+    """Low-rank factors of the UNet's attention projections.
+
+    Beside a learning base they act on rows of sources marked `real`, as published. Trained alone (`trainable: [lora]`)
+    they act on all rows.
+    """
 
     rank: int = 16
     alpha: float | None = None  # None: the rank, a factor of 1
@@ -192,6 +196,11 @@ class TrainConfig:
             raise InputError("data.sources: every weight must be over 0; leave a source out instead")
         if self.lora is not None and self.objective not in ("inverse", "forward"):
             raise InputError(f"lora belongs to the UNet, which objective {self.objective!r} does not train; remove it")
+
+    @property
+    def lora_alone(self) -> bool:
+        """Whether nothing but the LoRA factors learns; they then act on all rows."""
+        return bool(self.trainable) and all(pattern.partition(".")[0] == "lora" for pattern in self.trainable)
 
 
 # --- from YAML -------------------------------------------------------------------------------------------------------

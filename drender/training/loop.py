@@ -7,6 +7,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
@@ -51,7 +52,10 @@ def train(config: TrainConfig) -> int:
         data = open_data(config.data, config.objective, renderer, rows, config.seed, index, count)
         if data.latent:
             weights.check_latents(config, data.fingerprint)
-        model = LossContext(renderer, config.loss, data.latent, config.data.images == 1, config.remat, mesh)
+        images_only = config.data.images == 1
+        model = LossContext(
+            renderer, config.loss, data.latent, images_only, config.remat, mesh, lora_on_all_rows=config.lora_alone
+        )
         # The order matters: a run that is there is resumed; else it begins from `start`; what is in neither is random.
         state, frozen = _begin(config, model, optimizer, mesh, run)
         evaluation = Evaluation(config, model, run)
@@ -138,7 +142,7 @@ class MetricLogger:
 
     def __init__(self, config: TrainConfig, run: RunFolder, flops_per_step: float):
         self.config, self.run, self.flops = config, run, flops_per_step
-        self.seen, self.since = [], time.monotonic()
+        self.seen, self.since, self.warned = [], time.monotonic(), False
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -159,6 +163,13 @@ class MetricLogger:
             raise InputError(
                 f"step {step}: {', '.join(f'{name} {value:g}' for name, value in values.items())}; "
                 f"{self.config.output} {kept}; lower optimizer.learning_rate, or look at the data"
+            )
+        if values["gradient_norm"] == 0 and not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"step {step}: the gradient is exactly 0, so nothing learns; no row of the batch reaches the weights "
+                f"of `trainable`",
+                stacklevel=2,
             )
         self.seen.append(values)
         if step % self.config.log_every == 0 or step == self.config.optimizer.steps:

@@ -48,6 +48,7 @@ class LossContext:
       images_only: every row is of unrelated images: temporal branches are not computed at all.
       remat: recompute blocks in the backward pass.
       mesh: whose `frames` axis shares the frames of a row.
+      lora_on_all_rows: LoRA factors act on all rows, and not only on those of real footage.
     """
 
     config: RendererConfig
@@ -56,6 +57,7 @@ class LossContext:
     images_only: bool = False
     remat: bool = False
     mesh: Mesh | None = None
+    lora_on_all_rows: bool = False
 
     def network(self, params: Params, name: str) -> nnx.Module:
         """One network with its parameters."""
@@ -150,7 +152,8 @@ def denoising_loss(
         aim = diffusion.v_target(target, noise, level)
     unet = model.network(params, "unet")
     if "lora" in params:
-        lora.adapt(unet, params["lora"], batch["real"].astype(jnp.float32))
+        gate = jnp.ones(b) if model.lora_on_all_rows else batch["real"].astype(jnp.float32)
+        lora.adapt(unet, params["lora"], gate)
     micro = jnp.broadcast_to(jnp.asarray(MICRO_CONDITIONING), (b, 3)).at[:, 2].set(strength)
     prediction = unet(
         model.spread(jnp.concatenate([x, rearrange(conditions, "b i f h w c -> b f h w (i c)")], axis=-1)),

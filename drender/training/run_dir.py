@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ import numpy as np
 from jaxtyping import Float
 from orbax.checkpoint import v1 as ocp
 from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
 
 from drender.config import RendererConfig, from_dict, to_dict
 from drender.errors import InputError, first_line
@@ -185,23 +187,28 @@ class RunFolder:
             return TrainState(**self._checkpointer.load_checkpointables(self.last, abstract.items()))
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Adds a line to metrics.jsonl and points to TensorBoard's curves."""
+        """Append a line to metrics.jsonl and a point to each of TensorBoard's curves."""
         if not self.leads:
             return
-        with self._writable():
-            with (self.path / METRICS).open("a") as file:
-                file.write(json.dumps({"step": step} | values) + "\n")
+        with self._writable(), (self.path / METRICS).open("a") as file:
+            file.write(json.dumps({"step": step} | values) + "\n")
+        with _illustrates("TensorBoard's curves"):
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
             self._board.flush()
 
     def draw(self, step: int, image: Float[np.ndarray, "h w 3"]) -> None:
-        """Writes an evaluation's picture, in [0, 1], and shows it in TensorBoard."""
-        folder = self.path / "pictures"
-        with self._writable():
-            folder.mkdir(exist_ok=True)
-            write_png(folder / f"{step:08d}.png", image)
-            self._board.add_image("evaluation", image, step, dataformats="HWC")
+        """Write an evaluation's picture, in [0, 1], to pictures/ and to TensorBoard."""
+        file = self.path / "pictures" / f"{step:08d}.png"
+        with _illustrates(f"the picture {file}"):
+            write_png(file, image)
+            # tensorboardX's `add_image` needs Pillow to encode the PNG, which is written already.
+            height, width, channels = image.shape
+            encoded = Summary.Image(
+                height=height, width=width, colorspace=channels, encoded_image_string=file.read_bytes()
+            )
+            value = Summary.Value(tag="evaluation", image=encoded)
+            self._board.file_writer.add_summary(Summary(value=[value]), step)
 
     @contextlib.contextmanager
     def _writable(self) -> Iterator[None]:
@@ -215,6 +222,15 @@ class RunFolder:
             raise InputError(
                 f"output {self.config.output}: cannot be written ({why}); free space and run the same command again"
             ) from error
+
+
+@contextlib.contextmanager
+def _illustrates(what: str) -> Iterator[None]:
+    """Turn any failure into a warning: the run does not depend on its illustrations."""
+    try:
+        yield
+    except Exception as error:
+        warnings.warn(f"{what}: not written ({first_line(error)}); training continues", stacklevel=3)
 
 
 @contextlib.contextmanager

@@ -210,6 +210,12 @@ def weights(
         if not resumed:
             trained |= {key: np.asarray(leaves[key], np.float32) for key in learns}
         frozen |= {key: np.asarray(x, config.dtype) for key, x in leaves.items() if key not in learns}
+    has_real_rows = config.lora_alone or any(source.real for source in config.data.sources)
+    if any(key.startswith("lora.") for key in trained) and not has_real_rows:
+        raise InputError(
+            "lora: beside other weights the factors learn from rows of sources with `real: true` only, but "
+            "data.sources has none; mark one as real, train the factors alone (trainable='[lora]'), or remove lora"
+        )
     return trained, frozen
 
 

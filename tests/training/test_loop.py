@@ -1,6 +1,7 @@
 """The step: what it learns from a gradient, and that neither devices nor accumulation change what it computes."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -11,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import smallest
+from helpers.small import random_params
 
 from drender import sharding
+from drender.checkpoints import orbax
 from drender.config import RendererConfig
 from drender.sharding import MeshConfig
-from drender.training import losses
-from drender.training.config import OptimizerConfig
+from drender.training import loop, losses, run_dir, weights
+from drender.training.config import LoraConfig, OptimizerConfig
 from drender.training.run_dir import TrainState
 from drender.training.step import learning_rate, make_optimizer, make_step
 
@@ -26,11 +29,10 @@ SOME = ("unet.*.attn1", "unet.*.conv1", "unet.conv_in", "unet.*.proj_out", "unet
 
 EIGHT = """
 import sys
-import jax, numpy, smallest
+import jax, numpy
+from helpers import smallest
 from drender import sharding
-from drender.config import RendererConfig
-from drender.training_config import MeshConfig
-from drender.training.step import learning_rate, make_optimizer, make_step
+from drender.sharding import MeshConfig
 sharding.SMALL = 8
 config = smallest.config("inverse", "", "", **{"data.batch": 8, "trainable": sys.argv[2:]})
 for data, fsdp, frames in ((2, 4, 1), (2, 2, 2)):
@@ -123,6 +125,20 @@ def test_learning_rates(decay, rates):
 def test_without_warm_up_the_first_step_is_a_full_one():
     rate = learning_rate(OptimizerConfig(steps=4, learning_rate=1.0, warmup=0, decay="linear"))
     np.testing.assert_allclose([rate(i) for i in range(4)], [1, 0.75, 0.5, 0.25])
+
+
+def test_lora_alone_learns_from_plain_sources(tmp_path):
+    clips = smallest.write_balls(tmp_path / "clips", light=False)
+    config = smallest.config("inverse", clips, tmp_path / "run", **{"optimizer.steps": 2, "optimizer.warmup": 0})
+    renderer = weights.renderer_config(config)
+    parts = {name: random_params(*losses.network_of(renderer, name)) for name in ("unet", "vae")}
+    orbax.save(tmp_path / "start", renderer, parts)
+    fine_tuning = {"lora": LoraConfig(rank=2), "trainable": ("lora",), "start": str(tmp_path / "start"), "model": {}}
+    assert loop.train(dataclasses.replace(config, **fine_tuning)) == 0
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert all(line["gradient_norm"] > 0 for line in lines)
+    factors = run_dir.load_average(tmp_path / "run", "lora")
+    assert all(np.abs(x).max() > 0 for name, x in factors.items() if name.endswith("lora_B"))
 
 
 # --- devices ---------------------------------------------------------------------------------------------------------

@@ -190,6 +190,16 @@ def test_factors_act_on_real_rows_only(inverse, random):
     assert norm(synthetic_gradient) == 0 < norm(real_gradient)
 
 
+def test_lora_trained_alone_acts_on_all_rows(inverse, random):
+    model, params = inverse
+    batch = inverse_batch(random)
+    factors = lora.init(abstract_module(*objectives.network_of(model.config, "unet"))[1], 2, ("to_q", "to_out"), 0)
+    params = params | {"lora": jax.tree.map(lambda x: jnp.asarray(x) + 0.1, factors)}
+    on_real, _ = loss_of("inverse", model, params, batch | {"real": jnp.ones(2, bool)})
+    on_all, _ = loss_of("inverse", dataclasses.replace(model, lora_on_all_rows=True), params, batch)
+    assert on_all == on_real
+
+
 def test_the_vae_loss_is_of_reconstruction_and_divergence(random):
     config = small.inverse_config()
     params = params_of(config, "vae")

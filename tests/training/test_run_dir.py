@@ -33,11 +33,11 @@ LEARNS = ("vae.encoder.conv_in", "vae.decoder.conv_in", "vae.decoder.mid_block.r
 DYING = """
 import os, signal, sys
 import train
-from drender import cli, sharding, training
-from drender.training.step import abstract_state, make_optimizer
+from drender import cli, sharding
+from drender.training.loop import MetricLogger
 
 sharding.SMALL = 8
-last, read = int(sys.argv.pop(1)), training.Meter.read
+last, read = int(sys.argv.pop(1)), MetricLogger.read
 
 def read_and_die(meter, step, metrics):
     stop = read(meter, step, metrics)
@@ -45,7 +45,7 @@ def read_and_die(meter, step, metrics):
         os.kill(os.getpid(), signal.SIGKILL)
     return stop
 
-training.Meter.read = read_and_die
+MetricLogger.read = read_and_die
 cli.run(train.main)
 """
 
@@ -185,6 +185,37 @@ def test_a_run_that_is_killed_and_stopped_ends_as_if_it_had_not_been(whole, sett
     ours, theirs = metrics(run), metrics(whole)
     for name in ("loss", "gradient_norm", "evaluation/rgb/psnr", "evaluation/normal/angular_mean"):
         assert ours[name] == theirs[name]
+
+
+def test_an_evaluation_needs_no_pillow(whole, settings, tmp_path):
+    """A plain `pip install -e .` brings none; so a process trains and evaluates whose imports of it fail."""
+    file = tmp_path / "run.yaml"
+    run, values = settings(tmp_path / "run")
+    smallest.write_config(file, *run, **values | {"optimizer.steps": 1})
+    code = "import sys; sys.modules['PIL'] = None\nfrom drender import cli; import train; cli.run(train.main)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
+    command = [sys.executable, "-c", code, "--config", str(file)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    picture = (tmp_path / "run" / "pictures" / "00000001.png").read_bytes()
+    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+    assert picture in events.read_bytes()
+
+
+def test_a_picture_that_cannot_be_written_is_a_warning(begun):
+    folder, _ = begun
+    (folder.path / "pictures").touch()
+    with pytest.warns(UserWarning, match=r"pictures/00000001\.png: not written \(.*\); training continues"):
+        folder.draw(1, np.zeros((4, 4, 3), np.float32))
+
+
+def test_a_gradient_of_zero_is_a_warning(begun):
+    folder, _ = begun
+    meter = loop.MetricLogger(folder.config, folder, 0.0)
+    metrics = {name: jax.numpy.float32(value) for name, value in {"loss": 1, "gradient_norm": 0, "stop": 0}.items()}
+    with pytest.warns(UserWarning, match="step 1: the gradient is exactly 0, so nothing learns"):
+        meter.read(1, metrics)
+    meter.read(2, metrics)  # warned once
 
 
 def test_a_finished_run_says_so_at_once(whole, train, monkeypatch, capsys):

@@ -67,6 +67,16 @@ def test_factors_alone_leave_the_base_frozen(forward_checkpoint):
     assert {name.split(".")[0] for name in frozen} == {"unet", "vae", "env_encoder"}
 
 
+def test_factors_beside_a_learning_base_need_real_rows(inverse_checkpoint):
+    how = {"start": {"unet": str(inverse_checkpoint), "vae": str(inverse_checkpoint)}, "model": {}, "lora": {"rank": 2}}
+    for trainable in (None, ["unet.conv_out", "lora"], ["*"]):
+        with pytest.raises(InputError, match=r"lora: .* `real: true` only, but data\.sources has none; mark one as"):
+            weights(smallest.config("inverse", "", "", trainable=trainable, **how))
+    real = {"data.sources": [{"path": "", "real": True}]}
+    trained, _ = weights(smallest.config("inverse", "", "", **how, **real))
+    assert {name.split(".")[0] for name in trained} == {"unet", "lora"}
+
+
 def test_a_resumed_run_only_needs_the_shapes_of_what_learns(inverse_checkpoint):
     config = smallest.config("inverse", "", "", start=str(inverse_checkpoint), model={})
     trained, _ = weights(config, resumed=True)
