@@ -14,6 +14,7 @@ from drender.config import from_dict
 from drender.lighting.light_file import Light, write_light
 from drender.media.gbuffers import frame_path
 from drender.media.images import write_png
+from drender.models.params import flatten
 from drender.models.registry import network_of
 from drender.sharding import MeshConfig
 from drender.training import losses, weights
@@ -130,7 +131,7 @@ def steps(config: TrainConfig, mesh: MeshConfig, devices: list[jax.Device], numb
     renderer = weights.renderer_config(config)
     model = losses.LossContext(renderer, config.loss, images_only=config.data.images == 1, mesh=mesh)
     params = {name: random_params(*network_of(renderer, name)) for name in ("unet", "vae")}
-    leaves = params.flatten(params)
+    leaves = flatten(params)
     learns = lambda name: any(weights._matches(name, pattern) for pattern in config.trainable or ("unet",))
     trained, frozen = ({name: x for name, x in leaves.items() if learns(name) is take} for take in (True, False))
     optimizer = make_optimizer(config.optimizer)

@@ -17,6 +17,7 @@ from helpers.small import random_params
 from drender import sharding
 from drender.checkpoints import orbax
 from drender.config import RendererConfig
+from drender.models.registry import network_of
 from drender.sharding import MeshConfig
 from drender.training import loop, losses, run_dir, weights
 from drender.training.config import LoraConfig, OptimizerConfig
@@ -131,7 +132,7 @@ def test_lora_alone_learns_from_plain_sources(tmp_path):
     clips = smallest.write_balls(tmp_path / "clips", light=False)
     config = smallest.config("inverse", clips, tmp_path / "run", **{"optimizer.steps": 2, "optimizer.warmup": 0})
     renderer = weights.renderer_config(config)
-    parts = {name: random_params(*losses.network_of(renderer, name)) for name in ("unet", "vae")}
+    parts = {name: random_params(*network_of(renderer, name)) for name in ("unet", "vae")}
     orbax.save(tmp_path / "start", renderer, parts)
     fine_tuning = {"lora": LoraConfig(rank=2), "trainable": ("lora",), "start": str(tmp_path / "start"), "model": {}}
     assert loop.train(dataclasses.replace(config, **fine_tuning)) == 0
