@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from diffusers import EulerDiscreteScheduler
+from helpers.oracles import diffusers, torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,9 +13,9 @@ SIGMA_MIN, SIGMA_MAX = 0.002, 700.0
 sigmas_of_all_sizes = st.floats(SIGMA_MIN, SIGMA_MAX)
 
 
-def scheduler(spacing: str) -> EulerDiscreteScheduler:
+def scheduler(spacing: str):
     """SVD's scheduler, as the released checkpoints configure it."""
-    return EulerDiscreteScheduler(
+    return diffusers.EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -29,6 +29,7 @@ def scheduler(spacing: str) -> EulerDiscreteScheduler:
     )
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("num_steps", [2, 20, 50])
 def test_sigmas_are_those_of_diffusers(num_steps):
     oracle = scheduler("leading")
@@ -44,6 +45,7 @@ def test_one_step_begins_at_the_top():
     np.testing.assert_array_equal(diffusion.karras_sigmas(1, SIGMA_MIN, SIGMA_MAX), np.float32([SIGMA_MAX, 0]))
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 def test_initial_scale_is_that_of_diffusers(spacing):
     oracle = scheduler(spacing)
@@ -72,10 +74,9 @@ def test_euler_step_is_exact_for_a_single_point(sigma, ratio):
     np.testing.assert_allclose(stepped, x0 + following * noise, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.oracle
 def test_sampler_takes_the_steps_of_diffusers():
     """With a made-up network, twenty steps give diffusers' result."""
-    import torch
-
     network = lambda scaled: 0.3 * scaled + 0.1
     noise = np.random.default_rng(2).standard_normal((1, 2, 4, 4, 4)).astype(np.float32)
     oracle = scheduler("leading")
@@ -93,11 +94,9 @@ def test_sampler_takes_the_steps_of_diffusers():
     np.testing.assert_allclose(ours, x.numpy(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.oracle
 def test_dpm_solver_takes_the_steps_of_diffusers():
-    import torch
-    from diffusers import DPMSolverMultistepScheduler
-
-    oracle = DPMSolverMultistepScheduler(
+    oracle = diffusers.DPMSolverMultistepScheduler(
         algorithm_type="dpmsolver++", solver_order=2, solver_type="midpoint", prediction_type="sample",
         final_sigmas_type="zero", lower_order_final=False, euler_at_final=True,
     )  # fmt: skip

@@ -142,6 +142,7 @@ def test_lora_with_alpha_and_of_convolutions_and_the_older_spelling(forward, tmp
     }
 
 
+@pytest.mark.oracle
 def test_diffusers_reads_what_we_write(tmp_path):
     diffusers = pytest.importorskip("diffusers")
     torch = pytest.importorskip("torch")

@@ -23,6 +23,7 @@ def test_files_are_those_that_the_safetensors_library_writes(tmp_path):
     assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_legacy_pickles(tmp_path, dtype):
     torch = pytest.importorskip("torch")
@@ -40,6 +41,7 @@ class Trap:
         return os.mkdir, ("sprung",)
 
 
+@pytest.mark.oracle
 def test_pickles_run_no_code(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)

@@ -8,8 +8,10 @@ from drender.errors import InputError
 from drender.metrics.image import evaluate
 from drender.metrics.lpips import ALEX, LPIPS, VGG
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[oracle]'")
 from torch import nn  # noqa: E402
+
+pytestmark = pytest.mark.oracle
 
 
 def alexnet(c):

@@ -7,12 +7,9 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
-from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D
 from flax import nnx
 from helpers import small
-from helpers.oracles import array, channels_first, network, params_of, randomized
+from helpers.oracles import array, channels_first, diffusers, network, params_of, randomized, torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,11 +41,12 @@ VARIATIONS = {
 def svd_unet(variation: str):
     options = small.UNET | VARIATIONS[variation] | {"cross_attention_dim": 24}
     torch.manual_seed(0)
-    oracle = randomized(UNetSpatioTemporalConditionModel(**options))
+    oracle = randomized(diffusers.UNetSpatioTemporalConditionModel(**options))
     config = UNetConfig(**options, temporal_cross_attention_dim=24)
     return oracle, config, params_of(UNet, config, oracle)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize(
     ("variation", "tokens", "size"),
     [("small", 1, (4, 6)), ("small", 3, (5, 7)), ("several layers", 3, (4, 4)), ("attention at every level", 3, (4, 4)),
@@ -112,6 +110,7 @@ def test_images_do_not_see_each_other():
     np.testing.assert_allclose(mixed[1], call(x, time, context, micro, domain)[1], atol=1e-5)
 
 
+@pytest.mark.oracle
 def test_long_domain_embeddings_are_shortened_as_in_torch():
     config = small.inverse_config().unet
     params = small.random_params(UNet, config)
@@ -149,6 +148,7 @@ def _equations(jaxpr):
 # --- VAE and environment encoder -------------------------------------------------------------------------------------
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize(
     "options",
     [
@@ -159,7 +159,9 @@ def _equations(jaxpr):
 def test_vae_is_that_of_diffusers(options):
     torch.manual_seed(0)
     levels = len(options["block_out_channels"])
-    oracle = randomized(AutoencoderKLTemporalDecoder(**options, down_block_types=("DownEncoderBlock2D",) * levels))
+    oracle = randomized(
+        diffusers.AutoencoderKLTemporalDecoder(**options, down_block_types=("DownEncoderBlock2D",) * levels)
+    )
     config = VAEConfig(**options)
     params = params_of(VAE, config, oracle)
     images = array(2, 3, 16, 24, 3)
@@ -173,11 +175,12 @@ def test_vae_is_that_of_diffusers(options):
     np.testing.assert_allclose(network(VAE, config, params, "decode")(mean), last(decoded), atol=2e-4)
 
 
+@pytest.mark.oracle
 def test_environment_encoder_is_made_of_diffusers_blocks():
     torch.manual_seed(0)
     config = EnvEncoderConfig(channels=(32, 64), num_res_blocks=2)
     blocks = [
-        DownEncoderBlock2D(before, after, num_layers=2, add_downsample=i > 0)
+        diffusers.models.unets.unet_2d_blocks.DownEncoderBlock2D(before, after, num_layers=2, add_downsample=i > 0)
         for i, (before, after) in enumerate([(32, 32), (32, 64)])
     ]
     oracle = torch.nn.Module()
@@ -192,6 +195,7 @@ def test_environment_encoder_is_made_of_diffusers_blocks():
             np.testing.assert_allclose(level[0], x.flatten(2).mT.numpy(), atol=1e-4)
 
 
+@pytest.mark.oracle
 def test_pixel_stem_shrinks_by_eight():
     config = EnvEncoderConfig(in_channels=9, channels=(32, 64), latent_encoder=False)
     params = small.random_params(EnvEncoder, config)
@@ -224,6 +228,7 @@ def _key(part: str) -> str | int:
 # --- what is saved is saved exactly ----------------------------------------------------------------------------------
 
 
+@pytest.mark.oracle
 @settings(max_examples=40)
 @given(n=st.integers(1, 3), h=st.integers(1, 5), w=st.integers(1, 70), kernel=st.sampled_from([(1, 1), (3, 1), (3, 3)]))
 def test_convolutions_of_every_grid_are_torch_convolutions(n, h, w, kernel):
@@ -262,6 +267,7 @@ def test_minimal_filtering_is_convolution(monkeypatch, shape, kernel, piece):
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("limit", [2 * 7 * 9 * 2, 2 * 7 * 9, 40, 1])
 def test_attention_in_pieces_is_attention(monkeypatch, limit):
     """Rows at a time, then queries of a row at a time."""

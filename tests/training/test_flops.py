@@ -3,11 +3,8 @@
 import jax
 import jax.numpy as jnp
 import pytest
-import torch
-from diffusers import AutoencoderKLTemporalDecoder
 from flax import nnx
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from helpers.oracles import diffusers, torch
 
 from drender.config import EnvEncoderConfig, RendererConfig, VAEConfig
 from drender.models.env_encoder import EnvEncoder
@@ -60,11 +57,12 @@ def test_arithmetic(fn, arguments, expected):
     assert flops.count(fn, *arguments) == expected
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("stride", [1, 2])
 def test_gradients_of_convolutions_are_those_that_torch_counts(stride):
     gradient = jax.grad(lambda x, w: jnp.sum(convolve(x, w, stride) ** 2), (0, 1))
     x, w = torch.ones(2, 6, 8, 12, requires_grad=True), torch.ones(10, 6, 3, 3, requires_grad=True)
-    with FlopCounterMode(display=False) as counter:
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
         (torch.nn.functional.conv2d(x, w, stride=stride, padding=1) ** 2).sum().backward()
     assert flops.count(gradient, array(2, 8, 12, 6), array(3, 3, 6, 10)) == counter.get_total_flops()
 
@@ -77,12 +75,17 @@ def test_gradients_of_grouped_convolutions_are_two_more_of_them(stride):
     assert flops.count(jax.grad(call, (0, 1)), *arguments) == 3 * flops.count(call, *arguments)
 
 
+@pytest.mark.oracle
 def test_the_vae_is_as_much_work_as_that_of_diffusers():
     options = {"block_out_channels": (32, 64), "layers_per_block": 1}
-    oracle = AutoencoderKLTemporalDecoder(**options, down_block_types=("DownEncoderBlock2D",) * 2)
+    oracle = diffusers.AutoencoderKLTemporalDecoder(**options, down_block_types=("DownEncoderBlock2D",) * 2)
     images = torch.zeros(3, 3, 16, 24)
     # PyTorch does not count its fused attention for CPUs.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with (
+        torch.no_grad(),
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        torch.utils.flop_counter.FlopCounterMode(display=False) as counter,
+    ):
         oracle.decode(oracle.encode(images).latent_dist.mode(), num_frames=3)
     graphdef, params = abstract_module(VAE, VAEConfig(**options))
 

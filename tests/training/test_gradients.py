@@ -3,11 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
-from diffusers import UNetSpatioTemporalConditionModel
+import pytest
 from flax import nnx
 from helpers import small
-from helpers.oracles import array, channels_first, gradients_of, params_of, randomized
+from helpers.oracles import array, channels_first, diffusers, gradients_of, params_of, randomized, torch
 
 from drender import diffusion
 from drender.config import UNetConfig
@@ -15,12 +14,13 @@ from drender.models.params import abstract_module, flatten
 from drender.models.unet import UNet
 
 
+@pytest.mark.oracle
 def test_gradients_of_the_denoising_loss_are_those_of_torch():
     """mean((F − v)²) over two clips at different noise levels, through rematerialised blocks."""
     options = small.UNET | {"cross_attention_dim": 24}
     config = UNetConfig(**options, temporal_cross_attention_dim=24)
     torch.manual_seed(0)
-    oracle = randomized(UNetSpatioTemporalConditionModel(**options))
+    oracle = randomized(diffusers.UNetSpatioTemporalConditionModel(**options))
     latents, noise, condition = (array(2, 3, 4, 6, 4, seed=i) for i in range(3))
     context, micro, sigma = array(2, 3, 24, seed=3), np.float32([[6, 127, 0], [23, 30, 0.1]]), np.float32([0.3, 4])
 
