@@ -261,7 +261,7 @@ def memory(args) -> None:
     attention._has_fused_attention = lambda: True
     cards = tuple(find_devices("h100", args.devices))
     team = DeviceGroup(cards)
-    sharding = team.everywhere or jax.sharding.SingleDeviceSharding(cards[0])
+    sharding = team.replicated or jax.sharding.SingleDeviceSharding(cards[0])
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     # What is worst: all frames in one window, a moving light, and guidance. One condition is as good as five.
     clip = {"num_frames": args.frames, "frames": args.frames, "size": args.size, "num_steps": 1, "guidance": 1.2}

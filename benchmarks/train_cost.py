@@ -92,7 +92,7 @@ def memory(config: TrainConfig, kind: str, pixels: bool, compiles: bool) -> None
     optimizer = make_optimizer(config.optimizer)
     state = abstract_state(trained, optimizer, mesh)
     place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-    frozen = jax.tree.map(place, frozen, sharding.placement(frozen, mesh))
+    frozen = jax.tree.map(place, frozen, sharding.param_sharding(frozen, mesh))
     held = {"parameters": state.params, "average": state.ema, "optimizer": state.optimizer, "frozen": frozen}
     print("  per device " + ", ".join(f"{name} {held_bytes(tree) / GIB:.2f}" for name, tree in held.items()) + " GiB")
     began = time.monotonic()
@@ -190,7 +190,7 @@ class Feed:
         optimizer = make_optimizer(config.optimizer)
         trained, frozen = origins.weights(config, renderer, not data.latent, False)
         self.state = first_state(trained, optimizer, mesh)
-        self.frozen = sharding.device_put_global(frozen, sharding.placement(frozen, mesh))
+        self.frozen = sharding.device_put_global(frozen, sharding.param_sharding(frozen, mesh))
         batch = data.abstract_batch() | {"stop": jax.ShapeDtypeStruct((self.rows,), "float32")}
         self.flops = loop.flops_of_step(model, config, trained, self.frozen, batch)
         step = make_step(model, config, optimizer)

@@ -27,7 +27,7 @@ from drender.models.params import abstract_module
 from drender.models.registry import NETWORKS
 from drender.renderers import denoiser
 from drender.renderers.windows import WindowedLatents, cross_fade, match_range, plan_windows, whole
-from drender.sharding import SINGLE_DEVICE, DeviceGroup, cache_compilations, compiler_options, constrain, sharing
+from drender.sharding import SINGLE_DEVICE, DeviceGroup, cache_compilations, compiler_options, constrain, use_mesh
 
 # Frames that go through an encoder at a time: enough to fill a GPU, few enough for its memory.
 ENCODE_RUN = 8
@@ -52,7 +52,7 @@ class Renderer:
         compiled = functools.partial(
             jax.jit,
             static_argnames="split",
-            out_shardings=team.everywhere,  # results are small beside what they are made of, and are needed whole
+            out_shardings=team.replicated,  # results are small beside what they are made of, and are needed whole
             compiler_options=compiler_options(platform) or None,
         )
         self._encode = compiled(_method(graphs["vae"], "encode"))
@@ -92,7 +92,7 @@ class Renderer:
             if lora_scale and "unet" in params and "lora" in orbax.components(path):
                 params["unet"] = lora.merge(params["unet"], orbax.load(path, "lora"), lora_scale)
             team = DeviceGroup(devices)
-            return cls(config, jax.device_put(params, team.everywhere), team)
+            return cls(config, jax.device_put(params, team.replicated), team)
 
     @classmethod
     def load_config(cls, path: str | Path) -> RendererConfig:
@@ -324,7 +324,7 @@ def _method(graphdef: nnx.GraphDef, name: str) -> Callable:
     """One method of a network: (params, rows of frames, how a team shares them) -> result."""
 
     def method(params, rows, split=None):
-        with sharing(split and split.mesh):
+        with use_mesh(split and split.mesh):
             return getattr(nnx.merge(graphdef, params), name)(constrain(rows, split))
 
     return method

@@ -5,7 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from drender.diffusion import apply_cfg, c_noise, scale_model_input, x0_from_v
-from drender.sharding import constrain, sharing
+from drender.sharding import constrain, use_mesh
 
 
 def predict_v(
@@ -33,7 +33,7 @@ def predict_v(
             context = [jnp.concatenate([level, jnp.zeros_like(level)]) for level in context]
     rows = constrain(rows, split)
     time = jnp.broadcast_to(c_noise(sigma), rows.shape[:1])
-    with sharing(split and split.mesh):
+    with use_mesh(split and split.mesh):
         prediction = nnx.merge(graphdef, params)(rows, time, context, micro, domain)
     if scales is None:
         return prediction

@@ -114,7 +114,7 @@ def _begin(
     else:
         log(f"resuming {config.output} after step {run.last}")
         state = run.restore(abstract_state(trained, optimizer, mesh))
-    return state, sharding.device_put_global(frozen, sharding.placement(frozen, mesh))
+    return state, sharding.device_put_global(frozen, sharding.param_sharding(frozen, mesh))
 
 
 def _compiled(step: Callable, state: TrainState, frozen: Arrays, batch: Arrays, mesh: Mesh) -> Callable:

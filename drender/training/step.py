@@ -53,7 +53,7 @@ def make_step(model: LossContext, config: TrainConfig, optimizer: optax.Gradient
         def value(params):
             # Kept where it is, so that what is gathered over the devices is the rounded copy.
             computed = sharding.constrain_params({name: x.astype(dtype) for name, x in params.items()}, model.mesh)
-            with sharding.sharing(model.mesh):
+            with sharding.use_mesh(model.mesh):
                 return loss(model, unflatten(computed | dict(frozen)), batch, key)
 
         (_, metrics), gradients = jax.value_and_grad(value, has_aux=True)(params)
@@ -89,16 +89,16 @@ def make_step(model: LossContext, config: TrainConfig, optimizer: optax.Gradient
 
 def first_state(params: Mapping[str, np.ndarray], optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The state before the first step, on the mesh: the average is a copy, the optimizer has seen nothing."""
-    placed = sharding.device_put_global(params, sharding.placement(params, mesh))
+    placed = sharding.device_put_global(params, sharding.param_sharding(params, mesh))
     begin = lambda params: TrainState(params, jax.tree.map(jnp.copy, params), optimizer.init(params))
-    return jax.jit(begin, out_shardings=sharding.placement(jax.eval_shape(begin, placed), mesh))(placed)
+    return jax.jit(begin, out_shardings=sharding.param_sharding(jax.eval_shape(begin, placed), mesh))(placed)
 
 
 def abstract_state(params: Arrays, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The shapes of that state, with where they go."""
     shapes = jax.eval_shape(lambda params: TrainState(params, params, optimizer.init(params)), params)
     place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-    return jax.tree.map(place, shapes, sharding.placement(shapes, mesh))
+    return jax.tree.map(place, shapes, sharding.param_sharding(shapes, mesh))
 
 
 def compile_step(step: Callable, state: TrainState, frozen: Arrays, batch: Arrays, mesh: Mesh):
@@ -111,7 +111,7 @@ def compile_step(step: Callable, state: TrainState, frozen: Arrays, batch: Array
     if platform == "cpu":
         # XLA would merge what rematerialisation computes again with what it was to replace.
         options["xla_disable_hlo_passes"] = "cse_barrier_expander"
-    place = lambda x: getattr(x, "sharding", None) or sharding.rows(mesh)
+    place = lambda x: getattr(x, "sharding", None) or sharding.batch_sharding(mesh)
     placed = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)) for name, x in batch.items()}
     results = (jax.tree.map(lambda leaf: leaf.sharding, state), sharding.replicated(mesh))
     jitted = jax.jit(step, donate_argnums=0, out_shardings=results)

@@ -48,7 +48,7 @@ def test_a_plan_is_what_a_renderer_does():
 def test_what_devices_send_each_other_is_counted():
     team = DeviceGroup(tuple(jax.devices()))
     x = jax.device_put(np.ones((2, 1, 1024), np.float32), team.split(2, 1))
-    gather = jax.jit(lambda x: x + 1, out_shardings=team.everywhere).lower(x).compile()
+    gather = jax.jit(lambda x: x + 1, out_shardings=team.replicated).lower(x).compile()
     stay = jax.jit(lambda x: x + 1, out_shardings=team.split(2, 1)).lower(x).compile()
     assert (plan.sent(gather.as_text()), plan.sent(stay.as_text())) == (2 * 1024 * 4, 0)
 

@@ -136,7 +136,7 @@ def steps(config: TrainConfig, mesh: MeshConfig, devices: list[jax.Device], numb
     trained, frozen = ({name: x for name, x in leaves.items() if learns(name) is take} for take in (True, False))
     optimizer = make_optimizer(config.optimizer)
     state = first_state(trained, optimizer, mesh)
-    frozen = sharding.device_put_global(frozen, sharding.placement(frozen, mesh))
+    frozen = sharding.device_put_global(frozen, sharding.param_sharding(frozen, mesh))
     rows = sharding.make_global_batch(batch(config.data.batch, config.data.frames), mesh) | {
         "stop": sharding.per_process_value(0, mesh)
     }

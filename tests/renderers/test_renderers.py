@@ -270,7 +270,7 @@ def test_a_second_device_computes_the_same(inverse, clip):
 def shared(renderer):
     """The same renderer on all devices."""
     team = DeviceGroup(tuple(jax.devices()))
-    return type(renderer)(renderer.config, jax.device_put(renderer.params, team.everywhere), team)
+    return type(renderer)(renderer.config, jax.device_put(renderer.params, team.replicated), team)
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ import jax, numpy
 from helpers import smallest
 from drender import sharding
 from drender.sharding import MeshConfig
-sharding.SMALL = 8
+sharding.MAX_REPLICATED_SIZE = 8
 config = smallest.config("inverse", "", "", **{"data.batch": 8, "trainable": sys.argv[2:]})
 for data, fsdp, frames in ((2, 4, 1), (2, 2, 2)):
     results = smallest.steps(config, MeshConfig(data, fsdp, frames), jax.devices())
@@ -185,7 +185,7 @@ def assert_same_steps(results: dict, expected: dict) -> None:
     ids=["data", "fsdp", "frames"],
 )
 def test_two_devices_compute_what_one_does(mesh, shares, one_device, monkeypatch):
-    monkeypatch.setattr(sharding, "SMALL", 8)
+    monkeypatch.setattr(sharding, "MAX_REPLICATED_SIZE", 8)
     config = smallest.config("inverse", "", "", **{"data.batch": 8, "trainable": SOME})
     results = smallest.steps(config, mesh, jax.devices())
     assert (results["sharded"] > 0) == shares

@@ -36,7 +36,7 @@ import train
 from drender import cli, sharding
 from drender.training.loop import MetricLogger
 
-sharding.SMALL = 8
+sharding.MAX_REPLICATED_SIZE = 8
 last, read = int(sys.argv.pop(1)), MetricLogger.read
 
 def read_and_die(meter, step, metrics):
@@ -58,7 +58,7 @@ def shared(tmp_path_factory):
         enabled = jax.config.jax_enable_compilation_cache
         patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
         patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
-        patch.setattr(sharding, "SMALL", 8)
+        patch.setattr(sharding, "MAX_REPLICATED_SIZE", 8)
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_enable_compilation_cache", True)
         compilation_cache.reset_cache()
