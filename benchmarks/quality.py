@@ -1,4 +1,4 @@
-"""How good a pair of renderers is on held-out synthetic clips, beside what takes no learning: tables for docs/quality.md.
+"""How good a pair of renderers is on held-out synthetic clips, beside untrained baselines; tables for docs/quality.md.
 
     python -m drender.synthetic data/held-out --split test --clips 64 --lights 2 --seed 1
     python benchmarks/quality.py data/held-out [--inverse C] [--forward C] [--inverse-sampled C] [--json FILE]
