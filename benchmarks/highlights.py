@@ -12,8 +12,8 @@ import numpy as np
 from drender import ForwardRenderer, assets, cli, environment_maps
 from drender.editing.insertion import CAMERA_DISTANCE, RenderedObject, ball_radius, insert
 from drender.editing.materials import edit
-from drender.lighting.latlong import LUMINANCE, load_latlong
-from drender.media.color import srgb_to_linear
+from drender.lighting.latlong import load_latlong
+from drender.media.color import LUMINANCE, srgb_to_linear
 from drender.media.gbuffers import find_gbuffer_clips
 from drender.synthetic import shapes
 from drender.synthetic.tracer import TILE, Tracer

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from drender.lighting.environment import srgb_curve
-from drender.media.color import srgb_to_linear
+from drender.media.color import linear_to_srgb_jnp, srgb_to_linear
 from drender.media.encodings import decode_normal
 
 MAX_LOG = np.log1p(10_000.0)  # where `env_log` is 1
@@ -59,7 +58,7 @@ def _shade(buffers: dict, normal: Array, ray: Array, towards: Array, solid_angle
     scale, bias = _environment_brdf(roughness, facing)
     lit = base * (1 - metallic) * diffuse + specular * (reflectance * scale + bias)
     background = _seen(ray, jnp.full_like(roughness, SHARP), towards, solid_angle, power)
-    return srgb_curve(jnp.clip(jnp.where(buffers["depth"][..., :1] >= 1, background, lit), 0, 1))
+    return linear_to_srgb_jnp(jnp.clip(jnp.where(buffers["depth"][..., :1] >= 1, background, lit), 0, 1))
 
 
 def _seen(direction: Array, roughness: Array, towards: Array, solid_angle: Array, power: Array) -> Array:

@@ -34,7 +34,7 @@ hypothesis.settings.load_profile("drender")
 from helpers import tiny  # noqa: E402
 
 from drender.checkpoints import convert  # noqa: E402
-from drender.lighting import environment  # noqa: E402
+from drender.lighting import projection  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,10 +62,10 @@ def forward_checkpoint(tmp_path_factory) -> Path:
 def small_cubes():
     """Cube maps of 64×64 texels, which are quicker."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(environment, "CUBE_SIZE", 64)
-        environment._latlong_to_cube.clear_cache()
+        monkeypatch.setattr(projection, "CUBE_SIZE", 64)
+        projection.latlong_to_cube.clear_cache()
         yield
-    environment._latlong_to_cube.clear_cache()
+    projection.latlong_to_cube.clear_cache()
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from drender.errors import InputError
-from drender.lighting.environment import srgb_curve
-from drender.media.color import srgb_to_linear
+from drender.media.color import linear_to_srgb_jnp, srgb_to_linear
 from drender.sharding import on_cpu
 
 # What an 8-bit file stores as 255, and so may have been brighter.
@@ -78,5 +77,5 @@ def exposed(rgb: Float32[np.ndarray, "f h w 3"], factor: float) -> Float32[np.nd
     """
     linear = np.clip(srgb_to_linear(rgb) * np.float32(factor), 0, 1)
     with on_cpu():
-        result = np.asarray(srgb_curve(jnp.asarray(linear)))
+        result = np.asarray(linear_to_srgb_jnp(jnp.asarray(linear)))
     return np.where((rgb >= CLIPPED) & (factor < 1), rgb, result)

@@ -5,7 +5,6 @@ The images of the light count as labels too: `env_ldr`, `env_log` and `env_nrm`.
 """
 
 import functools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,15 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
-from drender.config import ENVIRONMENT_LABELS, from_dict
+from drender.config import ENVIRONMENT_LABELS
 from drender.data.augment import Augmentation, AugmentationConfig
 from drender.errors import InputError
-from drender.lighting.environment import load_environment, project
-from drender.lighting.light_file import LIGHT, Light, _rotations
-from drender.media.encodings import renormalised
+from drender.lighting.environment import load_environment
+from drender.lighting.light_file import Light, read_light
+from drender.lighting.projection import project
+from drender.media.encodings import renormalize_normals
 from drender.media.gbuffers import GBufferClip, find_gbuffer_clips
-from drender.media.resize import crop_centre, fit_cover
+from drender.media.resize import center_crop, fit_cover
 from drender.sharding import on_cpu
 
 # Cube maps, of 19 MB, that are kept: neighbouring rows may come from one clip or one sky.
@@ -84,28 +84,8 @@ class LabeledClip:
         return np.stack([_fitted(label, self.buffers.read(label, chunk, i, i + 1)[0], size) for chunk, i in chosen])
 
     def light(self) -> Light:
-        """What `light.json` says; InputError naming what is wrong with it, or the environment that is missing."""
-        path = self.folder / LIGHT
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"clip {self.name!r} has no {LIGHT}, which names its environment; add it") from None
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: unreadable ({error}); write it anew") from None
-        light = from_dict(Light, values, str(path))
-        if not np.isfinite([light.rotation, light.strength, *(light.angles or ())]).all() or light.strength < 0:
-            raise InputError(f"{path}: rotation, strength and angles must be finite, and strength not negative")
-        if not (self.folder / light.environment).is_file():
-            raise InputError(f"{path}: its environment {light.environment} does not exist; mend the path")
-        if light.angles is not None and len(light.angles) != self.num_frames:
-            raise InputError(f"{path}: {len(light.angles)} angles for {self.num_frames} frames; give one for each")
-        if light.poses is not None and {len(row) for pose in light.poses for row in (pose, *pose)} != {4}:
-            raise InputError(f"{path}: a pose is not 4x4")
-        try:
-            _rotations(light, self.num_frames)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
-        return light
+        """Read the clip's `light.json`; InputError as in `read_light`."""
+        return read_light(self.folder, self.num_frames)
 
     def environment(
         self,
@@ -116,7 +96,7 @@ class LabeledClip:
         """The maps `env_ldr`, `env_log` and `env_nrm` of some frames, for (H, W) = `size`."""
         light, n = self.light(), self.num_frames
         frames = np.arange(n)[frames if isinstance(frames, slice) else list(frames)]
-        rotations = _rotations(light, n)[frames]
+        rotations = light.rotations(n)[frames]
         angles = np.zeros(n, np.float32) if light.angles is None else np.array(light.angles, np.float32)
         angles = angles[frames] + np.float32(np.deg2rad(augmentation.turn))
         if (rotations == rotations[:1]).all() and (angles == angles[:1]).all():
@@ -150,8 +130,8 @@ def _fitted(label: str, image: Float32[np.ndarray, "h w 3"], size: tuple[int, in
     with on_cpu():
         fitted = fit_cover(image, size, multiple=1)
     if label == "normal" and fitted.shape != image.shape:
-        fitted = renormalised(fitted)
-    return crop_centre(fitted, size)
+        fitted = renormalize_normals(fitted)
+    return center_crop(fitted, size)
 
 
 def open_clips(path: str | Path, labels: Sequence[str]) -> list[LabeledClip]:

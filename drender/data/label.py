@@ -8,7 +8,7 @@ import jax
 
 from drender.config import Sampling, from_dict
 from drender.errors import InputError
-from drender.lighting.light_file import LIGHT, Light, write_light
+from drender.lighting.light_file import LIGHT_FILE, Light, write_light
 from drender.media.images import HDR_SUFFIXES
 from drender.media.resize import ResizeConfig
 from drender.renderers.inverse import InverseRenderer, chosen_passes
@@ -76,7 +76,7 @@ def label(
     finally:
         for name, file in lights.items():
             folder = run.output / name
-            if read_record(folder / "inverse.json").get("finished") and not (folder / LIGHT).exists():
+            if read_record(folder / "inverse.json").get("finished") and not (folder / LIGHT_FILE).exists():
                 # (A link to a file stays one; `..` through a linked folder would lead elsewhere.)
                 write_light(folder, Light(os.path.relpath(file.parent.resolve() / file.name, folder.resolve())))
 

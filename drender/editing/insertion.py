@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from drender.editing.masks import of_clip, same_view
 from drender.editing.materials import blend, to_linear, to_stored
 from drender.errors import InputError, unknown_name_error
-from drender.media.encodings import decode_normal, encode_normal, renormalised
+from drender.media.encodings import decode_normal, encode_normal, renormalize_normals
 from drender.media.gbuffers import GBufferClip, find_gbuffer_clips
 from drender.media.resize import resize
 
@@ -258,7 +258,7 @@ class RenderedObject:
         tracer.set_bodies([self._mesh.placed(rotation, radius, np.array([x, y, -CAMERA_DISTANCE]))])
         frame = tracer.surfaces(np.eye(4, dtype=np.float32), self.fov)
         alone = {name: getattr(frame, name) / np.maximum(frame.coverage, 1e-6) for name in RENDERED}
-        alone["normal"] = renormalised(encode_normal(alone["normal"]))
+        alone["normal"] = renormalize_normals(encode_normal(alone["normal"]))
         alone["basecolor"] = to_stored("basecolor", alone["basecolor"].clip(0, 1))
         far = max(frame.far, 1e-6)
         alone["depth"] = alone["depth"] / far

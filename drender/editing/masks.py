@@ -10,7 +10,7 @@ from jaxtyping import Float32
 from drender.errors import InputError
 from drender.files import natural_order
 from drender.media.gbuffers import find_images
-from drender.media.resize import crop_centre, fit_cover, resize
+from drender.media.resize import center_crop, fit_cover, resize
 from drender.media.video import DEFAULT_FPS, Clip, find_clips
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class Frames:
                 f"{self._option} {self._clip.paths[0]}: {w}x{h} pixels have another shape than the G-buffers' "
                 f"{width}x{height}; make them the same"
             )
-        return crop_centre(fit_cover(image, size, multiple=1), size)
+        return center_crop(fit_cover(image, size, multiple=1), size)
 
 
 def same_view(source: tuple[int, int], size: tuple[int, int]) -> bool:

@@ -12,6 +12,7 @@ from jaxtyping import ArrayLike, Float, Float32
 
 from drender.errors import InputError
 from drender.files import list_dir
+from drender.media.color import LUMINANCE
 from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES, read_hdr
 
 MAX_RADIANCE = 65504.0  # the largest half float
@@ -22,7 +23,6 @@ DARK = 0.01
 # What the automatic exposure makes of the mean luminance: about the geometric mean of the built-in maps.
 MEAN_LUMINANCE = 0.6
 LEAST_ROWS = 128  # of a blurred map: its lookups blend the first row with the last, in half a pixel around the poles
-LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)  # of linear BT.709 primaries
 
 
 # ---- Reading ----
@@ -69,10 +69,10 @@ def load_latlong(
         if warn and doubts[doubt]:
             warnings.warn(f"environment {name} {doubt}", stacklevel=2)
     image = image[:, ::-1] if flip else image
-    return blurred(np.roll(image, int(width * rotation / 360), axis=1), blur)
+    return blur_sphere(np.roll(image, int(width * rotation / 360), axis=1), blur)
 
 
-def map_files(folder: str | Path) -> list[Path]:
+def list_map_files(folder: str | Path) -> list[Path]:
     """The lat-long maps in a folder, one for each frame of a clip, in natural order.
 
     Where there are .hdr or .exr files, images of other kinds are taken for previews. InputError if there is no map.
@@ -143,7 +143,7 @@ def range_warning(image: Float32[np.ndarray, "h w 3"]) -> str | None:
 # ---- Blur ----
 
 
-def blurred(image: Float32[np.ndarray, "h w 3"], degrees: float) -> Float32[np.ndarray, "_h _w 3"]:
+def blur_sphere(image: Float32[np.ndarray, "h w 3"], degrees: float) -> Float32[np.ndarray, "_h _w 3"]:
     """The light convolved on the sphere with a round spot of `degrees` standard deviation, its mean kept.
 
     The spot is von Mises' and Fisher's, exp(κ cos δ) at the angle δ with κ = 1/σ²: a Gaussian where it is small. It is
@@ -153,7 +153,7 @@ def blurred(image: Float32[np.ndarray, "h w 3"], degrees: float) -> Float32[np.n
     height, sigma = image.shape[0], np.deg2rad(degrees)
     if degrees * height < 1:  # a spot of less than 1/180 of a pixel
         return image
-    image = _shrunk(image.astype(np.float64), int(min(sigma / 4 * height / np.pi, height / LEAST_ROWS)))
+    image = _box_downsample(image.astype(np.float64), int(min(sigma / 4 * height / np.pi, height / LEAST_ROWS)))
     height, width, _ = image.shape
     weights, polar = sphere_weights(height, width), (np.arange(height) + 0.5) / height * np.pi
     azimuth = np.arange(width) * 2 * np.pi / width
@@ -172,7 +172,7 @@ def blurred(image: Float32[np.ndarray, "h w 3"], degrees: float) -> Float32[np.n
     return (result * np.divide(before, after, out=np.ones(3), where=after > 0)).astype(np.float32)
 
 
-def _shrunk(image: Float[np.ndarray, "h w 3"], most: int) -> Float[np.ndarray, "_h _w 3"]:
+def _box_downsample(image: Float[np.ndarray, "h w 3"], most: int) -> Float[np.ndarray, "_h _w 3"]:
     """Means of squares of as many pixels, at most `most` on a side, as divide the image."""
     height, width, _ = image.shape
     divides = math.gcd(height, width)

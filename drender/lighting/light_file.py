@@ -1,4 +1,4 @@
-"""TODO."""
+"""The file `light.json` in the folder of a training clip: which HDR map lit it, and how light and camera moved."""
 
 import json
 from dataclasses import dataclass
@@ -7,21 +7,22 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from drender.config import to_dict
+from drender.config import from_dict, to_dict
+from drender.errors import InputError
 from drender.files import atomic_write
 from drender.lighting.camera import camera_rotations
 
-LIGHT = "light.json"
+LIGHT_FILE = "light.json"
 
 
 @dataclass(frozen=True)
 class Light:
-    """What lights a clip: the keys of its `light.json`.
+    """The light of a clip: the keys of its `light.json`.
 
     Attributes:
       environment: lat-long HDR file; a relative path begins at the clip's folder.
       rotation, flip, strength: as `load_environment` takes them; the exposure of `rgb` is part of the strength.
-      angles: the light's turn in every frame, in radians; None: it stands still.
+      angles: the light's turn about y in every frame, in radians; None: it stands still.
       poses: the camera-to-world matrix of every frame; None: the camera looks along −z and stands still.
     """
 
@@ -32,14 +33,45 @@ class Light:
     angles: tuple[float, ...] | None = None
     poses: tuple[tuple[tuple[float, ...], ...], ...] | None = None
 
+    def rotations(self, num_frames: int) -> Float32[np.ndarray, "f 3 3"]:
+        """Return the camera's rotation in every frame; InputError unless there is one finite 4x4 pose for each."""
+        poses = None if self.poses is None else np.array(self.poses, np.float32)
+        return camera_rotations(num_frames, poses=poses)
 
-def _rotations(light: Light, num_frames: int) -> Float32[np.ndarray, "f 3 3"]:
-    """The camera's rotation in every frame; InputError if there is not a pose for each."""
-    return camera_rotations(num_frames, poses=None if light.poses is None else np.array(light.poses, np.float32))
+
+def read_light(folder: Path, num_frames: int) -> Light:
+    """Read and check the `light.json` of the clip in `folder`, which has `num_frames` frames.
+
+    Raises:
+      InputError: the file is missing, unreadable or inconsistent, or its environment does not exist.
+    """
+    path = folder / LIGHT_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"clip {folder.resolve().name!r} has no {LIGHT_FILE}, which names its environment; add it"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: unreadable ({error}); write it again") from None
+    light = from_dict(Light, values, str(path))
+    if not np.isfinite([light.rotation, light.strength, *(light.angles or ())]).all() or light.strength < 0:
+        raise InputError(f"{path}: rotation, strength and angles must be finite, and strength not negative")
+    if not (folder / light.environment).is_file():
+        raise InputError(f"{path}: its environment {light.environment} does not exist; correct the path")
+    if light.angles is not None and len(light.angles) != num_frames:
+        raise InputError(f"{path}: {len(light.angles)} angles for {num_frames} frames; give one for each")
+    if light.poses is not None and {len(row) for pose in light.poses for row in (pose, *pose)} != {4}:
+        raise InputError(f"{path}: every pose must be 4x4; correct it")
+    try:
+        light.rotations(num_frames)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return light
 
 
 def write_light(folder: Path, light: Light) -> None:
-    """Writes the `light.json` of the clip in `folder`."""
+    """Write the `light.json` of the clip in `folder`, without the keys that are None."""
     values = {name: value for name, value in to_dict(light).items() if value is not None}
-    with atomic_write(folder / LIGHT) as temporary:
+    with atomic_write(folder / LIGHT_FILE) as temporary:
         temporary.write_text(json.dumps(values) + "\n")

@@ -19,16 +19,16 @@ from jaxtyping import Float, Float32
 
 from drender.errors import InputError, unknown_name_error
 from drender.media.color import linear_to_srgb, srgb_to_linear
-from drender.media.images import read_still, write_exr, write_png
+from drender.media.images import load_image, write_exr, write_png
 
 KINDS = ("png", "exr")
 TRANSFERS = ("linear", "srgb")
 NORMALS = ("opengl", "directx")
-GREY = ("depth", "roughness", "metallic")
-COLOURS = re.compile(r"rgb|basecolor|diffuse_albedo|env\d{4,}")
-SAID = "drender:"  # how the names of our attributes begin
-SPACES = {"linear": "lin_rec709_scene", "srgb": "srgb_rec709_scene", None: "data"}  # in OpenImageIO's words
-AXES = {"opengl": "x right, y up, z toward the camera", "directx": "x right, y down, z toward the camera"}
+SCALAR_LABELS = ("depth", "roughness", "metallic")
+COLOR_LABELS = re.compile(r"rgb|basecolor|diffuse_albedo|env\d{4,}")
+ATTRIBUTE_PREFIX = "drender:"  # how the names of our attributes begin
+COLOR_SPACES = {"linear": "lin_rec709_scene", "srgb": "srgb_rec709_scene", None: "data"}  # in OpenImageIO's words
+NORMAL_AXES = {"opengl": "x right, y up, z toward the camera", "directx": "x right, y down, z toward the camera"}
 
 
 def encode_normal(normal: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3"]:
@@ -43,14 +43,14 @@ def decode_normal(colour: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3"
     return normal / np.maximum(length, 1e-6)
 
 
-def renormalised(colour: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3"]:
+def renormalize_normals(colour: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3"]:
     """Stored normals of length one again: means of unit vectors, as of a resized image, are shorter."""
     return encode_normal(decode_normal(colour))
 
 
-def is_colour(label: str) -> bool:
+def is_color(label: str) -> bool:
     """Whether images of this label are colours; all others are data, which no transfer curve changes."""
-    return COLOURS.fullmatch(label) is not None
+    return COLOR_LABELS.fullmatch(label) is not None
 
 
 @dataclass(frozen=True)
@@ -85,21 +85,21 @@ class ImageFormat:
 
     def write(self, path: Path, image: Float32[np.ndarray, "h w 3"], label: str) -> None:
         """Writes an image as it is in memory to `path`, whose suffix is the kind. InputError as in `write_png`."""
-        transfer = (self.transfer or {"exr": "linear", "png": "srgb"}[self.kind]) if is_colour(label) else None
+        transfer = (self.transfer or {"exr": "linear", "png": "srgb"}[self.kind]) if is_color(label) else None
         attributes = {"ImageDescription": self._description(label, transfer)}
         if transfer is not None:
-            attributes[f"{SAID}transfer"] = transfer
+            attributes[f"{ATTRIBUTE_PREFIX}transfer"] = transfer
         if transfer == "linear":
             image = srgb_to_linear(image)
         if label == "normal":
-            attributes[f"{SAID}normals"] = self.normals
+            attributes[f"{ATTRIBUTE_PREFIX}normals"] = self.normals
             image = _flip(image) if self.normals == "directx" else image
         if self.kind == "png":
-            write_png(path, image, self.bits, attributes | {"oiio:ColorSpace": SPACES[transfer]})
+            write_png(path, image, self.bits, attributes | {"oiio:ColorSpace": COLOR_SPACES[transfer]})
             return
         if label == "normal":
             image = decode_normal(image)
-        if label in GREY:
+        if label in SCALAR_LABELS:
             image = np.repeat(image.mean(axis=-1, keepdims=True, dtype=np.float64), 3, axis=-1)
         channels = dict(zip("RGB", np.moveaxis(image, -1, 0), strict=True))
         write_exr(path, channels | ({"Z": image[..., 0]} if label == "depth" else {}), attributes)
@@ -108,7 +108,7 @@ class ImageFormat:
         """A sentence for whoever opens the file with another program."""
         if label == "normal":
             stored = "unit vectors" if self.kind == "exr" else "n/2 + 1/2 of unit vectors n"
-            return f"normal: {stored} in camera space, {AXES[self.normals]}"
+            return f"normal: {stored} in camera space, {NORMAL_AXES[self.normals]}"
         if label == "depth":
             return "depth: relative, 0 near, 1 far and background"
         curve = {"linear": "linear light, Rec. 709 primaries", "srgb": "sRGB-encoded", None: "data, no transfer curve"}
@@ -131,23 +131,23 @@ class InputEncoding:
 DEFAULT = InputEncoding()
 
 
-def read(path: Path, label: str, assumed: InputEncoding = DEFAULT) -> Float32[np.ndarray, "h w 3"]:
+def read_labeled(path: Path, label: str, assumed: InputEncoding = DEFAULT) -> Float32[np.ndarray, "h w 3"]:
     """The image at `path` as it is in memory, whatever its format. Values of data beyond [0, 1] are kept.
 
     Normals in a file of floats are vectors in [−1, 1], from the channels X, Y, Z if it has them; depth is Z if there is
     one. InputError as in `read_image`, and for values that are no numbers.
     """
-    still = read_still(path, {"normal": ("X", "Y", "Z"), "depth": ("Z",)}.get(label, ()))
+    still = load_image(path, {"normal": ("X", "Y", "Z"), "depth": ("Z",)}.get(label, ()))
     image = still.image
     if not np.isfinite(image).all():
         raise InputError(f"{path}: some pixels are infinite or no numbers; replace them")
-    if is_colour(label):
+    if is_color(label):
         usual = "linear" if still.is_float else "srgb"
-        linear = still.attributes.get(f"{SAID}transfer", assumed.transfer or usual) == "linear"
+        linear = still.attributes.get(f"{ATTRIBUTE_PREFIX}transfer", assumed.transfer or usual) == "linear"
         return linear_to_srgb(image) if linear else image
     if label == "normal":
         image = encode_normal(image) if still.is_float else image
-        directx = still.attributes.get(f"{SAID}normals", assumed.normals) == "directx"
+        directx = still.attributes.get(f"{ATTRIBUTE_PREFIX}normals", assumed.normals) == "directx"
         return _flip(image) if directx else image
     return image
 

@@ -11,7 +11,7 @@ from jaxtyping import Float32
 from drender.config import CONDITIONS, DOMAINS
 from drender.errors import InputError
 from drender.files import list_dir, map_collecting_errors, natural_order
-from drender.media.encodings import DEFAULT, InputEncoding, read
+from drender.media.encodings import DEFAULT, InputEncoding, read_labeled
 from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES
 
 # What the released layout calls a frame: its chunk and its number within.
@@ -60,7 +60,7 @@ def read_frames(
     """The images of a clip, one by one, whatever their format; InputError as in `GBufferClip.frames`."""
     size = None
     for path in paths:
-        image = read(path, label, assumed)
+        image = read_labeled(path, label, assumed)
         size = size or image.shape
         if image.shape != size:
             found, first = (f"{width}x{height}" for height, width, _ in (image.shape, size))

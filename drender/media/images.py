@@ -35,7 +35,7 @@ def read_image(path: str | Path) -> Float32[np.ndarray, "h w 3"]:
     Grey becomes three equal channels, alpha is composited on black, EXIF orientation is applied. InputError if the file
     is missing, no image, truncated, damaged or larger than MAX_PIXELS.
     """
-    return read_still(path).image
+    return load_image(path).image
 
 
 def read_hdr(path: str | Path, warn: bool = True) -> Float32[np.ndarray, "h w 3"]:
@@ -44,7 +44,7 @@ def read_hdr(path: str | Path, warn: bool = True) -> Float32[np.ndarray, "h w 3"
     An image of integers (PNG, JPEG, …) is taken as sRGB and decoded, if it is to `warn` with a UserWarning: it holds no
     light above 1.
     """
-    still = read_still(path)
+    still = load_image(path)
     if still.is_float:
         return still.image
     if warn:
@@ -107,7 +107,7 @@ def stored_bits(path: str | Path) -> int:
         head = file.read(25)
     if head[:8] == PNG_SIGNATURE and len(head) == 25:
         return 16 if head[24] == 16 else 8  # the header tells, and G-buffers are many
-    source = open_still(path)
+    source = open_image(path)
     bits = 8 if str(source.spec().format) == "uint8" else 16
     source.close()
     return bits
@@ -128,9 +128,9 @@ class LoadedImage(NamedTuple):
     attributes: dict[str, str]  # the strings in its header
 
 
-def read_still(path: str | Path, channels: Sequence[str] = ()) -> LoadedImage:
+def load_image(path: str | Path, channels: Sequence[str] = ()) -> LoadedImage:
     """The still at `path` as `read_image` gives it; the three `channels`, or one thrice, if the file has those."""
-    source = open_still(path)
+    source = open_image(path)
     spec = source.spec()
     try:
         pixels = source.read_image(0, 0, 0, spec.nchannels, "float")
@@ -158,7 +158,7 @@ def read_still(path: str | Path, channels: Sequence[str] = ()) -> LoadedImage:
     return LoadedImage(image, str(spec.format) in ("half", "float", "double"), attributes)
 
 
-def open_still(path: str | Path) -> "oiio.ImageInput":
+def open_image(path: str | Path) -> "oiio.ImageInput":
     """A reader of the still at `path`, whose header makes sense."""
     path = Path(path)
     if path.suffix.lower() not in IMAGE_SUFFIXES + HDR_SUFFIXES:

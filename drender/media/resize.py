@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from drender.errors import InputError, unknown_name_error
-from drender.media.encodings import renormalised
+from drender.media.encodings import renormalize_normals
 
 Size = tuple[int, int]  # height, width
 MODES = ("cover", "contain", "stretch")
@@ -49,7 +49,7 @@ def fit_cover(
     return resize(frame, cover_size(frame.shape[:2], size or frame.shape[:2], multiple))
 
 
-def crop_centre(frame: Float32[np.ndarray, "H W 3"], size: Size) -> Float32[np.ndarray, "h w 3"]:
+def center_crop(frame: Float32[np.ndarray, "H W 3"], size: Size) -> Float32[np.ndarray, "h w 3"]:
     """The middle of a frame, of this (height, width), which is no larger."""
     top, left = ((a - b) // 2 for a, b in zip(frame.shape[:2], size, strict=True))
     return frame[top : top + size[0], left : left + size[1]]
@@ -117,4 +117,4 @@ class ResizePlan:
         if self.written == self.inner:
             return image
         resized = resize(image, self.written)
-        return renormalised(resized) if label == "normal" else resized
+        return renormalize_normals(resized) if label == "normal" else resized

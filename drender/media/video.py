@@ -15,7 +15,7 @@ from jaxtyping import Float32
 
 from drender.errors import InputError
 from drender.files import atomic_write, list_dir, map_collecting_errors, require_file
-from drender.media.images import IMAGE_SUFFIXES, open_still, read_image, to_integers
+from drender.media.images import IMAGE_SUFFIXES, open_image, read_image, to_integers
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 # PyAV 18 raises UnicodeDecodeError on metadata that is not UTF-8 unless told otherwise; PyAV 19 replaces it by itself.
@@ -189,7 +189,7 @@ def _image_clip(name: str, paths: list[Path]) -> Clip:
     """A clip of images, whose headers agree in the size that is shown."""
     sizes = []
     for path in paths:
-        spec = open_still(path).spec()
+        spec = open_image(path).spec()
         upright = spec.get_int_attribute("Orientation", 1) < 5
         sizes.append(f"{spec.width}x{spec.height}" if upright else f"{spec.height}x{spec.width}")
         if sizes[-1] != sizes[0]:

@@ -9,7 +9,8 @@ from jaxtyping import ArrayLike, Float, Int
 
 from drender.errors import InputError
 from drender.lighting.camera import camera_rotations, light_angles
-from drender.lighting.environment import Environment, check_projection
+from drender.lighting.environment import Environment
+from drender.lighting.projection import check_projection
 from drender.media.montage import inset
 from drender.media.resize import fit_cover
 from drender.renderers.forward import ForwardRenderer

@@ -7,7 +7,7 @@ from drender import assets, cli
 from drender.config import DEFAULT_PASSES, DTYPES
 from drender.diffusion import SAMPLERS
 from drender.lighting.camera import ELEVATION_SIGNS
-from drender.lighting.environment import PROJECTIONS
+from drender.lighting.projection import PROJECTIONS
 from drender.media.encodings import KINDS, NORMALS, TRANSFERS
 from drender.media.resize import MODES as FIT_MODES
 from drender.media.resize import OUTPUTS

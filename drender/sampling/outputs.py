@@ -12,7 +12,7 @@ import numpy as np
 
 from drender.errors import InputError
 from drender.files import atomic_write, difference
-from drender.media.encodings import KINDS, ImageFormat, read
+from drender.media.encodings import KINDS, ImageFormat, read_labeled
 from drender.media.gbuffers import frame_path
 from drender.media.resize import ResizePlan
 from drender.media.video import write_video
@@ -129,7 +129,7 @@ class ClipOutput:
 
     def read(self, chunk: Chunk, frame: int, label: str) -> np.ndarray:
         """A frame that was written, as it is in memory."""
-        return read(self._file(chunk, frame, label), label)
+        return read_labeled(self._file(chunk, frame, label), label)
 
     def finish(self, frames: Iterable[np.ndarray] | None, fps: float, quality: float) -> None:
         """Writes the video of `frames`, if any, and records the clip as finished, with its frame rate."""

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from drender.errors import unknown_name_error
+from drender.media.color import srgb_to_linear
 
 METAL_TINTS = ((0.95, 0.93, 0.9), (1.0, 0.78, 0.34), (0.95, 0.64, 0.54), (0.56, 0.57, 0.58), (0.91, 0.92, 0.92))
 
@@ -67,7 +68,7 @@ def _random_substance(rng: np.random.Generator) -> Material:
         saturation = rng.beta(1.5, 1.5) if rng.random() < 0.8 else rng.uniform(0, 0.1)
         value = rng.uniform(0.5 if metallic else 0.08, 0.98)
         encoded = np.array(colorsys.hsv_to_rgb(rng.random(), saturation, value))
-        colour = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+        colour = srgb_to_linear(encoded)
     return Material(tuple(float(c) for c in colour), roughness, float(metallic))
 
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
-from drender.lighting.environment import srgb_curve
-from drender.lighting.latlong import LUMINANCE, load_latlong
+from drender.lighting.latlong import load_latlong
 from drender.lighting.light_file import Light
+from drender.media.color import LUMINANCE, linear_to_srgb_jnp
 from drender.media.encodings import encode_normal
 from drender.synthetic import meshes, shapes
 from drender.synthetic.meshes import Mesh
@@ -99,7 +99,7 @@ def _encode(frames: list[Frame], exposure: float) -> tuple[dict[str, Float32[np.
     stack = lambda name: np.stack([getattr(frame, name) for frame in frames])
     coverage = stack("coverage")
     over = lambda name, background: stack(name) + (1 - coverage) * np.float32(background)
-    srgb = lambda linear: np.asarray(srgb_curve(jnp.asarray(linear.clip(0, 1))))
+    srgb = lambda linear: np.asarray(linear_to_srgb_jnp(jnp.asarray(linear.clip(0, 1))))
     normal = over("normal", (0, 0, 1))
     images = {
         "rgb": srgb(stack("rgb") * np.float32(exposure)),

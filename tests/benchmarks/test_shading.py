@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import shading
 
-from drender.lighting.environment import environment_maps, srgb_curve
+from drender.lighting.environment import environment_maps
+from drender.media.color import linear_to_srgb_jnp
 from drender.media.encodings import encode_normal
 
 SIZE = (16, 16)
@@ -36,7 +37,7 @@ def test_a_white_thing_in_a_white_furnace_vanishes(metallic, roughness):
     light = maps(np.full((32, 64, 3), 0.5, np.float32))
     shaded = shading.shade(buffers(1.0, metallic, roughness), light, fov=0.1)
     background = shading.shade(buffers(depth=1.0), light, fov=0.1)
-    np.testing.assert_allclose(background, np.asarray(srgb_curve(jnp.float32(0.5))), atol=0.01)
+    np.testing.assert_allclose(background, np.asarray(linear_to_srgb_jnp(jnp.float32(0.5))), atol=0.01)
     np.testing.assert_allclose(shaded, background, atol=0.1)  # the analytic BRDF loses up to a quarter of the light
 
 

@@ -12,8 +12,9 @@ from drender.data.augment import Augmentation, AugmentationConfig, exposed
 from drender.data.clips import ClipDataset, open_clips
 from drender.errors import InputError
 from drender.lighting.camera import camera_rotations
-from drender.lighting.environment import load_environment, project
+from drender.lighting.environment import load_environment
 from drender.lighting.light_file import Light, write_light
+from drender.lighting.projection import project
 from drender.media.encodings import encode_normal
 from drender.media.gbuffers import frame_path
 from drender.media.images import read_image, write_png
@@ -220,8 +221,8 @@ def test_all_that_a_row_shows_is_augmented_alike(tmp_path, sky):
         ({"environment": "../moon.hdr"}, "its environment ../moon.hdr does not exist"),
         ({"environment": "../sky.hdr", "strenght": 1}, "did you mean 'strength'"),
         ({"environment": "../sky.hdr", "angles": [0, 1]}, "2 angles for 3 frames"),
-        ({"environment": "../sky.hdr", "poses": [[[1, 0], [0, 1]]] * 3}, "a pose is not 4x4"),
-        ({"environment": "../sky.hdr", "poses": [[[1, 0], [0]]] * 3}, "a pose is not 4x4"),
+        ({"environment": "../sky.hdr", "poses": [[[1, 0], [0, 1]]] * 3}, "every pose must be 4x4"),
+        ({"environment": "../sky.hdr", "poses": [[[1, 0], [0]]] * 3}, "every pose must be 4x4"),
         (
             {"environment": "../sky.hdr", "poses": np.eye(4)[None].tolist()},
             "3 frames need that many finite 4x4 matrices",

@@ -19,8 +19,7 @@ from drender.config import CONDITIONS
 from drender.editing.insertion import SOFT, Layer, RenderedObject, guide, insert, placed, with_albedo
 from drender.editing.materials import to_linear
 from drender.errors import InputError
-from drender.lighting.latlong import LUMINANCE
-from drender.media.color import srgb_to_linear
+from drender.media.color import LUMINANCE, srgb_to_linear
 from drender.media.encodings import decode_normal, encode_normal
 from drender.media.gbuffers import find_gbuffer_clips, frame_path
 from drender.media.images import read_image, write_png

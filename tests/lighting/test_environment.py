@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from drender.errors import InputError
-from drender.lighting import environment
+from drender.lighting import projection
 from drender.lighting.camera import camera_rotations, light_angles, read_poses
-from drender.lighting.environment import environment_maps, load_environment, project
+from drender.lighting.environment import environment_maps, load_environment
+from drender.lighting.projection import project
+from drender.media import color
 from drender.media.images import write_png
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "env_sunny.npz"
@@ -228,7 +230,7 @@ def test_a_ball_mirrors_what_is_behind_the_camera_in_its_middle():
     cube = jnp.stack([jnp.full((4, 4, 3), x) for x in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)])
     maps = project(cube, (65, 65), camera_rotations(1), light_angles(1, False), "ball")
     middle, right, top, left = ((32, 32), (32, 56), (8, 32), (32, 8))
-    expected = environment.ldr_curve(jnp.array([0.5, 0.1, 0.3, 0.2]))
+    expected = projection.ldr_curve(jnp.array([0.5, 0.1, 0.3, 0.2]))
     found = jnp.array([maps["env_ldr"][0, i, j, 0] for i, j in (middle, right, top, left)])
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
@@ -252,9 +254,9 @@ def test_light_angles_include_both_ends():
 def test_tone_curves_at_known_values():
     close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
     x = jnp.array([0, 0.002, 0.0031308, 0.5, 1])
-    close(environment.srgb_curve(x), [0, 0.02584, 0.04044994, 0.7353569, 1])
-    close(environment.ldr_curve(jnp.array([0.0, 1, 16, 65504])), [0, srgb(257 / 512), 1, 1])
-    close(environment.log_curve(jnp.array([0.0, 100, 1e4, 65504])), [0, srgb(np.log(101) / np.log(10001)), 1, 1])
+    close(color.linear_to_srgb_jnp(x), [0, 0.02584, 0.04044994, 0.7353569, 1])
+    close(projection.ldr_curve(jnp.array([0.0, 1, 16, 65504])), [0, srgb(257 / 512), 1, 1])
+    close(projection.log_curve(jnp.array([0.0, 100, 1e4, 65504])), [0, srgb(np.log(101) / np.log(10001)), 1, 1])
 
 
 # ---- Inputs ----

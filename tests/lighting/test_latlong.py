@@ -10,7 +10,15 @@ from drender import assets
 from drender.errors import InputError
 from drender.lighting import latlong
 from drender.lighting.environment import load_environment
-from drender.lighting.latlong import automatic_exposure, blurred, load_latlong, map_files, mean_luminance, range_warning
+from drender.lighting.latlong import (
+    automatic_exposure,
+    blur_sphere,
+    list_map_files,
+    load_latlong,
+    mean_luminance,
+    range_warning,
+)
+from drender.media import color
 from drender.media.images import write_png
 
 SHAPES = st.sampled_from([(1, 2), (4, 8), (5, 7), (16, 32)])
@@ -46,7 +54,7 @@ def test_a_stop_is_a_doubling(stops):
 def test_the_automatic_exposure_brings_the_mean_luminance_to_its_place():
     night = load_latlong(assets.environment("night"))
     exposure = automatic_exposure([assets.environment("night")])
-    assert mean(night * 2.0**exposure) @ latlong.LUMINANCE == pytest.approx(latlong.MEAN_LUMINANCE, rel=1e-6)
+    assert mean(night * 2.0**exposure) @ color.LUMINANCE == pytest.approx(latlong.MEAN_LUMINANCE, rel=1e-6)
     assert automatic_exposure([night], strength=4.0) == pytest.approx(exposure - 2, abs=1e-6)
     assert automatic_exposure([night, 3 * night]) == pytest.approx(exposure - 1, abs=1e-6)  # their mean is twice one
     assert automatic_exposure([0 * night]) == 0
@@ -68,26 +76,26 @@ def test_a_point_becomes_a_round_spot_wherever_it_is(place, degrees):
     cosine = directions(64, 128) @ directions(64, 128)[place]
     spot = np.exp((cosine - 1) / np.deg2rad(degrees) ** 2)[..., None]
     expected = spot * mean(image) / mean(spot)
-    np.testing.assert_allclose(blurred(image, degrees), expected, rtol=6e-3, atol=1e-6 * expected.max())
+    np.testing.assert_allclose(blur_sphere(image, degrees), expected, rtol=6e-3, atol=1e-6 * expected.max())
 
 
 @settings(deadline=None, max_examples=40)
 @given(LIGHT, st.floats(0, 180))
 def test_blur_keeps_the_mean_and_makes_nothing_brighter_or_darker(image, degrees):
-    found = blurred(image, degrees)
+    found = blur_sphere(image, degrees)
     np.testing.assert_allclose(mean(found), mean(image), rtol=1e-4, atol=1e-6)
     assert found.min() >= 0 and found.dtype == np.float32
-    np.testing.assert_allclose(blurred(np.full_like(image, 0.7), degrees), 0.7, rtol=1e-5)
+    np.testing.assert_allclose(blur_sphere(np.full_like(image, 0.7), degrees), 0.7, rtol=1e-5)
 
 
 def test_of_a_large_image_the_blur_is_taken_of_fewer_pixels():
     rng = np.random.default_rng(0)
     coarse = np.exp(rng.normal(0, 1, (16, 32, 3)))
     image = np.kron(coarse, np.ones((32, 32, 1))).astype(np.float32)
-    small, whole = blurred(image, 8.0), blurred(np.kron(coarse, np.ones((8, 8, 1))).astype(np.float32), 8.0)
+    small, whole = blur_sphere(image, 8.0), blur_sphere(np.kron(coarse, np.ones((8, 8, 1))).astype(np.float32), 8.0)
     assert small.shape == whole.shape == (128, 256, 3)
     np.testing.assert_allclose(small, whole, rtol=2e-3)
-    assert blurred(image, 0.0) is image
+    assert blur_sphere(image, 0.0) is image
 
 
 def test_a_blurred_image_is_rolled_to_the_right_place():
@@ -135,13 +143,13 @@ def test_maps_of_a_folder_come_in_natural_order_without_previews(tmp_path):
     for name in ("sky10.png", "sky2.png", ".hidden.png"):
         write_png(tmp_path / name, np.ones((2, 4, 3), np.float32))
     (tmp_path / "notes.txt").write_text("no map")
-    assert [path.name for path in map_files(tmp_path)] == ["sky2.png", "sky10.png"]
+    assert [path.name for path in list_map_files(tmp_path)] == ["sky2.png", "sky10.png"]
     for name in ("b.EXR", "a.hdr"):
         (tmp_path / name).write_text("")
-    assert [path.name for path in map_files(tmp_path)] == ["a.hdr", "b.EXR"]
+    assert [path.name for path in list_map_files(tmp_path)] == ["a.hdr", "b.EXR"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty: no environment maps there; known: \.hdr"):
-        map_files(tmp_path / "empty")
+        list_map_files(tmp_path / "empty")
 
 
 def test_a_file_that_is_no_hdr_image_can_be_taken_silently(tmp_path):

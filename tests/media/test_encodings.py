@@ -12,7 +12,7 @@ from PIL import Image
 
 from drender.errors import InputError
 from drender.media.color import linear_to_srgb, srgb_to_linear
-from drender.media.encodings import ImageFormat, InputEncoding, decode_normal, encode_normal, is_colour, read
+from drender.media.encodings import ImageFormat, InputEncoding, decode_normal, encode_normal, is_color, read_labeled
 from drender.media.gbuffers import find_gbuffer_clips, frame_path
 from drender.media.images import write_exr, write_png
 
@@ -34,7 +34,7 @@ def picture(label, size=(9, 14), seed=0):
         normal = random.normal(size=(*size, 3)).astype(np.float32)
         return encode_normal(normal / np.linalg.norm(normal, axis=-1, keepdims=True))
     image = random.random((*size, 3), np.float32)
-    return image if is_colour(label) else image[..., :1].repeat(3, axis=-1)
+    return image if is_color(label) else image[..., :1].repeat(3, axis=-1)
 
 
 def channels(path):
@@ -85,10 +85,10 @@ def test_what_is_written_is_read_back(tmp_path, format):
         path = frame_path(tmp_path, 0, 0, label, format.kind)
         image = picture(label)
         format.write(path, image, label)
-        found = read(path, label)
+        found = read_labeled(path, label)
         assert found.dtype == np.float32
         steps = 2**-11 if format.kind == "exr" else 0.5 / (2**format.bits - 1)
-        if format.kind == "png" and format.transfer == "linear" and is_colour(label):
+        if format.kind == "png" and format.transfer == "linear" and is_color(label):
             found, image = srgb_to_linear(found), srgb_to_linear(image)  # even steps there, wide ones after the curve
         np.testing.assert_allclose(found, image, atol=1.01 * steps)
         if label == "depth" and format.kind == "exr":
@@ -100,9 +100,9 @@ def test_what_is_written_is_read_back(tmp_path, format):
 def test_a_second_round_changes_nothing(tmp_path_factory, label, format, size):
     path = frame_path(tmp_path_factory.getbasetemp(), 0, 0, label, format.kind)
     format.write(path, picture(label, size), label)
-    once = read(path, label)
+    once = read_labeled(path, label)
     format.write(path, once, label)
-    np.testing.assert_allclose(read(path, label), once, atol=2**-11 if format.kind == "exr" else 1e-6)
+    np.testing.assert_allclose(read_labeled(path, label), once, atol=2**-11 if format.kind == "exr" else 1e-6)
 
 
 def test_the_same_picture_is_the_same_bytes(tmp_path, monkeypatch):
@@ -148,7 +148,7 @@ def test_exr_has_one_value_where_there_is_one(tmp_path):
     image = np.random.default_rng(1).random((9, 14, 3), np.float32)  # as a network gives it
     for label in ("depth", "roughness", "metallic"):
         ImageFormat("exr").write(tmp_path / "a.exr", image, label)
-        found = read(tmp_path / "a.exr", label)
+        found = read_labeled(tmp_path / "a.exr", label)
         np.testing.assert_array_equal(found[..., 0], found[..., 2])
         np.testing.assert_allclose(found, image.mean(axis=-1, keepdims=True) * np.ones(3), atol=2**-11)
 
@@ -179,7 +179,7 @@ def test_png_is_as_released_and_says_what_it_is(tmp_path, bits):
     ImageFormat(bits=bits).write(tmp_path / "gl.png", image, "normal")
     ImageFormat(bits=bits, normals="directx").write(tmp_path / "dx.png", image, "normal")
     write_png(tmp_path / "plain.png", image, bits)
-    gl, dx, plain = (read(tmp_path / f"{name}.png", "roughness") for name in ("gl", "dx", "plain"))
+    gl, dx, plain = (read_labeled(tmp_path / f"{name}.png", "roughness") for name in ("gl", "dx", "plain"))
     np.testing.assert_array_equal(gl, plain)
     np.testing.assert_allclose(dx, plain * [1, -1, 1] + [0, 1, 0], atol=1.01 / (2**bits - 1))
     assert png_info(tmp_path / "dx.png")["drender:normals"] == "directx"
@@ -201,15 +201,15 @@ def test_directx_twice_is_opengl(tmp_path):
     for kind in ("png", "exr"):
         path = tmp_path / f"a.normal.{kind}"
         ImageFormat(kind, 16, normals="directx").write(path, image, "normal")
-        said = read(path, "normal", InputEncoding(normals="opengl"))  # the file knows better
+        said = read_labeled(path, "normal", InputEncoding(normals="opengl"))  # the file knows better
         # The same numbers in a file that says nothing:
         bare = tmp_path / f"bare.normal.{kind}"
         if kind == "png":
-            write_png(bare, read(path, "data"), 16)
+            write_png(bare, read_labeled(path, "data"), 16)
         else:
             write_exr(bare, channels(path))
-        np.testing.assert_array_equal(read(bare, "normal", InputEncoding(normals="directx")), said)
-        np.testing.assert_allclose(read(bare, "normal")[..., 1], 1 - image[..., 1], atol=2**-11)
+        np.testing.assert_array_equal(read_labeled(bare, "normal", InputEncoding(normals="directx")), said)
+        np.testing.assert_allclose(read_labeled(bare, "normal")[..., 1], 1 - image[..., 1], atol=2**-11)
         np.testing.assert_allclose(said, image, atol=2**-11)
 
 
@@ -218,10 +218,10 @@ def test_colours_of_files_that_say_nothing(tmp_path):
     write_png(tmp_path / "a.png", image, 16)
     write_exr(tmp_path / "a.exr", dict(zip("RGB", np.moveaxis(image, -1, 0), strict=True)))
     for path, usual in ((tmp_path / "a.png", "srgb"), (tmp_path / "a.exr", "linear")):
-        stored = read(path, "data")
+        stored = read_labeled(path, "data")
         for transfer in (None, "srgb", "linear"):
             expected = linear_to_srgb(stored) if (transfer or usual) == "linear" else stored
-            np.testing.assert_array_equal(read(path, "basecolor", InputEncoding(transfer)), expected)
+            np.testing.assert_array_equal(read_labeled(path, "basecolor", InputEncoding(transfer)), expected)
     (tmp_path / "walk").mkdir()
     (tmp_path / "a.exr").rename(tmp_path / "walk" / "1.basecolor.exr")
     for transfer in ("srgb", "linear"):
@@ -233,7 +233,7 @@ def test_colours_of_files_that_say_nothing(tmp_path):
 def test_normals_in_x_y_z(tmp_path):
     normal = picture("normal") * 2 - 1
     write_exr(tmp_path / "a.exr", dict(zip("XYZ", np.moveaxis(normal, -1, 0), strict=True)))
-    np.testing.assert_allclose(read(tmp_path / "a.exr", "normal"), picture("normal"), atol=2**-11)
+    np.testing.assert_allclose(read_labeled(tmp_path / "a.exr", "normal"), picture("normal"), atol=2**-11)
 
 
 def test_what_cannot_be(tmp_path):
@@ -247,4 +247,4 @@ def test_what_cannot_be(tmp_path):
             ImageFormat(**arguments)
     write_exr(tmp_path / "a.exr", {"Z": np.array([[0.5, np.inf]], np.float32)})
     with pytest.raises(InputError, match=r"a\.exr: some pixels are infinite"):
-        read(tmp_path / "a.exr", "depth")
+        read_labeled(tmp_path / "a.exr", "depth")

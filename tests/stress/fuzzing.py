@@ -335,7 +335,7 @@ def make_readers() -> dict[str, Callable[[Path], bool]]:
     from drender.checkpoints import torch_files
     from drender.lighting.camera import read_poses
     from drender.media.gbuffers import find_gbuffer_clips
-    from drender.media.images import read_image, read_still
+    from drender.media.images import load_image, read_image
     from drender.media.video import find_clips
     from drender.renderers.windows import WindowedLatents
     from drender.sampling.inputs import BufferChunks, Chunk, ChunkConfig
@@ -379,7 +379,7 @@ def make_readers() -> dict[str, Callable[[Path], bool]]:
     image = lambda path: is_image(read_image(path))
     return {
         **dict.fromkeys(("png", "jpeg", "tiff", "webp"), image),
-        **dict.fromkeys(("hdr", "exr"), lambda path: is_image(read_still(path).image)),
+        **dict.fromkeys(("hdr", "exr"), lambda path: is_image(load_image(path).image)),
         "video": clips, "safetensors": tensors, "index": tensors, "gbuffers": gbuffers, "record": record,
         "latents": remembered, "poses": poses,
         "yaml": lambda path: isinstance(read_config(path), TrainConfig),

@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from drender import assets
 from drender.data.clips import open_clips
 from drender.errors import InputError
-from drender.lighting.environment import ldr_curve, load_environment, project
-from drender.lighting.latlong import LUMINANCE, load_latlong
-from drender.media.color import srgb_to_linear
+from drender.lighting.environment import load_environment
+from drender.lighting.latlong import load_latlong
+from drender.lighting.projection import ldr_curve, project
+from drender.media.color import LUMINANCE, srgb_to_linear
 from drender.media.images import read_hdr, read_image
 from drender.synthetic import environments, generate, materials, meshes, pool, shapes
 from drender.synthetic import scene as scenes
