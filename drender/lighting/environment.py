@@ -1,4 +1,4 @@
-"""Environment maps of a clip: an HDR map, or one per frame, becomes the three images that light the forward renderer."""
+"""Environment maps of a clip: an HDR map, or one per frame, becomes the images that light the forward renderer."""
 
 import warnings
 from pathlib import Path
