@@ -1,12 +1,13 @@
-"""What every model is made of, as frozen dataclasses, and their way from and to JSON.
+"""Frozen dataclasses that configure the models and the sampler, and their conversion from and to JSON.
 
-Field names are those of the released `config.json` files, so that a reader of one knows the other. Where the released
-files hold one number or a list with one entry per level, we hold the list.
+Field names are those of the released `config.json` files. A released value that is one number or a list with an entry
+per UNet level is always a list here.
 """
 
 import contextlib
 import dataclasses
 import math
+import operator
 import reprlib
 import types
 import typing
@@ -17,28 +18,66 @@ import numpy as np
 
 from drender.errors import InputError, unknown_name_error
 
-# The released domain table: which row of `context_embedding` asks for which G-buffer.
+# Computation types, by the names of numpy and JAX.
+DTYPES = ("float32", "bfloat16", "float16")
+# The released domain table: the row of `context_embedding` that requests each G-buffer.
 DOMAINS = {"basecolor": 0, "metallic": 1, "roughness": 2, "normal": 3, "depth": 4, "diffuse_albedo": 5}
-# What the inverse renderer estimates unless told otherwise.
+# The default G-buffers of the inverse renderer.
 DEFAULT_PASSES = ("basecolor", "metallic", "roughness", "normal", "depth")
-# The order in which the forward renderer's UNet takes its G-buffer latents.
+# The order of the G-buffer latents in the input channels of the forward renderer's UNet.
 CONDITIONS = ("basecolor", "normal", "depth", "roughness", "metallic")
-# The order in which the environment encoder takes its images.
+# The order of the environment images in the input channels of the environment encoder.
 ENVIRONMENT_LABELS = ("env_ldr", "env_log", "env_nrm")
 
-# One number for all levels of the UNet, or one for each.
+# One number for all levels of the UNet, or one per level.
 PerLevel = int | tuple[int, ...]
 
 _CROSS_DOWN, _DOWN = "CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"
 _CROSS_UP, _UP = "CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal"
 
-SHORT = reprlib.Repr()  # of values in messages: with YAML's aliases a small file can hold one that is endless in print
+# Shortens values in messages: YAML's aliases let a small file hold a value whose repr is endless.
+SHORT = reprlib.Repr()
 SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 100, 100
+
+
+# --- ranges ----------------------------------------------------------------------------------------------------------
+
+_COMPARISONS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
+
+
+def bounded(default: Any = dataclasses.MISSING, **limits: float) -> Any:
+    """Declare a field of finite numbers within limits: `at_least`, `above`, `at_most` or `below`.
+
+    `check_ranges` enforces them. None is always allowed; in a tuple every number is checked.
+    """
+    return field(default=default, metadata={"limits": limits})
+
+
+def check_ranges(config: Any, prefix: str = "") -> None:
+    """Raise InputError for the first `bounded` number out of range, in a dataclass and those nested in its fields."""
+    for f in dataclasses.fields(config):
+        value, name = getattr(config, f.name), prefix + f.name
+        limits = f.metadata.get("limits")
+        if dataclasses.is_dataclass(value):
+            check_ranges(value, f"{name}.")
+        elif limits is not None and value is not None:
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not all(_in_range(number, limits) for number in numbers):
+                expected = " and ".join(f"{word.replace('_', ' ')} {limit}" for word, limit in limits.items())
+                raise InputError(f"{name}: expected {expected or 'a finite number'}, got {value}")
+
+
+def _in_range(number: float, limits: dict[str, float]) -> bool:
+    finite = -math.inf < number < math.inf
+    return finite and all(_COMPARISONS[word](number, limit) for word, limit in limits.items())
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """The spatio-temporal UNet. The defaults are Stable Video Diffusion's, and what the released configs leave out."""
+    """The spatio-temporal UNet. Defaults are Stable Video Diffusion's, which the released configs leave out."""
 
     in_channels: int = 8
     out_channels: int = 4
@@ -71,24 +110,22 @@ class UNetConfig:
         for channels, heads in zip(self.block_out_channels, self.num_attention_heads, strict=True):
             if channels % heads or channels % self.norm_num_groups:
                 raise InputError(
-                    f"UNet block_out_channels: {channels} is not divisible by its {heads} attention heads "
-                    f"and norm_num_groups {self.norm_num_groups}"
+                    f"UNet block_out_channels: expected multiples of the attention heads ({heads}) "
+                    f"and of norm_num_groups ({self.norm_num_groups}), got {channels}"
                 )
 
     def _per_level(self, name: str, levels: int) -> None:
-        """Spreads a single number over all levels, and checks the length of a list."""
+        """Repeat a single number for all levels, and check the length of a list."""
         value = getattr(self, name)
         value = (value,) * levels if isinstance(value, int) else tuple(value)
         if len(value) != levels:
-            raise InputError(
-                f"UNet {name} has {len(value)} entries {value}, but block_out_channels has {levels} levels"
-            )
+            raise InputError(f"UNet {name}: expected {levels} entries, as in block_out_channels, got {value}")
         object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """The video auto-encoder with temporal decoder (`AutoencoderKLTemporalDecoder`)."""
+    """The video autoencoder with temporal decoder (`AutoencoderKLTemporalDecoder`)."""
 
     in_channels: int = 3
     out_channels: int = 3
@@ -107,7 +144,7 @@ class VAEConfig:
 
 @dataclass(frozen=True)
 class EnvEncoderConfig:
-    """The environment encoder: latents (or pixels) of the environment images to one feature map per UNet level."""
+    """The environment encoder, from latents (or pixels) of the environment images to a feature map per UNet level."""
 
     in_channels: int = 12
     channels: tuple[int, ...] = (320, 640, 1280, 1280)
@@ -128,103 +165,102 @@ class SchedulerConfig:
 
 @dataclass(frozen=True)
 class RendererConfig:
-    """One checkpoint: its networks and how they work together."""
+    """One checkpoint: its networks, and how sampling combines them.
+
+    Attributes:
+      scale_cond_latents: multiply conditioning latents by the VAE's scaling factor.
+      domains: row of the context embedding per G-buffer.
+      conditions: G-buffers in the order of the forward UNet's input channels.
+      size: height and width of the training images.
+      frames: frames of a training clip.
+      environment_size: height and width of the environment maps.
+      deterministic: trained as a one-step model, which is also how it is sampled by default.
+    """
 
     kind: Literal["inverse", "forward", "svd"]
     unet: UNetConfig = UNetConfig()
     vae: VAEConfig = VAEConfig()
     env_encoder: EnvEncoderConfig | None = None
     scheduler: SchedulerConfig = SchedulerConfig()
-    scale_cond_latents: bool = False  # are conditioning latents multiplied by the VAE's scaling factor?
+    scale_cond_latents: bool = False
     domains: dict[str, int] = field(default_factory=lambda: dict(DOMAINS))
     conditions: tuple[str, ...] = CONDITIONS
-    size: tuple[int, int] = (512, 512)  # height and width, and
-    frames: int = 24  # number of the frames that it was trained with
-    environment_size: tuple[int, int] = (512, 512)  # height, width of the environment maps it was trained with
-    deterministic: bool = False  # trained to predict in one step from zeros: sampled so unless told otherwise
+    size: tuple[int, int] = (512, 512)
+    frames: int = 24
+    environment_size: tuple[int, int] = (512, 512)
+    deterministic: bool = False
 
 
-# The least values of what can be too little.
-LEAST = {
-    "num_steps": 1, "frames": 1, "overlap": 0, "decode_chunk_size": 1, "decode_overlap": 0, "seed": 0,
-    "noise_aug_strength": 0,
-}  # fmt: skip
+# --- sampling --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample; keyword arguments of both renderers and options of `sample.py`.
+    """How to sample: keyword arguments of both renderers and options of `sample.py`.
 
     Attributes:
-      num_steps: steps from noise to image.
-      sampler: "euler" as released, "heun" (two calls of the network per step) or "dpm++" (DPM-Solver++(2M)).
-      rho, sigma_min, sigma_max: of the noise levels (EDM, eq. 5); None: 7, and the model's.
-      guidance: classifier-free guidance scale, or one for the first and one for the last frame; used when over 1.
-      dynamic_guidance: lets the guidance grow over the steps.
-      fps, motion_bucket_id, noise_aug_strength: SVD's micro-conditioning; the last also adds Gaussian noise of that
-        strength to the images that condition, in the VAE's range [-1, 1], as SVD does.
-      frames, overlap: a clip of more than so many frames is denoised in windows, neighbours of which share so many or
-        more; None: the model's, and 6, but at most half a window.
-      decode_chunk_size, decode_overlap: frames that the VAE decodes together, and those that such runs share and fade
-        over; None: none, as released, for a clip of one window, else 2, but at most half a run.
-      seed: of the initial noise, the same for every pass and clip.
-      deterministic: one step from zeros instead of num_steps, for models trained so.
+      num_steps: denoising steps.
+      sampler: "euler" as released, "heun" (two network calls per step) or "dpm++" (DPM-Solver++(2M)).
+      rho, sigma_min, sigma_max: noise schedule (EDM, eq. 5); None: 7 and the model's.
+      guidance: classifier-free guidance scale, or one for the first and one for the last frame; used above 1.
+      dynamic_guidance: let the guidance grow over the steps.
+      fps, motion_bucket_id, noise_aug_strength: SVD's micro-conditioning. As in SVD, the last is also the standard
+        deviation of Gaussian noise added to the conditioning images, in the VAE's range [-1, 1].
+      frames: window length in frames; longer clips are denoised in overlapping windows. None: the model's.
+      overlap: least number of frames that neighboring windows share; None: 6, at most half a window.
+      decode_chunk_size: frames that the VAE decodes together.
+      decode_overlap: frames over which decoded chunks are cross-faded; None: 0 as released for a clip of one window,
+        else 2, at most half a chunk.
+      seed: of the initial noise, which is the same for every pass and clip.
+      deterministic: one step from zeros instead of num_steps, for one-step models.
     """
 
-    num_steps: int = 20
+    num_steps: int = bounded(20, at_least=1)
     sampler: Literal["euler", "heun", "dpm++"] = "euler"
-    rho: float | None = None
-    sigma_min: float | None = None
-    sigma_max: float | None = None
-    guidance: float | tuple[float, ...] = (1.0, 1.0)
+    rho: float | None = bounded(None, above=0)
+    sigma_min: float | None = bounded(None, above=0)
+    sigma_max: float | None = bounded(None, above=0)
+    guidance: float | tuple[float, ...] = bounded((1.0, 1.0))
     dynamic_guidance: bool = False
-    fps: float = 7.0
-    motion_bucket_id: float = 127.0
-    noise_aug_strength: float = 0.0
-    frames: int | None = None
-    overlap: int | None = None
-    decode_chunk_size: int = 8
-    decode_overlap: int | None = None
-    seed: int = 0
+    fps: float = bounded(7.0)
+    motion_bucket_id: float = bounded(127.0)
+    noise_aug_strength: float = bounded(0.0, at_least=0)
+    frames: int | None = bounded(None, at_least=1)
+    overlap: int | None = bounded(None, at_least=0)
+    decode_chunk_size: int = bounded(8, at_least=1)
+    decode_overlap: int | None = bounded(None, at_least=0)
+    seed: int = bounded(0, at_least=0, below=2**63)
     deterministic: bool = False
 
     def __post_init__(self):
-        for name, least in LEAST.items():
-            value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise InputError(f"{name} is {value}; it must be {least} or more")
-        for name in ("rho", "sigma_min", "sigma_max"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise InputError(f"{name} is {value}; it must be more than 0")
+        check_ranges(self)
         for shared, length in (("overlap", "frames"), ("decode_overlap", "decode_chunk_size")):
-            n, most = getattr(self, shared), getattr(self, length)
-            if n is not None and most is not None and n >= most:
-                raise InputError(f"{shared} is {n}; it must be less than the {most} of {length}")
-        if self.seed >= 2**63:
-            raise InputError(f"seed is {self.seed}; it must be less than 2**63")
-        for name in ("fps", "motion_bucket_id", "noise_aug_strength"):
-            if not math.isfinite(getattr(self, name)):
-                raise InputError(f"{name} is {getattr(self, name)}; it must be a number")
+            overlap, frames = getattr(self, shared), getattr(self, length)
+            if overlap is not None and frames is not None and overlap >= frames:
+                raise InputError(f"{shared}: expected less than {length} ({frames}), got {overlap}")
         if isinstance(self.guidance, float):
             object.__setattr__(self, "guidance", (self.guidance, self.guidance))
-        if len(self.guidance) != 2 or not all(math.isfinite(g) for g in self.guidance):
-            raise InputError(f"guidance is {self.guidance}; expected two numbers, for the first and the last frame")
+        if len(self.guidance) != 2:
+            raise InputError(f"guidance: expected two numbers, for the first and the last frame, got {self.guidance}")
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------
 
 
 def from_dict(cls: type, data: dict, where: str, ignore_unknown: bool = False) -> Any:
-    """Fills a configuration dataclass from plain JSON values.
+    """Build a configuration dataclass from plain JSON values.
 
     Args:
       cls: one of the dataclasses above.
       data: keys and values; absent keys take the defaults.
       where: file or option that `data` comes from, for messages.
-      ignore_unknown: drop keys that nobody uses (released files carry some) instead of failing.
+      ignore_unknown: drop unknown keys, which released files carry, instead of failing.
+
     Raises:
       InputError: an unknown key (with the nearest known one), or a value of the wrong type.
     """
     if not isinstance(data, dict):
-        raise InputError(f"{where}: expected a mapping of names to values, found {type(data).__name__}")
+        raise InputError(f"{where}: expected a mapping of names to values, got {type(data).__name__}")
     hints = typing.get_type_hints(cls)
     values = {}
     for key, value in data.items():
@@ -240,7 +276,7 @@ def from_dict(cls: type, data: dict, where: str, ignore_unknown: bool = False) -
 
 
 def to_dict(config: Any) -> dict:
-    """The plain JSON values of a configuration; `from_dict` reads them back."""
+    """Return a configuration as plain JSON values, which `from_dict` reads back."""
     return dataclasses.asdict(config)
 
 
@@ -249,28 +285,28 @@ def _required(f: dataclasses.Field) -> bool:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type `hint`, or an InputError that names both."""
+    """Convert a JSON value to the type `hint`, or raise an InputError that names both."""
     if isinstance(value, np.generic):
         value = value.item()
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        # A list can only be meant for the member that takes lists, a mapping for the one that takes mappings.
-        members = [a for a in args if a is not type(None)]
-        shape = tuple if isinstance(value, (list, tuple)) else dict if isinstance(value, dict) else None
-        fitting = [a for a in members if typing.get_origin(a) is shape]
-        return _convert((fitting or members)[0], value, where)
+        # Only one member of the union takes lists, and only one takes mappings.
+        members = [member for member in args if member is not type(None)]
+        container = tuple if isinstance(value, (list, tuple)) else dict if isinstance(value, dict) else None
+        matching = [member for member in members if typing.get_origin(member) is container]
+        return _convert((matching or members)[0], value, where)
     if hint is Any:
         return value
     if origin is Literal:
         if value in args:
             return value
-        raise InputError(f"{where}: {SHORT.repr(value)} is none of {', '.join(map(repr, args))}")
+        raise InputError(f"{where}: expected one of {', '.join(map(repr, args))}, got {SHORT.repr(value)}")
     if origin is tuple:
         if isinstance(value, (list, tuple)):
             if args[-1] is not Ellipsis and len(value) != len(args):
-                raise InputError(f"{where}: expected {len(args)} values, found {len(value)}: {SHORT.repr(value)}")
+                raise InputError(f"{where}: expected {len(args)} values, got {len(value)}: {SHORT.repr(value)}")
             return tuple(_convert(args[0], item, where) for item in value)
     elif origin is dict:
         if isinstance(value, dict):
@@ -282,7 +318,4 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return float(value)
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
-    raise InputError(f"{where}: expected {hint if origin else hint.__name__}, found {SHORT.repr(value)}")
-
-
-DTYPES = ("float32", "bfloat16", "float16")
+    raise InputError(f"{where}: expected {hint if origin else hint.__name__}, got {SHORT.repr(value)}")

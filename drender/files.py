@@ -1,6 +1,5 @@
-"""Files and folders: complete or not there, in natural order, readable or a clear line."""
+"""Files and folders: atomic writes, listings in natural order, and errors that name the path."""
 
-import contextlib
 import os
 import re
 import shutil
@@ -9,101 +8,126 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-import av
-
 from drender.errors import InputError, first_line
 
 T = TypeVar("T")
 
 
-@contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
-    """A hidden neighbour of `path` to write to: at the end it takes the place of `path`, on an error it vanishes.
-
-    The folder is made. An OSError, or one of FFmpeg's, becomes an InputError naming `path`.
-    """
-    path = Path(path)
-    _require_text(path)
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")  # always the same: what a killed run left goes too
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except (OSError, av.FFmpegError) as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 def natural_order(name: str) -> tuple[list[str | int], str]:
-    """A sorting key for names that puts frame2 before frame10."""
-    parts = re.split(r"(\d+)", name.lower())  # text and digits alternate, so that like meets like
+    """Return a sorting key for names that puts frame2 before frame10."""
+    parts = re.split(r"(\d+)", name.lower())  # text and digits alternate, so like is compared with like
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
 def list_dir(folder: Path) -> list[Path]:
-    """The files and folders in `folder` that are not hidden, in natural order."""
+    """Return the entries of `folder` that are not hidden, in natural order."""
     entries = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
     return sorted(entries, key=lambda entry: natural_order(entry.name))
 
 
 def require_file(path: Path) -> None:
-    """InputError if there is no such file, or if it may not be read, or not named to the libraries that read it."""
+    """Raise InputError if `path` is missing, unreadable or not valid UTF-8."""
     if not path.is_file():
         raise InputError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
     if not os.access(path, os.R_OK):
-        raise InputError(f"{path} may not be read; see its permissions")
-    _require_text(path)
+        raise InputError(f"{path} is not readable; check its permissions")
+    _require_utf8(path)
 
 
-def _require_text(path: Path) -> None:
+def _require_utf8(path: Path) -> None:
+    """Raise InputError for a name that FFmpeg and other libraries could not open."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise InputError(f"{path}: the name is no UTF-8; rename it") from None
+        raise InputError(f"{path}: the name is not valid UTF-8; rename the file") from None
 
 
 def map_collecting_errors(
-    read: Callable[..., T], found: list[tuple], failed: Callable[[InputError], None] | None
+    function: Callable[..., T], calls: list[tuple], failed: Callable[[InputError], None] | None
 ) -> list[T]:
-    """`read` of all that was found; where that is more than one thing, `failed`, if given, takes their InputErrors."""
+    """Call `function` with each tuple of arguments, and return the results of the calls that succeed.
+
+    Args:
+      failed: receives the InputErrors of several calls; None, or a single call: raise them instead.
+    """
     results = []
-    for arguments in found:
+    for arguments in calls:
         try:
-            results.append(read(*arguments))
+            results.append(function(*arguments))
         except InputError as error:
-            if failed is None or len(found) == 1:
+            if failed is None or len(calls) == 1:
                 raise
             failed(error)
     return results
 
 
-def check_destination(path: str | Path, overwrite: bool, replaceable: Callable[[Path], bool]) -> None:
-    """Makes sure that a folder can be made at `path`.
+def first_difference(before: dict, now: dict) -> str:
+    """Describe the first setting whose value differs: "another seed (1, now 2)"."""
+    name = next(name for name in {**now, **before} if before.get(name) != now.get(name))
+    return f"another {name} ({before.get(name)!r}, now {now.get(name)!r})"
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def atomic_write(path: str | Path, errors: tuple[type[Exception], ...] = ()) -> Iterator[Path]:
+    """Yield a hidden neighbor of `path` to write to; it replaces `path` at the end, and is deleted on an error.
 
     Args:
-      replaceable: tells of an existing folder whether overwriting may delete it.
+      path: its folder is created.
+      errors: what the writing library raises, beside OSError, if it cannot write.
+
     Raises:
-      InputError: it exists, and either not `overwrite` or not replaceable.
+      InputError: `path` cannot be written.
+    """
+    path = Path(path)
+    _require_utf8(path)
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")  # a fixed name, so leftovers of killed runs go too
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except (OSError, *errors) as error:
+        raise InputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def check_destination(path: str | Path, overwrite: bool, replaceable: Callable[[Path], bool]) -> None:
+    """Check that a folder can be created at `path`.
+
+    Args:
+      replaceable: whether an existing folder may be deleted when overwriting.
+
+    Raises:
+      InputError: the path exists, and either not `overwrite` or not replaceable.
     """
     folder = Path(path).expanduser().resolve()
-    if folder.exists():
-        if not overwrite:
-            raise InputError(f"{path}: exists already; give another folder, or replace it with --overwrite")
-        if not folder.is_dir() or (any(folder.iterdir()) and not replaceable(folder)):
-            raise InputError(f"{path}: not a checkpoint, so it is not overwritten; remove it or give another folder")
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise InputError(f"{path}: already exists; give another folder, or replace it with --overwrite")
+    if not folder.is_dir() or (any(folder.iterdir()) and not replaceable(folder)):
+        raise InputError(f"{path}: not a checkpoint, so it is not overwritten; remove it or give another folder")
 
 
-@contextlib.contextmanager
+@contextmanager
 def atomic_dir(path: str | Path, overwrite: bool, replaceable: Callable[[Path], bool]) -> Iterator[Path]:
-    """A hidden folder beside `path`, to be filled; it takes the place of `path` at the end, and vanishes on an error.
+    """Yield a hidden folder beside `path` to fill; it replaces `path` at the end, and is deleted on an error.
 
-    Args are those of `check_destination`. Raises InputError where the folder cannot be written.
+    Args: as for `check_destination`.
+
+    Raises:
+      InputError: as from `check_destination`, or the folder cannot be written.
     """
     folder = Path(path).expanduser().resolve()
     partial, old = (folder.parent / f".{folder.name}.{suffix}" for suffix in ("partial", "old"))
-    _tidy(folder, partial, old)  # after a process that was killed
+    _clean_up(folder, partial, old)  # after a process that was killed
     check_destination(path, overwrite, replaceable)
     try:
         partial.mkdir(parents=True)
@@ -114,18 +138,12 @@ def atomic_dir(path: str | Path, overwrite: bool, replaceable: Callable[[Path], 
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({first_line(error)}); free space or choose another") from error
     finally:
-        _tidy(folder, partial, old)
+        _clean_up(folder, partial, old)
 
 
-def _tidy(folder: Path, partial: Path, old: Path) -> None:
-    """Removes what a replacement left behind; the old folder comes back where the new one did not arrive."""
+def _clean_up(folder: Path, partial: Path, old: Path) -> None:
+    """Delete temporary folders, and restore the old folder if the new one did not arrive."""
     if old.exists() and not folder.exists():
         old.rename(folder)
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
-
-
-def difference(before: dict, now: dict) -> str:
-    """The first setting that is another."""
-    name = next(name for name in {**now, **before} if before.get(name) != now.get(name))
-    return f"another {name} ({before.get(name)!r}, now {now.get(name)!r})"

@@ -24,7 +24,7 @@ from jaxtyping import Float16
 from drender.config import ENVIRONMENT_LABELS, VAEConfig, from_dict, to_dict
 from drender.data.augment import AugmentationConfig
 from drender.errors import InputError
-from drender.files import difference
+from drender.files import first_difference
 
 SET = "set.json"
 
@@ -76,7 +76,7 @@ def begin(folder: Path, recipe: LatentCacheManifest) -> None:
     if is_set(folder):
         before, now = to_dict(read_recipe(folder)), to_dict(recipe)
         if before != now:
-            other = "other clips" if before["clips"] != now["clips"] else f"{difference(before, now)}"
+            other = "other clips" if before["clips"] != now["clips"] else f"{first_difference(before, now)}"
             raise InputError(f"{folder} holds latents made with {other}; give another folder, or the same options")
         return
     try:

@@ -38,7 +38,10 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float, qual
         raise InputError(f"quality is {quality:g}; it must be from 0 to 10")
     rate = Fraction(fps).limit_denominator(65535)
     faststart = {"movflags": "faststart"}
-    with atomic_write(path) as temporary, av.open(f"file:{temporary}", "w", options=faststart) as container:
+    with (
+        atomic_write(path, (av.FFmpegError,)) as temporary,
+        av.open(f"file:{temporary}", "w", options=faststart) as container,
+    ):
         stream = None
         for index, frame in enumerate(frames):
             height, width, _ = frame.shape

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from drender.errors import InputError
-from drender.files import atomic_write, difference
+from drender.files import atomic_write, first_difference
 from drender.media.encodings import KINDS, ImageFormat, read_labeled
 from drender.media.gbuffers import frame_path
 from drender.media.resize import ResizePlan
@@ -54,7 +54,7 @@ class ClipOutput:
             self._record["labels"] = sorted({*self._record["labels"], *found.get("labels", [])})
         elif found:
             raise InputError(
-                f"{self.path} holds results made with {difference(found['settings'], settings)}; "
+                f"{self.path} holds results made with {first_difference(found['settings'], settings)}; "
                 "give another --output, or --overwrite"
             )
         elif images := self._images():

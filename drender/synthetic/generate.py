@@ -32,7 +32,7 @@ from drender import cli
 from drender.assets import ENVIRONMENTS as BUNDLED
 from drender.data.clips import open_clips
 from drender.errors import InputError
-from drender.files import atomic_dir, atomic_write, difference
+from drender.files import atomic_dir, atomic_write, first_difference
 from drender.lighting.light_file import write_light
 from drender.media.gbuffers import frame_path
 from drender.media.images import read_image, write_png
@@ -149,7 +149,7 @@ def check_record(output: Path, settings: Settings) -> None:
         except (OSError, ValueError) as error:
             raise InputError(f"{file}: unreadable ({error}); give another folder") from None
         if before != record:
-            raise InputError(f"{output} holds clips made with {difference(before, record)}; give another folder")
+            raise InputError(f"{output} holds clips made with {first_difference(before, record)}; give another folder")
     else:
         shutil.rmtree(output / ENVIRONMENTS, ignore_errors=True)  # of a run that came no further
         with atomic_write(file) as temporary:

@@ -227,7 +227,7 @@ def test_sources_that_are_something_else(originals, inverse_checkpoint, tmp_path
     with pytest.raises(InputError, match="neither a folder nor a Hugging Face name"):
         convert.from_released(str(tmp_path / "clip/0000.0000.normal.png"), tmp_path / "out")
     (tmp_path / "out").mkdir()
-    with pytest.raises(InputError, match="exists already"):  # before anything is fetched
+    with pytest.raises(InputError, match="already exists"):  # before anything is fetched
         convert.from_released("owner/name", tmp_path / "out")
 
 

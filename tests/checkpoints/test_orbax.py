@@ -95,7 +95,7 @@ def test_unflatten_inverts_flatten(tree):
 
 
 def test_an_existing_folder_is_kept_unless_overwritten(saved):
-    with pytest.raises(InputError, match=r"exists already; .* --overwrite"):
+    with pytest.raises(InputError, match=r"already exists; .* --overwrite"):
         orbax.save(saved, CONFIG, {"unet": {"a": np.ones(3)}})
     orbax.save(saved, CONFIG, {"vae": {"a": np.ones(3, np.float32)}}, overwrite=True)
     assert orbax.components(saved) == ["vae"]

@@ -444,7 +444,7 @@ def test_label_makes_clips_to_train_on(run, inverse_model, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "a command is missing; known: label, encode"),
+        ((), "expected a command; known: label, encode"),
         (("lable",), "did you mean 'label'"),
         (("encode", "a", "b", "--checkpiont", "c"), "did you mean '--checkpoint'"),
         (("encode", "a", "b", "--checkpoint", "/nowhere"), "/nowhere: no such folder"),
@@ -467,7 +467,7 @@ def test_bad_labels(run, inverse_model, vae, tmp_path):
         ((inverse_model, "--passes", "normals"), "unknown pass 'normals'; did you mean 'normal'"),
         ((inverse_model, "--frames", 0), "frames per chunk is 0"),
         ((inverse_model, "--size", 0, 64), "size is 0 64"),
-        ((inverse_model, "--steps", 0), "num_steps is 0"),
+        ((inverse_model, "--steps", 0), "num_steps: expected at least 1, got 0"),
         ((vae,), "holds a 'forward' model, but the inverse renderer needs 'inverse'"),
     ):
         code, _, err = label(*arguments)

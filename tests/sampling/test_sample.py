@@ -839,7 +839,7 @@ def two_sizes(folder: Path) -> Path:
 
 BAD_INPUTS = {
     "missing": (lambda p: p / "none", "does not exist"),
-    "empty path": (lambda p: "", "the path is empty"),
+    "empty path": (lambda p: "", "expected a path, got an empty one"),
     "empty folder": (lambda p: p, "no images or videos"),
     "folder without images": (lambda p: text(p / "in/a.txt").parent, "no images or videos"),
     "text file": (lambda p: text(p / "a.txt"), "no images or videos"),
@@ -871,23 +871,23 @@ def test_bad_input_is_told_before_models_are_loaded(inverse, monkeypatch, tmp_pa
 
 BAD_OPTIONS = [
     ("inverse", ("--passes", "normals"), "unknown pass 'normals'; did you mean 'normal'?"),
-    ("inverse", ("--steps", 0), "num_steps is 0; it must be 1 or more"),
-    ("inverse", ("--steps", -3), "num_steps is -3; it must be 1 or more"),
+    ("inverse", ("--steps", 0), "num_steps: expected at least 1, got 0"),
+    ("inverse", ("--steps", -3), "num_steps: expected at least 1, got -3"),
     ("inverse", ("--steps", "many"), "--steps: invalid int value: 'many'"),
-    ("inverse", ("--frames", 0), "frames is 0; it must be 1 or more"),
-    ("inverse", ("--frames", -1), "frames is -1; it must be 1 or more"),
-    ("inverse", ("--overlap", 2), "overlap is 2; it must be less than the 2 of frames"),
+    ("inverse", ("--frames", 0), "frames: expected at least 1, got 0"),
+    ("inverse", ("--frames", -1), "frames: expected at least 1, got -1"),
+    ("inverse", ("--overlap", 2), "overlap: expected less than frames (2), got 2"),
     ("inverse", ("--size", 0, 64), "size is 0 64; both sides must be 1 or more"),
     ("inverse", ("--size", 64, -64), "size is 64 -64; both sides must be 1 or more"),
     ("inverse", ("--format", "exr", "--bits", 16), "--bits 16 is for PNG"),
     ("inverse", ("--quality", 11), "--quality 11: must be from 0 to 10"),
     ("inverse", ("--fit", "crop"), "unknown --fit 'crop'"),
     ("forward", ("--normals", "directx"), "unknown option '--normals'"),
-    ("inverse", ("--seed", -1), "seed is -1; it must be 0 or more"),
-    ("inverse", ("--fps", "nan"), "fps is nan"),
-    ("inverse", ("--guidance", 1, "nan"), "guidance is"),
+    ("inverse", ("--seed", -1), "seed: expected at least 0 and below 9223372036854775808, got -1"),
+    ("inverse", ("--fps", "nan"), "fps: expected a finite number, got nan"),
+    ("inverse", ("--guidance", 1, "nan"), "guidance: expected a finite number, got (1.0, nan)"),
     ("inverse", ("--devices", 0), "--devices 0: must be 1 or more"),
-    ("inverse", ("--process", 2, 2), "process is 2 2; expected an index from 0"),
+    ("inverse", ("--process", 2, 2), "process: expected an index from 0 and a larger count, got 2 2"),
     ("inverse", ("--dtype", "float8"), "unknown --dtype 'float8'"),
     ("inverse", ("--chunks", "drop_last"), "unknown --chunks 'drop_last'; did you mean 'drop-last'?"),
     ("inverse", ("--chekpoint", "c"), "unknown option '--chekpoint'; did you mean '--checkpoint'?"),
@@ -924,7 +924,7 @@ def test_bad_options_are_told_before_models_are_loaded(request, monkeypatch, tmp
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "a command is missing; known: inverse, forward, relight"),
+        ((), "expected a command; known: inverse, forward, relight"),
         (("invers",), "unknown command 'invers'; did you mean 'inverse'?"),
         (("--hlep",), "unknown option '--hlep'; did you mean '--help'?"),
         (("inverse", "--input", "i", "--output", "o", "x"), "unrecognized arguments: x"),
@@ -1067,9 +1067,9 @@ def test_a_full_device(inverse, monkeypatch, tmp_path):
 
     monkeypatch.setattr(InverseStandIn, "estimate", estimate)
     result = inverse("--input", png(tmp_path / "a.png"), "--output", tmp_path / "out")
-    check_one_line(result, "a device's memory is full", "allocate 9 GiB", "--frames")
+    check_one_line(result, "out of device memory", "allocate 9 GiB", "--frames")
     said = "RESOURCE_EXHAUSTED"
-    check_one_line(inverse("--input", tmp_path / "a.png", "--output", tmp_path / "out"), "a device's memory is full")
+    check_one_line(inverse("--input", tmp_path / "a.png", "--output", tmp_path / "out"), "out of device memory")
     said = "INTERNAL: no such thing"
     with pytest.raises(jax.errors.JaxRuntimeError):
         inverse("--input", tmp_path / "a.png", "--output", tmp_path / "out")

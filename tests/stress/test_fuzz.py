@@ -137,8 +137,10 @@ def test_what_was_found_stays_mended(read, tmp_path, found):
 def test_a_name_that_is_no_text_is_told(read, tmp_path):
     name = os.fsencode(tmp_path) + b"/0000.0000.basecolor\xff.basecolor.png"
     Path(os.fsdecode(name)).write_bytes(fuzzing.valid("png", 0)[1])
-    assert read("gbuffers", tmp_path).endswith("basecolor\\udcff.basecolor.png: the name is no UTF-8; rename it")
-    with pytest.raises(InputError, match="the name is no UTF-8"):
+    assert read("gbuffers", tmp_path).endswith(
+        "basecolor\\udcff.basecolor.png: the name is not valid UTF-8; rename the file"
+    )
+    with pytest.raises(InputError, match="the name is not valid UTF-8"):
         write_png(tmp_path / "a\udcff.png", np.zeros((2, 2, 3), np.float32))
 
 

@@ -55,11 +55,14 @@ def test_overrides_are_yaml_under_dotted_keys(file):
     [
         ("optimizer.learning_rat=1", "run.yaml: optimizer: unknown key 'learning_rat'; did you mean 'learning_rate'?"),
         ("optimiser.steps=1", "run.yaml: unknown key 'optimiser'; did you mean 'optimizer'?"),
-        ("optimizer.steps=many", "run.yaml: optimizer: steps: expected int, found 'many'"),
+        ("optimizer.steps=many", "run.yaml: optimizer: steps: expected int, got 'many'"),
         ("loss.temporal=-1", "loss.temporal is -1.0; it must be 0 or more"),
-        ("data.size=64", "run.yaml: data: size: expected tuple[int, int], found 64"),
-        ("data.size=[64, 64, 3]", "run.yaml: data: size: expected 2 values, found 3: [64, 64, 3]"),
-        ("objective=relight", "run.yaml: objective: 'relight' is none of 'inverse', 'forward', 'environment', 'vae'"),
+        ("data.size=64", "run.yaml: data: size: expected tuple[int, int], got 64"),
+        ("data.size=[64, 64, 3]", "run.yaml: data: size: expected 2 values, got 3: [64, 64, 3]"),
+        (
+            "objective=relight",
+            "run.yaml: objective: expected one of 'inverse', 'forward', 'environment', 'vae', got 'relight'",
+        ),
         ("data.batch=0", "data.batch is 0; it must be 1 or more"),
         ("data.flip=2", r"data.flip is 2.0; it must be in [0, 1]"),
         ("data.sources=[]", "data.sources is empty; give at least one folder of clips"),

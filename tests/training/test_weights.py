@@ -221,7 +221,7 @@ def test_latents_of_another_vae_are_refused(run, vae):
 
 
 def test_nothing_is_exported_over_something_else(run, exported, tmp_path):
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         weight_sources.export(run.output, exported)
     with pytest.raises(InputError, match="a training run"):
         weight_sources.export(tmp_path, tmp_path / "out")
