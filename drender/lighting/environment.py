@@ -26,37 +26,49 @@ def environment_maps(
     projection: str = "frame",
     *,
     elevation_sign: str = "released",
-    **how,
+    **options,
 ) -> dict[str, Float32[Array, "f H W 3"]]:
-    """The maps `env_ldr`, `env_log`, `env_nrm` of a clip: `f H W 3` in [0, 1], with f = `num_frames`, (H, W) = `size`.
+    """Return the maps `env_ldr`, `env_log`, `env_nrm` of a clip, with f = `num_frames` and (H, W) = `size`.
 
-    `source` is a lat-long image: a .hdr, .exr or (with a warning) LDR file, or an array `h w 3` of linear radiance; or
-    one for each frame: a folder of such files, or an array `f h w 3`. See `Environment` for `rotation`, `flip` and
-    `strength`, and for `exposure`, `blur`, `yaw`, `pitch` and `roll`; `light_angles` for `rotate_light`,
-    `camera_rotations` for `elevation`, `elevation_sign` and `poses`, and `project` for `projection`. InputError for
-    values that make no sense.
+    Args:
+      source: lat-long image: a .hdr, .exr or (with a warning) LDR file, or an array `h w 3` of linear radiance; or one
+        per frame: a folder of such files, or an array `f h w 3`.
+      rotation, flip, strength, options: of `Environment`; the options are `exposure`, `blur`, `yaw`, `pitch`, `roll`.
+      rotate_light: of `light_angles`.
+      elevation, elevation_sign, poses: of `camera_rotations`.
+      projection: of `project`.
+    Returns:
+      Values in [0, 1].
+    Raises:
+      InputError: unreadable map or value out of range.
     """
     check_projection(size, projection)
     rotations = camera_rotations(num_frames, elevation, poses, elevation_sign)
-    environment = Environment(source, rotation=rotation, flip=flip, strength=strength, **how)
+    environment = Environment(source, rotation=rotation, flip=flip, strength=strength, **options)
     environment.require(num_frames, "the clip")
     angles = light_angles(num_frames, rotate_light)
     return environment.maps(np.arange(num_frames), size, rotations, angles, projection)
 
 
-class Environment:
-    """A light: one lat-long map for all frames of a clip, or one for each. Of several, one is in memory at a time.
+def load_environment(
+    source: str | Path | ArrayLike, rotation: float = 180.0, flip: bool = False, strength: float = 1.0
+) -> Float32[Array, "6 n n 3"]:
+    """Return the cube map of `load_latlong`: faces +x −x +y −y +z −z, n = CUBE_SIZE."""
+    return latlong_to_cube(load_latlong(source, rotation, flip, strength), light_orientation())
 
-    Warns, once, if `env_ldr` and `env_log` cannot show it: see `beyond_range`.
+
+class Environment:
+    """The light of a clip: one lat-long map for all frames, or one per frame, of which one is in memory at a time.
+
+    Warns once if `env_ldr` and `env_log` cannot represent the light: see `range_warning`.
 
     Args:
       source: as for `environment_maps`.
-      rotation, flip, strength, blur: as for `light_image`.
+      rotation, flip, strength, blur: as for `load_latlong`.
       exposure: in stops, likewise; or "auto", see `automatic_exposure`.
       yaw, pitch, roll: of the light, in degrees, as for `light_orientation`.
     Raises:
-      InputError: a map that cannot be read (of several: the first; the others once they are needed), or values that
-        make no sense.
+      InputError: value out of range, or unreadable map (of several, the first; the others once they are needed).
     """
 
     def __init__(
@@ -77,12 +89,12 @@ class Environment:
             exposure = automatic_exposure(self._sources, strength)
         elif isinstance(exposure, str):
             raise InputError(f"environment exposure {exposure!r} is neither a number of stops nor 'auto'")
-        self._how = {"rotation": rotation, "flip": flip, "strength": strength, "exposure": exposure, "blur": blur}
+        self._options = {"rotation": rotation, "flip": flip, "strength": strength, "exposure": exposure, "blur": blur}
         self._warned = False
-        self._held = (0, self._load(0, warn=True))
+        self._cached = (0, self._load(0, warn=True))  # index of a map, and its cube
 
     def require(self, num_frames: int, clip: str) -> None:
-        """InputError if there is a map for each frame, but not for so many as `clip` has."""
+        """Raise InputError if there is one map per frame, but fewer than the `num_frames` of `clip`."""
         if self.per_frame and len(self._sources) < num_frames:
             raise InputError(
                 f"{clip} has {num_frames} frames, but environment {self.name} only {len(self._sources)} maps; "
@@ -90,13 +102,13 @@ class Environment:
             )
 
     def cube(self, frame: int) -> Float32[Array, "6 n n 3"]:
-        """The cube map that lights a frame."""
-        index, held = self._held
+        """Return the cube map that lights a frame."""
+        index, cube = self._cached
         wanted = frame if self.per_frame else 0
         if index != wanted:
-            held = self._load(wanted, warn=False)
-            self._held = (wanted, held)  # at once: devices share a light
-        return held
+            cube = self._load(wanted, warn=False)
+            self._cached = (wanted, cube)  # one assignment: the threads of several devices share this object
+        return cube
 
     def maps(
         self,
@@ -106,26 +118,21 @@ class Environment:
         angles: Float32[np.ndarray, " f"],
         projection: str = "frame",
     ) -> dict[str, Float32[Array, "f H W 3"]]:
-        """What `project` makes of these frames of the light, under a rotation and an angle for each."""
+        """Return the maps of `project` for these frames, with one camera rotation and one light angle per frame."""
         if not self.per_frame:
             return project(self.cube(0), size, rotations, angles, projection)
-        of_frames = [
+        maps_per_frame = [
             project(self.cube(int(frame)), size, rotations[i : i + 1], angles[i : i + 1], projection)
             for i, frame in enumerate(frames)
         ]
-        return {name: jnp.concatenate([maps[name] for maps in of_frames]) for name in of_frames[0]}
+        return {name: jnp.concatenate([maps[name] for maps in maps_per_frame]) for name in maps_per_frame[0]}
 
     def _load(self, index: int, warn: bool) -> Float32[Array, "6 n n 3"]:
         source = self._sources[index]
-        image = load_latlong(source, **self._how, warn=warn)
-        if not self._warned and (doubt := range_warning(image)):
+        image = load_latlong(source, **self._options, warn=warn)
+        if not self._warned and (problem := range_warning(image)):
             self._warned = True
-            warnings.warn(f"environment {source if isinstance(source, str | Path) else 'array'} {doubt}", stacklevel=2)
+            warnings.warn(
+                f"environment {source if isinstance(source, str | Path) else 'array'} {problem}", stacklevel=2
+            )
         return latlong_to_cube(image, self._orientation)
-
-
-def load_environment(
-    source: str | Path | ArrayLike, rotation: float = 180.0, flip: bool = False, strength: float = 1.0
-) -> Float32[Array, "6 n n 3"]:
-    """The cube map of `light_image`: faces +x −x +y −y +z −z, n = CUBE_SIZE."""
-    return latlong_to_cube(load_latlong(source, rotation, flip, strength), light_orientation())

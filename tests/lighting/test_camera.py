@@ -1,4 +1,4 @@
-"""How the light hangs: turns against rotation matrices, against rolled maps, and against cameras that turn instead."""
+"""Light orientation against rotation matrices, rolled maps and inversely rotated cameras."""
 
 import json
 
@@ -43,10 +43,10 @@ def same_light(found, expected, tolerance):
         np.testing.assert_allclose(found[label], expected[label], atol=tolerance, err_msg=label)
 
 
-# ---- Turns ----
+# --- Turns ---
 
 
-def test_what_positive_turns_do():
+def test_signs_of_yaw_pitch_and_roll():
     close = lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6)
     close(light_orientation(yaw=90.0) @ AHEAD, RIGHT)
     close(light_orientation(pitch=90.0) @ AHEAD, UP)
@@ -56,14 +56,14 @@ def test_what_positive_turns_do():
 
 
 @given(ANGLES, ANGLES, ANGLES)
-def test_turns_compose_as_rotation_matrices(yaw, pitch, roll):
+def test_yaw_pitch_roll_compose_as_matrices(yaw, pitch, roll):
     expected = rotation_about(-UP, yaw) @ rotation_about(RIGHT, pitch) @ rotation_about(AHEAD, roll)
     np.testing.assert_allclose(light_orientation(yaw, pitch, roll), expected, atol=1e-5)
 
 
 @settings(deadline=None, max_examples=15)
 @given(ANGLES, ANGLES, ANGLES, st.integers(0, 9))
-def test_a_turned_light_is_an_oppositely_turned_camera(yaw, pitch, roll, seed):
+def test_turned_light_equals_inversely_turned_camera(yaw, pitch, roll, seed):
     image = smooth_light(np.random.default_rng(seed))
     light = rotation_about(-UP, yaw) @ rotation_about(RIGHT, pitch) @ rotation_about(AHEAD, roll)
     found = environment_maps(image, 1, (12, 12), yaw=yaw, pitch=pitch, roll=roll)
@@ -71,14 +71,14 @@ def test_a_turned_light_is_an_oppositely_turned_camera(yaw, pitch, roll, seed):
 
 
 @pytest.mark.parametrize("quarters", [1, 2, 3, -1])
-def test_a_turn_of_quarters_about_the_vertical_rolls_the_map(quarters):
+def test_quarter_turns_of_yaw_roll_the_map(quarters):
     image = np.exp(np.random.default_rng(0).normal(0, 2, (16, 32, 3))).astype(np.float32)
     found = environment_maps(image, 1, (24, 24), yaw=90.0 * quarters)
     same_light(found, environment_maps(np.roll(image, 8 * quarters, axis=1), 1, (24, 24)), 1e-5)
     same_light(found, environment_maps(image, 1, (24, 24), rotation=180.0 + 90 * quarters), 1e-5)
 
 
-def test_cameras_that_turn_are_a_light_that_turns_the_other_way(tmp_path):
+def test_turning_cameras_equal_inversely_turning_light(tmp_path):
     image = np.exp(np.random.default_rng(1).normal(0, 2, (16, 32, 3))).astype(np.float32)
     start = rotation_about(np.array([2, 3, 6]) / 7, 70.0)  # of the first camera in the file's world
     # The light turns to the right and round to the back; these cameras turn to the left.
@@ -92,7 +92,7 @@ def test_cameras_that_turn_are_a_light_that_turns_the_other_way(tmp_path):
     same_light({label: np.concatenate([step[label] for step in steps]) for label in steps[0]}, turning, 2e-5)
 
 
-def test_a_light_that_hangs_askew_turns_about_the_vertical():
+def test_tilted_light_rotates_about_the_vertical():
     image = smooth_light(np.random.default_rng(2))
     found = environment_maps(image, 5, (12, 12), pitch=40.0, roll=25.0, rotate_light=True)
     for i, yaw in enumerate((0, 90, 180, 270, 360)):
@@ -100,10 +100,10 @@ def test_a_light_that_hangs_askew_turns_about_the_vertical():
         same_light({label: images[i : i + 1] for label, images in found.items()}, expected, 1e-3)
 
 
-# ---- Elevation ----
+# --- Elevation ---
 
 
-def test_a_camera_that_is_raised_looks_down():
+def test_raised_camera_looks_down():
     rotation = camera_rotations(1, 30.0, elevation_sign="up")[0]
     backward = rotation @ -AHEAD  # toward the camera from the origin that it looks at
     np.testing.assert_allclose(backward, [0, np.sin(np.deg2rad(30)), np.cos(np.deg2rad(30))], atol=1e-6)
@@ -111,16 +111,16 @@ def test_a_camera_that_is_raised_looks_down():
 
 
 @pytest.mark.parametrize(("sign", "pitch"), [("up", 30.0), ("released", -30.0)])
-def test_an_elevation_is_a_pitch_of_the_light(sign, pitch):
+def test_elevation_equals_pitch_of_the_light(sign, pitch):
     image = smooth_light(np.random.default_rng(3))
     found = environment_maps(image, 2, (12, 12), elevation=30.0, elevation_sign=sign)
     same_light(found, environment_maps(image, 2, (12, 12), pitch=pitch), 1e-3)
 
 
-# ---- Inputs ----
+# --- Inputs ---
 
 
-def test_poses_come_in_the_order_of_their_frames(tmp_path):
+def test_poses_are_ordered_by_file_path(tmp_path):
     poses = as_poses([rotation_about(UP, 10.0 * i) for i in range(3)])
     frames = [{"file_path": f"images/{i}.png", "transform_matrix": poses[i % 3].tolist()} for i in (10, 0, 2)]
     file = tmp_path / "transforms.json"
@@ -132,7 +132,7 @@ def test_poses_come_in_the_order_of_their_frames(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["zero", "mirrored", "sheared", "transposed"])
-def test_a_matrix_that_is_no_pose_is_an_input_error(tmp_path, damage):
+def test_non_rigid_matrix_is_an_input_error(tmp_path, damage):
     good, bad = as_poses([np.eye(3)] * 2)
     good[:3] *= 2  # a scene of another scale
     bad[:3, 3] = 1, 2, 3
@@ -142,7 +142,7 @@ def test_a_matrix_that_is_no_pose_is_an_input_error(tmp_path, damage):
         bad[:3, :3] = {"zero": np.zeros((3, 3)), "mirrored": np.diag([1, 1, -1]), "sheared": np.tri(3)}[damage]
     file = tmp_path / "transforms.json"
     file.write_text(json.dumps({"frames": [{"transform_matrix": pose.tolist()} for pose in (good, bad)]}))
-    with pytest.raises(InputError, match=r"transforms\.json: transform_matrix 1 is no pose"):
+    with pytest.raises(InputError, match=r"transforms\.json: transform_matrix 1 is not a camera pose"):
         read_poses(file, relative=True)
 
 
@@ -156,6 +156,6 @@ def test_a_matrix_that_is_no_pose_is_an_input_error(tmp_path, damage):
         ({"exposure": "atuo"}, "exposure 'atuo' is neither"),
     ],
 )
-def test_bad_options_are_input_errors(options, message):
+def test_invalid_options_are_input_errors(options, message):
     with pytest.raises(InputError, match=message):
         environment_maps(np.ones((4, 8, 3), np.float32), 1, (8, 8), **options)

@@ -1,4 +1,4 @@
-"""Environment maps against a plain, per-pixel numpy rendering of their definition, and against a golden result."""
+"""Environment maps against a per-pixel numpy oracle of their definition, and against a golden result."""
 
 import json
 import os
@@ -22,7 +22,7 @@ HDR = os.environ.get("SUNNY_VONDELPARK_HDR")
 BACKWARD = np.array([0.0, 0.0, 1.0])
 
 
-# ---- The oracle: loops and Python floats, written from the definition with its signs and flips ----
+# --- The oracle: loops and Python floats, written from the definition with its signs and flips ---
 
 
 def rotation_about(axis, angle):
@@ -136,10 +136,10 @@ def random_light(rng, *shape):
     return np.exp(rng.normal(0, 2, shape)).astype(np.float32)
 
 
-# ---- Against the oracle ----
+# --- Against the oracle ---
 
 
-def test_the_cube_map_is_the_lat_long_image_resampled():
+def test_cube_map_matches_resampled_latlong():
     rng = np.random.default_rng(0)
     image = random_light(rng, 12, 24, 3)
     cube = np.asarray(load_environment(image, rotation=0.0))
@@ -152,7 +152,7 @@ def test_the_cube_map_is_the_lat_long_image_resampled():
 
 
 @pytest.mark.parametrize("n", [2, 3, 8])
-def test_projection_of_a_coarse_cube_with_its_seams_and_corners(n):
+def test_projection_matches_oracle_at_seams_and_corners(n):
     rng = np.random.default_rng(n)
     cube = random_light(rng, 6, n, n, 3)
     rotations = np.stack([np.eye(3), random_rotation(rng)]).astype(np.float32)
@@ -168,7 +168,7 @@ def test_projection_of_a_coarse_cube_with_its_seams_and_corners(n):
             np.testing.assert_allclose(found["env_log"][k], log, atol=2e-5)
 
 
-def test_all_of_it_together():
+def test_environment_maps_match_oracle_with_all_options():
     rng = np.random.default_rng(3)
     image = rng.uniform(0, 2, (16, 32, 3)).astype(np.float32)
     poses = np.tile(np.eye(4), (3, 1, 1))
@@ -186,7 +186,7 @@ def test_all_of_it_together():
 
 
 @pytest.mark.skipif(not HDR, reason="set SUNNY_VONDELPARK_HDR to the path of Poly Haven's sunny_vondelpark_1k.hdr")
-def test_golden_result_of_the_reference():
+def test_golden_maps_of_the_reference():
     golden = np.load(GOLDEN)
     with pytest.warns(UserWarning, match="exceeds radiance 10000, .* with 56% of its energy"):
         maps = environment_maps(HDR, num_frames=3, size=(128, 128), rotate_light=True)
@@ -195,17 +195,17 @@ def test_golden_result_of_the_reference():
         assert difference.mean() < 1e-4 and difference.max() < 5e-4, name  # stored in half floats: 2.4e-4 near 1
 
 
-# ---- Properties ----
+# --- Properties ---
 
 
-def test_a_constant_environment_is_constant():
+def test_constant_environment_gives_constant_maps():
     maps = environment_maps(np.full((8, 16, 3), 0.75, np.float32), 2, (32, 64), rotate_light=True, elevation=20.0)
     ldr, log = maps_of_light(np.full((1,), 0.75))
     np.testing.assert_allclose(maps["env_ldr"], np.full((2, 32, 64, 3), ldr), atol=1e-6)
     np.testing.assert_allclose(maps["env_log"], np.full((2, 32, 64, 3), log), atol=1e-6)
 
 
-def test_no_seams_where_faces_meet():
+def test_no_seams_between_cube_faces():
     rng = np.random.default_rng(0)
     cube = rng.uniform(0.2, 1, (6, 8, 8, 3)).astype(np.float32)
     rotations = np.stack([random_rotation(rng) for _ in range(8)]).astype(np.float32)
@@ -215,7 +215,7 @@ def test_no_seams_where_faces_meet():
     assert steps.max() < 0.01  # neighbouring texels differ by up to 0.3
 
 
-def test_lamp_behind_the_camera_is_in_the_middle_and_directions_say_so():
+def test_lamp_behind_camera_is_centered():
     image = np.zeros((64, 128, 3), np.float32)
     image[28:36, 60:68] = 1  # in the middle of the lat-long image, which the default rotation turns behind the camera
     maps = environment_maps(image, 1, (65, 65))
@@ -226,7 +226,7 @@ def test_lamp_behind_the_camera_is_in_the_middle_and_directions_say_so():
     assert maps["env_nrm"][0, 32, 48, 0] > 0.99  # +x to the right
 
 
-def test_a_ball_mirrors_what_is_behind_the_camera_in_its_middle():
+def test_ball_shows_light_behind_camera_in_its_center():
     cube = jnp.stack([jnp.full((4, 4, 3), x) for x in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)])
     maps = project(cube, (65, 65), camera_rotations(1), light_angles(1, False), "ball")
     middle, right, top, left = ((32, 32), (32, 56), (8, 32), (32, 8))
@@ -235,7 +235,7 @@ def test_a_ball_mirrors_what_is_behind_the_camera_in_its_middle():
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_elevation_turns_like_the_released_code():
+def test_elevation_matches_released_look_at_matrix():
     expected = rotation_about("x", np.deg2rad(30))
     np.testing.assert_allclose(camera_rotations(2, 30.0), [expected] * 2, atol=1e-6)
     np.testing.assert_array_equal(camera_rotations(1), [np.eye(3)])
@@ -259,10 +259,10 @@ def test_tone_curves_at_known_values():
     close(projection.log_curve(jnp.array([0.0, 100, 1e4, 65504])), [0, srgb(np.log(101) / np.log(10001)), 1, 1])
 
 
-# ---- Inputs ----
+# --- Inputs ---
 
 
-def test_radiance_is_cleaned_with_a_warning_for_nan_alone():
+def test_radiance_is_clamped_and_nan_warns():
     image = np.ones((4, 8, 3), np.float32)
     image[0, 0], image[1, 1], image[2, 2] = np.inf, -np.inf, 1e30
     cube = load_environment(image, strength=1e20)
@@ -272,7 +272,7 @@ def test_radiance_is_cleaned_with_a_warning_for_nan_alone():
         assert np.isfinite(load_environment(image)).all()
 
 
-def test_warns_of_darkness_and_shape(tmp_path):
+def test_warnings_for_black_shape_and_ldr(tmp_path):
     with pytest.warns(UserWarning, match="black"):
         load_environment(np.zeros((2, 4, 3), np.float32))
     with pytest.warns(UserWarning, match="5x4, not 2:1"):
@@ -300,13 +300,13 @@ def test_warns_of_darkness_and_shape(tmp_path):
         ({"source": "missing.hdr"}, "missing.hdr does not exist"),
     ],
 )
-def test_bad_options_are_input_errors(options, message):
+def test_invalid_options_are_input_errors(options, message):
     arguments = {"source": np.ones((4, 8, 3), np.float32), "num_frames": 2, "size": (8, 8)} | options
     with pytest.raises(InputError, match=message):
         environment_maps(**arguments)
 
 
-def test_poses_of_a_transforms_file(tmp_path):
+def test_read_poses_absolute_and_relative(tmp_path):
     rng = np.random.default_rng(0)
     poses = np.tile(np.eye(4), (3, 1, 1))
     poses[:, :3, :3] = [random_rotation(rng) for _ in range(3)]
@@ -332,7 +332,7 @@ def test_poses_of_a_transforms_file(tmp_path):
         ('{"frames": [{"transform_matrix": "x"}]}', "no list of poses"),
     ],
 )
-def test_bad_transforms_files_are_input_errors(tmp_path, text, message):
+def test_invalid_transforms_files_are_input_errors(tmp_path, text, message):
     file = tmp_path / "transforms.json"
     file.write_text(text)
     with pytest.raises(InputError, match=message) as error:
@@ -340,6 +340,6 @@ def test_bad_transforms_files_are_input_errors(tmp_path, text, message):
     assert str(file) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_missing_transforms_file_is_an_input_error(tmp_path):
+def test_missing_transforms_file_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match=r"none\.json: No such file"):
         read_poses(tmp_path / "none.json")

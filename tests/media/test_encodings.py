@@ -1,4 +1,4 @@
-"""Files of every format, against OpenEXR, Pillow and imageio, and read back equal to what was written."""
+"""Files of every format, against OpenEXR, Pillow and imageio, and as round trips."""
 
 import itertools
 
@@ -50,7 +50,7 @@ def rgb_of(found):
     return np.stack([found[name] for name in "RGB"], axis=-1).astype(np.float32)
 
 
-# ---- Numbers ----
+# --- Normals and curves ---
 
 
 def test_normals_at_known_values():
@@ -70,17 +70,17 @@ def test_normals_survive_16_bits(seed):
     assert decode_normal(encode_normal(normal)).dtype == np.float32
 
 
-def test_the_curve_and_its_inverse():
+def test_srgb_curve_inverts():
     values = np.linspace(0, 1, 10001, dtype=np.float32)
     np.testing.assert_allclose(linear_to_srgb(srgb_to_linear(values)), values, atol=2e-6)
     np.testing.assert_allclose(linear_to_srgb(np.float32([-1, 0.0030960, 0.2140411, 7])), [0, 0.04, 0.5, 1], atol=1e-6)
 
 
-# ---- There and back ----
+# --- Round trips ---
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=lambda f: f"{f.kind}{f.bits}-{f.transfer}-{f.normals}")
-def test_what_is_written_is_read_back(tmp_path, format):
+def test_round_trip_of_every_label_and_format(tmp_path, format):
     for label in LABELS:
         path = frame_path(tmp_path, 0, 0, label, format.kind)
         image = picture(label)
@@ -97,7 +97,7 @@ def test_what_is_written_is_read_back(tmp_path, format):
 
 @given(st.sampled_from(LABELS), st.sampled_from(FORMATS), st.tuples(st.integers(1, 9), st.integers(1, 9)))
 @settings(max_examples=60)
-def test_a_second_round_changes_nothing(tmp_path_factory, label, format, size):
+def test_second_round_trip_changes_nothing(tmp_path_factory, label, format, size):
     path = frame_path(tmp_path_factory.getbasetemp(), 0, 0, label, format.kind)
     format.write(path, picture(label, size), label)
     once = read_labeled(path, label)
@@ -105,7 +105,7 @@ def test_a_second_round_changes_nothing(tmp_path_factory, label, format, size):
     np.testing.assert_allclose(read_labeled(path, label), once, atol=2**-11 if format.kind == "exr" else 1e-6)
 
 
-def test_the_same_picture_is_the_same_bytes(tmp_path, monkeypatch):
+def test_equal_images_give_equal_bytes(tmp_path, monkeypatch):
     for kind in ("png", "exr"):
         files = [tmp_path / f"{i}.rgb.{kind}" for i in range(2)]
         for path, hour in zip(files, (1e9, 1.5e9), strict=True):
@@ -115,10 +115,10 @@ def test_the_same_picture_is_the_same_bytes(tmp_path, monkeypatch):
     assert "capDate" not in OpenEXR.File(str(files[0])).header()  # the hour that OpenImageIO would write
 
 
-# ---- What other programs find ----
+# --- Read by other programs ---
 
 
-def test_exr_colours_are_linear_half_floats(tmp_path):
+def test_exr_colors_are_linear_half_floats(tmp_path):
     image = picture("basecolor")
     for transfer, expected in ((None, srgb_to_linear(image)), ("srgb", image)):
         ImageFormat("exr", transfer=transfer).write(tmp_path / "a.exr", image, "basecolor")
@@ -144,7 +144,7 @@ def test_exr_data_is_not_transformed(tmp_path):
         assert "drender:transfer" not in OpenEXR.File(str(tmp_path / "a.exr")).header()
 
 
-def test_exr_has_one_value_where_there_is_one(tmp_path):
+def test_exr_scalar_labels_hold_their_mean(tmp_path):
     image = np.random.default_rng(1).random((9, 14, 3), np.float32)  # as a network gives it
     for label in ("depth", "roughness", "metallic"):
         ImageFormat("exr").write(tmp_path / "a.exr", image, label)
@@ -153,7 +153,7 @@ def test_exr_has_one_value_where_there_is_one(tmp_path):
         np.testing.assert_allclose(found, image.mean(axis=-1, keepdims=True) * np.ones(3), atol=2**-11)
 
 
-def test_exr_depth_is_a_picture_and_z_in_full_precision(tmp_path):
+def test_exr_depth_has_rgb_and_full_precision_z(tmp_path):
     image = picture("depth")
     ImageFormat("exr").write(tmp_path / "a.exr", image, "depth")
     found = channels(tmp_path / "a.exr")
@@ -174,7 +174,7 @@ def test_exr_normals_are_unit_vectors(tmp_path, normals, sign, down):
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_png_is_as_released_and_says_what_it_is(tmp_path, bits):
+def test_png_matches_release_and_names_its_encoding(tmp_path, bits):
     image = picture("normal")
     ImageFormat(bits=bits).write(tmp_path / "gl.png", image, "normal")
     ImageFormat(bits=bits, normals="directx").write(tmp_path / "dx.png", image, "normal")
@@ -193,10 +193,10 @@ def test_png_is_as_released_and_says_what_it_is(tmp_path, bits):
     assert not {"srgb", "gamma"} & png_info(tmp_path / "a.png").keys()
 
 
-# ---- Files of other programs ----
+# --- Written by other programs ---
 
 
-def test_directx_twice_is_opengl(tmp_path):
+def test_directx_normals_convert_to_opengl(tmp_path):
     image = picture("normal")
     for kind in ("png", "exr"):
         path = tmp_path / f"a.normal.{kind}"
@@ -213,7 +213,7 @@ def test_directx_twice_is_opengl(tmp_path):
         np.testing.assert_allclose(said, image, atol=2**-11)
 
 
-def test_colours_of_files_that_say_nothing(tmp_path):
+def test_transfer_of_files_without_metadata(tmp_path):
     image = picture("basecolor")
     write_png(tmp_path / "a.png", image, 16)
     write_exr(tmp_path / "a.exr", dict(zip("RGB", np.moveaxis(image, -1, 0), strict=True)))
@@ -230,13 +230,13 @@ def test_colours_of_files_that_say_nothing(tmp_path):
         np.testing.assert_allclose(clip.read("basecolor")[0], expected, atol=2e-3)
 
 
-def test_normals_in_x_y_z(tmp_path):
+def test_exr_normals_from_xyz_channels(tmp_path):
     normal = picture("normal") * 2 - 1
     write_exr(tmp_path / "a.exr", dict(zip("XYZ", np.moveaxis(normal, -1, 0), strict=True)))
     np.testing.assert_allclose(read_labeled(tmp_path / "a.exr", "normal"), picture("normal"), atol=2**-11)
 
 
-def test_what_cannot_be(tmp_path):
+def test_invalid_formats_and_values_are_input_errors(tmp_path):
     for arguments, message in (
         ({"kind": "exe"}, "unknown format 'exe'; did you mean 'exr'"),
         ({"transfer": "lin"}, "unknown transfer 'lin'; did you mean 'linear'"),

@@ -1,4 +1,4 @@
-"""G-buffers: names, and the three layouts of their folders."""
+"""G-buffer folders: names, the three layouts and their errors."""
 
 import numpy as np
 import pytest
@@ -28,20 +28,20 @@ def write_clip(folder, layout=RELEASED, labels=CONDITIONS, chunks=(2,), size=(2,
     return folder
 
 
-# ---- Names ----
+# --- Names ---
 
 
-def test_names_agree_with_the_released_models():
+def test_names_match_released_models():
     assert list(DOMAINS) == ["basecolor", "metallic", "roughness", "normal", "depth", "diffuse_albedo"]
     assert list(DOMAINS.values()) == [0, 1, 2, 3, 4, 5]
     assert DEFAULT_PASSES == ("basecolor", "metallic", "roughness", "normal", "depth")
     assert CONDITIONS == ("basecolor", "normal", "depth", "roughness", "metallic")
 
 
-# ---- Folders ----
+# --- Folders ---
 
 
-def test_paths_of_the_released_layout(tmp_path):
+def test_frame_path_of_released_layout(tmp_path):
     assert frame_path(tmp_path, 2, 13, "basecolor") == tmp_path / "0002.0013.basecolor.png"
     assert str(frame_path("out", 0, 0, "env0001")).endswith("0000.0000.env0001.png")
 
@@ -61,7 +61,7 @@ def test_round_trip_in_every_layout(tmp_path, layout):
     np.testing.assert_array_equal(clip.read("normal", 0, 1, 3), clip.read("normal")[1:3])
 
 
-def test_a_folder_of_clips_in_natural_order(tmp_path):
+def test_clips_in_natural_order(tmp_path):
     for name, layout in (("clip10", RELEASED), ("clip2", FOLDERS), ("a", WEBDATASET)):
         write_clip(tmp_path / name, layout)
     write_clip(tmp_path / "only pictures", labels=("rgb",))
@@ -70,7 +70,7 @@ def test_a_folder_of_clips_in_natural_order(tmp_path):
     assert [clip.name for clip in find_gbuffer_clips(tmp_path)] == ["a", "clip2", "clip10"]
 
 
-def test_other_files_are_passed_over(tmp_path):
+def test_other_files_are_ignored(tmp_path):
     write_clip(tmp_path, labels=(*CONDITIONS, "rgb", "env0000"))
     for name in (".0000.0009.depth.png", "notes.depth.txt", "depth.png", "0000.0000.depth"):
         (tmp_path / name).write_text("")
@@ -79,7 +79,7 @@ def test_other_files_are_passed_over(tmp_path):
 
 
 @pytest.mark.parametrize("layout", [RELEASED, WEBDATASET, FOLDERS])
-def test_other_labels_where_they_are_asked_for(tmp_path, layout):
+def test_extra_labels_are_found_on_request(tmp_path, layout):
     write_clip(tmp_path / "walk", layout, labels=(*CONDITIONS, "rgb", "mask"))
     (clip,) = find_gbuffer_clips(tmp_path, required=("rgb", "depth"), labels=("mask", "rgb"))
     assert set(clip.labels) == {*CONDITIONS, "rgb", "mask"}
@@ -90,7 +90,7 @@ def test_other_labels_where_they_are_asked_for(tmp_path, layout):
         find_gbuffer_clips(tmp_path, required=("env0000",), labels=("env0000",))
 
 
-def test_frames_as_exr(tmp_path):
+def test_exr_frames_among_png(tmp_path):
     OpenEXR = pytest.importorskip("OpenEXR")
     write_clip(tmp_path)
     depth = np.linspace(0, 1, 6, dtype=np.float32).reshape(2, 3)
@@ -102,7 +102,7 @@ def test_frames_as_exr(tmp_path):
     np.testing.assert_array_equal(found, np.stack([depth, depth + 1])[..., None] * np.ones(3, np.float32))
 
 
-def test_what_is_required_may_differ(tmp_path):
+def test_required_labels(tmp_path):
     write_clip(tmp_path, labels=("basecolor", "diffuse_albedo"))
     frame_path(tmp_path, 0, 1, "diffuse_albedo").unlink()
     (clip,) = find_gbuffer_clips(tmp_path, required=("basecolor",))
@@ -111,10 +111,10 @@ def test_what_is_required_may_differ(tmp_path):
     assert clip.labels == ("basecolor",)
 
 
-# ---- Errors ----
+# --- Errors ---
 
 
-def test_missing_frames_are_named(tmp_path):
+def test_error_names_missing_frames(tmp_path):
     write_clip(tmp_path / "walk", chunks=(4, 2))
     frame_path(tmp_path / "walk", 0, 3, "depth").unlink()
     frame_path(tmp_path / "walk", 0, 1, "normal").unlink()
@@ -123,7 +123,7 @@ def test_missing_frames_are_named(tmp_path):
     assert "clip 'walk' has no 'normal' (frame 0000.0001 and 1 more), no 'depth' (frame 0000.0003)" in message
 
 
-def test_a_missing_buffer_is_named(tmp_path):
+def test_error_names_missing_buffer(tmp_path):
     write_clip(tmp_path / "walk", labels=("basecolor", "depth", "roughness", "metallic"))
     assert "clip 'walk' has no 'normal' (frame 0000.0000 and 1 more)" in broken(find_gbuffer_clips, tmp_path / "walk")
     write_clip(tmp_path / "run", labels=("diffuse_albedo",))
@@ -132,20 +132,20 @@ def test_a_missing_buffer_is_named(tmp_path):
     )
 
 
-def test_nothing_there(tmp_path):
+def test_no_gbuffers_is_an_input_error(tmp_path):
     assert "does not exist" in broken(find_gbuffer_clips, tmp_path / "none")
     write_clip(tmp_path / "walk", labels=("rgb",))
     assert "no G-buffers" in broken(find_gbuffer_clips, tmp_path)
     assert "is not a folder" in broken(find_gbuffer_clips, tmp_path / "walk" / "0000.0000.rgb.png")
 
 
-def test_two_files_for_one_frame(tmp_path):
+def test_duplicate_frame_is_an_input_error(tmp_path):
     write_clip(tmp_path)
     frame_path(tmp_path, 0, 0, "depth").with_suffix(".jpg").write_text("")
     assert "0000.0000.depth.png are the same buffer" in broken(find_gbuffer_clips, tmp_path)
 
 
-def test_frames_of_different_size(tmp_path):
+def test_frames_of_different_size_are_an_input_error(tmp_path):
     write_clip(tmp_path, chunks=(3,))
     write_png(frame_path(tmp_path, 0, 2, "depth"), np.zeros((4, 4, 3), np.float32))
     (clip,) = find_gbuffer_clips(tmp_path)

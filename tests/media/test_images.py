@@ -1,4 +1,4 @@
-"""Stills against Pillow and OpenEXR, and files that are broken in every way."""
+"""Images against Pillow and OpenEXR, and damaged files."""
 
 import struct
 import zlib
@@ -29,7 +29,7 @@ def read_all(path):
     return [frame for clip in find_clips(path) for frame in clip.frames()]
 
 
-# ---- Reading stills ----
+# --- Reading ---
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
@@ -44,7 +44,7 @@ def test_lossless_formats(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "I;16"])
-def test_grey_palettes_and_single_bits(tmp_path, mode):
+def test_gray_palette_and_one_bit_images(tmp_path, mode):
     if mode == "I;16":
         values = RNG.integers(0, 65536, (9, 7)).astype(np.uint16)
         image, expected = Image.fromarray(values), np.repeat(values[..., None] / 65535, 3, axis=-1)
@@ -56,7 +56,7 @@ def test_grey_palettes_and_single_bits(tmp_path, mode):
     np.testing.assert_allclose(read_image(tmp_path / "a.png"), expected, atol=1e-6)
 
 
-def test_palette_with_a_transparent_entry(tmp_path):
+def test_palette_with_transparent_entry(tmp_path):
     Image.fromarray(RGB).quantize(8).save(tmp_path / "a.png", transparency=2)
     rgba = np.asarray(Image.open(tmp_path / "a.png").convert("RGBA")) / 255
     assert (rgba[..., 3] == 0).any()
@@ -76,7 +76,7 @@ def test_orientation(tmp_path, orientation, suffix):
     assert find_clips(tmp_path / f"a.{suffix}")[0].num_frames == 1
 
 
-def test_content_counts_more_than_the_suffix(tmp_path):
+def test_content_overrides_suffix(tmp_path):
     Image.fromarray(RGB).save(tmp_path / "a.jpg", format="PNG")
     np.testing.assert_allclose(read_image(tmp_path / "a.jpg"), RGB / 255, atol=1e-6)
 
@@ -105,14 +105,14 @@ def test_radiance(tmp_path, compressed):
     np.testing.assert_allclose(read_hdr(tmp_path / "a.hdr"), mantissas * 2.0 ** (exponents - 136.0), rtol=0.005)
 
 
-def test_an_ldr_environment_is_linearised_with_a_warning(tmp_path):
+def test_read_hdr_linearizes_ldr_with_warning(tmp_path):
     write_png(tmp_path / "a.png", np.array([[[0, 0.04, 0.5], [1, 0.2, 0.8]]], np.float32), bits=16)
     with pytest.warns(UserWarning, match=r"a\.png is no HDR image"):
         found = read_hdr(tmp_path / "a.png")
     np.testing.assert_allclose(found[0], [[0, 0.0030960, 0.2140411], [1, 0.0331048, 0.6038274]], atol=2e-5)
 
 
-# ---- Writing stills ----
+# --- Writing ---
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([8, 16]), st.integers(0, 2**32 - 1))
@@ -128,7 +128,7 @@ def test_png_round_trip_is_exact(tmp_path_factory, height, width, bits, seed):
     np.testing.assert_array_equal(read_image(path), found)
 
 
-def test_png_as_others_see_it(tmp_path):
+def test_png_is_read_alike_by_pillow(tmp_path):
     write_png(tmp_path / "sub" / "a.png", RGB)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "sub" / "a.png")), RGB)
     assert [path.name for path in (tmp_path / "sub").iterdir()] == ["a.png"]
@@ -139,7 +139,7 @@ def test_png_rounds_to_nearest_and_clips(tmp_path):
     assert np.asarray(Image.open(tmp_path / "a.png")).tolist() == [[[0, 0, 1], [255, 255, 255]]]
 
 
-def test_writing_where_one_cannot(tmp_path):
+def test_unwritable_paths_are_input_errors(tmp_path):
     (tmp_path / "file").write_text("")
     z = {"Z": SCENE[..., 0]}
     for name, write, pixels in (
@@ -154,7 +154,7 @@ def test_writing_where_one_cannot(tmp_path):
 
 
 @pytest.mark.parametrize("limit", [0, 100, 5000])
-def test_a_full_disk(tmp_path, limit):
+def test_full_disk_leaves_nothing_behind(tmp_path, limit):
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     noise = RNG.random((64, 64, 3)).astype(np.float32)
@@ -171,7 +171,7 @@ def test_a_full_disk(tmp_path, limit):
     assert not list(tmp_path.iterdir())
 
 
-# ---- Broken stills ----
+# --- Damaged files ---
 
 
 def png(width, height, data=b""):
@@ -203,7 +203,7 @@ def test_broken_images_are_input_errors_without_noise(tmp_path, suffix, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_damage_in_a_png_is_noticed(tmp_path, capfd):
+def test_png_checksum_is_verified(tmp_path, capfd):
     write_png(tmp_path / "a.png", RGB)
     data = bytearray((tmp_path / "a.png").read_bytes())
     data[-200] ^= 1
@@ -212,7 +212,7 @@ def test_damage_in_a_png_is_noticed(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_absurd_sizes_take_no_memory(tmp_path, capfd):
+def test_huge_declared_sizes_are_rejected(tmp_path, capfd):
     for width, height in ((0, 5), (5, 0), (100_000, 100_000), (30_000, 30_000), (2**31 - 1, 2**31 - 1)):
         (tmp_path / "a.png").write_bytes(png(width, height))
         (tmp_path / "a.hdr").write_bytes(radiance_header(height, width) + b" " * 99)
@@ -221,7 +221,7 @@ def test_absurd_sizes_take_no_memory(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_paths_that_are_no_images(tmp_path):
+def test_paths_that_are_not_images(tmp_path):
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "a.txt").write_text("")
     assert "is not a file" in broken(read_image, tmp_path / "folder.png")

@@ -1,4 +1,4 @@
-"""Sizes: what the released scripts do to a frame, and the other ways."""
+"""Resizing: the released preprocessing and the other modes."""
 
 from fractions import Fraction
 
@@ -42,7 +42,7 @@ def test_fit_cover():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_fit_cover_keeps_what_fits_and_takes_one_pixel():
+def test_fit_cover_identity_and_single_pixel():
     frame = RNG.random((64, 128, 3)).astype(np.float32)
     np.testing.assert_array_equal(fit_cover(frame, (64, 128)), frame)
     assert fit_cover(frame[:63, :65]).shape == (64, 128, 3)
@@ -56,7 +56,7 @@ def test_shrinking_is_antialiased():
     np.testing.assert_allclose(found, 0.5, atol=0.02)
 
 
-# ---- Fit modes ----
+# --- Fit modes ---
 
 SIZES = st.tuples(st.integers(1, 300), st.integers(1, 300))
 
@@ -92,7 +92,7 @@ def test_sizes_of_every_mode(source, size, mode, output):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("source", [(90, 51), (37, 200), (5, 9), (64, 64), (1, 1)])
-def test_a_smooth_picture_comes_back_in_its_place(mode, source):
+def test_smooth_image_survives_fit_and_restore(mode, source):
     y, x = (np.linspace(0.2, 0.8, side) if side > 1 else np.array([0.5]) for side in source)
     frame = np.stack(np.broadcast_arrays(y[:, None], x[None, :], 0.3), axis=-1).astype(np.float32)
     placement = ResizeConfig(mode, (128, 192), "source").place(source)
@@ -101,7 +101,7 @@ def test_a_smooth_picture_comes_back_in_its_place(mode, source):
     np.testing.assert_allclose(restored, frame, atol=0.05 if min(source) < 10 else 0.02)
 
 
-def test_padding_repeats_the_edge_and_is_cut_off():
+def test_padding_repeats_edge_and_is_cropped():
     frame = RNG.random((64, 100, 3)).astype(np.float32)
     for fit in (ResizeConfig("contain"), ResizeConfig("contain", (64, 100))):
         placement = fit.place((64, 100))
@@ -111,7 +111,7 @@ def test_padding_repeats_the_edge_and_is_cut_off():
         np.testing.assert_array_equal(placement.restore(fitted, "rgb"), frame)
 
 
-def test_normals_have_length_one_at_the_size_of_the_source():
+def test_restored_normals_have_unit_length():
     normal = RNG.normal(size=(64, 64, 3)).astype(np.float32)
     stored = encode_normal(normal / np.linalg.norm(normal, axis=-1, keepdims=True))
     placement = ResizeConfig("stretch", (64, 64), "source").place((100, 33))
@@ -122,7 +122,7 @@ def test_normals_have_length_one_at_the_size_of_the_source():
     np.testing.assert_allclose(placement.restore(stored, "depth"), expected, atol=1e-6)
 
 
-def test_fits_that_make_no_sense():
+def test_invalid_resize_configs_are_input_errors():
     for arguments, message in (
         (("coverr",), "unknown fit mode 'coverr'; did you mean 'cover'"),
         (("cover", (64, 64), "original"), "unknown output size 'original'"),

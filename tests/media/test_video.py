@@ -1,4 +1,4 @@
-"""Video against imageio, clips in folders, and files that are broken in every way."""
+"""Video against imageio, clips in folders, and damaged files."""
 
 import struct
 from fractions import Fraction
@@ -29,7 +29,7 @@ def read_all(path):
     return [frame for clip in find_clips(path) for frame in clip.frames()]
 
 
-# ---- Video ----
+# --- Video ---
 
 
 def test_video_round_trip(tmp_path):
@@ -67,7 +67,7 @@ def test_quality_and_frame_rate(tmp_path):
     assert not (tmp_path / "b.mp4").exists()
 
 
-def test_video_of_odd_sides_and_uint8_grows_by_its_edge(tmp_path):
+def test_odd_sides_are_padded_by_the_edge(tmp_path):
     write_video(tmp_path / "a.mp4", [(SCENE[:31, :47] * 255).astype(np.uint8)] * 3, 24000 / 1001)
     (clip,) = find_clips(tmp_path / "a.mp4")
     frame = next(clip.frames())
@@ -76,7 +76,7 @@ def test_video_of_odd_sides_and_uint8_grows_by_its_edge(tmp_path):
     np.testing.assert_allclose(frame[31, :47], SCENE[30, :47], atol=0.06)
 
 
-def test_video_turned_by_its_display_matrix(tmp_path):
+def test_display_matrix_rotation(tmp_path):
     data = movie(tmp_path / "a.mp4").read_bytes()
     upright = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
     place = data.index(upright, data.index(b"tkhd"))
@@ -96,7 +96,7 @@ def remux(source, path):
     return path
 
 
-def test_frames_are_counted_where_the_container_gives_no_number(tmp_path):
+def test_frames_are_counted_without_container_count(tmp_path):
     path = remux(movie(tmp_path / "a.mp4"), tmp_path / "b.mkv")
     with av.open(str(path)) as container:
         assert container.streams.video[0].frames == 0
@@ -104,7 +104,7 @@ def test_frames_are_counted_where_the_container_gives_no_number(tmp_path):
     assert (clip.num_frames, clip.fps) == (6, 5.0) and len(list(clip.frames())) == 6
 
 
-def test_broken_videos_are_input_errors(tmp_path, capfd):
+def test_damaged_videos_are_input_errors(tmp_path, capfd):
     data, path = movie(tmp_path / "a.mp4").read_bytes(), tmp_path / "b.mp4"
     for content in (b"", b"this is a text\n" * 20, *(data[: len(data) * k // 8] for k in range(1, 8)), data[:-5]):
         path.write_bytes(content)
@@ -115,7 +115,7 @@ def test_broken_videos_are_input_errors(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_cut_matroska_file_is_an_error_or_shorter(tmp_path):
+def test_cut_matroska_is_shorter_or_an_error(tmp_path):
     data = remux(movie(tmp_path / "a.mp4"), tmp_path / "b.mkv").read_bytes()
     lengths = set()
     for cut in range(700, len(data), 25):  # it has no table of its frames: between two of them nobody sees the cut
@@ -130,7 +130,7 @@ def test_a_cut_matroska_file_is_an_error_or_shorter(tmp_path):
     assert lengths <= {None, 1, 2, 3, 4, 5, 6} and None in lengths
 
 
-def test_sound_is_no_video(tmp_path):
+def test_audio_only_file_is_an_input_error(tmp_path):
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=44100)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
@@ -139,7 +139,7 @@ def test_sound_is_no_video(tmp_path):
     assert "no video" in broken(find_clips, tmp_path / "a.mp4")
 
 
-def test_an_interrupted_video_leaves_nothing(tmp_path):
+def test_interrupted_write_leaves_nothing(tmp_path):
     def frames():
         yield SCENE
         raise RuntimeError("the model stopped")
@@ -150,17 +150,17 @@ def test_an_interrupted_video_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# ---- Finding clips ----
+# --- Finding clips ---
 
 
-def test_an_image_is_a_clip_of_one_frame(tmp_path):
+def test_image_is_a_clip_of_one_frame(tmp_path):
     write_png(tmp_path / "cat.v2.png", RGB)
     (clip,) = find_clips(str(tmp_path / "cat.v2.png"))
     assert (clip.name, clip.fps, clip.num_frames) == ("cat.v2", 7.0, 1)
     np.testing.assert_allclose(next(clip.frames()), RGB / 255, atol=1e-6)
 
 
-def test_a_folder_of_frames_is_a_clip_in_natural_order(tmp_path):
+def test_frame_folder_is_a_clip_in_natural_order(tmp_path):
     for number in (10, 9, 1, 2, 11):
         write_png(tmp_path / "walk" / f"frame{number}.PNG", np.full((2, 2, 3), number, np.uint8))
     (tmp_path / "walk" / ".hidden.png").write_text("")
@@ -172,7 +172,7 @@ def test_a_folder_of_frames_is_a_clip_in_natural_order(tmp_path):
     assert [found.name for found in find_clips(tmp_path)] == ["walk"]
 
 
-def test_a_folder_of_many_clips(tmp_path):
+def test_folder_of_many_clips(tmp_path):
     for name in ("clip10/0.png", "clip10/1.png", "clip2/0.png", "still.jpeg.png", "deep/er/clip3/a.png", "empty/x.txt"):
         write_png(tmp_path / name, RGB)
     (tmp_path / "empty" / "x.txt").rename(tmp_path / "empty" / "y.txt")
@@ -197,14 +197,14 @@ def test_rgb_files_are_the_frames_of_a_folder_of_gbuffers(tmp_path):
     assert [path.name for path in find_clips(tmp_path / "set" / "walk")[0].paths] == walk
 
 
-def test_frames_of_different_size(tmp_path):
+def test_frames_of_different_size_are_an_input_error(tmp_path):
     write_png(tmp_path / "clip" / "1.png", RGB)
     write_png(tmp_path / "clip" / "2.png", RGB[:, :30])
     message = broken(find_clips, tmp_path)
     assert "2.png has 30x20" in message and "1.png 31x20" in message
 
 
-def test_nothing_to_read(tmp_path):
+def test_no_clips_is_an_input_error(tmp_path):
     assert "does not exist" in broken(find_clips, tmp_path / "none")
     assert "no images or videos" in broken(find_clips, tmp_path)
     (tmp_path / "a.txt").write_text("")
@@ -212,14 +212,14 @@ def test_nothing_to_read(tmp_path):
     assert ".png" in broken(find_clips, tmp_path / "a.txt")
 
 
-def test_two_clips_of_one_name(tmp_path):
+def test_duplicate_clip_names_are_an_input_error(tmp_path):
     write_png(tmp_path / "a.png", RGB)
     movie(tmp_path / "a.mp4", frames=2)
     message = broken(find_clips, tmp_path)
     assert "two clips are named 'a'" in message and "a.png" in message and "a.mp4" in message
 
 
-def test_the_same_frames_give_the_same_bytes(tmp_path):
+def test_equal_frames_give_equal_bytes(tmp_path):
     """x264's macroblock tree made eight different files of twelve of this."""
     noise = np.random.default_rng(0).random((10, 64, 64, 3)).astype(np.float32)
     flat = np.full((64, 64, 3), 0.5, np.float32)

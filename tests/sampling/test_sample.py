@@ -901,7 +901,7 @@ BAD_OPTIONS = [
     ("forward", ("--elevation", "nan"), "elevation nan"),
     ("forward", ("--poses", "/nowhere.json"), "cannot read /nowhere.json"),
     ("forward", ("--environment", "/nowhere.hdr"), "/nowhere.hdr does not exist"),
-    ("forward", ("--environment", "/dev"), "/dev: no environment maps there"),
+    ("forward", ("--environment", "/dev"), "/dev: no environment maps found"),
     ("forward", ("--exposure", "bright"), "environment exposure 'bright' is neither a number of stops nor 'auto'"),
     ("forward", ("--exposure", "inf"), "environment exposure inf"),
     ("forward", ("--blur", -5), "environment blur -5.0"),

@@ -1,4 +1,4 @@
-"""Every reader on damaged files: a value, or a refusal in one line; `fuzz_readers.py` tries many more."""
+"""Every reader on damaged files returns a value or a one-line error; `fuzz_readers.py` tries many more."""
 
 import io
 import json
@@ -38,25 +38,25 @@ def test_whole_files_are_read(read, tmp_path, reader, number):
 @pytest.mark.parametrize("reader", [*fuzzing.VALID, "gbuffers"])
 @given(draw=st.randoms(use_true_random=False), number=st.integers(0, 2**32))
 @settings(max_examples=25)
-def test_damaged_files_are_read_or_refused_in_one_line(read, tmp_path_factory, reader, draw, number):
+def test_damaged_files_give_a_value_or_one_line_error(read, tmp_path_factory, reader, draw, number):
     draw.seed(number)
     answer = read(reader, fuzzing.damaged(reader, tmp_path_factory.mktemp("damaged"), draw))
     assert not answer.startswith("BUG"), answer
 
 
-# ---- What was found ----
+# --- Known bugs ---
 
 
 def tiff_of(channels: int = 3, width: int = 16, height: int = 12, depth: int = 1) -> bytes:
-    """A TIFF whose tags claim what they like; its pixels are missing."""
+    """A TIFF whose tags declare any size; its pixels are missing."""
     tags = {256: width, 257: height, 258: 8, 259: 1, 262: 2, 273: 8, 277: channels, 278: height, 279: 8, 32997: depth}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
     return b"II*\0" + struct.pack("<IQH", 16, 0, len(tags)) + entries + bytes(4)
 
 
-FOUND = {
-    "an EXR attribute that is no UTF-8": ("exr", "a.exr", lambda: edited("exr", b"words", b"w\xffrds")),
-    "an EXR attribute's name that is no UTF-8": ("exr", "a.exr", lambda: edited("exr", b"capDate", b"cap\xffate")),
+KNOWN_BUGS = {
+    "an EXR attribute that is not UTF-8": ("exr", "a.exr", lambda: edited("exr", b"words", b"w\xffrds")),
+    "an EXR attribute's name that is not UTF-8": ("exr", "a.exr", lambda: edited("exr", b"capDate", b"cap\xffate")),
     "an EXR attribute's type with a line break": ("exr", "a.exr", lambda: edited("exr", b"box2i", b"bo\n2i")),
     "a WebP that claims 16383x16383 in few bytes": ("webp", "a.webp", lambda: lossless(16383, 16383)),
     "a TIFF of 65535 channels": ("tiff", "a.tif", lambda: tiff_of(channels=65535, width=4096, height=4096)),
@@ -66,20 +66,20 @@ FOUND = {
     "an index nested deeply": ("index", "model.safetensors.index.json", lambda: b"[" * 100_000),
     "poses nested deeply": ("poses", "a.json", lambda: b"[" * 100_000),
     "a pose of an endless number": ("poses", "a.json", lambda: b'{"frames": [%s]}' % endless("transform_matrix")),
-    "YAML that is no UTF-8": ("yaml", "a.yaml", lambda: b"objective: \xff"),
-    "YAML with a day that is none": ("yaml", "a.yaml", lambda: b"seed: 2001-99-99"),
+    "YAML that is not UTF-8": ("yaml", "a.yaml", lambda: b"objective: \xff"),
+    "YAML with an invalid date": ("yaml", "a.yaml", lambda: b"seed: 2001-99-99"),
     "YAML nested deeply": ("yaml", "a.yaml", lambda: b"[" * 1000),
     "YAML with a number for a key": ("yaml", "a.yaml", lambda: b"3: 4"),
     "YAML with an endless key": ("yaml", "a.yaml", lambda: b"a" * 5000 + b": 4"),
     "YAML of a billion laughs": ("yaml", "a.yaml", lambda: laughs()),
     "YAML with an endless number": ("yaml", "a.yaml", lambda: b"optimizer: " + endless("learning_rate")),
     "a record nested deeply": ("record", "inverse.json", lambda: b"[" * 100_000),
-    "a record of no frame rate": ("record", "inverse.json", lambda: record(fps=float("nan"))),
-    "a record without time": ("record", "inverse.json", lambda: record(fps=0)),
+    "a record with a frame rate of NaN": ("record", "inverse.json", lambda: record(fps=float("nan"))),
+    "a record with a frame rate of 0": ("record", "inverse.json", lambda: record(fps=0)),
     "a record whose labels are numbers": ("record", "inverse.json", lambda: record(labels=[1, "a"])),
     "a record whose chunks are lists": ("record", "inverse.json", lambda: record(chunks=[[0]])),
     "a record whose overlap is a word": ("record", "inverse.json", lambda: record(settings={"overlap": "x"})),
-    "latents that are no windows": ("latents", ".0000.normal.latents.npz", lambda: npz(windows=np.array(3))),
+    "latents without windows": ("latents", ".0000.normal.latents.npz", lambda: npz(windows=np.array(3))),
     "latents of other windows": ("latents", ".0000.normal.latents.npz", lambda: npz(windows=np.array([(0, 3)]))),
 }  # fmt: skip
 
@@ -124,9 +124,9 @@ def npz(**changes) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("found", FOUND)
-def test_what_was_found_stays_mended(read, tmp_path, found):
-    reader, name, make = FOUND[found]
+@pytest.mark.parametrize("bug", KNOWN_BUGS)
+def test_known_bugs_stay_fixed(read, tmp_path, bug):
+    reader, name, make = KNOWN_BUGS[bug]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fuzzing, "mutated", lambda *_: make())
         path = fuzzing.damaged(reader, tmp_path, random.Random(0)).rename(tmp_path / "clip" / name)
@@ -134,7 +134,7 @@ def test_what_was_found_stays_mended(read, tmp_path, found):
     assert not answer.startswith("BUG"), answer
 
 
-def test_a_name_that_is_no_text_is_told(read, tmp_path):
+def test_non_utf8_name_is_an_input_error(read, tmp_path):
     name = os.fsencode(tmp_path) + b"/0000.0000.basecolor\xff.basecolor.png"
     Path(os.fsdecode(name)).write_bytes(fuzzing.valid("png", 0)[1])
     assert read("gbuffers", tmp_path).endswith(
@@ -144,5 +144,5 @@ def test_a_name_that_is_no_text_is_told(read, tmp_path):
         write_png(tmp_path / "a\udcff.png", np.zeros((2, 2, 3), np.float32))
 
 
-def test_an_error_is_one_line_whatever_it_quotes():
+def test_error_is_one_line_whatever_it_quotes():
     assert str(InputError("a\nb\x1b[2J\udcff é")) == "a\\nb\\x1b[2J\\udcff é"
