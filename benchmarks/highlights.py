@@ -1,8 +1,8 @@
-"""Does an inserted sphere shine on the side where the light is? python benchmarks/highlights.py [--checkpoint FOLDER]
+"""Compare highlights on a relit sphere with path tracing: python benchmarks/highlights.py [--checkpoint FOLDER]
 
-A sphere of known material is inserted into the bundled G-buffers, or stands alone, and is lit by one lamp in a dim
-surrounding. Compared is where its brightest tenth lies, in sphere radii right and up of its middle, with where path
-tracing puts it. Needs pip install "drender[data]".
+A sphere of known material is inserted into the bundled G-buffers, or rendered alone, under one lamp in the dark.
+The tables give the centroid of its brightest tenth, in sphere radii right of and above its center, beside the
+path-traced one. Needs pip install "drender[data]".
 """
 
 from dataclasses import replace
@@ -34,7 +34,9 @@ NOTHING = {"basecolor": 0, "normal": (0.5, 0.5, 1), "depth": 1, "roughness": 0.5
 
 def main() -> None:
     parser = cli.Parser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--checkpoint", type=cli.path, help="of the forward renderer (the built-in one)")
+    parser.add_argument(
+        "--checkpoint", type=cli.path, help="checkpoint of the forward renderer; the built-in one by default"
+    )
     forward = ForwardRenderer.load(parser.parse_args().checkpoint)
     (clip,) = find_gbuffer_clips(assets.GBUFFERS)
     scenes = {
@@ -74,18 +76,18 @@ def main() -> None:
 
 
 def spot(direction, height: int = 64) -> np.ndarray:
-    """A lat-long map of mean 1: 0.15 everywhere, and a lamp of 24° in one direction: x right, y up, z to the camera."""
+    """Return a lat-long map of mean 1: 0.15 everywhere plus a lamp of 24° (x right, y up, z toward the camera)."""
     v, u = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(2 * height) + 0.5) / (2 * height), indexing="ij")
     polar, azimuth = np.pi * v, 2 * np.pi * (u - 0.5)
-    seen = np.stack([np.sin(polar) * np.sin(azimuth), np.cos(polar), -np.sin(polar) * np.cos(azimuth)], axis=-1)
-    lamp = seen @ (np.array(direction) / np.linalg.norm(direction)) > np.cos(np.deg2rad(12))
+    directions = np.stack([np.sin(polar) * np.sin(azimuth), np.cos(polar), -np.sin(polar) * np.cos(azimuth)], axis=-1)
+    lamp = directions @ (np.array(direction) / np.linalg.norm(direction)) > np.cos(np.deg2rad(12))
     image = np.full((height, 2 * height, 3), 0.15, np.float32)
     image[lamp] = 0.85 / np.average(lamp, weights=np.sin(polar))
     return image
 
 
 def brightest(luminance: np.ndarray, coverage: np.ndarray) -> np.ndarray:
-    """The mean place of the brightest tenth of the sphere's pixels, without its rim."""
+    """Return the centroid of the brightest tenth of the sphere's pixels, without its rim, in sphere radii."""
     y, x = (np.mgrid[: SIZE[0], : SIZE[1]] + 0.5) / SIZE[0] - 0.5
     inside = (coverage > 0.95) & (np.hypot(x, y) < 0.92 * HEIGHT / 2)
     chosen = inside & (luminance >= np.quantile(luminance[inside], 0.9))
@@ -93,10 +95,11 @@ def brightest(luminance: np.ndarray, coverage: np.ndarray) -> np.ndarray:
 
 
 def tracer_of_sphere() -> Tracer:
+    """Return a tracer whose only object is the sphere."""
     tracer = Tracer(SIZE, 64)
-    centre = np.array([0, 0, -CAMERA_DISTANCE])
+    center = np.array([0, 0, -CAMERA_DISTANCE])
     radius = ball_radius(HEIGHT, np.deg2rad(FOV))
-    tracer.set_bodies([shapes.parametric("sphere", 0).placed(np.eye(3), radius, centre)])
+    tracer.set_objects([shapes.parametric("sphere", 0).placed(np.eye(3), radius, center)])
     return tracer
 
 

@@ -1,13 +1,14 @@
-"""How good a pair of renderers is on held-out synthetic clips, beside untrained baselines; tables for docs/quality.md.
+"""Evaluate renderers on held-out synthetic clips beside untrained baselines; print tables for docs/quality.md.
 
     python -m drender.synthetic data/held-out --split test --clips 64 --lights 2 --seed 1
     python benchmarks/quality.py data/held-out [--inverse C] [--forward C] [--inverse-sampled C] [--json FILE]
 
-Everything goes through the public interface. Each clip is there under two lights. Of the baselines the constant is the
-best one that there is, the mean of these very clips; image-based lighting is `shading.py`, of true G-buffers and with
-the true field of view. Metrics are those of `python -m drender.metrics`.
+All predictions use the public interface. Every clip exists under two lights. The constant baseline is the mean of the
+evaluated clips, so no other constant is better. Image-based lighting is `shading.py` with the true field of view.
+Metrics are those of `python -m drender.metrics`.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from drender.metrics import image
 from drender.metrics.compare import write_json
 
 Images = dict[str, np.ndarray]
-# The row of a table -> the image kind -> the metric -> its value for every clip.
+# Row of a table -> image kind -> metric -> its value for every clip.
 Tables = dict[str, dict[str, dict[str, list[float]]]]
 
 
@@ -34,12 +35,15 @@ def main() -> None:
     clips = open_clips(args.clips, ("rgb", *DEFAULT_PASSES, *ENVIRONMENT_LABELS, "mask"))[: args.count]
     images = [read(clip, inverse.config.size, forward.environment_size) for clip in tqdm(clips, desc="reading")]
     tables: Tables = {}
-    nearer, moved = [], {}
-    constant = {label: np.mean([one[label] for one in images], axis=(0, 1, 2, 3)) for label in ("rgb", *DEFAULT_PASSES)}
+    nearer, changes = [], {}
+    constant = {
+        label: np.mean([clip_images[label] for clip_images in images], axis=(0, 1, 2, 3))
+        for label in ("rgb", *DEFAULT_PASSES)
+    }
     pairs = {clip.name: index for index, clip in enumerate(clips)}
     for clip, truth in zip(tqdm(clips, desc="comparing"), images, strict=True):
-        add = lambda row, label, predicted, truth=truth: compare(tables, row, label, predicted, truth)
-        reconstructed = {label: through(inverse, truth[label]) for label in constant}
+        add = functools.partial(compare, tables, truth)
+        reconstructed = {label: reconstruct(inverse, truth[label]) for label in constant}
         buffers = predict(inverse, truth)
         many_steps = predict(sampled, truth) if sampled is not None else {}
         for label in DEFAULT_PASSES:
@@ -58,19 +62,19 @@ def main() -> None:
         add("image-based lighting, estimated G-buffers", "rgb", shading.shade(buffers, truth, scene["fov"]))
         add("basecolor as RGB", "rgb", truth["basecolor"])
         add("best constant", "rgb", np.broadcast_to(constant["rgb"], truth["rgb"].shape))
-        ours = {"rgb": rendered} | buffers
-        for row, images_of in (("", ours), (", 20 steps", many_steps), (", VAE alone", reconstructed)):
-            for label, predicted in images_of.items():
-                moved.setdefault(label + row, []).append([change(predicted), change(truth[label])])
+        one_step = {"rgb": rendered} | buffers
+        for row, predictions in (("", one_step), (", 20 steps", many_steps), (", VAE alone", reconstructed)):
+            for label, predicted in predictions.items():
+                changes.setdefault(label + row, []).append([change(predicted), change(truth[label])])
         if (other := pairs.get(scene["other_light"])) is not None:
             relighting = relit(forward, buffers, images[other])
-            add("relighting, estimated G-buffers", "rgb", relighting, images[other])
-            error = lambda target, relighting=relighting: np.square(relighting - target["rgb"]).mean()
-            nearer.append(float(error(images[other]) < error(truth)))
-    results = {row: mean(labels) for row, labels in tables.items()}
-    report(results, nearer, moved)
+            compare(tables, images[other], "relighting, estimated G-buffers", "rgb", relighting)
+            wrong, right = (np.square(relighting - target["rgb"]).mean() for target in (truth, images[other]))
+            nearer.append(float(right < wrong))
+    results = {row: clip_means(labels) for row, labels in tables.items()}
+    report(results, nearer, changes)
     if args.json:
-        ratios = {label: float(np.sum(x, axis=0)[0] / np.sum(x, axis=0)[1]) for label, x in moved.items()}
+        ratios = {label: float(np.sum(x, axis=0)[0] / np.sum(x, axis=0)[1]) for label, x in changes.items()}
         write_json(args.json, {"tables": results, "nearer": float(np.mean(nearer)), "change": ratios})
 
 
@@ -81,21 +85,24 @@ def read(clip: LabeledClip, size: tuple[int, int], environment_size: tuple[int, 
 
 
 def predict(inverse: InverseRenderer, truth: Images) -> Images:
+    """Estimate the G-buffers of a clip."""
     return {label: frames[0] for label, frames in inverse(truth["rgb"][None], progress=False).items()}
 
 
 def relit(forward: ForwardRenderer, buffers: Images, light: Images) -> np.ndarray:
+    """Render G-buffers under the environment maps of a clip."""
     buffers = {label: buffers[label][None] for label in DEFAULT_PASSES}
     return forward(buffers, {label: np.array(light[label]) for label in ENVIRONMENT_LABELS}, progress=False)[0]
 
 
-def through(inverse: InverseRenderer, frames: np.ndarray) -> np.ndarray:
+def reconstruct(inverse: InverseRenderer, frames: np.ndarray) -> np.ndarray:
+    """Encode and decode frames by the auto-encoder alone."""
     latents = inverse.encode_images(frames)[None] * inverse.config.vae.scaling_factor
     return next(inverse.decode_latents(latents, len(frames)))[0]
 
 
-def compare(tables: Tables, row: str, label: str, predicted: np.ndarray, truth: Images) -> None:
-    """Adds the metrics of one clip, of the whole images and (`fg_`) of what is no background."""
+def compare(tables: Tables, truth: Images, row: str, label: str, predicted: np.ndarray) -> None:
+    """Add the metrics of one clip over the whole images and (`fg_`) over their foreground."""
     mask = truth["mask"].mean(-1) > 0.5
     predicted, target = np.asarray(predicted, np.float32), truth[label]
     scores = image.evaluate(label, predicted, target)
@@ -108,35 +115,39 @@ def compare(tables: Tables, row: str, label: str, predicted: np.ndarray, truth: 
 
 
 def change(frames: np.ndarray) -> float:
-    """The mean absolute difference from frame to frame."""
+    """Return the mean absolute difference between consecutive frames."""
     return float(np.abs(np.diff(frames, axis=0)).mean())
 
 
-def mean(labels: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
+def clip_means(labels: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
     return {label: {name: float(np.mean(x)) for name, x in scores.items()} for label, scores in labels.items()}
 
 
-def report(results: dict, nearer: list[float], moved: dict[str, list]) -> None:
+def report(results: dict, nearer: list[float], changes: dict[str, list]) -> None:
     for label in ("rgb", *DEFAULT_PASSES):
         rows = {row: labels[label] for row, labels in results.items() if label in labels}
         names = list(next(iter(rows.values())))
         print(f"\n| {label} | " + " | ".join(names) + " |\n|---" + "|---" * len(names) + "|")
         for row, scores in rows.items():
             print(f"| {row} | " + " | ".join(f"{scores[name]:.4g}" for name in names) + " |")
-    print(f"\nrelighting is nearer to the right light in {100 * np.mean(nearer):.1f} % of {len(nearer)} clips")
-    for label, pairs in moved.items():
-        ours, truth = np.sum(pairs, axis=0)
-        print(f"change from frame to frame, {label}: {ours / truth:.2f} times that of the truth")
+    print(f"\nrelighting is closer to the right light in {100 * np.mean(nearer):.1f} % of {len(nearer)} clips")
+    for label, pairs in changes.items():
+        predicted, truth = np.sum(pairs, axis=0)
+        print(f"change between frames, {label}: {predicted / truth:.2f} times that of the truth")
 
 
 def parser() -> cli.Parser:
     top = cli.Parser(description=__doc__.partition("\n")[0])
-    top.add_argument("clips", type=Path, metavar="HELD_OUT", help="made by python -m drender.synthetic --lights 2")
+    top.add_argument(
+        "clips", type=Path, metavar="HELD_OUT", help="clips made by python -m drender.synthetic --lights 2"
+    )
     for kind in ("inverse", "forward"):
-        top.add_argument(f"--{kind}", type=cli.path, metavar="C", help="checkpoint (the built-in one)")
-    top.add_argument("--inverse-sampled", type=cli.path, metavar="C", help="one to sample in 20 steps, to compare with")
-    top.add_argument("--count", type=int, metavar="N", help="how many of the clips (all)")
-    top.add_argument("--json", type=cli.path, metavar="FILE", help="to write")
+        top.add_argument(f"--{kind}", type=cli.path, metavar="C", help="checkpoint; the built-in one by default")
+    top.add_argument(
+        "--inverse-sampled", type=cli.path, metavar="C", help="checkpoint to sample in 20 steps, for comparison"
+    )
+    top.add_argument("--count", type=int, metavar="N", help="number of clips; all by default")
+    top.add_argument("--json", type=cli.path, metavar="FILE", help="output file of the results")
     return top
 
 

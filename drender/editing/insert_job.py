@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from drender.editing.insertion import FileObject, Layer, RenderedObject, guide, insert, placed, with_albedo
+from drender.editing.insertion import FileObject, Layer, RenderedObject, add_diffuse_albedo, guide, insert, place_depth
 from drender.editing.jobs import GUIDE, PASSED_ON, Change, EditingJob, Images
 from drender.editing.materials import check_labels, edit, set_to
 from drender.errors import InputError
@@ -75,7 +75,7 @@ class _Inserted(Change):
 
     def layer(self, index: int, size: tuple[int, int]) -> Layer:
         layer = self.run.inserted.layer(self.clip.name, index, size)
-        return replace(layer, images=with_albedo(edit(layer.images, set=self.run.material)))
+        return replace(layer, images=add_diffuse_albedo(edit(layer.images, set=self.run.material)))
 
     @cached_property
     def depths(self) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -88,7 +88,7 @@ class _Inserted(Change):
             layer = self.layer(chunk.start + i, first.shape[:2])
             near, far = layer.depth_range()
             if near <= far and place is None:
-                place = placed(layer, depth(chunk, i), self.run.place)
+                place = place_depth(layer, depth(chunk, i), self.run.place)
             own = (min(own[0], near), max(own[1], far))
             if still:
                 break

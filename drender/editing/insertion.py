@@ -1,7 +1,7 @@
-"""Insertion: an object's G-buffers laid over a clip's, by depth and mask, so that `forward` lights both as one scene.
+"""Composite an object's G-buffers into those of a clip by depth and mask, so that `forward` lights both as one scene.
 
-The object comes from files, G-buffers with a `mask` as `python -m drender.synthetic` writes them, or from a mesh or a
-shape that is rendered here by Mitsuba (the extra `data`).
+The object is read from G-buffers with a `mask`, as `python -m drender.synthetic` writes them, or rendered here from a
+mesh or a parametric shape by Mitsuba (the extra `data`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from jaxtyping import Float32
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial.transform import Rotation
 
-from drender.editing.masks import of_clip, same_view
+from drender.editing.masks import same_aspect, select_clip
 from drender.editing.materials import blend, to_linear, to_stored
 from drender.errors import InputError, unknown_name_error
 from drender.media.encodings import decode_normal, encode_normal, renormalize_normals
@@ -22,39 +22,39 @@ from drender.media.resize import resize
 
 Image, Mask = Float32[np.ndarray, "h w 3"], Float32[np.ndarray, "h w 1"]
 
-SOLID = 0.999  # coverage of a pixel that shows nothing but the object
-# Over how much more depth a surface in front covers an object: estimated depths are not exact where they touch.
-SOFT = 0.02
+SOLID_COVERAGE = 0.999  # from this coverage on, a pixel shows the object alone
+# Estimated depths are inexact where surfaces touch, so occlusion fades in over this difference in depth.
+OCCLUSION_SOFTNESS = 0.02
 RENDERED = ("basecolor", "normal", "depth", "roughness", "metallic")
-CAMERA_DISTANCE = 4.0  # of a rendered object; what it shows depends on its size and the field of view alone
-# Light of the guide, over the viewer's right shoulder, and how much of it there is everywhere.
+CAMERA_DISTANCE = 4.0  # from a rendered object; its image depends only on the size in the picture and the field of view
+# The guide is lit from over the viewer's right shoulder, plus an ambient share.
 GUIDE_LIGHT, GUIDE_AMBIENT = np.array([0.3, 0.8, 0.52], np.float32), 0.35
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A frame of an object.
+    """One frame of an object.
 
     Attributes:
-      images: by label, `h w 3` as stored, of the object alone up to its edges: not mixed with a background.
-      coverage: the share of each pixel that the object covers.
+      images: stored image `h w 3` by label, of the object alone: edge pixels are not mixed with a background.
+      coverage: share of each pixel that the object covers, in [0, 1].
     """
 
     images: Mapping[str, Image]
     coverage: Mask
 
     @classmethod
-    def cut(cls, images: Mapping[str, Image], mask: Image) -> "Layer":
-        """Of buffers in which the edges are mixed with some background: these take what lies next to them inside."""
+    def from_mask(cls, images: Mapping[str, Image], mask: Image) -> "Layer":
+        """Cut an object out of buffers; edge pixels, mixed with a background, take the nearest value inside."""
         coverage = mask.mean(axis=-1, keepdims=True)
-        solid = coverage[..., 0] >= (SOLID if coverage.max() >= SOLID else 0.5)
+        solid = coverage[..., 0] >= (SOLID_COVERAGE if coverage.max() >= SOLID_COVERAGE else 0.5)
         if solid.any():
             rows, columns = distance_transform_edt(~solid, return_distances=False, return_indices=True)
             images = {label: image[rows, columns] for label, image in images.items()}
         return cls(images, coverage)
 
     def depth_range(self) -> tuple[float, float]:
-        """Its least and greatest depth, as stored; infinite and minus that where nothing is covered."""
+        """Return the least and greatest stored depth; (inf, -inf) if no pixel is covered."""
         inside = self.coverage[..., 0] > 0.5
         depth = self.images["depth"][..., 0]
         return float(depth.min(initial=np.inf, where=inside)), float(depth.max(initial=-np.inf, where=inside))
@@ -63,24 +63,28 @@ class Layer:
 def insert(
     buffers: Mapping[str, Image], layer: Layer, own: tuple[float, float], place: tuple[float, float]
 ) -> tuple[dict[str, Image], Mask]:
-    """A frame's buffers with the object among them, and how much of each pixel shows it: where that is 0, every buffer
-    keeps its bits.
+    """Composite an object into the buffers of a frame.
 
-    What lies in front of the object, by more than SOFT, hides it. Edges mix by coverage: colours in linear light,
-    normals as vectors that are made unit again.
+    Surfaces in front of the object by more than OCCLUSION_SOFTNESS hide it. Edges mix by coverage: colors in linear
+    light, normals as vectors that are renormalized. Where the object is invisible, every buffer keeps its bits.
 
     Args:
-      own: the object's depths, as it has them, that are put at the clip's depths `place`, near and far; in [0, 1].
+      own: near and far depth of the object that are mapped to `place`.
+      place: near and far depth in the clip, in [0, 1].
+
+    Returns:
+      The buffers, and the visible share of the object in each pixel.
+
     Raises:
-      InputError: the object lacks a buffer, or the frame its depth.
+      InputError: the object lacks a buffer of the clip, or the clip has no depth.
     """
-    if lacks := [label for label in buffers if label not in layer.images and label not in ("rgb", "mask")]:
-        raise InputError(f"the object has no {', no '.join(lacks)}, which the clip has; add it to the object's files")
+    if missing := [label for label in buffers if label not in layer.images and label not in ("rgb", "mask")]:
+        raise InputError(f"the object has no {', no '.join(missing)}, which the clip has; add it to the object's files")
     if "depth" not in buffers:
-        raise InputError("the clip has no depth, which says what is in front of the object")
-    within = (layer.images["depth"] - np.float32(own[0])) / np.float32(max(own[1] - own[0], 1e-6))
-    depth = (place[0] + within.clip(0, 1) * (place[1] - place[0])).astype(np.float32)
-    visible = ((buffers["depth"] - depth)[..., :1] / SOFT + 1).clip(0, 1) * layer.coverage
+        raise InputError("the clip has no depth to occlude the object by; add its depth images")
+    relative = (layer.images["depth"] - np.float32(own[0])) / np.float32(max(own[1] - own[0], 1e-6))
+    depth = (place[0] + relative.clip(0, 1) * (place[1] - place[0])).astype(np.float32)
+    visible = ((buffers["depth"] - depth)[..., :1] / OCCLUSION_SOFTNESS + 1).clip(0, 1) * layer.coverage
     images = {**layer.images, "depth": depth, "mask": np.ones_like(depth)}
     result = dict(buffers)
     for label in buffers.keys() - {"rgb"}:
@@ -94,153 +98,162 @@ def insert(
 
 
 def guide(rgb: Image, layer: Layer, visible: Mask) -> Image:
-    """The picture with the object over it, in a plain light: no shadows, no highlights; to judge its place by."""
+    """Return the picture with the object over it, plainly shaded without shadows or highlights, to judge its place."""
     normal = decode_normal(layer.images["normal"])
     facing = (normal @ (GUIDE_LIGHT / np.linalg.norm(GUIDE_LIGHT)))[..., None] / 2 + 0.5
     light = to_linear("basecolor", layer.images["basecolor"]) * (GUIDE_AMBIENT + (1 - GUIDE_AMBIENT) * facing)
     return blend("basecolor", rgb, to_stored("basecolor", light), visible)
 
 
-def with_albedo(images: Mapping[str, Image]) -> dict[str, Image]:
-    """The buffers of an object with its diffuse albedo, basecolor × (1 − metallic) in linear light, if they lack it."""
+def add_diffuse_albedo(images: Mapping[str, Image]) -> dict[str, Image]:
+    """Add the diffuse albedo, basecolor × (1 − metallic) in linear light, to an object's buffers that lack it."""
     if "diffuse_albedo" in images or not {"basecolor", "metallic"} <= images.keys():
         return dict(images)
     diffuse = to_linear("basecolor", images["basecolor"]) * (1 - images["metallic"])
     return {**images, "diffuse_albedo": to_stored("diffuse_albedo", diffuse)}
 
 
-# ---- Where a layer's depth goes ----
+# --- Placement in depth ---
 
 
-def placed(layer: Layer, depth: Image, place: tuple[float, ...] | None) -> tuple[float, float]:
-    """The clip's depths, near and far, that an object's least and greatest one are put at.
+def place_depth(layer: Layer, depth: Image, place: tuple[float, ...] | None) -> tuple[float, float]:
+    """Return the near and far depth in the clip for an object's least and greatest depth.
 
     Args:
-      layer, depth: of a frame in which the object can be seen: depth of the clip.
-      place: near and far; or the depth of its middle, beyond which nothing of a convex object can be seen; its front
-        is nearer by half its height, where the picture's height counts as 1. None: the middle is where its foot is: at
-        the clip's depth behind the lowest row of its mask, so that it stands on what is there.
+      layer: a frame in which the object is visible.
+      depth: depth of the clip in that frame.
+      place: (near, far), or (middle,): the depth of the object's center, which is the far depth of a convex object; its
+        front is nearer by half its height in units of the picture's height. None: the middle is the clip's depth behind
+        the lowest row of the mask, so that the object stands on the surface there.
+
+    Raises:
+      InputError: the object is not visible in the frame.
     """
     if place is not None and len(place) == 2:
         return place
     inside = layer.coverage[..., 0] > 0.5
     rows = np.flatnonzero(inside.any(axis=1))
     if len(rows) == 0:
-        raise InputError("the object cannot be seen in the picture; move it, or look at its mask")
+        raise InputError("the object is outside the picture; give it another --position, or check its mask")
     middle = place[0] if place else float(np.median(depth[rows[-1], inside[rows[-1]], 0]))
     return max(middle - (len(rows) / len(inside)) / 2, 0.0), middle
 
 
-# ---- Objects ----
+# --- Objects ---
 
 
 class FileObject:
-    """An object of G-buffers on disk, with a mask; InputError if they cannot be read.
+    """An object read from G-buffers with a mask.
 
     Args:
-      path: the folder of a clip, or of several, of which each goes with the clip of its name.
-      frame: to hold; None: an object of one frame stands still, another has as many as the clip that it is put in.
+      path: folder of a clip, or of several clips that are matched to the input's clips by name.
+      frame: frame to hold. None: an object of one frame is static; otherwise it has as many frames as the clip.
+
+    Raises:
+      InputError: `path` holds no readable G-buffers.
     """
 
     def __init__(self, path: str | Path, frame: int | None = None):
         self.path, self.frame = path, frame
         try:
-            found = find_gbuffer_clips(path, ("depth",), labels=("mask",))
+            clips = find_gbuffer_clips(path, ("depth",), labels=("mask",))
         except InputError as error:
             raise InputError(f"--object: {error}") from None
-        self._clips = {clip.name: clip for clip in found}
+        self._clips = {clip.name: clip for clip in clips}
 
     def check(self, name: str, num_frames: int, labels: Sequence[str]) -> None:
-        """InputError if it does not fit to a clip of that name, with so many frames and these buffers."""
+        """Raise InputError unless the object fits a clip of this name, frame count and buffer labels."""
         clip, count = self._clip(name), len(self._places(name))
         if "mask" not in clip.labels:
             raise InputError(
-                f"--object {self.path}: has no mask of every frame (….mask.png) to cut the object out by; add it"
+                f"--object {self.path}: expected a mask of every frame (….mask.png) to cut it out; add the files"
             )
         if self.frame is not None and not 0 <= self.frame < count:
-            raise InputError(f"--object-frame {self.frame}: {self.path} has frames 0 to {count - 1}")
+            raise InputError(f"--object-frame {self.frame}: expected a frame of {self.path}, 0 to {count - 1}")
         if self.frame is None and count not in (1, num_frames):
             raise InputError(
-                f"--object {self.path}: has {count} frames, but clip {name!r} {num_frames}; hold one by --object-frame"
+                f"--object {self.path}: expected 1 or {num_frames} frames for clip {name!r}, got {count}; "
+                "hold one by --object-frame"
             )
-        if lacks := [label for label in labels if label not in (*clip.labels, "diffuse_albedo")]:
+        if missing := [label for label in labels if label not in (*clip.labels, "diffuse_albedo")]:
             raise InputError(
-                f"--object {self.path}: has no {', no '.join(lacks)}, which clip {name!r} has; add the files"
+                f"--object {self.path}: has no {', no '.join(missing)}, which clip {name!r} has; add the files"
             )
 
     def layer(self, name: str, index: int, size: tuple[int, int]) -> Layer:
-        """What it looks like in a frame of (height, width) = `size`, of the clip of that name."""
+        """Return the object for frame `index` of the clip `name`, at (height, width) = `size`."""
         clip, places = self._clip(name), self._places(name)
         chunk, i = places[self.frame if self.frame is not None else index if len(places) > 1 else 0]
         images = {label: clip.read(label, chunk, i, i + 1)[0] for label in clip.labels}
         for label, image in images.items():
-            if not same_view(image.shape[:2], size):
+            if not same_aspect(image.shape[:2], size):
                 (h, w), (height, width) = image.shape[:2], size
                 raise InputError(
-                    f"--object {self.path}: its {label} of {w}x{h} pixels has another shape than the clip's "
-                    f"{width}x{height}; make them the same"
+                    f"--object {self.path}: expected {label} of the clip's aspect ratio, {width}x{height}, "
+                    f"got {w}x{h}; resize or crop it"
                 )
         images = {label: resize(image, size) for label, image in images.items()}
-        return Layer.cut(images, images.pop("mask"))
+        return Layer.from_mask(images, images.pop("mask"))
 
     def still(self, name: str) -> bool:
-        """Whether it looks the same in all frames."""
+        """Return whether the object looks the same in all frames."""
         return self.frame is not None or len(self._places(name)) == 1
 
     def _clip(self, name: str) -> GBufferClip:
-        return of_clip(name, self._clips, f"--object {self.path}")
+        return select_clip(name, self._clips, f"--object {self.path}")
 
     def _places(self, name: str) -> list[tuple[int, int]]:
         return [(chunk, i) for chunk, count in self._clip(name).chunks.items() for i in range(count)]
 
 
 class RenderedObject:
-    """An object that stands still before a fixed camera; of one material, a dull grey.
+    """A static object rendered before a fixed camera, of one dull gray material.
 
     Args:
       shape: a family of `synthetic.shapes.FAMILIES`, or the path of a mesh.
-      position: of its middle in the picture: 0 0 is the upper left corner, 1 1 the lower right one.
-      height: of the ball around it, where the picture's height is 1.
-      turn: yaw about the vertical, pitch and roll in degrees; 0 0 0 shows the side that looks along +z.
-      fov: field of view of the picture's height, in degrees.
+      position: center in the picture; (0, 0) is the upper left corner, (1, 1) the lower right one.
+      height: height of the bounding ball, in units of the picture's height.
+      turn: yaw about the vertical, pitch and roll in degrees; (0, 0, 0) shows the side that faces +z.
+      fov: vertical field of view in degrees.
+
     Raises:
-      InputError: a value that makes no sense, a mesh that cannot be read, or where `data` is not installed.
+      InputError: a value is out of range, the mesh is unreadable, or the extra `data` is not installed.
     """
 
     def __init__(self, shape: str, position=(0.5, 0.5), height=0.4, turn=(0.0, 0.0, 0.0), fov=40.0):
-        from drender.synthetic import meshes, shapes  # what they need is not always installed
+        from drender.synthetic import meshes, shapes  # local: needs the extra `data`
         from drender.synthetic.tracer import load_mitsuba
 
         if not (np.isfinite(height) and height > 0):
-            raise InputError(f"--height {height:g}: must be more than 0")
+            raise InputError(f"--height: expected more than 0, got {height:g}")
         if not 1 <= fov <= 150:
-            raise InputError(f"--fov {fov:g}: must be 1 to 150 degrees")
+            raise InputError(f"--fov: expected 1 to 150 degrees, got {fov:g}")
         if not np.isfinite([*position, *turn]).all():
-            raise InputError("--position and --turn must be finite numbers")
+            raise InputError("--position, --turn: expected finite numbers")
         self.position, self.height, self.turn, self.fov = position, height, turn, np.deg2rad(fov)
         if shape in shapes.FAMILIES:
             self._mesh = shapes.parametric(shape, 0)
         elif Path(shape).suffix.lower() in meshes.MESH_SUFFIXES:
             if not Path(shape).is_file():
-                raise InputError(f"--object {shape} does not exist")
+                raise InputError(f"--object {shape}: file not found")
             self._mesh = meshes.read_mesh(shape)
         else:
             hint = str(unknown_name_error("shape", shape, shapes.FAMILIES)).partition("; ")[2]
             raise InputError(
-                f"--object {shape}: no folder of G-buffers, "
-                f"no mesh ({' '.join(meshes.MESH_SUFFIXES)}) and no shape; {hint}"
+                f"--object {shape}: expected a folder of G-buffers, a mesh ({' '.join(meshes.MESH_SUFFIXES)}) "
+                f"or a shape; {hint}"
             )
-        load_mitsuba()  # told before anything is read, if it is not installed
+        load_mitsuba()  # raises before any clip is read if Mitsuba is not installed
         self._layers: dict[tuple[int, int], Layer] = {}
 
     def check(self, name: str, num_frames: int, labels: Sequence[str]) -> None:
-        """It goes with every clip."""
+        """Accept every clip."""
 
     def still(self, name: str) -> bool:
         return True
 
     def layer(self, name: str, index: int, size: tuple[int, int]) -> Layer:
-        """What it looks like in a frame of (height, width) = `size`."""
+        """Return the rendered object at (height, width) = `size`; the same for every clip and frame."""
         if size not in self._layers:
             self._layers[size] = self._render(size)
         return self._layers[size]
@@ -249,7 +262,7 @@ class RenderedObject:
         from drender.synthetic.tracer import TILE, Tracer
 
         tracer, (height, width) = Tracer(size, spp=1), size
-        extent = np.tan(self.fov / 2) * CAMERA_DISTANCE  # of half the picture's height, at the object
+        extent = np.tan(self.fov / 2) * CAMERA_DISTANCE  # half the picture's height in world units at the object
         radius = ball_radius(self.height, self.fov)
         x, y = (2 * self.position[0] - 1) * extent * width / height, (1 - 2 * self.position[1]) * extent
         rotation = Rotation.from_euler("YXZ", self.turn, degrees=True).as_matrix()
@@ -269,6 +282,6 @@ class RenderedObject:
 
 
 def ball_radius(height: float, fov: float) -> float:
-    """Of a ball at CAMERA_DISTANCE that is seen `height` high, where the picture, of `fov` radians, is 1."""
-    outline = height * np.tan(fov / 2)
-    return float(CAMERA_DISTANCE * outline / np.sqrt(1 + outline**2))  # where rays touch it, before its middle
+    """Return the radius of a ball at CAMERA_DISTANCE whose outline is `height` picture heights high; fov in radians."""
+    outline = height * np.tan(fov / 2)  # where rays touch the ball, in front of its center
+    return float(CAMERA_DISTANCE * outline / np.sqrt(1 + outline**2))

@@ -1,1 +1,1 @@
-"""Path-traced clips with exact G-buffers, to train and to evaluate on; the extra `data` installs what it needs."""
+"""Path-traced clips of random scenes with exact G-buffers, for training and evaluation (needs the extra `data`)."""

@@ -1,3 +1,5 @@
+"""Run `python -m drender.synthetic`."""
+
 from drender import cli
 from drender.synthetic.generate import main
 

@@ -1,7 +1,7 @@
-"""HDR environments for synthetic scenes: the bundled maps, the user's files, and procedural skies and studios.
+"""Provide the HDR environments of synthetic scenes: bundled maps, users' files, and procedural skies and studios.
 
-All are lat-long images `h w 3` of linear radiance in the orientation of `environment.py`: −z in the middle, +x to the
-right, y up. They are kept small: what lights a scene needs few pixels, and rays then see the same map as the models.
+All are lat-long images `h w 3` of linear radiance in the orientation of `lighting/environment.py`: −z in the center, +x
+to the right, y up. They are kept small, so that the tracer sees the same map as the models.
 """
 
 import zlib
@@ -17,40 +17,35 @@ from drender.files import atomic_write, list_dir
 from drender.lighting.latlong import MAX_RADIANCE
 from drender.media.images import HDR_SUFFIXES, read_hdr
 
-HELD_OUT = (
-    "forest",
-    "lobby",
-    "sunset",
-    "warehouse",
-)  # the bundled maps that a test split shows and training never sees
+HELD_OUT = ("forest", "lobby", "sunset", "warehouse")  # bundled maps of the test split
 PROCEDURAL_SIZE = (64, 128)
-MAX_HEIGHT = 256  # of the copies of the user's files
+MAX_HEIGHT = 256  # rows of the copies of users' files
 
 
 def find_environments(folder: str | Path = ENVIRONMENTS) -> dict[str, Path]:
-    """The .hdr and .exr files of a folder by name. InputError if there is none, or two have one name."""
+    """Return the .hdr and .exr files of a folder by stem; raise InputError if there are none or two share a stem."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
-    found: dict[str, Path] = {}
+        raise InputError(f"{folder}: {'not a folder' if folder.exists() else 'folder not found'}")
+    files: dict[str, Path] = {}
     for path in list_dir(folder):
-        if path.suffix.lower() in HDR_SUFFIXES and found.setdefault(path.stem, path) is not path:
-            raise InputError(f"{found[path.stem]} and {path.name} have the same name; rename one")
-    if not found:
-        raise InputError(f"{folder}: no environments there; known: {' '.join(HDR_SUFFIXES)}")
-    return found
+        if path.suffix.lower() in HDR_SUFFIXES and files.setdefault(path.stem, path) is not path:
+            raise InputError(f"{files[path.stem]} and {path.name} have the same stem; rename one")
+    if not files:
+        raise InputError(f"{folder}: no environments found; expected files {' '.join(HDR_SUFFIXES)}")
+    return files
 
 
-def held_out(name: str) -> bool:
-    """Whether a user's file belongs to the test split: one in ten, by its name alone, so that no new file moves it."""
+def is_held_out(name: str) -> bool:
+    """Return whether a user's file is in the test split: one in ten, by a hash of its name alone."""
     return zlib.crc32(name.encode()) % 10 == 0
 
 
-def small_copy(source: Path, destination: Path) -> None:
-    """Writes an environment as EXR, shrunk by averaging to at most MAX_HEIGHT rows; no NaN, no negative light."""
+def copy_environment(source: Path, destination: Path) -> None:
+    """Write an environment as EXR, box-averaged to at most MAX_HEIGHT rows, without NaN or negative radiance."""
     image = np.nan_to_num(read_hdr(source), nan=0.0).clip(0, MAX_RADIANCE)
     if not image.any():
-        raise InputError(f"{source}: is black and would light nothing; remove it")
+        raise InputError(f"{source}: the environment is black; remove it")
     height, width, _ = image.shape
     if height > MAX_HEIGHT:
         roi = oiio.ROI(0, round(width * MAX_HEIGHT / height), 0, MAX_HEIGHT, 0, 1, 0, 3)
@@ -59,23 +54,25 @@ def small_copy(source: Path, destination: Path) -> None:
 
 
 def write_exr(path: str | Path, image: Float[np.ndarray, "h w 3"]) -> None:
-    """Writes linear radiance as an EXR of half floats. InputError if it cannot be written."""
+    """Write linear radiance as an EXR of half floats; raise InputError if it cannot be written."""
     height, width, _ = image.shape
     with atomic_write(path) as temporary:
         output = oiio.ImageOutput.create("exr")
         spec = oiio.ImageSpec(width, height, 3, "half")
         spec["compression"] = "zip"
-        spec["DateTime"] = "2000:01:01 00:00:00"  # else the time of writing: the same light shall be the same bytes
-        done = output.open(str(temporary), spec) and output.write_image(np.ascontiguousarray(image, np.float32))
-        if not (done and output.close()):
+        spec["DateTime"] = (
+            "2000:01:01 00:00:00"  # OIIO would store the time of writing; equal light must give equal bytes
+        )
+        written = output.open(str(temporary), spec) and output.write_image(np.ascontiguousarray(image, np.float32))
+        if not (written and output.close()):
             raise OSError(output.geterror() or "the file is incomplete; is the disk full?")
 
 
-# ---- Procedural ----
+# --- Procedural ---
 
 
 def procedural(seed: int) -> Float32[np.ndarray, "h w 3"]:
-    """A random clear sky, overcast sky, or dark studio with lamps; of mean radiance 1."""
+    """Return a random clear sky, overcast sky, or dark studio with lamps, of mean radiance 1."""
     rng = np.random.default_rng(seed)
     image = (_clear, _clear, _overcast, _studio, _studio)[rng.integers(5)](rng)
     return (image / image.mean()).clip(0, MAX_RADIANCE).astype(np.float32)
@@ -90,7 +87,7 @@ def _directions() -> np.ndarray:
 
 
 def _clear(rng: np.random.Generator) -> np.ndarray:
-    """The daylight of Preetham, Shirley & Smits 1999, with its sun spread over 3° as the pixels want it."""
+    """Return the daylight of Preetham, Shirley & Smits 1999, its sun widened to 3° to suit the resolution."""
     turbidity, sun_polar = rng.uniform(2, 8), np.deg2rad(rng.uniform(15, 87))
     directions, sun = _directions(), _random_direction(rng, np.cos(sun_polar))
     up, toward_sun = directions[..., 1].clip(0.01), (directions @ sun).clip(-1, 1)
@@ -100,52 +97,52 @@ def _clear(rng: np.random.Generator) -> np.ndarray:
     zenith = [max(zenith_y, 0.1), *(np.array([turbidity**2, turbidity, 1.0]) @ np.array(m) @ powers for m in ZENITH)]
     luminance, x, y = (
         top
-        * _perez(up, toward_sun, slope * turbidity + start)
-        / _perez(1.0, np.cos(sun_polar), slope * turbidity + start)
+        * _perez_luminance(up, toward_sun, slope * turbidity + start)
+        / _perez_luminance(1.0, np.cos(sun_polar), slope * turbidity + start)
         for top, slope, start in zip(zenith, *map(np.array, PEREZ), strict=True)
     )
     xyz = np.stack([luminance * x / y, luminance, luminance * (1 - x - y) / y], axis=-1)
     sky = (xyz @ XYZ_TO_RGB.T).clip(0)
-    # The sun: about five times the light of the sky, reddened by the air it crosses.
+    # The sun gives about five times the light of the sky, reddened by the air mass that it crosses.
     air = 1 / (np.cos(sun_polar) + 0.15 * np.rad2deg(np.pi / 2 - sun_polar + 0.0663) ** -1.253)
-    colour = np.exp(-air * np.array([0.05, 0.1, 0.2]) * turbidity / 4)
+    color = np.exp(-air * np.array([0.05, 0.1, 0.2]) * turbidity / 4)
     disc = np.exp(-((np.arccos(toward_sun) / np.deg2rad(3)) ** 2))
     sky_light = (sky.mean(axis=-1) * up * _solid_angle())[directions[..., 1] > 0].sum()
-    sun_light = rng.uniform(2, 7) * sky_light * colour / (disc * _solid_angle()).sum()
+    sun_light = rng.uniform(2, 7) * sky_light * color / (disc * _solid_angle()).sum()
     image = np.where(directions[..., 1:2] > 0, sky, 0) + disc[..., None] * sun_light * (directions[..., 1:2] > 0)
     return _with_ground(image, rng)
 
 
 def _overcast(rng: np.random.Generator) -> np.ndarray:
-    """The CIE overcast sky, three times as bright at the zenith as at the horizon, with clouds."""
+    """Return the CIE overcast sky, three times as bright at the zenith as at the horizon, with clouds."""
     directions = _directions()
     waves, phases = rng.normal(0, 4, (12, 3)), rng.uniform(0, 2 * np.pi, 12)
     clouds = 1 + rng.uniform(0, 0.6) * np.sin(np.einsum("hwc,kc->hwk", directions, waves) + phases).mean(axis=-1) * 2
-    grey = (1 + 2 * directions[..., 1:2]) / 3 * clouds[..., None] * rng.uniform([0.85, 0.95, 1], [1, 1, 1.15])
-    return _with_ground(np.where(directions[..., 1:2] > 0, grey, 0), rng)
+    gray = (1 + 2 * directions[..., 1:2]) / 3 * clouds[..., None] * rng.uniform([0.85, 0.95, 1], [1, 1, 1.15])
+    return _with_ground(np.where(directions[..., 1:2] > 0, gray, 0), rng)
 
 
 def _studio(rng: np.random.Generator) -> np.ndarray:
-    """Walls with a gradient, and one to four soft-edged lamps, white or coloured."""
+    """Return walls with a gradient and one to four soft-edged lamps, white or colored."""
     directions = _directions()
     top, bottom = rng.uniform(0.02, 0.2, (2, 1)) * rng.uniform(0.6, 1, (2, 3))
     image = bottom + (top - bottom) * (directions[..., 1:2] + 1) / 2
     for _ in range(rng.integers(1, 5)):
-        centre = _random_direction(rng, rng.uniform(-0.2, 0.95))
-        across = np.cross(centre, [0.0, 1.0, 0.0])
+        center = _random_direction(rng, rng.uniform(-0.2, 0.95))
+        across = np.cross(center, [0.0, 1.0, 0.0])
         across /= np.linalg.norm(across)
-        upward, toward = np.cross(across, centre), (directions @ centre).clip(0.05)
+        upward, toward = np.cross(across, center), (directions @ center).clip(0.05)
         half_width, half_height = np.tan(np.deg2rad(rng.uniform(4, 30, 2)))
         x, y = np.abs(directions @ across) / toward / half_width, np.abs(directions @ upward) / toward / half_height
         inside = np.maximum(x, y) if rng.random() < 0.6 else np.hypot(x, y)
-        lamp = ((1.15 - inside) / 0.3).clip(0, 1) * (directions @ centre > 0.05)
-        colour = rng.uniform(0.8, 1, 3) if rng.random() < 0.6 else rng.uniform(0.1, 1, 3)
-        image = image + lamp[..., None] * colour * rng.uniform(0.2, 1) / (half_width * half_height)
+        lamp = ((1.15 - inside) / 0.3).clip(0, 1) * (directions @ center > 0.05)
+        color = rng.uniform(0.8, 1, 3) if rng.random() < 0.6 else rng.uniform(0.1, 1, 3)
+        image = image + lamp[..., None] * color * rng.uniform(0.2, 1) / (half_width * half_height)
     return image
 
 
 def _with_ground(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The lower half as a diffuse floor of some colour that this light falls on."""
+    """Fill the lower half with a diffuse floor of a random color, lit by the upper half."""
     up = _directions()[..., 1:2]
     irradiance = (image * up.clip(0) * _solid_angle()[..., None]).sum(axis=(0, 1))
     floor = rng.uniform(0.05, 0.5) * rng.uniform([0.8, 0.7, 0.5], 1) * irradiance / np.pi
@@ -163,13 +160,14 @@ def _random_direction(rng: np.random.Generator, up: float) -> np.ndarray:
     return np.array([level * np.sin(azimuth), up, level * np.cos(azimuth)])
 
 
-def _perez(up, toward_sun, coefficients):
-    """Perez' distribution; `up` and `toward_sun` are cosines."""
+def _perez_luminance(up, toward_sun, coefficients):
+    """Evaluate the distribution of Perez; `up` and `toward_sun` are cosines."""
     a, b, c, d, e = coefficients
     return (1 + a * np.exp(b / up)) * (1 + c * np.exp(d * np.arccos(toward_sun)) + e * toward_sun**2)
 
 
-# Preetham's tables: for Y, x and y, how the five coefficients depend on the turbidity; and the zenith's x and y.
+# Tables of Preetham et al. for Y, x and y: slope and offset in turbidity of the five Perez coefficients; then the
+# zenith's x and y.
 PEREZ = (
     (
         (0.1787, -0.3554, -0.0227, 0.1206, -0.0670),

@@ -1,15 +1,15 @@
-"""Synthetic clips to train and to evaluate on: python -m drender.synthetic OUT --clips N
+"""Generate synthetic clips for training and evaluation: python -m drender.synthetic OUT --clips N
 
 Random scenes after the published recipe, path traced with Mitsuba 3: RGB, G-buffers, mask, light and camera of every
-frame, in the layout that training reads. The same options and seed give the same bytes on one kind of machine, with any
-number of processes; a run that was stopped goes on, and a larger --clips adds clips. Needs pip install "drender[data]".
+frame, in the layout that training reads. Equal options and seeds give equal bytes on one kind of machine, with any
+number of processes. Run the same command again to resume; a larger --clips adds clips. Needs the extra `data`.
 
     OUT/00000/{chunk}.{frame}.{label}.png   rgb basecolor normal depth roughness metallic mask
-    OUT/00000/light.json                    environment, its place and strength, the light's and the camera's motion
-    OUT/00000/scene.json                    what is there to see, field of view, metric range of the depth
+    OUT/00000/light.json                    environment, its rotation and strength, motion of light and camera
+    OUT/00000/scene.json                    description of the scene, field of view, metric range of the depth
     OUT/00000b/                             the same clip under another light, with --lights 2
-    OUT/environments/                       the maps that light.json names
-    OUT/contact.png                         some of the clips
+    OUT/environments/                       the environment maps that light.json names
+    OUT/contact.png                         contact sheet of some clips
 """
 
 import dataclasses
@@ -40,33 +40,33 @@ from drender.media.montage import side_by_side
 from drender.synthetic import environments as skies
 from drender.synthetic import meshes, pool, shapes
 from drender.synthetic import scene as scenes
-from drender.synthetic.render import film
+from drender.synthetic.render import render_clip
 from drender.synthetic.scene import AssetSplit, Scene
 from drender.synthetic.tracer import Tracer
 
 RECORD = "synthetic.json"
 ENVIRONMENTS = "environments"
 CONTACT = "contact.png"
-SHOWN = ("basecolor", "normal", "depth", "roughness", "metallic")
-SHOWN_CLIPS, SHOWN_SIDE = 12, 128  # of the contact sheet
-Job = tuple[int, int]  # a clip and its light
+SHOWN = ("basecolor", "normal", "depth", "roughness", "metallic")  # columns of the contact sheet
+SHOWN_CLIPS, SHOWN_SIDE = 12, 128  # rows of the contact sheet, largest side of its images
+Job = tuple[int, int]  # index of a clip and of its light
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the bytes of a clip depend on, beside its number and light."""
+    """Everything that determines the bytes of a clip, besides its index and light."""
 
     frames: int
     size: tuple[int, int]
     spp: int
     seed: int
     split: str
-    source: AssetSplit
-    paths: dict[str, str]  # of the environments
+    assets: AssetSplit
+    paths: dict[str, str]  # of the environments by name
 
 
 def main() -> None:
-    jax.config.update("jax_platforms", "cpu")  # all that is asked of JAX here: it takes no accelerator from a training
+    jax.config.update("jax_platforms", "cpu")  # encoding images needs no GPU, which a training run may hold
     args = parser().parse_args()
     settings = read_settings(args)
     output = Path(args.output)
@@ -86,144 +86,158 @@ def main() -> None:
     rate = len(todo) / (time.monotonic() - begin) * 60
     names = [clip_name(i, light) for i in range(args.first, args.first + args.clips) for light in range(args.lights)]
     write_png(output / CONTACT, contact_sheet(output, names))
-    made = f", {len(todo)} of them new, {rate:.0f} a minute" if todo else ""
-    print(f"{output}: {len(names)} clips{made}; have a look at {output / CONTACT}")
+    made = f", {len(todo)} of them new, {rate:.0f} per minute" if todo else ""
+    print(f"{output}: {len(names)} clips{made}; contact sheet: {output / CONTACT}")
 
 
 def parser() -> cli.Parser:
     description, _, layout = __doc__.partition("\n\n    ")
     parser = cli.Parser(prog="python -m drender.synthetic", description=description, epilog="    " + layout)
-    parser.add_argument("output", type=cli.path, metavar="OUT", help="the folder of clips")
-    parser.add_argument("--clips", type=int, required=True, metavar="N", help="how many there shall be")
-    parser.add_argument("--first", type=int, default=0, metavar="K", help="number of the first")
-    parser.add_argument("--frames", type=int, default=8, metavar="F", help="of a clip")
-    parser.add_argument("--size", type=int, nargs=2, default=(64, 64), metavar=("H", "W"), help="of a frame")
-    parser.add_argument("--spp", type=int, default=32, metavar="N", help="paths through a pixel, before denoising")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of everything random")
-    parser.add_argument("--lights", type=int, choices=(1, 2), default=1, help="that each clip is shown under")
+    parser.add_argument("output", type=cli.path, metavar="OUT", help="folder of clips")
+    parser.add_argument("--clips", type=int, required=True, metavar="N", help="number of clips")
+    parser.add_argument("--first", type=int, default=0, metavar="K", help="index of the first clip")
+    parser.add_argument("--frames", type=int, default=8, metavar="F", help="frames per clip")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(64, 64), metavar=("H", "W"), help="size of a frame in pixels"
+    )
+    parser.add_argument("--spp", type=int, default=32, metavar="N", help="paths per pixel, before denoising")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="random seed")
+    parser.add_argument(
+        "--lights", type=int, choices=(1, 2), default=1, help="number of lights that each clip is rendered under"
+    )
     parser.add_argument(
         "--split",
         choices=scenes.SPLITS,
         default="all",
-        help="all shapes and environments, or one of two parts that share no family, file or map",
+        help="assets to use: all, or one of two parts that share no shape family, mesh file or map",
     )
     parser.add_argument(
-        "--environments", type=cli.path, metavar="FOLDER", help="of .hdr and .exr, instead of the bundled ones"
+        "--environments",
+        type=cli.path,
+        metavar="FOLDER",
+        help="folder of .hdr and .exr maps that replace the bundled ones",
     )
     parser.add_argument(
-        "--meshes", type=cli.path, metavar="FOLDER", help="of .ply, .obj, .gltf and .glb, beside the parametric shapes"
+        "--meshes",
+        type=cli.path,
+        metavar="FOLDER",
+        help="folder of .ply, .obj, .gltf and .glb files to mix with parametric shapes",
     )
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), metavar="N", help="each of one core")
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count(), metavar="N", help="number of processes, each on one core"
+    )
     return parser
 
 
 def read_settings(args) -> Settings:
-    """The settings of a command line; InputError for values that make no sense."""
-    for option, least in {"clips": 1, "first": 0, "frames": 1, "spp": 1, "seed": 0, "processes": 1}.items():
-        if getattr(args, option) < least:
-            raise InputError(f"--{option} is {getattr(args, option)}; it must be {least} or more")
+    """Return the settings of a command line; raise InputError for invalid values."""
+    for option, minimum in {"clips": 1, "first": 0, "frames": 1, "spp": 1, "seed": 0, "processes": 1}.items():
+        if getattr(args, option) < minimum:
+            raise InputError(f"--{option}: expected {minimum} or more, got {getattr(args, option)}")
     if min(args.size) < 1:
-        raise InputError(f"--size is {args.size[0]} {args.size[1]}; both sides must be 1 or more")
+        raise InputError(f"--size: expected sides of 1 or more, got {args.size[0]} {args.size[1]}")
     files = meshes.find_meshes(args.meshes) if args.meshes else ()
     paths = skies.find_environments(args.environments or BUNDLED)
-    source = scenes.catalogue(args.split, files, tuple(paths), bundled=args.environments is None)
-    for option, found, kept in (("meshes", files, source.meshes), ("environments", paths, source.environments)):
+    assets = scenes.split_assets(args.split, files, tuple(paths), bundled=args.environments is None)
+    for option, found, kept in (("meshes", files, assets.meshes), ("environments", paths, assets.environments)):
         if found and not kept:
-            raise InputError(f"--{option}: none of its {len(found)} files belongs to --split {args.split}; add more")
-    environments = {name: str(paths[name]) for name in source.environments}
-    return Settings(args.frames, tuple(args.size), args.spp, args.seed, args.split, source, environments)
+            raise InputError(f"--{option}: none of the {len(found)} files is in --split {args.split}; add more files")
+    environments = {name: str(paths[name]) for name in assets.environments}
+    return Settings(args.frames, tuple(args.size), args.spp, args.seed, args.split, assets, environments)
 
 
 def check_record(output: Path, settings: Settings) -> None:
-    """Writes what the folder is made with; InputError where it holds clips made with something else."""
+    """Write the settings of a folder; raise InputError if it holds clips of other settings."""
     record = {name: getattr(settings, name) for name in ("frames", "size", "spp", "seed", "split")}
-    record |= {"families": settings.source.families, "meshes": digest(settings.source.meshes)}
-    record |= {"environments": digest(settings.paths.values())}
-    record = json.loads(json.dumps(record))  # as it will be read back: lists for tuples
+    record |= {"families": settings.assets.families, "meshes": files_digest(settings.assets.meshes)}
+    record |= {"environments": files_digest(settings.paths.values())}
+    record = json.loads(json.dumps(record))  # JSON turns tuples into lists
     file = output / RECORD
     if not file.exists() and output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise InputError(f"{output}: exists, and is no folder of synthetic clips; give another one")
+        raise InputError(f"{output}: expected a new folder or one of synthetic clips; give another one")
     if any(output.glob("[0-9]*")):
         try:
-            before = json.loads(file.read_text())
+            existing = json.loads(file.read_text())
         except (OSError, ValueError) as error:
             raise InputError(f"{file}: unreadable ({error}); give another folder") from None
-        if before != record:
-            raise InputError(f"{output} holds clips made with {first_difference(before, record)}; give another folder")
+        if existing != record:
+            raise InputError(
+                f"{output} holds clips made with {first_difference(existing, record)}; give another folder"
+            )
     else:
-        shutil.rmtree(output / ENVIRONMENTS, ignore_errors=True)  # of a run that came no further
+        shutil.rmtree(output / ENVIRONMENTS, ignore_errors=True)  # left by a run that made no clip
         with atomic_write(file) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def digest(files: Iterable[str]) -> str:
-    """Tells other files from these; they may move, but not change."""
+def files_digest(files: Iterable[str]) -> str:
+    """Summarize files by name and size, so that moving them is allowed and changing them is not."""
     sizes = sorted((Path(file).name, os.path.getsize(file)) for file in files)
     return f"{len(sizes)} files, {zlib.crc32(repr(sizes).encode()):08x}"
 
 
 def prepare(output: Path, settings: Settings, todo: Sequence[Job]) -> None:
-    """Copies the environments that are needed; InputError for a file that will not do, before anything is made."""
+    """Copy the environments that the jobs need and check their meshes; raise InputError for an unusable file."""
     environments, files = set(), set()
     for index, light in todo:
         scene = scene_of(settings, index)
         environments.add(scene.lights[light].environment)
-        files |= {body.shape for body in scene.bodies if body.shape not in shapes.FAMILIES}
+        files |= {item.shape for item in scene.objects if item.shape not in shapes.FAMILIES}
     for path in tqdm(sorted(files), desc="meshes", disable=not files):
         meshes.read_mesh(path)
     for name in sorted(environments - {scenes.PROCEDURAL}):
         copy = output / ENVIRONMENTS / f"{name}.exr"
         if not copy.exists():
-            skies.small_copy(Path(settings.paths[name]), copy)
+            skies.copy_environment(Path(settings.paths[name]), copy)
 
 
 def scene_of(settings: Settings, index: int) -> Scene:
-    return scenes.random_scene(settings.seed, settings.split, index, settings.source)
+    return scenes.random_scene(settings.seed, settings.split, index, settings.assets)
 
 
 def clip_name(index: int, light: int) -> str:
     return f"{index:05d}" + "b" * light
 
 
-# ---- One clip ----
+# --- One clip ---
 
 
 def _start(output: str, settings: Settings) -> Callable[[Job], None]:
-    """In a process of its own: the function that makes a clip."""
+    """Set up a worker process and return the function that makes a clip."""
     jax.config.update("jax_platforms", "cpu")
     tracer = Tracer(settings.size, settings.spp)
     return lambda job: make_clip(tracer, Path(output), settings, *job)
 
 
 def make_clip(tracer: Tracer, output: Path, settings: Settings, index: int, light: int) -> None:
-    """Makes the folder of a clip under one of its lights; it appears when it is complete."""
+    """Render the folder of a clip under one of its lights; the folder appears when it is complete."""
     scene = scene_of(settings, index)
-    chosen = scene.lights[light]
+    environment = scene.lights[light].environment
     with atomic_dir(output / clip_name(index, light), False, lambda _: False) as folder:
-        if chosen.environment == scenes.PROCEDURAL:
+        if environment == scenes.PROCEDURAL:
             name = "environment.exr"
             path = folder / name
-            skies.write_exr(path, skies.procedural(chosen.seed))
+            skies.write_exr(path, skies.procedural(scene.lights[light].seed))
         else:
-            name = f"../{ENVIRONMENTS}/{chosen.environment}.exr"
-            path = output / ENVIRONMENTS / f"{chosen.environment}.exr"
+            name = f"../{ENVIRONMENTS}/{environment}.exr"
+            path = output / ENVIRONMENTS / f"{environment}.exr"
         seeds = np.random.SeedSequence([settings.seed, index, light]).generate_state(settings.frames).tolist()
-        result = film(tracer, scene, light, path, name, seeds)
+        result = render_clip(tracer, scene, light, path, name, seeds)
         for label, images in result.images.items():
             for number, image in enumerate(images):
                 write_png(frame_path(folder, 0, number, label), image)
         write_light(folder, result.light)
-        made_as = {"seed": settings.seed, "split": settings.split, "clip": index, "light": light}
-        measured = {"fov": result.fov, "near": result.near, "far": result.far}
-        description = made_as | {"other_light": clip_name(index, 1 - light)} | measured | dataclasses.asdict(scene)
+        identity = {"seed": settings.seed, "split": settings.split, "clip": index, "light": light}
+        camera = {"fov": result.fov, "near": result.near, "far": result.far}
+        description = identity | {"other_light": clip_name(index, 1 - light)} | camera | dataclasses.asdict(scene)
         (folder / "scene.json").write_text(json.dumps(description, indent=1) + "\n")
 
 
-# ---- Contact sheet ----
+# --- Contact sheet ---
 
 
 def contact_sheet(output: Path, names: Sequence[str]) -> Float32[np.ndarray, "h w 3"]:
-    """Some clips, one a row: first and last frame, then the G-buffers and the surroundings (env_ldr) of the last."""
+    """Draw one clip per row: first and last frame, then the G-buffers and environment (env_ldr) of the last."""
     chosen = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, SHOWN_CLIPS).astype(int))]
     images = [image for name in chosen for image in contact_row(output / name)]
     return side_by_side(images, columns=len(images) // len(chosen))
@@ -236,5 +250,5 @@ def contact_row(folder: Path) -> list[Float32[np.ndarray, "h w 3"]]:
     size = max(1, round(height * scale)), max(1, round(width * scale))
     last = clip.num_frames - 1
     labels = [("rgb", 0), ("rgb", last), *((label, last) for label in SHOWN)]
-    surroundings = clip.environment(size, [last])["env_ldr"]
-    return [*(clip.read(label, [frame], size)[0] for label, frame in labels), surroundings[0]]
+    env_ldr = clip.environment(size, [last])["env_ldr"]
+    return [*(clip.read(label, [frame], size)[0] for label, frame in labels), env_ldr[0]]

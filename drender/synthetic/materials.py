@@ -1,7 +1,6 @@
-"""Principled materials for synthetic scenes: one substance, or two that a pattern mixes.
+"""Draw principled materials for synthetic scenes: a single one, or two that a seamless pattern mixes.
 
-A substance is basecolor (linear), roughness and metallic, as in Disney's model; a pattern is an image in [0, 1] that
-repeats itself without seams.
+A material is basecolor (linear), roughness and metallic, as in Disney's model. A pattern is a tileable image in [0, 1].
 """
 
 import colorsys
@@ -13,11 +12,19 @@ from jaxtyping import Float32
 from drender.errors import unknown_name_error
 from drender.media.color import srgb_to_linear
 
-METAL_TINTS = ((0.95, 0.93, 0.9), (1.0, 0.78, 0.34), (0.95, 0.64, 0.54), (0.56, 0.57, 0.58), (0.91, 0.92, 0.92))
+METAL_TINTS = (  # linear basecolor
+    (0.95, 0.93, 0.9),
+    (1.0, 0.78, 0.34),
+    (0.95, 0.64, 0.54),
+    (0.56, 0.57, 0.58),
+    (0.91, 0.92, 0.92),
+)
 
 
 @dataclass(frozen=True)
 class Material:
+    """A uniform principled material."""
+
     basecolor: tuple[float, float, float]  # linear
     roughness: float
     metallic: float
@@ -25,17 +32,17 @@ class Material:
 
 @dataclass(frozen=True)
 class MaterialMix:
-    """`first` where the pattern is 0, `second` where it is 1."""
+    """A texture that is `first` where a pattern is 0 and `second` where it is 1."""
 
     first: Material
     second: Material
-    pattern: str  # of PATTERNS
-    frequency: int  # how often it repeats over the texture
+    pattern: str  # "uniform" or a key of PATTERNS
+    frequency: int  # repetitions over the texture
     seed: int
-    grain: float  # how much a fine noise lightens and darkens the basecolor, in [0, 1)
+    grain: float  # share of the basecolor that fine noise takes away, in [0, 1)
 
     def maps(self, size: int) -> Float32[np.ndarray, "n n 5"]:
-        """Basecolor, roughness and metallic of a square texture."""
+        """Return basecolor, roughness and metallic of a texture of `size` × `size` pixels."""
         rng = np.random.default_rng(self.seed)
         mask = pattern(self.pattern, size, self.frequency, rng)[..., None]
         first, second = (np.array([*x.basecolor, x.roughness, x.metallic]) for x in (self.first, self.second))
@@ -45,38 +52,38 @@ class MaterialMix:
 
 
 def random_material(rng: np.random.Generator, frequency: int = 1) -> MaterialMix:
-    """Half of all are of one substance; `frequency` is the least that a pattern has."""
-    first = _random_substance(rng)
+    """Draw a material, uniform in about half of the cases; patterns repeat at least 2 × `frequency` times."""
+    first = _random_uniform(rng)
     kind = "uniform" if rng.random() < 0.45 else str(rng.choice(list(PATTERNS)))
-    second = _random_substance(rng)
-    changing = rng.random()
-    if changing < 0.5:  # another colour of the same surface
+    second = _random_uniform(rng)
+    change = rng.random()
+    if change < 0.5:  # another color of the same surface
         second = Material(second.basecolor, first.roughness, first.metallic)
-    elif changing < 0.7:  # the same colour, scratched or polished
+    elif change < 0.7:  # the same color, scratched or polished
         second = Material(first.basecolor, second.roughness, first.metallic)
     grain = float(rng.uniform(0, 0.5)) if rng.random() < 0.3 else 0.0
     return MaterialMix(first, second, kind, frequency * int(rng.integers(2, 7)), int(rng.integers(2**31)), grain)
 
 
-def _random_substance(rng: np.random.Generator) -> Material:
+def _random_uniform(rng: np.random.Generator) -> Material:
     metallic = rng.random() < 0.3
     roughness = float(rng.uniform(0.05, 1) if rng.random() < 0.8 else rng.uniform(0.05, 0.3))
     if metallic and rng.random() < 0.6:
-        colour = np.array(METAL_TINTS[rng.integers(len(METAL_TINTS))]) * rng.uniform(0.7, 1)
+        color = np.array(METAL_TINTS[rng.integers(len(METAL_TINTS))]) * rng.uniform(0.7, 1)
     else:
-        # Even in sRGB: as many dark colours as light ones; and a fifth of greys.
+        # Draw evenly in sRGB, so that dark colors are as frequent as light ones; a fifth are grays.
         saturation = rng.beta(1.5, 1.5) if rng.random() < 0.8 else rng.uniform(0, 0.1)
         value = rng.uniform(0.5 if metallic else 0.08, 0.98)
         encoded = np.array(colorsys.hsv_to_rgb(rng.random(), saturation, value))
-        colour = srgb_to_linear(encoded)
-    return Material(tuple(float(c) for c in colour), roughness, float(metallic))
+        color = srgb_to_linear(encoded)
+    return Material(tuple(float(c) for c in color), roughness, float(metallic))
 
 
-# ---- Patterns ----
+# --- Patterns ---
 
 
 def pattern(kind: str, size: int, frequency: int, rng: np.random.Generator) -> Float32[np.ndarray, "n n"]:
-    """An image in [0, 1] of a kind of PATTERNS, that repeats `frequency` times or has details of that scale."""
+    """Return a tileable image in [0, 1] that repeats `frequency` times or has details of that scale."""
     if kind == "uniform":
         return np.zeros((size, size), np.float32)
     if kind not in PATTERNS:
@@ -86,17 +93,18 @@ def pattern(kind: str, size: int, frequency: int, rng: np.random.Generator) -> F
 
 
 def _noise(size: int, frequency: int, rng: np.random.Generator, octaves: int = 4) -> np.ndarray:
-    """Fractal noise from `frequency` waves on, each octave half as strong; spread over [0, 1]."""
+    """Return fractal noise of `octaves` octaves from `frequency` waves up, each half as strong, spread over [0, 1]."""
     waves = np.fft.fftfreq(size, 1 / size)
     wave = np.hypot(waves[:, None], waves[None, :])
     amplitude = np.where((wave >= frequency / 2) & (wave < frequency * 2**octaves), 1 / np.maximum(wave, 1) ** 2, 0)
-    if not amplitude.any():  # finer than the texture
+    if not amplitude.any():  # finer than the texture resolves
         return np.full((size, size), 0.5)
     noise = np.fft.ifft2(np.fft.fft2(rng.normal(size=(size, size))) * amplitude).real
     return (noise / (5 * noise.std()) + 0.5).clip(0, 1)
 
 
 def _step(x: np.ndarray | float, edge: np.ndarray | float, width: float = 0.05) -> np.ndarray:
+    """Return 0 below an edge and 1 above it, with a linear ramp of `width` between."""
     return ((x - edge) / width + 0.5).clip(0, 1)
 
 
@@ -134,15 +142,15 @@ def _bricks(u, v, frequency, rng):
 
 
 def _cells(u, v, frequency, rng):
-    """Distance to the nearest of scattered points, one per unit square (Worley 1996), or a grey for each of them."""
-    places, greys = rng.random((2, frequency, frequency)), rng.random((frequency, frequency))
-    nearest, grey = np.full(u.shape, np.inf), np.zeros(u.shape)
+    """Return the distance to the nearest of jittered points (Worley 1996), or a gray per point."""
+    points, grays = rng.random((2, frequency, frequency)), rng.random((frequency, frequency))
+    nearest, gray = np.full(u.shape, np.inf), np.zeros(u.shape)
     for right, down in np.ndindex(3, 3):
         column, row = np.floor(u).astype(int) + right - 1, np.floor(v).astype(int) + down - 1
-        x, y, own = (field[row % frequency, column % frequency] for field in (*places, greys))
+        x, y, own_gray = (field[row % frequency, column % frequency] for field in (*points, grays))
         distance = np.hypot(u - column - x, v - row - y)
-        nearest, grey = np.minimum(nearest, distance), np.where(distance < nearest, own, grey)
-    return grey if rng.random() < 0.5 else nearest
+        nearest, gray = np.minimum(nearest, distance), np.where(distance < nearest, own_gray, gray)
+    return gray if rng.random() < 0.5 else nearest
 
 
 PATTERNS = {

@@ -1,4 +1,4 @@
-"""Jobs in several processes of their own, stopped together and at once, with errors in one line."""
+"""Run jobs in worker processes that stop together, with errors of one line."""
 
 import multiprocessing
 import signal
@@ -11,23 +11,27 @@ from drender.errors import InputError
 
 
 def run(start: Callable[[], Callable[[Any], None]], jobs: Sequence[Any], processes: int) -> Iterator[Any]:
-    """Does every job once, and yields it when it is done.
+    """Run every job once and yield it when it is done.
+
+    However the iteration ends, all processes have ended, and unfinished jobs have left through their context managers.
 
     Args:
-      start: called once in every process; returns the function that does a job. It must be picklable, as the jobs are.
+      start: called once per process; returns the function that runs a job. Must be picklable, as must the jobs.
+      jobs: arguments of that function.
+      processes: number of worker processes.
+
     Raises:
-      InputError: that of a job, or that a process died.
-    However this ends, no process is left, and a job that was being done has left through its context managers.
+      InputError: raised by a job, or a process died.
     """
-    context = multiprocessing.get_context("spawn")  # a fork would share the state of libraries that run threads
+    context = multiprocessing.get_context("spawn")  # a fork would share the state of threaded libraries
     running = {}
     try:
         for i in range(min(processes, len(jobs))):
-            ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_work, args=(start, jobs[i::processes], theirs))
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=_work, args=(start, jobs[i::processes], sender))
             process.start()
-            theirs.close()
-            running[ours] = process
+            sender.close()
+            running[receiver] = process
         while running:
             for connection in wait(list(running)):
                 try:
@@ -36,7 +40,7 @@ def run(start: Callable[[], Callable[[Any], None]], jobs: Sequence[Any], process
                     process = running.pop(connection)
                     process.join()
                     if process.exitcode:
-                        raise InputError(f"a process died ({_cause(process.exitcode)})") from None
+                        raise InputError(f"a worker process died ({_cause(process.exitcode)})") from None
                     continue
                 if kind == "error":
                     raise InputError(value)
@@ -49,20 +53,20 @@ def run(start: Callable[[], Callable[[Any], None]], jobs: Sequence[Any], process
 
 
 def _work(start: Callable[[], Callable[[Any], None]], jobs: Sequence[Any], connection: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and says when to stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which terminates the workers
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        do = start()
+        run_job = start()
         for job in jobs:
-            do(job)
+            run_job(job)
             connection.send(("done", job))
     except InputError as error:
         connection.send(("error", str(error)))
     except BrokenPipeError:
-        pass  # the parent is gone
+        pass  # the parent has exited
 
 
 def _cause(code: int) -> str:
     if code == -signal.SIGKILL:
-        return "killed, perhaps for memory: use fewer --processes"
+        return "killed, possibly out of memory; use fewer --processes"
     return f"signal {signal.Signals(-code).name}, see above" if code < 0 else f"exit code {code}, see above"

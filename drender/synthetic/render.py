@@ -1,4 +1,4 @@
-"""From a synthetic scene to the images of a clip: its bodies in place, its light, its exposure, its encodings."""
+"""Render a synthetic scene to the images of a clip: place objects, set the light, trace, expose and encode."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
-from drender.lighting.latlong import load_latlong
+from drender.lighting.latlong import load_latlong, mean_luminance
 from drender.lighting.light_file import Light
 from drender.media.color import LUMINANCE, linear_to_srgb_jnp
 from drender.media.encodings import encode_normal
@@ -20,40 +20,46 @@ from drender.synthetic.tracer import TILE, Frame, Tracer
 
 @dataclass(frozen=True)
 class RenderedClip:
-    """A clip: its images by label, in [0, 1] as `encodings.py` wants them, and what they were made with."""
+    """The images of a clip by label, encoded in [0, 1] as in `media/encodings.py`, and their settings."""
 
     images: dict[str, Float32[np.ndarray, "f h w 3"]]
     light: Light
-    fov: float  # of the height, in radians
-    near: float  # distance along the camera's axis where depth is 0
-    far: float  # and where it is 1
+    fov: float  # vertical field of view in radians
+    near: float  # distance along the optical axis at which depth is 0
+    far: float  # distance at which depth is 1
 
 
-def film(tracer: Tracer, scene: Scene, take: int, environment: Path, name: str, seeds: Sequence[int]) -> RenderedClip:
-    """The clip of a scene under its light number `take`.
+def render_clip(
+    tracer: Tracer, scene: Scene, light_index: int, environment: Path, name: str, seeds: Sequence[int]
+) -> RenderedClip:
+    """Render a scene under one of its lights.
 
     Args:
-      environment: the file of that light; `name` is what light.json calls it.
-      seeds: of the path tracer, one for each frame; the frames lie evenly over the time from 0 to 1.
+      tracer: path tracer of the clip's size.
+      scene: description of the clip.
+      light_index: index into the scene's lights.
+      environment: file of that light's environment map.
+      name: path of that file for light.json.
+      seeds: seed of the path tracer for each frame; frames are evenly spaced in time from 0 to 1.
     """
-    light = scene.lights[take]
+    light = scene.lights[light_index]
     times = np.linspace(0, 1, len(seeds))
-    bare = load_latlong(environment)
-    width = bare.shape[1]
-    # Half a column more, for `light_image` cuts off the fraction.
+    unscaled = load_latlong(environment)
+    width = unscaled.shape[1]
+    # `load_latlong` truncates the rotation to whole columns, so aim at the middle of one.
     rotation = 360 * (int(light.turn * width) + 0.5) / width
-    strength = 1 / _mean_luminance(bare)  # so that the tracer meets light of one scale
+    strength = 1 / mean_luminance(unscaled)  # the tracer clamps samples relative to a mean of 1
     image = load_latlong(environment, rotation, light.flip, strength)
     angles = [float(time * light.spin) for time in times]
     poses = [scene.camera.pose(float(time)) for time in times]
 
-    bodies = [(body, _mesh(body)) for body in scene.bodies]
+    objects = [(item, _object_mesh(item)) for item in scene.objects]
     ground = [shapes.plane(plane.half, plane.round) for plane in (scene.plane,) if plane is not None]
-    materials = [thing.material for thing in (*scene.bodies, scene.plane) if thing is not None]
+    materials = [item.material for item in (*scene.objects, scene.plane) if item is not None]
     tracer.set_materials([material.maps(TILE) for material in materials])
     traced = []
     for time, angle, pose, seed in zip(times, angles, poses, seeds, strict=True):
-        tracer.set_bodies([*(_placed(body, mesh, float(time), bool(ground)) for body, mesh in bodies), *ground])
+        tracer.set_objects([*(_place_object(item, mesh, float(time), bool(ground)) for item, mesh in objects), *ground])
         tracer.set_light(image, angle)
         traced.append(tracer.trace(pose, scene.camera.fov, seed))
     exposure = light.exposure * _exposure(traced)
@@ -63,27 +69,21 @@ def film(tracer: Tracer, scene: Scene, take: int, environment: Path, name: str, 
     return RenderedClip(images, light, scene.camera.fov, near, far)
 
 
-def _mesh(body: SceneObject) -> Mesh:
-    return shapes.parametric(body.shape, body.seed) if body.shape in shapes.FAMILIES else meshes.read_mesh(body.shape)
+def _object_mesh(item: SceneObject) -> Mesh:
+    return shapes.parametric(item.shape, item.seed) if item.shape in shapes.FAMILIES else meshes.read_mesh(item.shape)
 
 
-def _placed(body: SceneObject, mesh: Mesh, time: float, standing: bool) -> Mesh:
-    centre = body.centre(time)
-    if standing:
-        centre = centre - [0, body.radius * (mesh.positions @ body.rotation(time)[1]).min(), 0]
-    return mesh.placed(body.rotation(time), body.radius, centre)
-
-
-def _mean_luminance(image: Float32[np.ndarray, "h w 3"]) -> float:
-    """Over all directions."""
-    share = np.sin(np.pi * (np.arange(len(image)) + 0.5) / len(image))
-    return float(np.average((image @ LUMINANCE).mean(axis=1), weights=share))
+def _place_object(item: SceneObject, mesh: Mesh, time: float, on_plane: bool) -> Mesh:
+    center = item.center(time)
+    if on_plane:
+        center = center - [0, item.radius * (mesh.positions @ item.rotation(time)[1]).min(), 0]
+    return mesh.placed(item.rotation(time), item.radius, center)
 
 
 def _exposure(frames: list[Frame]) -> float:
-    """The factor on the radiance that makes a clip a well-exposed picture.
+    """Return the factor on radiance that brings the brighter foreground of a clip near white.
 
-    It brings the brighter parts of what is lit near white, though a dark scene stays darker than a light one.
+    A power below 1 leaves dark scenes darker than bright ones.
     """
     lit = np.concatenate([frame.rgb[frame.coverage[..., 0] > 0.5] for frame in frames]) @ LUMINANCE
     if len(lit) == 0:
@@ -92,17 +92,21 @@ def _exposure(frames: list[Frame]) -> float:
 
 
 def _encode(frames: list[Frame], exposure: float) -> tuple[dict[str, Float32[np.ndarray, "f h w 3"]], float, float]:
-    """The images by label, and the depths that are shown as 0 and 1."""
+    """Return the encoded images by label, and the depths that are encoded as 0 and 1."""
     near, far = min(frame.near for frame in frames), max(frame.far for frame in frames)
-    if near >= far:  # nothing there, or all at one depth
+    if near >= far:  # the frames are empty, or all at one depth
         near, far = far - 1e-3, far
-    stack = lambda name: np.stack([getattr(frame, name) for frame in frames])
-    coverage = stack("coverage")
-    over = lambda name, background: stack(name) + (1 - coverage) * np.float32(background)
-    srgb = lambda linear: np.asarray(linear_to_srgb_jnp(jnp.asarray(linear.clip(0, 1))))
+    coverage = _stack(frames, "coverage")
+
+    def over(name: str, background) -> np.ndarray:
+        return _stack(frames, name) + (1 - coverage) * np.float32(background)
+
+    def srgb(linear: np.ndarray) -> np.ndarray:
+        return np.asarray(linear_to_srgb_jnp(jnp.asarray(linear.clip(0, 1))))
+
     normal = over("normal", (0, 0, 1))
     images = {
-        "rgb": srgb(stack("rgb") * np.float32(exposure)),
+        "rgb": srgb(_stack(frames, "rgb") * np.float32(exposure)),
         "basecolor": srgb(over("basecolor", 0)),
         "normal": encode_normal(normal / np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-6)),
         "depth": (over("depth", far) - near) / (far - near),
@@ -111,3 +115,7 @@ def _encode(frames: list[Frame], exposure: float) -> tuple[dict[str, Float32[np.
         "mask": coverage,
     }
     return {label: np.broadcast_to(x, (*x.shape[:3], 3)).astype(np.float32) for label, x in images.items()}, near, far
+
+
+def _stack(frames: list[Frame], name: str) -> Float32[np.ndarray, "f h w _c"]:
+    return np.stack([getattr(frame, name) for frame in frames])

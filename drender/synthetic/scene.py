@@ -1,8 +1,8 @@
-"""What a synthetic clip shows: a pure function from a seed to a frozen description, after the published recipe.
+"""Draw the description of a synthetic clip from a seed, after the published recipe.
 
-A scene has up to three objects and up to three primitives on a plane or in the air, never through one another, one
-motion, and one or two lights. World axes as in `environment.py`: y up, the plane is y = 0. Times run from 0, the first
-frame, to 1, the last. Angles are in radians.
+A scene has up to three objects and up to three primitives on a plane or in the air that never intersect, one motion,
+and two lights. World axes are those of `lighting/environment.py`: y up, the plane is y = 0. Time runs from 0 at the
+first frame to 1 at the last. Angles are in radians.
 """
 
 from dataclasses import dataclass, replace
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Float32
+from scipy.spatial.transform import Rotation
 
 from drender.errors import unknown_name_error
 from drender.synthetic import environments as skies
@@ -18,13 +19,13 @@ from drender.synthetic.materials import MaterialMix, random_material
 
 MOTIONS = ("orbit", "oscillation", "light", "rotation", "translation")
 SPLITS = ("all", "train", "test")
-PROCEDURAL = "procedural"  # the name of an environment made from the light's seed
-GAP = 0.04  # between the balls around objects
+PROCEDURAL = "procedural"  # environment name: generate the map from the light's seed
+GAP = 0.04  # least distance between the bounding balls of objects
 
 
 @dataclass(frozen=True)
 class AssetSplit:
-    """What scenes are made of: names of shape families, paths of mesh files, names of environments."""
+    """The assets of a split: names of shape families, paths of mesh files, names of environments."""
 
     families: tuple[str, ...]
     meshes: tuple[str, ...]
@@ -33,121 +34,136 @@ class AssetSplit:
 
 @dataclass(frozen=True)
 class SceneObject:
-    """An object: a shape in the unit ball, turned, scaled by `radius`, and moved. On a plane it stands."""
+    """A shape in the unit ball that is rotated, scaled by `radius` and moved; on a plane it is set down on it."""
 
-    shape: str  # a family of `shapes.FAMILIES` or the path of a file
-    seed: int  # of the family's member
+    shape: str  # family of `shapes.FAMILIES`, or path of a mesh file
+    seed: int  # selects the member of the family
     material: MaterialMix
     radius: float
     position: tuple[float, float, float]
     tilt: tuple[float, float]  # about x, then z
     yaw: float
-    spin: float  # the yaw that is added until the last frame
-    shift: tuple[float, float, float]  # from the first frame to the last
+    spin: float  # yaw added by the last frame
+    shift: tuple[float, float, float]  # translation from the first frame to the last
 
-    def centre(self, time: float) -> Float[np.ndarray, "3"]:
+    def center(self, time: float) -> Float[np.ndarray, "3"]:
         return np.array(self.position) + time * np.array(self.shift)
 
     def rotation(self, time: float) -> Float[np.ndarray, "3 3"]:
-        return _about_y(self.yaw + time * self.spin) @ _about_z(self.tilt[1]) @ _about_x(self.tilt[0])
+        return Rotation.from_euler("YZX", (self.yaw + time * self.spin, self.tilt[1], self.tilt[0])).as_matrix()
 
 
 @dataclass(frozen=True)
 class Plane:
-    half: float  # its half-width or radius
+    """The ground: a square or a disc."""
+
+    half: float  # half-width or radius
     round: bool
     material: MaterialMix
 
 
 @dataclass(frozen=True)
 class Camera:
-    """Looks at `target` from `distance`, `azimuth` (0 is the +z side) and `elevation` above the horizon."""
+    """A camera that looks at `target` from `distance`, `azimuth` (0: from +z) and `elevation` above the horizon."""
 
-    fov: float  # of the image's height
+    fov: float  # vertical field of view
     target: tuple[float, float, float]
     distance: float
     azimuth: float
     elevation: float
-    sweep: float  # the azimuth that an orbit adds until the last frame
-    swing: tuple[float, float, float]  # an oscillation's amplitude of azimuth and elevation, and its periods
+    sweep: float  # azimuth added by the last frame of an orbit
+    swing: tuple[float, float, float]  # of an oscillation: amplitude of azimuth and of elevation, periods
 
     def pose(self, time: float) -> Float32[np.ndarray, "4 4"]:
-        """Camera to world, OpenGL's axes: x right, y up, z backward."""
-        wave = np.sin(2 * np.pi * self.swing[2] * time)
-        azimuth = self.azimuth + time * self.sweep + wave * self.swing[0]
+        """Return the camera-to-world matrix with OpenGL axes: x right, y up, z backward."""
+        phase = np.sin(2 * np.pi * self.swing[2] * time)
+        azimuth = self.azimuth + time * self.sweep + phase * self.swing[0]
         pose = np.eye(4)
-        pose[:3, :3] = _about_y(azimuth) @ _about_x(-(self.elevation + wave * self.swing[1]))
+        pose[:3, :3] = Rotation.from_euler("YX", (azimuth, -(self.elevation + phase * self.swing[1]))).as_matrix()
         pose[:3, 3] = np.array(self.target) + self.distance * pose[:3, 2]
         return pose.astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Light:
-    """An environment as `environment.load_environment` takes it; `spin` is its turn until the last frame."""
+    """The settings of an environment, as for `environment.load_environment`, and its motion."""
 
-    environment: str  # a name of the catalogue, or PROCEDURAL
+    environment: str  # name of an asset, or PROCEDURAL
     seed: int
-    turn: float  # its rotation as a fraction of a whole one
+    turn: float  # rotation as a fraction of a whole turn
     flip: bool
-    exposure: float  # of the picture, around 1
-    spin: float
+    exposure: float  # factor on the automatic exposure
+    spin: float  # rotation added by the last frame
 
 
 @dataclass(frozen=True)
 class Scene:
-    bodies: tuple[SceneObject, ...]
+    """The description of a clip."""
+
+    objects: tuple[SceneObject, ...]
     plane: Plane | None
     camera: Camera
     motion: str
-    lights: tuple[Light, Light]  # one, and another for relighting
+    lights: tuple[Light, Light]  # the second is for relighting
 
 
-def catalogue(split: str, meshes: tuple[str, ...], environments: tuple[str, ...], bundled: bool) -> AssetSplit:
-    """The part of everything that belongs to a split of SPLITS; `bundled`: the environments are ours.
+def split_assets(split: str, meshes: tuple[str, ...], environments: tuple[str, ...], bundled: bool) -> AssetSplit:
+    """Select the assets of a split.
 
-    "test" has the families and bundled maps of `shapes.HELD_OUT` and `skies.HELD_OUT`, and a tenth of the user's files;
-    "train" has the rest. Procedural skies are in both, of other seeds. InputError for an unknown split.
+    "test" has the families of `shapes.HELD_OUT`, the bundled maps of `environments.HELD_OUT` and a tenth of the user's
+    files; "train" has the rest. Procedural skies are in both splits, with different seeds.
+
+    Args:
+      split: one of SPLITS.
+      meshes: paths of the user's mesh files.
+      environments: names of the environments.
+      bundled: whether the environments are the bundled ones.
+
+    Raises:
+      InputError: the split is unknown.
     """
     if split not in SPLITS:
         raise unknown_name_error("split", split, SPLITS)
-    keep = lambda held_out: split == "all" or held_out == (split == "test")
-    of_ours = lambda name: name in skies.HELD_OUT
+
+    def keep(held_out: bool) -> bool:
+        return split == "all" or held_out == (split == "test")
+
     return AssetSplit(
         tuple(name for name in shapes.FAMILIES if keep(name in shapes.HELD_OUT)),
-        tuple(path for path in meshes if keep(skies.held_out(Path(path).name))),
-        tuple(name for name in environments if keep((of_ours if bundled else skies.held_out)(name))),
+        tuple(path for path in meshes if keep(skies.is_held_out(Path(path).name))),
+        tuple(name for name in environments if keep(name in skies.HELD_OUT if bundled else skies.is_held_out(name))),
     )
 
 
-def random_scene(seed: int, split: str, index: int, source: AssetSplit) -> Scene:
-    """The scene of clip `index`."""
+def random_scene(seed: int, split: str, index: int, assets: AssetSplit) -> Scene:
+    """Return the scene of clip `index`, a pure function of the arguments."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     motion = str(rng.choice(MOTIONS))
     on_plane = rng.random() < 0.8
-    bodies = _random_bodies(rng, source, on_plane, motion)
-    reach = max(np.hypot(*body.centre(time)[[0, 2]]) + body.radius for body in bodies for time in (0.0, 1.0))
+    objects = _random_objects(rng, assets, on_plane, motion)
+    reach = max(np.hypot(*item.center(time)[[0, 2]]) + item.radius for item in objects for time in (0.0, 1.0))
     plane = Plane(float(reach + rng.uniform(0.2, 4)), bool(rng.random() < 0.3), random_material(rng, frequency=2))
-    camera = _random_camera(rng, bodies, on_plane, motion)
-    spin = _either_way(rng, 0.8, 2 * np.pi) if motion == "light" else 0.0
-    lights = _random_light(rng, source, spin), _random_light(rng, source, spin)
-    return Scene(bodies, plane if on_plane else None, camera, motion, lights)
+    camera = _random_camera(rng, objects, on_plane, motion)
+    spin = _random_sign_uniform(rng, 0.8, 2 * np.pi) if motion == "light" else 0.0
+    lights = _random_light(rng, assets, spin), _random_light(rng, assets, spin)
+    return Scene(objects, plane if on_plane else None, camera, motion, lights)
 
 
-def _random_bodies(
-    rng: np.random.Generator, source: AssetSplit, on_plane: bool, motion: str
+def _random_objects(
+    rng: np.random.Generator, assets: AssetSplit, on_plane: bool, motion: str
 ) -> tuple[SceneObject, ...]:
-    """The first body is always placed; one that finds no room is left out."""
-    objects, primitives = int(rng.integers(1, 4)), int(rng.integers(0, 4))
-    simple = tuple(name for name in source.families if name in shapes.PRIMITIVES) or source.families
-    bodies: list[SceneObject] = []
-    for number in range(objects + primitives):
-        main = number < objects
-        names = source.families if main else simple
-        if main and source.meshes and rng.random() < 0.7:
-            names = source.meshes
+    """Draw and place objects; those after the first that find no free place are dropped."""
+    num_objects, num_primitives = int(rng.integers(1, 4)), int(rng.integers(0, 4))
+    primitives = tuple(name for name in assets.families if name in shapes.PRIMITIVES) or assets.families
+    objects: list[SceneObject] = []
+    for number in range(num_objects + num_primitives):
+        main = number < num_objects
+        names = assets.families if main else primitives
+        if main and assets.meshes and rng.random() < 0.7:
+            names = assets.meshes
         radius = float(rng.uniform(0.6, 1) if main else rng.uniform(0.2, 0.5))
         upright = rng.random() < 0.7
-        body = SceneObject(
+        candidate = SceneObject(
             shape=str(rng.choice(names)),
             seed=int(rng.integers(2**31)),
             material=random_material(rng),
@@ -155,24 +171,24 @@ def _random_bodies(
             position=(0.0, 0.0, 0.0),
             tilt=(0.0, 0.0) if upright else tuple(float(angle) for angle in rng.uniform(0, 2 * np.pi, 2)),
             yaw=float(rng.uniform(0, 2 * np.pi)),
-            spin=_either_way(rng, 0.5, 2 * np.pi) if motion == "rotation" else 0.0,
+            spin=_random_sign_uniform(rng, 0.5, 2 * np.pi) if motion == "rotation" else 0.0,
             shift=_random_shift(rng, on_plane) if motion == "translation" else (0.0, 0.0, 0.0),
         )
         for attempt in range(30):
             spread = 0.3 + 0.07 * attempt
             x, z = rng.normal(0, spread, 2)
             y = 0.0 if on_plane else rng.normal(0, 0.7 * spread)
-            placed = replace(body, position=(float(x), float(y), float(z)))
-            if all(clearance(placed, other) > GAP for other in bodies):
-                bodies.append(placed)
+            placed = replace(candidate, position=(float(x), float(y), float(z)))
+            if all(clearance(placed, other) > GAP for other in objects):
+                objects.append(placed)
                 break
-    return tuple(bodies)
+    return tuple(objects)
 
 
 def clearance(a: SceneObject, b: SceneObject) -> float:
-    """The least distance between the balls around two bodies over the clip, both moving evenly.
+    """Return the least distance between the bounding balls of two objects over the clip.
 
-    On a plane, where positions have no height, it is that of the upright cylinders around the balls.
+    On a plane, where positions have no height, it is that of the bounding upright cylinders.
     """
     start = np.array(a.position) - np.array(b.position)
     shift = np.array(a.shift) - np.array(b.shift)
@@ -186,13 +202,13 @@ def _random_shift(rng: np.random.Generator, on_plane: bool) -> tuple[float, floa
     return float(length * np.sin(angle)), float(rise), float(length * np.cos(angle))
 
 
-def _random_camera(rng: np.random.Generator, bodies: tuple[SceneObject, ...], on_plane: bool, motion: str) -> Camera:
-    """So far away that the bodies' balls, wherever they move, about fill the image."""
-    radii = np.array([body.radius for body in bodies] * 3)
-    centres = np.stack([body.centre(time) for time in (0.0, 0.5, 1.0) for body in bodies])
-    centres[:, 1] += 0.7 * radii * on_plane  # what stands is seldom as high as its ball
-    target = np.average(centres, axis=0, weights=radii**2) + rng.normal(0, 0.1, 3)
-    extent = (np.linalg.norm(centres - target, axis=-1) + radii).max()
+def _random_camera(rng: np.random.Generator, objects: tuple[SceneObject, ...], on_plane: bool, motion: str) -> Camera:
+    """Draw a camera so far away that the bounding balls, over their whole motion, about fill the image."""
+    radii = np.array([item.radius for item in objects] * 3)
+    centers = np.stack([item.center(time) for time in (0.0, 0.5, 1.0) for item in objects])
+    centers[:, 1] += 0.7 * radii * on_plane  # standing objects are usually lower than their bounding balls
+    target = np.average(centers, axis=0, weights=radii**2) + rng.normal(0, 0.1, 3)
+    extent = (np.linalg.norm(centers - target, axis=-1) + radii).max()
     fov = np.deg2rad(rng.uniform(25, 60))
     lowest, highest = np.deg2rad((4, 60) if on_plane else (-40, 60))
     elevation = rng.triangular(lowest, np.deg2rad(20), highest)
@@ -203,13 +219,13 @@ def _random_camera(rng: np.random.Generator, bodies: tuple[SceneObject, ...], on
         distance=float(extent / np.sin(fov / 2) * rng.uniform(0.6, 1.0)),
         azimuth=float(rng.uniform(0, 2 * np.pi)),
         elevation=float(elevation),
-        sweep=_either_way(rng, 0.4, 2 * np.pi) if motion == "orbit" else 0.0,
+        sweep=_random_sign_uniform(rng, 0.4, 2 * np.pi) if motion == "orbit" else 0.0,
         swing=tuple(float(x) for x in swing) if motion == "oscillation" else (0.0, 0.0, 0.0),
     )
 
 
-def _random_light(rng: np.random.Generator, source: AssetSplit, spin: float) -> Light:
-    names = source.environments if source.environments and rng.random() < 0.6 else (PROCEDURAL,)
+def _random_light(rng: np.random.Generator, assets: AssetSplit, spin: float) -> Light:
+    names = assets.environments if assets.environments and rng.random() < 0.6 else (PROCEDURAL,)
     return Light(
         environment=str(rng.choice(names)),
         seed=int(rng.integers(2**31)),
@@ -220,20 +236,5 @@ def _random_light(rng: np.random.Generator, source: AssetSplit, spin: float) -> 
     )
 
 
-def _either_way(rng: np.random.Generator, low: float, high: float) -> float:
+def _random_sign_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return float(rng.uniform(low, high) * rng.choice([-1, 1]))
-
-
-def _about_x(angle: float) -> np.ndarray:
-    c, s = np.cos(angle), np.sin(angle)
-    return np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
-
-
-def _about_y(angle: float) -> np.ndarray:
-    c, s = np.cos(angle), np.sin(angle)
-    return np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
-
-
-def _about_z(angle: float) -> np.ndarray:
-    c, s = np.cos(angle), np.sin(angle)
-    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])

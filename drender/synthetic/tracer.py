@@ -1,8 +1,8 @@
-"""Path tracing with Mitsuba 3: light and G-buffers of one frame.
+"""Path-trace the radiance and the G-buffers of one frame with Mitsuba 3.
 
-The scene never changes its structure, so that Mitsuba compiles its kernels once per process: all bodies are one mesh,
-whose textures lie side by side in one strip; every frame gets new vertices, every clip new textures. A process traces
-on one core: then sums have one order, and the same seed gives the same bits.
+The structure of Mitsuba's scene never changes, so its kernels are compiled once per process: all objects are one mesh
+whose textures lie side by side in one strip. Every frame sets new vertices, every clip new textures. A process traces
+on one core, so sums have a fixed order and equal seeds give equal bits.
 """
 
 import os
@@ -18,37 +18,38 @@ from jaxtyping import Float, Float32
 from drender.errors import InputError
 from drender.synthetic.meshes import Mesh
 
-TILE = 256  # pixels of a texture
-TILES = 7  # the plane, three objects, three primitives
-BUFFERS = 4  # rays for the G-buffers in a pixel, per axis
-DENOISED = 2  # the denoiser's pixels in a pixel, per axis
+TILE = 256  # side of a texture in pixels
+TILES = 7  # textures: the plane, three objects, three primitives
+BUFFERS = 4  # G-buffer rays per pixel and axis
+DENOISED = 2  # pixels of the denoised image per pixel and axis
 MAX_DEPTH = 6
-EXTENT = 100.0  # half the side of the box that scenes lie in
-MAX_SAMPLE = 50.0  # radiance that one path may bring, where the environment's mean is 1: no fireflies
+EXTENT = 100.0  # half the side of the box that contains every scene
+MAX_SAMPLE = 50.0  # clamp of one path's radiance against fireflies; the environment's mean is 1
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Linear radiance; and the surfaces that are met, averaged over the rays of a pixel, each times `coverage`.
+    """Linear radiance and surface attributes, averaged over the rays of each pixel.
 
-    A ray that meets nothing counts as 0, so that a background of any value can be added: (1 − coverage) × value.
+    Rays without a hit count as 0, so a background is added as (1 − coverage) × value.
     """
 
     rgb: Float32[np.ndarray, "h w 3"]
-    coverage: Float32[np.ndarray, "h w 1"]  # the share of rays that meet a surface
+    coverage: Float32[np.ndarray, "h w 1"]  # share of rays that hit a surface
     basecolor: Float32[np.ndarray, "h w 3"]  # linear
-    normal: Float32[np.ndarray, "h w 3"]  # in camera space, OpenGL's axes, towards the camera
+    normal: Float32[np.ndarray, "h w 3"]  # in camera space with OpenGL axes, facing the camera
     roughness: Float32[np.ndarray, "h w 1"]
     metallic: Float32[np.ndarray, "h w 1"]
-    depth: Float32[np.ndarray, "h w 1"]  # along the camera's axis
-    near: float  # the least and greatest depth; infinite and 0 where nothing is met
-    far: float
+    depth: Float32[np.ndarray, "h w 1"]  # along the optical axis
+    near: float  # least depth; infinite without a hit
+    far: float  # greatest depth; 0 without a hit
 
 
 class Tracer:
-    """Traces frames of (height, width) = `size` with `spp` paths through every pixel.
+    """A path tracer of frames of (height, width) = `size` with `spp` paths per pixel.
 
-    InputError where Mitsuba, its denoiser or LLVM are not installed.
+    Raises:
+      InputError: Mitsuba, its denoiser or LLVM is not installed.
     """
 
     def __init__(self, size: tuple[int, int], spp: int):
@@ -64,29 +65,29 @@ class Tracer:
         surface = {"base_color": texture(3), "roughness": texture(1), "metallic": texture(1)}
         properties = mi.Properties()
         properties["mesh_bsdf"] = mi.load_dict({"type": "twosided", "sides": {"type": "principled", **surface}})
-        mesh = mi.Mesh("bodies", 3, 1, has_vertex_normals=True, has_vertex_texcoords=True, props=properties)
+        mesh = mi.Mesh("objects", 3, 1, has_vertex_normals=True, has_vertex_texcoords=True, props=properties)
         sky = {"type": "envmap", "bitmap": mi.Bitmap(np.ones((64, 128, 3), np.float32))}
-        self._scene = mi.load_dict({"type": "scene", "bodies": mesh, "sky": sky})
+        self._scene = mi.load_dict({"type": "scene", "objects": mesh, "sky": sky})
         self._parameters = mi.traverse(self._scene)
-        self.set_bodies([])
+        self.set_objects([])
         self._parameters.update()
         self._integrator = mi.load_dict({"type": "path", "max_depth": MAX_DEPTH, "rr_depth": 4})
         self._sampler = mi.load_dict({"type": "independent"})
 
     def set_materials(self, maps: Sequence[Float32[np.ndarray, "n n 5"]]) -> None:
-        """The textures of the bodies in order, TILE×TILE pixels of basecolor (linear), roughness and metallic."""
+        """Set the objects' textures in order: TILE×TILE pixels of basecolor (linear), roughness and metallic."""
         strip = np.concatenate([*maps, *[np.zeros((TILE, TILE, 5), np.float32)] * (TILES - len(maps))], axis=1)
         for name, channels in {"base_color": slice(3), "roughness": slice(3, 4), "metallic": slice(4, 5)}.items():
             values = self._mi.TensorXf(np.ascontiguousarray(strip[..., channels]))
-            self._parameters[f"bodies.bsdf.brdf_0.{name}.data"] = values
+            self._parameters[f"objects.bsdf.brdf_0.{name}.data"] = values
 
-    def set_bodies(self, meshes: Sequence[Mesh]) -> None:
-        """The bodies in world space, in the order of their materials."""
+    def set_objects(self, meshes: Sequence[Mesh]) -> None:
+        """Set the objects, in world space and in the order of their textures."""
         tile = np.repeat(np.arange(len(meshes)), [len(mesh.uv) for mesh in meshes])
         uv = np.concatenate([np.zeros((0, 2)), *(mesh.uv for mesh in meshes)])
-        uv = uv * (1 - 1 / TILE) + 0.5 / TILE  # from texel centre to texel centre
+        uv = uv * (1 - 1 / TILE) + 0.5 / TILE  # from texel center to texel center
         uv[:, 0] = (uv[:, 0] + tile) / TILES
-        # A triangle without area keeps the bounds of the scene: Mitsuba ends shadow rays at those of the frame before.
+        # Mitsuba ends shadow rays at the scene bounds of the previous frame, so a degenerate triangle fixes the bounds.
         bounds = np.array([[-EXTENT] * 3, [EXTENT] * 3, [EXTENT] * 3])
         corners = {
             "positions": np.concatenate([*(mesh.positions for mesh in meshes), bounds]),
@@ -95,40 +96,40 @@ class Tracer:
         }
         for name, rows in corners.items():
             values = self._mi.Float(np.ascontiguousarray(rows, np.float32).ravel())
-            self._parameters[f"bodies.vertex_{name}"] = values
-        self._parameters["bodies.faces"] = self._mi.UInt32(np.arange(len(corners["positions"]), dtype=np.uint32))
+            self._parameters[f"objects.vertex_{name}"] = values
+        self._parameters["objects.faces"] = self._mi.UInt32(np.arange(len(corners["positions"]), dtype=np.uint32))
 
     def set_light(self, image: Float32[np.ndarray, "h w 3"], angle: float) -> None:
-        """The light of `radiance.light_image`, turned as `environment.project` turns it."""
-        # Mitsuba's first and last rows are the poles themselves: with every second row its own, its map equals ours.
+        """Set the light: an image of `latlong.load_latlong`, rotated by `angle` as `environment.project` rotates it."""
+        # Mitsuba's first and last rows are the poles themselves. Doubling the rows makes its map equal ours.
         rows = np.clip(np.arange(2 * len(image) + 1) / 2 - 0.5, 0, len(image) - 1)
         above, down = np.floor(rows).astype(int), (rows % 1)[:, None, None]
         image = image[above] * (1 - down) + image[np.minimum(above + 1, len(image) - 1)] * down
         emitter = self._mi.load_dict({"type": "envmap", "bitmap": self._mi.Bitmap(image.astype(np.float32))})
         self._parameters["sky.data"] = self._mi.traverse(emitter)["data"]
-        half_turn = 180 - float(np.rad2deg(angle))  # Mitsuba has +z in the middle, we −z
+        half_turn = 180 - float(np.rad2deg(angle))  # Mitsuba's map has +z in its center, ours −z
         self._parameters["sky.to_world"] = self._mi.Transform4f().rotate([0, 1, 0], half_turn)
 
     def trace(self, pose: Float32[np.ndarray, "4 4"], fov: float, seed: int) -> Frame:
-        """The frame that a camera sees from `pose` (camera to world, OpenGL's axes); `fov` of the height, radians."""
+        """Trace the frame seen from `pose` (camera to world, OpenGL axes); `fov` is vertical, in radians."""
         self._parameters.update()
         height, width = (DENOISED * side for side in self.size)
         self._sampler.seed(seed, height * width * self.paths)
         rays = self._rays(pose, fov, height, width, self.paths, self._sampler.next_2d())
         radiance, _, _ = self._integrator.sample(self._scene, self._sampler, self._mi.RayDifferential3f(rays))
         radiance = self._dr.select(self._dr.isfinite(radiance), self._dr.clip(radiance, 0, MAX_SAMPLE), 0)
-        self._dr.eval(radiance)  # all channels at once, else each sum would trace the paths anew
+        self._dr.eval(radiance)  # evaluate all channels together; otherwise each sum would trace the paths again
         rgb = _image([self._dr.block_sum(channel, self.paths) / self.paths for channel in radiance], height, width)
         surfaces = self._surfaces(pose, fov)
         near, far = _depths(surfaces)
         means = {name: _mean(samples, (height, width)) for name, samples in surfaces.items()}
-        # Of the surfaces themselves, without noise: they keep the denoiser from blurring edges and textures.
+        # Noise-free surface attributes keep the denoiser from blurring edges and textures.
         rgb = self._denoise(rgb, albedo=means["basecolor"], normal=means["normal"], hdr=True, clean_aux=True)
         means = {name: _mean(samples, self.size) for name, samples in means.items()}
         return Frame(_mean(np.maximum(rgb, 0), self.size), **means, near=near, far=far)
 
     def surfaces(self, pose: Float32[np.ndarray, "4 4"], fov: float) -> Frame:
-        """The frame without light: its `rgb` is black. What `trace` gives besides, at a fraction of the time."""
+        """Return the frame of `trace` with black `rgb`, at a fraction of the time."""
         self._parameters.update()
         surfaces = self._surfaces(pose, fov)
         near, far = _depths(surfaces)
@@ -136,46 +137,46 @@ class Tracer:
         return Frame(np.zeros((*self.size, 3), np.float32), **means, near=near, far=far)
 
     def _surfaces(self, pose: Float32[np.ndarray, "4 4"], fov: float) -> dict[str, Float32[np.ndarray, "H W _c"]]:
-        """What each of BUFFERS×BUFFERS rays through every pixel meets, 0 where that is nothing."""
+        """Return the attributes hit by BUFFERS×BUFFERS rays per pixel, one sample each; 0 without a hit."""
         mi, dr = self._mi, self._dr
         height, width = (BUFFERS * side for side in self.size)
         rays = self._rays(pose, fov, height, width, 1, mi.Point2f(0.5))
-        found = self._scene.ray_intersect(rays)
-        hit, surface = found.is_valid(), found.bsdf(mi.RayDifferential3f(rays))
-        basecolor = surface.eval_attribute_3("base_color", found, hit)
-        roughness = surface.eval_attribute_1("roughness", found, hit)
-        metallic = surface.eval_attribute_1("metallic", found, hit)
-        arrays = [*basecolor, roughness, metallic, *found.sh_frame.n, *found.p, hit]
+        hits = self._scene.ray_intersect(rays)
+        hit, surface = hits.is_valid(), hits.bsdf(mi.RayDifferential3f(rays))
+        basecolor = surface.eval_attribute_3("base_color", hits, hit)
+        roughness = surface.eval_attribute_1("roughness", hits, hit)
+        metallic = surface.eval_attribute_1("metallic", hits, hit)
+        arrays = [*basecolor, roughness, metallic, *hits.sh_frame.n, *hits.p, hit]
         dr.eval(arrays)
         image = _image(arrays, height, width)
         image = np.where(image[..., 11:] > 0, image, 0)
         normal = image[..., 5:8] @ pose[:3, :3]
-        place = (image[..., 8:11] - pose[:3, 3]) @ pose[:3, :3] * image[..., 11:]
-        behind = np.einsum("hwc,hwc->hw", normal, place)[..., None] > 0  # of an open mesh
+        position = (image[..., 8:11] - pose[:3, 3]) @ pose[:3, :3] * image[..., 11:]
+        backfacing = np.einsum("hwc,hwc->hw", normal, position)[..., None] > 0  # open meshes show their inside
         return {
             "coverage": image[..., 11:],
             "basecolor": image[..., :3],
-            "normal": np.where(behind, -normal, normal),
+            "normal": np.where(backfacing, -normal, normal),
             "roughness": image[..., 3:4],
             "metallic": image[..., 4:5],
-            "depth": -place[..., 2:],
+            "depth": -position[..., 2:],
         }
 
     def _rays(self, pose: Float[np.ndarray, "4 4"], fov: float, height: int, width: int, paths: int, offset):
-        """`paths` rays through every pixel, each through `offset` in [0, 1]²; rows from the top."""
+        """Return `paths` rays per pixel, at `offset` in [0, 1]² inside it; rows run from the top."""
         mi, dr = self._mi, self._dr
         numbers = [mi.Float(float(x)) for x in (*pose[:3].ravel(), np.tan(fov / 2))]
-        dr.make_opaque(numbers)  # data to the kernel, not constants that would compile it anew
+        dr.make_opaque(numbers)  # pass them as data: literal constants would recompile the kernel
         *pose, extent = numbers
         pixel = dr.arange(mi.UInt32, height * width * paths) // paths
         x = ((mi.Float(pixel % width) + offset.x) * 2 - width) / height * extent
         y = (height - (mi.Float(pixel // width) + offset.y) * 2) / height * extent
-        row = lambda i: pose[4 * i] * x + pose[4 * i + 1] * y - pose[4 * i + 2]
-        return mi.Ray3f(mi.Point3f(pose[3], pose[7], pose[11]), dr.normalize(mi.Vector3f(row(0), row(1), row(2))))
+        direction = [pose[4 * i] * x + pose[4 * i + 1] * y - pose[4 * i + 2] for i in range(3)]
+        return mi.Ray3f(mi.Point3f(pose[3], pose[7], pose[11]), dr.normalize(mi.Vector3f(*direction)))
 
 
 def _depths(surfaces: dict[str, Float32[np.ndarray, "H W _c"]]) -> tuple[float, float]:
-    """The least and greatest depth; infinite and 0 where nothing is met."""
+    """Return the least and greatest depth; (inf, 0) without a hit."""
     hit, depth = surfaces["coverage"] > 0, surfaces["depth"]
     return float(depth.min(initial=np.inf, where=hit)), float(depth.max(initial=0, where=hit))
 
@@ -186,15 +187,15 @@ def _image(channels: list, height: int, width: int) -> Float32[np.ndarray, "h w 
 
 
 def _mean(samples: Float32[np.ndarray, "H W c"], size: tuple[int, int]) -> Float32[np.ndarray, "h w c"]:
-    """The mean over the samples of every pixel of an image of this size (h, w)."""
+    """Average the samples of every pixel of an image of (h, w) = `size`."""
     return np.ascontiguousarray(reduce(samples, "(h i) (w j) c -> h w c", "mean", h=size[0], w=size[1]))
 
 
 def load_mitsuba():
-    """Mitsuba, Dr.Jit and the denoiser, set up to use one core. InputError where they are not installed."""
+    """Import Mitsuba, Dr.Jit and the denoiser, limited to one core; raise InputError if one is not installed."""
     os.environ.setdefault("OIDN_NUM_THREADS", "1")
-    os.environ.setdefault("OIDN_SET_AFFINITY", "0")  # else the denoisers of all processes share the first core
-    # The system's LLVM may be one that Dr.Jit aborts with; the package's is one that it takes.
+    os.environ.setdefault("OIDN_SET_AFFINITY", "0")  # otherwise the denoisers of all processes share the first core
+    # Dr.Jit aborts with some systems' LLVM; the one of karellen-llvm-core works.
     with suppress(metadata.PackageNotFoundError):
         files = metadata.files("karellen-llvm-core") or ()
         library = next((file for file in files if file.name in ("libLLVM.so", "libLLVM.dylib")), None)

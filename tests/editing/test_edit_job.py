@@ -1,4 +1,4 @@
-"""Material edits: what changes, by how much, and that nothing else does."""
+"""`sample.py edit`: files in, files out."""
 
 import functools
 import json
@@ -8,160 +8,15 @@ from pathlib import Path
 import numpy as np
 import OpenImageIO as oiio
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 import sample
 from drender import cli
 from drender.config import CONDITIONS
-from drender.editing.masks import Companion, same_view
-from drender.editing.materials import EDITABLE, color_range, colour, depth_range, edit, feather
-from drender.errors import InputError
+from drender.editing.materials import feather
 from drender.media.gbuffers import frame_path
 from drender.media.images import read_image, write_png
-from drender.media.resize import resize
-from drender.media.video import write_video
 
 LABELS = ("rgb", *CONDITIONS)
-IMAGES = hnp.arrays(np.float32, (1, 2, 3, 4, 3), elements=st.floats(0, 1, width=32))
-MASKS = hnp.arrays(np.float32, (1, 2, 3, 4, 1), elements=st.sampled_from([0, 0.25, 0.7, 1]))
-
-
-def to_srgb(x):
-    """In float64, as IEC 61966-2-1 writes it."""
-    return np.where(x <= 0.0031308, 12.92 * x, 1.055 * np.maximum(x, 1e-9) ** (1 / 2.4) - 0.055)
-
-
-def to_linear(x):
-    return np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
-
-
-# ---- Arrays ----
-
-
-@given(IMAGES, MASKS)
-@settings(max_examples=30)
-def test_an_edit_keeps_the_bits_outside_the_mask_and_gives_the_value_inside(image, mask):
-    buffers = dict.fromkeys(LABELS, image)
-    wanted = {"basecolor": "#ff8000", "roughness": 0.25}
-    edited = edit(buffers, mask, set=wanted, scale={"metallic": 0.5})
-    untouched, whole = (np.broadcast_to(mask == value, image.shape) for value in (0, 1))
-    for label in LABELS:
-        if label not in (*wanted, "metallic"):
-            assert edited[label].tobytes() == image.tobytes()
-        assert edited[label][untouched].tobytes() == image[untouched].tobytes()
-    inside = edited["basecolor"][whole].reshape(-1, 3)
-    assert (inside == np.float32([1, 128 / 255, 0])).all()
-    assert (edited["roughness"][whole] == 0.25).all()
-    assert (edited["metallic"][whole] == image[whole] * np.float32(0.5)).all()
-
-
-@given(IMAGES, MASKS, st.floats(0, 3))
-@settings(max_examples=30)
-def test_colours_are_scaled_and_mixed_in_linear_light(image, mask, factor):
-    edited = edit({"basecolor": image}, mask, scale={"basecolor": factor})["basecolor"]
-    light = to_linear(image.astype(np.float64))
-    expected = to_srgb(light * (1 - mask) + (light * factor).clip(0, 1) * mask)
-    np.testing.assert_allclose(edited, expected, atol=2e-5)
-
-
-def test_a_buffer_is_replaced_by_a_picture_and_one_channel_by_its_mean():
-    random = np.random.default_rng(0)
-    image, texture = random.random((2, 1, 2, 3, 4, 3), np.float32)
-    edited = edit({"basecolor": image, "roughness": image}, replace={"basecolor": texture, "roughness": texture})
-    assert (edited["basecolor"] == texture).all()
-    np.testing.assert_allclose(edited["roughness"], texture.mean(axis=-1, keepdims=True).repeat(3, -1), atol=1e-7)
-
-
-def test_colours_are_words_or_numbers():
-    for value in ("#336699", (0.2, 0.4, 0.6), "0.2 0.4 0.6"):
-        np.testing.assert_allclose(colour(value), [0.2, 0.4, 0.6], atol=1e-7)
-    assert (colour(0.5) == 0.5).all()
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"set": {"basecolour": 1}}, "unknown buffer to edit 'basecolour'; did you mean 'basecolor'"),
-        ({"set": {"normal": 1}}, "unknown buffer to edit 'normal'"),
-        ({"set": {"metallic": 1}}, "no metallic among the buffers to edit; there are basecolor, roughness"),
-        ({"set": {"basecolor": "#12345"}}, "colour #12345 is not"),
-        ({"set": {"basecolor": (1, 0)}}, "colour 1 0 is not"),
-        ({"set": {"basecolor": 1.5}}, "its numbers must be 0 to 1"),
-        ({"set": {"roughness": (0.1, 0.2, 0.3)}}, "roughness value 0.1 0.2 0.3 is not one number"),
-        ({"set": {"roughness": float("nan")}}, "roughness value nan is not one number"),
-        ({"set": {"roughness": -0.1}}, "roughness cannot be set to -0.1; values are 0 to 1"),
-        ({"scale": {"roughness": -1}}, "roughness cannot be scaled by -1; a factor is 0 or more"),
-        ({"set": {"roughness": 1}, "scale": {"roughness": 1}}, "roughness is changed twice by one edit"),
-    ],
-)
-def test_an_edit_that_makes_no_sense_says_why(change, message):
-    buffers = {label: np.zeros((1, 1, 2, 2, 3), np.float32) for label in ("basecolor", "roughness")}
-    with pytest.raises(InputError, match=message.replace("(", r"\(")):
-        edit(buffers, **change)
-
-
-# ---- Masks ----
-
-
-def test_ranges_hold_their_bounds_and_nothing_beyond():
-    ramp = np.linspace(0, 1, 11, dtype=np.float32)[None, :, None].repeat(3, -1)
-    np.testing.assert_array_equal(np.flatnonzero(depth_range(ramp, 0.2, 0.5)), [2, 3, 4, 5])
-    # The distance is Euclidean: 0.3·√3 for three steps of grey.
-    np.testing.assert_array_equal(np.flatnonzero(color_range(ramp, (0.5, 0.5, 0.5), 0.2 * 3**0.5)), [3, 4, 5, 6, 7])
-    for near, far in ((0.5, 0.2), (-0.1, 1), (0, 1.1), (float("nan"), 1)):
-        with pytest.raises(InputError, match="must be NEAR FAR with 0 ≤ NEAR ≤ FAR ≤ 1"):
-            depth_range(ramp, near, far)
-    with pytest.raises(InputError, match="the distance is -1"):
-        color_range(ramp, "#ffffff", -1)
-
-
-@pytest.mark.parametrize("pixels", [0, 0.5, 1, 3, 4.5])
-def test_soft_edges_reach_as_far_as_said_and_no_further(pixels):
-    mask = np.zeros((32, 32, 1), np.float32)
-    mask[:, 16:] = 1
-    soft = feather(mask, pixels)[..., 0]
-    reach = int(np.ceil(pixels))
-    assert (soft[:, : 16 - reach] == 0).all() and (soft[:, 16 + reach :] == 1).all()
-    assert (np.diff(soft, axis=1) >= 0).all() and (soft == soft[:1]).all()
-    np.testing.assert_allclose(soft + soft[:, ::-1], 1, atol=1e-5)  # the edge stays where it is
-    assert ((soft > 0) & (soft < 1)).any() == (pixels > 0)
-    assert (feather(np.ones((9, 9, 1), np.float32), pixels) == 1).all()
-
-
-def test_masks_of_the_source_fit_buffers_that_were_rounded_up():
-    assert same_view((1080, 1920), (512, 960)) and same_view((540, 960), (512, 960)) and same_view((48, 64), (96, 128))
-    assert not same_view((1920, 1080), (512, 960)) and not same_view((100, 100), (512, 960))
-    assert same_view((1080, 1920), (101, 180)) and not same_view((100, 100), (101, 180))
-
-
-def test_frames_are_read_in_any_order_from_stills_videos_and_gbuffers(tmp_path):
-    frames = [np.full((16, 16, 3), value, np.float32) for value in (0.2, 0.4, 0.6, 0.8)]
-    write_video(tmp_path / "mask.mp4", frames, 8.0)
-    for i, frame in enumerate(frames):
-        write_png(tmp_path / "frames" / f"{i}.png", frame)
-        write_png(frame_path(tmp_path / "clips" / "walk", 0, i, "mask"), frame)
-        write_png(frame_path(tmp_path / "clips" / "walk", 0, i, "depth"), 1 - frame)
-        write_png(frame_path(tmp_path / "clips" / "run", 0, i, "mask"), 1 - frame)
-    for path in ("mask.mp4", "frames", "clips", "clips/walk"):
-        found = Companion("--mask", tmp_path / path, "mask").of("walk", 4)
-        seen = [float(found.at(index, (8, 8)).mean()) for index in (0, 1, 3, 2, 2, 0)]
-        np.testing.assert_allclose(seen, [0.2, 0.4, 0.8, 0.6, 0.6, 0.2], atol=0.01)
-    still = Companion("--mask", tmp_path / "frames/2.png", "mask").of("walk", 9)
-    assert still.at(7, (16, 16)).mean() == pytest.approx(0.6, abs=0.01)
-    with pytest.raises(InputError, match="has 4 frames, but clip 'walk' 9; give one image, or as many"):
-        Companion("--mask", tmp_path / "frames", "mask").of("walk", 9)
-    with pytest.raises(InputError, match="has 2 clips, but none named 'jump'"):
-        Companion("--mask", tmp_path / "clips", "mask").of("jump", 4)
-    with pytest.raises(InputError, match="16x16 pixels have another shape than the G-buffers' 90x30"):
-        still.at(0, (30, 90))
-    assert still.at(0, (30, 90), crop=True).shape == (30, 90, 3)
-    with pytest.raises(InputError, match=r"--mask: .*nothere\.png does not exist"):
-        Companion("--mask", tmp_path / "nothere.png", "mask")
-
-
-# ---- On the command line ----
 
 
 @pytest.fixture
@@ -200,7 +55,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_outside_the_mask_files_hold_the_same_bits(run, tmp_path, bits):
+def test_edit_keeps_files_bits_outside_mask(run, tmp_path, bits):
     clip = write_gbuffers(tmp_path / "in" / "walk", bits=bits, size=(16, 16))
     mask = np.zeros((16, 16, 3), np.float32)
     mask[4:9, 5:11] = 1
@@ -221,7 +76,7 @@ def test_outside_the_mask_files_hold_the_same_bits(run, tmp_path, bits):
     assert (stored(tmp_path / "out/walk/0000.0001.basecolor.png")[5:8, 6:10] == [top, 0, 0]).all()
 
 
-def test_several_edits_in_order_with_masks_of_the_input(run, tmp_path):
+def test_edits_run_in_order_with_masks_of_the_input(run, tmp_path):
     clip = write_gbuffers(tmp_path / "walk", labels=CONDITIONS)
     for i in range(3):
         left_red = np.zeros((8, 8, 3), np.float32)
@@ -241,7 +96,7 @@ def test_several_edits_in_order_with_masks_of_the_input(run, tmp_path):
         assert (after["depth"] == before["depth"]).all()
 
 
-def test_textures_and_depth_ranges(run, tmp_path):
+def test_replace_within_depth_range(run, tmp_path):
     clip = write_gbuffers(tmp_path / "walk")
     other = write_gbuffers(tmp_path / "other", seed=3)
     changes = ("--replace", "basecolor", other, "--depth-range", 0.3, 0.6)
@@ -253,7 +108,7 @@ def test_textures_and_depth_ranges(run, tmp_path):
         np.testing.assert_array_equal(of(tmp_path / "out/walk"), expected)
 
 
-def test_frames_of_masks_are_counted_through_overlapping_chunks(run, tmp_path):
+def test_mask_frames_follow_overlapping_chunks(run, tmp_path):
     clip = write_gbuffers(tmp_path / "walk", chunks=(4, 3), record={"overlap": 2})
     for i in range(5):  # 0 1 2 3 and 2 3 4
         mask = np.zeros((8, 8, 3), np.float32)
@@ -267,7 +122,7 @@ def test_frames_of_masks_are_counted_through_overlapping_chunks(run, tmp_path):
     assert record["finished"] and record["settings"]["overlap"] == 2  # as `forward` asks for it
 
 
-def test_results_are_resumed_kept_apart_and_replaced_as_by_other_commands(run, tmp_path):
+def test_edits_resume_reject_mixing_and_overwrite(run, tmp_path):
     write_gbuffers(tmp_path / "in" / "a", chunks=(3, 3), record={"overlap": 1})
     write_gbuffers(tmp_path / "in" / "b", chunks=(2,))
     call = functools.partial(run, "edit", "--input", tmp_path / "in", "--output", tmp_path / "out")
@@ -292,7 +147,7 @@ def test_results_are_resumed_kept_apart_and_replaced_as_by_other_commands(run, t
     assert read_image(frame_path(tmp_path / "out/b", 0, 0, "roughness")).max() == 0
 
 
-def test_buffers_of_other_models_are_passed_on(run, tmp_path):
+def test_unknown_buffers_are_passed_through(run, tmp_path):
     clip = write_gbuffers(tmp_path / "walk", labels=("basecolor", "glossiness"), record={"overlap": 6})
     record = json.loads((clip / "inverse.json").read_text())
     (clip / "inverse.json").write_text(json.dumps(record | {"labels": ["basecolor", "glossiness"]}))
@@ -302,7 +157,7 @@ def test_buffers_of_other_models_are_passed_on(run, tmp_path):
         np.testing.assert_array_equal(before, after)
 
 
-def test_the_input_is_safe(run, tmp_path):
+def test_output_inside_input_is_rejected(run, tmp_path):
     clip = write_gbuffers(tmp_path / "in" / "walk")
     before = contents(tmp_path / "in")
     for source, output in ((clip, clip.parent), (clip.parent, clip.parent), (clip.parent, clip.parent / "out")):
@@ -312,7 +167,7 @@ def test_the_input_is_safe(run, tmp_path):
 
 
 @pytest.mark.filterwarnings("default")
-def test_an_empty_mask_is_a_warning(run, tmp_path):
+def test_empty_mask_warns(run, tmp_path):
     clip = write_gbuffers(tmp_path / "walk")
     where = ("--input", clip, "--output", tmp_path / "out")
     changes = ("--set", "roughness", 1, "--then", "--set", "roughness", 0, "--color-range", "#00ff00", 0)
@@ -333,37 +188,32 @@ def test_an_empty_mask_is_a_warning(run, tmp_path):
             ("--set", "roughness", "1", "--color-range", "#ffffff"),
             "--color-range #ffffff: give a colour and a distance",
         ),
-        (("--set", "roughness", "1", "--color-range", "red", "1"), "--color-range red 1: colour red is not"),
-        (("--set", "roughness", "1", "--depth-range", "1", "0"), "depth range 1 0: must be NEAR FAR"),
+        (
+            ("--set", "roughness", "1", "--color-range", "red", "1"),
+            "--color-range red 1: color: expected one or three numbers or #rrggbb, got red",
+        ),
+        (
+            ("--set", "roughness", "1", "--depth-range", "1", "0"),
+            "depth range: expected NEAR FAR with 0 ≤ NEAR ≤ FAR ≤ 1, got 1 0",
+        ),
         (("--set", "roughness", "1", "--mask", "nowhere.png"), "--mask: nowhere.png does not exist"),
         (("--replace", "roughness", "a.png", "b.png"), "--replace: a.png b.png does not exist"),
     ],
 )
-def test_bad_words_are_one_line_and_leave_nothing(run, tmp_path, words, message):
+def test_invalid_options_are_one_line_and_write_nothing(run, tmp_path, words, message):
     clip = write_gbuffers(tmp_path / "in" / "walk", chunks=(1,))
     code, _, err = run("edit", "--input", clip, "--output", tmp_path / "out", *words)
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err
     assert not (tmp_path / "out").exists()
 
 
-def test_buffers_of_different_sizes_and_masks_of_another_shape_are_named(run, tmp_path):
+def test_size_and_aspect_mismatches_are_named(run, tmp_path):
     clip = write_gbuffers(tmp_path / "walk", chunks=(1,), size=(8, 8))
     write_png(tmp_path / "mask.png", np.zeros((8, 16, 3), np.float32))
     where = ("--input", clip, "--output", tmp_path / "out")
     code, _, err = run("edit", *where, "--set", "roughness", 1, "--mask", tmp_path / "mask.png")
-    assert code == 2 and "16x8 pixels have another shape than the G-buffers' 8x8" in err
+    assert code == 2 and "expected the aspect ratio of the 8x8 G-buffers, got 16x8 pixels" in err
     assert not any((tmp_path / "out").iterdir())
     write_png(frame_path(clip, 0, 0, "depth"), np.zeros((8, 9, 3), np.float32))
     code, _, err = run("edit", *where, "--set", "roughness", 1)
     assert code == 2 and "depth has 9x8 pixels" in err
-
-
-def test_stretching_keeps_the_ends_of_a_ramp():
-    ramp = np.linspace(0, 1, 64, dtype=np.float32)[None, :, None].repeat(4, 0).repeat(3, -1)
-    assert resize(ramp, (4, 64)) is ramp
-    shrunk = resize(ramp, (8, 16))
-    assert shrunk.shape == (8, 16, 3) and (np.diff(shrunk[0, :, 0]) > 0).all()
-
-
-def test_all_that_can_be_edited_is_known():
-    assert EDITABLE == ("basecolor", "diffuse_albedo", "roughness", "metallic")

@@ -1,0 +1,163 @@
+"""The command: resuming, layout, errors; with a stand-in tracer, and once from end to end."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from drender.data.clips import open_clips
+from drender.errors import InputError
+from drender.lighting.projection import ldr_curve
+from drender.media.color import srgb_to_linear
+from drender.media.images import read_image
+from drender.synthetic import generate, pool
+from drender.synthetic.tracer import TILE, Frame, Tracer
+
+ROOT = Path(__file__).parents[2]
+# Not imported here, for that would choose LLVM before the tracer does.
+with_mitsuba = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("mitsuba", "mitsuba_oidn")), reason="Mitsuba is not installed"
+)
+
+
+class GreyTracer(Tracer):
+    def __init__(self, size, spp):
+        self.size = size
+
+    def set_materials(self, maps):
+        assert all(image.shape == (TILE, TILE, 5) for image in maps)
+
+    def set_objects(self, meshes):
+        self.near = min(float(mesh.positions.min()) for mesh in meshes)
+
+    def set_light(self, image, angle):
+        self.light = float(image.mean())
+
+    def trace(self, pose, fov, seed):
+        height, width = self.size
+        coverage = np.zeros((height, width, 1), np.float32)
+        coverage[: height // 2] = 1
+        depth = np.linspace(2, 4, height, dtype=np.float32)[:, None, None] * coverage
+        values = [(0.5, 0.5, 0.5), (0, 0.6, 0.8), 0.25, 1]  # basecolor, normal, roughness, metallic
+        surfaces = [coverage * np.float32(value) for value in values]
+        return Frame(np.full((*self.size, 3), self.light, np.float32), coverage, *surfaces, depth, 2.0, 3.0)
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Runs the command line in this process without Mitsuba; returns the jobs that it did."""
+
+    def run(*words):
+        done = []
+
+        def here(start, jobs, processes):
+            do = start()
+            for job in jobs:
+                do(job)
+                done.append(job)
+                yield job
+
+        monkeypatch.setattr(generate, "Tracer", GreyTracer)
+        monkeypatch.setattr(pool, "run", here)
+        monkeypatch.setattr(sys, "argv", ["synthetic", *map(str, words)])
+        generate.main()
+        return done
+
+    return run
+
+
+def test_run_resumes_and_grows_but_rejects_other_settings(command, tmp_path):
+    output = tmp_path / "clips"
+    options = ("--frames", 2, "--size", 8, 16)
+    assert command(output, "--clips", 2, *options) == [(0, 0), (1, 0)]
+    before = {path: path.read_bytes() for path in output.rglob("*.*") if path.parent != output}
+    assert command(output, "--clips", 3, "--lights", 2, *options) == [(0, 1), (1, 1), (2, 0), (2, 1)]
+    assert all(path.read_bytes() == data for path, data in before.items())
+    assert command(output, "--clips", 1, "--first", 2, *options) == []
+    assert (output / generate.CONTACT).exists()
+    with pytest.raises(InputError, match=r"clips made with another frames \(2, now 3\); give another folder"):
+        command(output, "--clips", 4, "--frames", 3, "--size", 8, 16)
+    with pytest.raises(InputError, match="clips made with another environments"):
+        command(output, "--clips", 4, *options, "--environments", output / generate.ENVIRONMENTS)
+
+
+def test_clips_follow_layout_and_encodings(command, tmp_path):
+    command(tmp_path / "clips", "--clips", 1, "--lights", 2, "--frames", 3, "--size", 8, 16)
+    labels = ("rgb", "basecolor", "normal", "depth", "roughness", "metallic", "env_ldr", "env_log", "env_nrm")
+    first, second = open_clips(tmp_path / "clips", labels)
+    assert (first.name, second.name, first.num_frames) == ("00000", "00000b", 3)
+    assert first.light() != second.light()
+    images = first.images(labels, slice(0, 1), (8, 16), (16, 32))
+    above, below = ({label: frames[0, row, 3] for label, frames in images.items()} for row in (1, 6))
+    byte = 1 / 255
+    np.testing.assert_allclose(above["normal"], [0.5, 0.8, 0.9], atol=byte)
+    np.testing.assert_allclose(above["basecolor"], 0.735, atol=byte)  # 0.5, sRGB-encoded
+    np.testing.assert_allclose([above["roughness"][0], above["metallic"][0]], [0.25, 1], atol=byte)
+    np.testing.assert_allclose(below["normal"], [0.5, 0.5, 1], atol=byte)
+    np.testing.assert_allclose(
+        [below[x][0] for x in ("basecolor", "depth", "roughness", "metallic")], [0, 1, 0.5, 0], atol=byte
+    )
+    scene = json.loads((tmp_path / "clips/00000/scene.json").read_text())
+    assert (scene["near"], scene["other_light"]) == (2, "00000b")
+    np.testing.assert_allclose(images["depth"][0, :4, 0, 0], np.linspace(2, 4, 8)[:4] - 2, atol=byte)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--clips", "0"], "--clips: expected 1 or more, got 0"),
+        (["--clips", "1", "--size", "0", "64"], "--size: expected sides of 1 or more, got 0 64"),
+        (["--clips", "1", "--meshes", "nowhere"], "nowhere: folder not found"),
+        (["--clips", "1", "--environments", "."], "no environments found"),
+    ],
+)
+def test_invalid_option_is_one_line_and_writes_nothing(command, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=re.escape(message)):
+        command("clips", *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_foreign_folders_and_unusable_meshes_are_rejected(command, tmp_path):
+    pytest.importorskip("trimesh")
+    (tmp_path / "meshes").mkdir()
+    (tmp_path / "meshes" / "broken.obj").write_text("f 1 2 3\n")
+    with pytest.raises(InputError, match="expected a new folder or one of synthetic clips"):
+        command(tmp_path, "--clips", 1)
+    with pytest.raises(InputError, match=r"broken\.obj: "):
+        command(tmp_path / "clips", "--clips", 5, "--meshes", tmp_path / "meshes")
+    command(tmp_path / "clips", "--clips", 1, "--frames", 1, "--size", 4, 4)  # nothing was made: other options will do
+
+
+@with_mitsuba
+def test_background_of_a_clip_matches_its_recorded_light(tmp_path):
+    """From the command line to the pixels: the light's file, rotation, flip, strength, turn and the camera's poses."""
+    words = [sys.executable, "-m", "drender.synthetic", tmp_path / "clips", "--clips", "1", "--first", "58"]
+    words += ["--frames", "2", "--size", "24", "32", "--processes", "1", "--spp", "16"]
+    result = subprocess.run([str(word) for word in words], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    (clip,) = open_clips(tmp_path / "clips", ("rgb", "env_ldr"))
+    fov = json.loads((clip.folder / "scene.json").read_text())["fov"]
+    assert any(clip.light().angles) and clip.light().flip
+    y, x = np.mgrid[:24, :32] + 0.5
+    directions = np.stack([(x - 16) / 12 * np.tan(fov / 2), (12 - y) / 12 * np.tan(fov / 2), -np.ones_like(x)], axis=-1)
+    directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
+    height, width = 256, 512
+    row = np.arccos(directions[..., 1]) / np.pi * height
+    column = (np.arctan2(directions[..., 0], directions[..., 2]) / np.pi + 1) / 2 * width
+    for frame in range(2):
+        maps = clip.environment((height, width), [frame])["env_ldr"][0]
+        expected = maps[row.astype(int), column.astype(int) % width]
+        rgb = clip.read("rgb", [frame], (24, 32))[0]
+        mask = read_image(clip.folder / f"0000.{frame:04d}.mask.png")
+        visible = (mask.max(axis=-1) == 0) & (rgb.max(axis=-1) < 0.98)
+        assert visible.sum() > 50
+        shown = np.asarray(ldr_curve(jnp.asarray(srgb_to_linear(rgb))))
+        assert np.abs(shown - expected)[visible].mean() < 0.01
+        assert expected[visible].std() > 0.03
