@@ -45,7 +45,7 @@ SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 100, 100
 _COMPARISONS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
-def bounded(default: Any = dataclasses.MISSING, **limits: float) -> Any:
+def bounded(default: Any = dataclasses.MISSING, **limits: int | float) -> Any:
     """Declare a field of finite numbers within limits: `at_least`, `above`, `at_most` or `below`.
 
     `check_ranges` enforces them. None is always allowed; in a tuple every number is checked.
@@ -67,7 +67,7 @@ def check_ranges(config: Any, prefix: str = "") -> None:
                 raise InputError(f"{name}: expected {expected or 'a finite number'}, got {value}")
 
 
-def _in_range(number: float, limits: dict[str, float]) -> bool:
+def _in_range(number: int | float, limits: dict[str, int | float]) -> bool:
     finite = -math.inf < number < math.inf
     return finite and all(_COMPARISONS[word](number, limit) for word, limit in limits.items())
 

@@ -269,7 +269,7 @@ def test_bad_sets(clips, vae, tmp_path):
         ({"variants": 0}, "variants is 0"),
         ({"threads": 0}, "threads is 0"),
         ({"seed": -1}, "seed is -1"),
-        ({"process": (2, 2)}, "process is 2 2; expected an index from 0"),
+        ({"process": (2, 2)}, "process: expected an index from 0 and a larger count, got 2 2"),
         ({"dtype": "float31"}, "did you mean 'float32'"),
     ],
 )
