@@ -1,13 +1,13 @@
-"""What the numbers of an image mean, in memory and in PNG and EXR files.
+"""Encodings: the meaning of an image's values, in memory and in PNG and EXR files (reference section 9).
 
-In memory all are in [0, 1]. Colours (`rgb`, basecolor, diffuse albedo, relit frames) are sRGB-encoded; roughness,
+In memory all values are in [0, 1]. Colors (`rgb`, basecolor, diffuse albedo, relit frames) are sRGB-encoded. Roughness,
 metallic and depth are one channel repeated to three. Depth is relative: 0 near, 1 far and background. Normals are in
-camera space with OpenGL's axes (x right, y up, z toward the camera), as n·½ + ½; a horizontal flip of the image negates
-their x.
+camera space with OpenGL's axes (x right, y up, z toward the camera), stored as n·½ + ½; flipping an image horizontally
+negates their x.
 
-PNG holds these numbers as the networks give them; EXR holds what they mean: linear light, unit vectors, and one value
-of depth, roughness or metallic, the mean of the three. Files of ours say what they hold in text attributes,
-`drender:transfer` and `drender:normals`, and are read back by them; others are taken as the options or USUAL say.
+PNG holds the values of the networks. EXR holds physical values: linear light, unit vectors, and for depth, roughness
+and metallic the mean of the three channels. Files of drender name their encoding in the text attributes
+`drender:transfer` and `drender:normals`, and are decoded by them. `InputEncoding` applies to all other files.
 """
 
 import re
@@ -26,45 +26,45 @@ TRANSFERS = ("linear", "srgb")
 NORMALS = ("opengl", "directx")
 SCALAR_LABELS = ("depth", "roughness", "metallic")
 COLOR_LABELS = re.compile(r"rgb|basecolor|diffuse_albedo|env\d{4,}")
-ATTRIBUTE_PREFIX = "drender:"  # how the names of our attributes begin
-COLOR_SPACES = {"linear": "lin_rec709_scene", "srgb": "srgb_rec709_scene", None: "data"}  # in OpenImageIO's words
+ATTRIBUTE_PREFIX = "drender:"
+COLOR_SPACES = {"linear": "lin_rec709_scene", "srgb": "srgb_rec709_scene", None: "data"}  # OpenImageIO's names
 NORMAL_AXES = {"opengl": "x right, y up, z toward the camera", "directx": "x right, y down, z toward the camera"}
 
 
 def encode_normal(normal: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3"]:
-    """Unit vectors, in [−1, 1], as the colours in [0, 1] that are stored."""
+    """Return unit vectors as stored colors: n·½ + ½, in [0, 1]."""
     return normal * 0.5 + 0.5
 
 
-def decode_normal(colour: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3"]:
-    """Stored colours in [0, 1] as unit vectors. The colour ½, which has no direction, gives the zero vector."""
-    normal = colour * 2 - 1
+def decode_normal(stored: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3"]:
+    """Return stored colors in [0, 1] as unit vectors; ½, which has no direction, gives the zero vector."""
+    normal = stored * 2 - 1
     length = np.linalg.norm(normal, axis=-1, keepdims=True)
     return normal / np.maximum(length, 1e-6)
 
 
-def renormalize_normals(colour: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3"]:
-    """Stored normals of length one again: means of unit vectors, as of a resized image, are shorter."""
-    return encode_normal(decode_normal(colour))
+def renormalize_normals(stored: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3"]:
+    """Rescale stored normals to unit length, since interpolation, as in a resized image, shortens them."""
+    return encode_normal(decode_normal(stored))
 
 
 def is_color(label: str) -> bool:
-    """Whether images of this label are colours; all others are data, which no transfer curve changes."""
+    """Return whether images of this label are colors; all others are data, without a transfer curve."""
     return COLOR_LABELS.fullmatch(label) is not None
 
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """How images are written.
+    """The format of written images.
 
     Attributes:
-      kind: "png", or "exr": half float, ZIP-compressed. Every EXR file has R, G and B, so that it opens as a picture
-        anywhere; depth has Z besides, in full precision.
+      kind: "png", or "exr": half float, ZIP-compressed. Every EXR file has R, G and B, so that any viewer opens it;
+        depth also has Z in full precision.
       bits: of PNG, 8 or 16.
-      transfer: of colours, "linear" (Rec. 709 primaries) or "srgb"; by default linear in EXR, sRGB in PNG.
-      normals: "opengl", or "directx" with y down. In EXR they are unit vectors in [−1, 1], in PNG n·½ + ½.
+      transfer: of colors, "linear" (Rec. 709 primaries) or "srgb"; by default linear in EXR, sRGB in PNG.
+      normals: "opengl", or "directx" with y down. Unit vectors in [−1, 1] in EXR, n·½ + ½ in PNG.
     Raises:
-      InputError: an unknown word or number of bits.
+      InputError: unknown value.
     """
 
     kind: str = "png"
@@ -81,10 +81,10 @@ class ImageFormat:
             if value not in known:
                 raise unknown_name_error(name, value, known)
         if self.bits not in (8, 16):
-            raise InputError(f"bits is {self.bits}; PNG has 8 or 16")
+            raise InputError(f"bits is {self.bits}; PNG has 8 or 16: give one of them")
 
     def write(self, path: Path, image: Float32[np.ndarray, "h w 3"], label: str) -> None:
-        """Writes an image as it is in memory to `path`, whose suffix is the kind. InputError as in `write_png`."""
+        """Write an image to `path`, whose suffix is the kind; InputError as in `write_png`."""
         transfer = (self.transfer or {"exr": "linear", "png": "srgb"}[self.kind]) if is_color(label) else None
         attributes = {"ImageDescription": self._description(label, transfer)}
         if transfer is not None:
@@ -105,7 +105,7 @@ class ImageFormat:
         write_exr(path, channels | ({"Z": image[..., 0]} if label == "depth" else {}), attributes)
 
     def _description(self, label: str, transfer: str | None) -> str:
-        """A sentence for whoever opens the file with another program."""
+        """Return a description for people who open the file with another program."""
         if label == "normal":
             stored = "unit vectors" if self.kind == "exr" else "n/2 + 1/2 of unit vectors n"
             return f"normal: {stored} in camera space, {NORMAL_AXES[self.normals]}"
@@ -117,10 +117,10 @@ class ImageFormat:
 
 @dataclass(frozen=True)
 class InputEncoding:
-    """What files hold that do not say it.
+    """The encoding assumed for files whose metadata do not name it.
 
     Attributes:
-      transfer: of colours, "linear" or "srgb"; None: linear in files of floats, sRGB in those of integers.
+      transfer: of colors, "linear" or "srgb"; None: linear in files of floats, sRGB in those of integers.
       normals: "opengl" or "directx".
     """
 
@@ -132,18 +132,20 @@ DEFAULT = InputEncoding()
 
 
 def read_labeled(path: Path, label: str, assumed: InputEncoding = DEFAULT) -> Float32[np.ndarray, "h w 3"]:
-    """The image at `path` as it is in memory, whatever its format. Values of data beyond [0, 1] are kept.
+    """Read the image at `path` as the label requires, whatever its format; data outside [0, 1] are kept.
 
-    Normals in a file of floats are vectors in [−1, 1], from the channels X, Y, Z if it has them; depth is Z if there is
-    one. InputError as in `read_image`, and for values that are no numbers.
+    Normals in a file of floats are vectors in [−1, 1], from the channels X, Y, Z if present; depth is Z if present.
+
+    Raises:
+      InputError: as in `read_image`, and for non-finite values.
     """
     still = load_image(path, {"normal": ("X", "Y", "Z"), "depth": ("Z",)}.get(label, ()))
     image = still.image
     if not np.isfinite(image).all():
-        raise InputError(f"{path}: some pixels are infinite or no numbers; replace them")
+        raise InputError(f"{path}: some pixels are infinite or NaN; replace them")
     if is_color(label):
-        usual = "linear" if still.is_float else "srgb"
-        linear = still.attributes.get(f"{ATTRIBUTE_PREFIX}transfer", assumed.transfer or usual) == "linear"
+        default = "linear" if still.is_float else "srgb"
+        linear = still.attributes.get(f"{ATTRIBUTE_PREFIX}transfer", assumed.transfer or default) == "linear"
         return linear_to_srgb(image) if linear else image
     if label == "normal":
         image = encode_normal(image) if still.is_float else image
@@ -153,5 +155,5 @@ def read_labeled(path: Path, label: str, assumed: InputEncoding = DEFAULT) -> Fl
 
 
 def _flip(normal: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w 3"]:
-    """Stored normals with y the other way."""
+    """Return stored normals with y negated."""
     return np.stack([normal[..., 0], 1 - normal[..., 1], normal[..., 2]], axis=-1)

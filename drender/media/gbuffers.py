@@ -1,4 +1,4 @@
-"""Folders of G-buffers on disk. What their numbers mean stands in `encodings.py`."""
+"""Find and read folders of G-buffers. `encodings.py` defines the meaning of their values."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +14,12 @@ from drender.files import list_dir, map_collecting_errors, natural_order
 from drender.media.encodings import DEFAULT, InputEncoding, read_labeled
 from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES
 
-# What the released layout calls a frame: its chunk and its number within.
+# Chunk and frame number in the released layout.
 RELEASED_STEM = re.compile(r"\d{4,}\.\d{4,}")
 
 
 def frame_path(folder: str | Path, chunk: int, frame: int, label: str, kind: str = "png") -> Path:
-    """Where the released layout keeps a frame of a clip: `label` is a buffer's name, `rgb`, `env0000`, …"""
+    """Return the path of a frame in the released layout; `label` is a buffer's name, `rgb`, `env0000`, …"""
     return Path(folder) / f"{chunk:04d}.{frame:04d}.{label}.{kind}"
 
 
@@ -31,40 +31,42 @@ class GBufferClip:
     labels: tuple[str, ...]  # the buffers that every frame has
     chunks: dict[int, int]  # number of frames of each chunk; layouts without chunks have one, chunk 0
     paths: dict[tuple[str, int], tuple[Path, ...]]  # (label, chunk) -> the frames in order
-    assumed: InputEncoding = DEFAULT  # of files that do not say how they are encoded
+    assumed: InputEncoding = DEFAULT  # encoding of files without metadata
 
     def frames(
         self, label: str, chunk: int = 0, start: int = 0, stop: int | None = None
     ) -> Iterator[Float32[np.ndarray, "h w 3"]]:
-        """Frames start to stop − 1 (by default to the end of the chunk) of one buffer, read as they are asked for.
+        """Yield frames start to stop − 1 (by default to the end of the chunk) of one buffer.
 
-        InputError naming the file if one cannot be read or differs from the first in size.
+        Raises:
+          InputError: naming a file that is unreadable or differs from the first in size.
         """
         return read_frames(self.paths[label, chunk][start:stop], label, self.assumed)
 
     @property
     def folder(self) -> Path:
+        """Return the clip's folder."""
         (label, _), (path, *_) = next(iter(self.paths.items()))
         return path.parent if path.stem.endswith(f".{label}") else path.parent.parent  # `label/stem.png`
 
     def read(
         self, label: str, chunk: int = 0, start: int = 0, stop: int | None = None
     ) -> Float32[np.ndarray, "f h w 3"]:
-        """The same frames in one array."""
+        """Return the same frames in one array."""
         return np.stack(list(self.frames(label, chunk, start, stop)))
 
 
 def read_frames(
     paths: Sequence[Path], label: str, assumed: InputEncoding = DEFAULT
 ) -> Iterator[Float32[np.ndarray, "h w 3"]]:
-    """The images of a clip, one by one, whatever their format; InputError as in `GBufferClip.frames`."""
+    """Yield the images of a clip, whatever their format; InputError as in `GBufferClip.frames`."""
     size = None
     for path in paths:
         image = read_labeled(path, label, assumed)
         size = size or image.shape
         if image.shape != size:
-            found, first = (f"{width}x{height}" for height, width, _ in (image.shape, size))
-            raise InputError(f"{path} has {found} pixels, {paths[0].name} {first}; a clip needs one size")
+            actual, expected = (f"{width}x{height}" for height, width, _ in (image.shape, size))
+            raise InputError(f"{path} has {actual} pixels, {paths[0].name} {expected}; resize to one size per clip")
         yield image
 
 
@@ -76,14 +78,19 @@ def find_gbuffer_clips(
     check: Callable[[str, Path], None] = lambda name, folder: None,
     assumed: InputEncoding = DEFAULT,
 ) -> list[GBufferClip]:
-    """The clips at `path`, in natural order: the folder of one clip, or a folder of such folders.
+    """Return the clips at `path`, the folder of one clip or a folder of such folders, in natural order.
 
     A clip's folder holds `{chunk:04d}.{frame:04d}.{label}.png` (the released layout), `{stem}.{label}.png` (webdataset
-    style, frames in the natural order of their stems), or `{label}/{stem}.png`; or EXR and the other stills that
-    `read_image` reads, which are taken as `assumed` where they do not say what they hold. Files with labels that are
-    neither G-buffers nor among `labels`, such as `rgb`, are passed over. InputError if there is no clip, or if a frame
-    lacks one of the `required` labels; of many clips, `failed` takes these last errors, and the others are returned.
-    `check`, given a clip's name and folder, may raise one too.
+    style, frames in the natural order of their stems), or `{label}/{stem}.png`; or any other format of `read_image`.
+
+    Args:
+      required: labels that every frame must have.
+      failed: receives the InputErrors of single clips among several; None: raise them.
+      labels: further labels to find; files of any other label, such as `rgb`, are ignored.
+      check: is called with a clip's name and folder, and may raise InputError.
+      assumed: encoding of files without metadata.
+    Raises:
+      InputError: no clip, or a frame lacks a required label.
     """
     known = tuple(dict.fromkeys((*DOMAINS, *labels)))
 
@@ -93,15 +100,17 @@ def find_gbuffer_clips(
 
     clips = find_images(path, known)
     if not clips:
-        raise InputError(f"{path}: no G-buffers there; expected files such as {frame_path('clip', 0, 0, 'basecolor')}")
+        raise InputError(f"{path}: no G-buffers found; expected files such as {frame_path('clip', 0, 0, 'basecolor')}")
     return map_collecting_errors(clip, clips, failed)
 
 
 def find_images(path: str | Path, labels: Sequence[str]) -> list[tuple[str, dict[str, dict[str, Path]]]]:
-    """The files of the clips at `path`, in the layouts and order of `find_gbuffer_clips`.
+    """Return the files of the clips at `path`, in the layouts and order of `find_gbuffer_clips`.
 
-    Returns, of every clip that has any, its name and label -> stem of the frame -> file. InputError if `path` cannot be
-    read, or if two files hold one image.
+    Returns:
+      (name, {label: {stem of the frame: file}}) of every clip that has files of these labels.
+    Raises:
+      InputError: unreadable `path`, or two files for one image.
     """
     path = Path(path)
     if not path.is_dir():
@@ -116,14 +125,14 @@ def find_images(path: str | Path, labels: Sequence[str]) -> list[tuple[str, dict
 
 
 def _files_of_clip(folder: Path, labels: Sequence[str]) -> dict[str, dict[str, Path]]:
-    """The images of these labels that lie in a clip's folder: label -> stem of the frame -> file."""
+    """Return {label: {stem of the frame: file}} of a clip's folder."""
     files = {}
     for entry in list_dir(folder):
         stem, _, label = entry.stem.rpartition(".")
-        found = [(label, stem, entry)]
+        candidates = [(label, stem, entry)]
         if entry.name in labels and entry.is_dir():
-            found = [(entry.name, image.stem, image) for image in list_dir(entry)]
-        for label, stem, file in found:
+            candidates = [(entry.name, image.stem, image) for image in list_dir(entry)]
+        for label, stem, file in candidates:
             if label not in labels or not stem or file.suffix.lower() not in IMAGE_SUFFIXES + HDR_SUFFIXES:
                 continue
             if (other := files.setdefault(label, {}).setdefault(stem, file)) is not file:
@@ -132,7 +141,7 @@ def _files_of_clip(folder: Path, labels: Sequence[str]) -> dict[str, dict[str, P
 
 
 def _clip(name: str, files: dict[str, dict[str, Path]], required: Sequence[str], known: Sequence[str]) -> GBufferClip:
-    """A clip of the frames that any of the `required` buffers has, all of which must have them all."""
+    """Return the clip of all frames that any `required` buffer has; every required buffer must have all of them."""
     stems = {stem for label in required or files for stem in files.get(label, {})}
     stems = sorted(stems, key=natural_order)
     _require_all(name, files, required, stems)
@@ -146,7 +155,7 @@ def _clip(name: str, files: dict[str, dict[str, Path]], required: Sequence[str],
 
 
 def _require_all(name: str, files: dict[str, dict[str, Path]], required: Sequence[str], stems: list[str]) -> None:
-    """InputError saying which required buffer lacks which frames."""
+    """Raise InputError naming each required buffer that lacks frames."""
     lacks = []
     for label in required:
         missing = [stem for stem in stems if stem not in files.get(label, {})]

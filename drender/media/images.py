@@ -1,7 +1,7 @@
-"""Stills in and out, through OpenImageIO.
+"""Read and write images through OpenImageIO.
 
-Images are float32 `h w 3`, with the values of the file, integers mapped to [0, 1]: sRGB-encoded in PNG, JPEG, TIFF and
-WebP, linear in Radiance .hdr and OpenEXR. A file that is written appears under its name only once it is complete.
+Images are float32 `h w 3` with the values of the file, integers mapped to [0, 1]: sRGB-encoded in PNG, JPEG, TIFF and
+WebP, linear in Radiance .hdr and OpenEXR. Writing is atomic.
 """
 
 import struct
@@ -22,33 +22,36 @@ from drender.media.color import srgb_to_linear
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 HDR_SUFFIXES = (".hdr", ".exr")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Of one still; a header that claims more is an error before any memory is taken. So is one that claims more than its
-# bytes can hold, unless it is small: black compresses to a byte per 8000 pixels at most, but in WebP.
+# Reject images whose header declares more pixels than this (decompression-bomb guard), or more per byte of the file
+# unless there are few: outside WebP, even black compresses to no more than 8000 pixels per byte.
 MAX_PIXELS = 2**28
 MAX_PIXELS_PER_BYTE, SMALL = 2**14, 2**24
-MAX_CHANNELS = 64  # of EXR, which are read together
+MAX_CHANNELS = 64  # of EXR; all are read at once
 
 
 def read_image(path: str | Path) -> Float32[np.ndarray, "h w 3"]:
-    """The still at `path` as stored, integers mapped to [0, 1] (sRGB-encoded, except .hdr and .exr, which are linear).
+    """Read the image at `path` as stored, integers mapped to [0, 1] (sRGB-encoded; .hdr and .exr are linear).
 
-    Grey becomes three equal channels, alpha is composited on black, EXIF orientation is applied. InputError if the file
-    is missing, no image, truncated, damaged or larger than MAX_PIXELS.
+    Gray becomes three equal channels, alpha is composited on black, EXIF orientation is applied.
+
+    Raises:
+      InputError: the file is missing, not an image, truncated, damaged or larger than MAX_PIXELS.
     """
     return load_image(path).image
 
 
 def read_hdr(path: str | Path, warn: bool = True) -> Float32[np.ndarray, "h w 3"]:
-    """The still at `path` in linear light, unbounded; NaN and infinities are kept. InputError as in `read_image`.
+    """Read the image at `path` in linear light, unbounded, with NaN and infinities; InputError as in `read_image`.
 
-    An image of integers (PNG, JPEG, …) is taken as sRGB and decoded, if it is to `warn` with a UserWarning: it holds no
-    light above 1.
+    An image of integers (PNG, JPEG, …) is decoded from sRGB, if `warn` with a UserWarning: it holds no light above 1.
     """
     still = load_image(path)
     if still.is_float:
         return still.image
     if warn:
-        warnings.warn(f"{path} is no HDR image: its lights are cut off at 1; use a .hdr or .exr file", stacklevel=2)
+        warnings.warn(
+            f"{path} is not an HDR image, so its lights are clipped at 1; use a .hdr or .exr file", stacklevel=2
+        )
     return srgb_to_linear(still.image)
 
 
@@ -58,10 +61,14 @@ def write_png(
     bits: int = 8,
     attributes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a PNG of 8 or 16 `bits`, making its folder: floats in [0, 1] (clipped, rounded to nearest) or plain uint8.
+    """Write a PNG, and its folder if missing. On an error nothing is left behind.
 
-    The `attributes` become its text chunks; OpenImageIO's `oiio:ColorSpace` among them decides on gAMA and sRGB.
-    InputError if it cannot be written, for example on a full disk; then nothing is left behind.
+    Args:
+      image: floats in [0, 1] (clipped, rounded to nearest) or uint8.
+      bits: 8 or 16.
+      attributes: become text chunks; OpenImageIO's `oiio:ColorSpace` sets gAMA and sRGB.
+    Raises:
+      InputError: the file cannot be written, for example on a full disk.
     """
     pixels = to_integers(image, bits)
     height, width, channels = pixels.shape
@@ -71,7 +78,7 @@ def write_png(
 def write_exr(
     path: str | Path, channels: Mapping[str, Float[np.ndarray, "h w"]], attributes: Mapping[str, str] | None = None
 ) -> None:
-    """Write an OpenEXR file, ZIP-compressed, making its folder: a channel is half float, or float if it is called Z.
+    """Write an OpenEXR file, ZIP-compressed, in half float except for the channel Z, which is float.
 
     The `attributes` become strings in its header. InputError as in `write_png`.
     """
@@ -80,7 +87,7 @@ def write_exr(
     spec.channelnames = tuple(channels)
     spec.channelformats = tuple(oiio.TypeDesc("float" if name == "Z" else "half") for name in channels)
     spec.attribute("compression", "zip")
-    spec.attribute("DateTime", "")  # none: the same picture is the same bytes at any hour
+    spec.attribute("DateTime", "")  # none, so that equal images are equal bytes
     _write(path, "exr", spec, pixels, attributes or {})
 
 
@@ -89,24 +96,25 @@ def _write(
 ) -> None:
     for name, value in attributes.items():
         spec.attribute(name, value)
-    whole = {"png": _is_whole_png, "exr": _is_whole_exr}[kind]
+    is_complete = {"png": _is_complete_png, "exr": _is_complete_exr}[kind]
     with atomic_write(path) as temporary:
         output = oiio.ImageOutput.create(kind)
-        done = output.open(str(temporary), spec) and output.write_image(pixels) and output.close()
-        # A full disk shows in none of the returned values, only in a message or in the file.
-        if (error := output.geterror()) or not done or not whole(temporary):
+        success = output.open(str(temporary), spec) and output.write_image(pixels) and output.close()
+        # OpenImageIO may return success on a full disk, so check its message and the file as well.
+        if (error := output.geterror()) or not success or not is_complete(temporary):
             raise OSError(first_line(error) or "the file is incomplete; is the disk full?")
 
 
 def stored_bits(path: str | Path) -> int:
-    """Bits of an integer PNG that holds the still at `path` without loss: 8, or 16 for deeper integers and floats.
+    """Return the bits of a PNG that holds the image at `path`: 8, or 16 for deeper integers and floats.
 
-    InputError if it cannot be read.
+    Raises:
+      InputError: unreadable image.
     """
     with Path(path).open("rb") as file:
         head = file.read(25)
     if head[:8] == PNG_SIGNATURE and len(head) == 25:
-        return 16 if head[24] == 16 else 8  # the header tells, and G-buffers are many
+        return 16 if head[24] == 16 else 8  # the header suffices, and G-buffers are many
     source = open_image(path)
     bits = 8 if str(source.spec().format) == "uint8" else 16
     source.close()
@@ -114,32 +122,32 @@ def stored_bits(path: str | Path) -> int:
 
 
 def to_integers(image: np.ndarray, bits: int = 8) -> np.ndarray:
-    """Floats in [0, 1] as unsigned integers of `bits`, halves rounded up; uint8 as it is."""
+    """Return floats in [0, 1] as unsigned integers of `bits`, halves rounded up; uint8 stays as it is."""
     if image.dtype != np.uint8:
         image = np.floor(np.clip(image, 0, 1).astype(np.float32) * (2**bits - 1) + 0.5).astype(f"uint{bits}")
     return np.ascontiguousarray(image)
 
 
 class LoadedImage(NamedTuple):
-    """A picture and what its file says of it."""
+    """An image with its metadata."""
 
-    image: Float32[np.ndarray, "h w 3"]  # upright, over black
-    is_float: bool  # linear light, unless the attributes know better
-    attributes: dict[str, str]  # the strings in its header
+    image: Float32[np.ndarray, "h w 3"]  # upright, composited on black
+    is_float: bool  # linear light unless the attributes contradict
+    attributes: dict[str, str]  # strings of the header
 
 
 def load_image(path: str | Path, channels: Sequence[str] = ()) -> LoadedImage:
-    """The still at `path` as `read_image` gives it; the three `channels`, or one thrice, if the file has those."""
+    """Load an image as `read_image` does; the named `channels`, three or one, are preferred if the file has them."""
     source = open_image(path)
     spec = source.spec()
     try:
         pixels = source.read_image(0, 0, 0, spec.nchannels, "float")
     except MemoryError:
         raise InputError(f"{path}: {spec.width}x{spec.height} pixels do not fit into memory; shrink it") from None
-    error = _text(source.geterror)  # set beside the pixels of a truncated JPEG, whose rest is filled with grey
+    error = _text(source.geterror)  # a truncated JPEG has both: an error, and pixels filled up with gray
     source.close()
     if pixels is None or error:
-        raise InputError(f"{path}: truncated or damaged image ({first_line(error)}); save it anew")
+        raise InputError(f"{path}: truncated or damaged image ({first_line(error)}); save it again")
     try:
         names = spec.channelnames
     except UnicodeDecodeError:
@@ -147,10 +155,12 @@ def load_image(path: str | Path, channels: Sequence[str] = ()) -> LoadedImage:
     if channels and set(channels) <= set(names):
         chosen = [names.index(name) for name in channels]
     else:
-        # OpenImageIO puts R, G, B first if there are any. Otherwise: luminance, depth, or channels of unknown names.
+        # OpenImageIO puts R, G, B first if present. Otherwise: luminance, depth, or channels of unknown names.
         chosen = [channel for channel in range(spec.nchannels) if channel != spec.alpha_channel] or [0]
     image = pixels[..., chosen[:3] if len(chosen) >= 3 else chosen[:1] * 3]
-    if spec.alpha_channel >= 0 and spec.get_int_attribute("oiio:UnassociatedAlpha"):  # else multiplied in the file
+    if spec.alpha_channel >= 0 and spec.get_int_attribute(
+        "oiio:UnassociatedAlpha"
+    ):  # associated alpha is already multiplied
         image = image * pixels[..., spec.alpha_channel, None]
     image = np.ascontiguousarray(_upright(image, spec.get_int_attribute("Orientation", 1)))
     strings = (item for item in spec.extra_attribs if str(item.type) == "string")
@@ -159,33 +169,33 @@ def load_image(path: str | Path, channels: Sequence[str] = ()) -> LoadedImage:
 
 
 def open_image(path: str | Path) -> "oiio.ImageInput":
-    """A reader of the still at `path`, whose header makes sense."""
+    """Open a reader of the image at `path` after checking its header; InputError as in `read_image`."""
     path = Path(path)
     if path.suffix.lower() not in IMAGE_SUFFIXES + HDR_SUFFIXES:
-        raise InputError(f"{path}: unknown kind of image; known: {' '.join(IMAGE_SUFFIXES + HDR_SUFFIXES)}")
+        raise InputError(f"{path}: unknown image suffix; known: {' '.join(IMAGE_SUFFIXES + HDR_SUFFIXES)}")
     require_file(path)
     with path.open("rb") as file:
         is_png = file.read(8) == PNG_SIGNATURE
-    if is_png and not _is_whole_png(path):  # asked here, for libpng would also print a line of its own to stderr
-        raise InputError(f"{path}: truncated or damaged image; save it anew")
+    if is_png and not _is_complete_png(path):  # checked here because libpng would print to stderr
+        raise InputError(f"{path}: truncated or damaged image; save it again")
     as_stored = oiio.ImageSpec()
-    as_stored["oiio:UnassociatedAlpha"] = 1  # no multiplication by alpha in the file's 8 bits
+    as_stored["oiio:UnassociatedAlpha"] = 1  # a multiplication by alpha in 8 bits would lose precision
     source = oiio.ImageInput.open(str(path), as_stored)
     if source is None:
-        raise InputError(f"{path}: not a readable image ({first_line(_text(oiio.geterror))}); save it anew")
+        raise InputError(f"{path}: not a readable image ({first_line(_text(oiio.geterror))}); save it again")
     spec, size = source.spec(), path.stat().st_size
-    claim = f"{path}: claims to have {spec.width}x{spec.height} pixels"
+    declared = f"{path}: declares {spec.width}x{spec.height} pixels"
     if spec.width * spec.height > MAX_PIXELS:
-        raise InputError(f"{claim}, the limit is {MAX_PIXELS}; shrink it")
+        raise InputError(f"{declared}, the limit is {MAX_PIXELS}; shrink it")
     if spec.width * spec.height > max(MAX_PIXELS_PER_BYTE * size, SMALL):
-        raise InputError(f"{claim} in {size} bytes; save it anew")
+        raise InputError(f"{declared} in {size} bytes; save it again")
     if not 0 < spec.nchannels <= MAX_CHANNELS or spec.depth > 1 or spec.deep:
-        raise InputError(f"{path}: no flat picture of 1 to {MAX_CHANNELS} channels; save it anew")
+        raise InputError(f"{path}: expected a flat image of 1 to {MAX_CHANNELS} channels; save it again")
     return source
 
 
 def _text(read: Callable[[], str]) -> str:
-    """What OpenImageIO says, which may come from a damaged file and be no UTF-8."""
+    """Call `read` for a string of OpenImageIO, replacing bytes of a damaged file that are not UTF-8."""
     try:
         return read()
     except UnicodeDecodeError as error:
@@ -193,14 +203,14 @@ def _text(read: Callable[[], str]) -> str:
 
 
 def _upright(image: Float32[np.ndarray, "h w 3"], orientation: int) -> Float32[np.ndarray, "H W 3"]:
-    """The image as EXIF's orientation, 1 to 8, wants it shown."""
+    """Apply EXIF's orientation, 1 to 8."""
     if orientation >= 5:
         image = image.swapaxes(0, 1)
     return image[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
 
 
-def _is_whole_png(path: Path) -> bool:
-    """Whether the file is a PNG of a size that libpng takes, whose chunks all match their checksums."""
+def _is_complete_png(path: Path) -> bool:
+    """Return whether the file is a PNG of a size that libpng accepts, all of whose chunks match their checksums."""
     data = memoryview(path.read_bytes())
     start, kind = 8, b""
     valid = data[:8] == PNG_SIGNATURE and len(data) >= 24
@@ -214,8 +224,8 @@ def _is_whole_png(path: Path) -> bool:
     return valid
 
 
-def _is_whole_exr(path: Path) -> bool:
-    """Whether all pixels of the file can be read."""
+def _is_complete_exr(path: Path) -> bool:
+    """Return whether all pixels of the file can be read."""
     source = oiio.ImageInput.open(str(path))
-    whole = source is not None and source.read_image(0, 0, 0, source.spec().nchannels, "half") is not None
-    return whole and not source.geterror()
+    complete = source is not None and source.read_image(0, 0, 0, source.spec().nchannels, "half") is not None
+    return complete and not source.geterror()

@@ -1,17 +1,15 @@
-"""TODO."""
+"""Montages: images side by side in videos, contact sheets, and insets."""
 
 import numpy as np
 
 from drender.media.resize import fit_cover
 
-SHEET_SIDE = 128  # of the images on a contact sheet, about
-
-
-TILE_SIDE = 1024  # of the images in a video, at most
+SHEET_SIDE = 128  # approximate shorter side of an image on a contact sheet, in pixels
+TILE_SIDE = 1024  # maximum side of an image in a video, in pixels
 
 
 def side_by_side(images: list[np.ndarray], columns: int = 3) -> np.ndarray:
-    """Images `h w 3` of one size in rows of at most `columns`; empty places are black."""
+    """Arrange images `h w 3` of one size in rows of at most `columns`; empty cells are black."""
     columns = min(columns, len(images))
     images = images + [np.zeros_like(images[0])] * (-len(images) % columns)
     rows = [np.concatenate(images[i : i + columns], axis=1) for i in range(0, len(images), columns)]
@@ -19,25 +17,25 @@ def side_by_side(images: list[np.ndarray], columns: int = 3) -> np.ndarray:
 
 
 def tile(image: np.ndarray) -> np.ndarray:
-    """The image as a video shows it beside others: no larger than a screen can take."""
+    """Shrink an image to at most TILE_SIDE, for a side-by-side video."""
     return _scaled(image, min(1.0, TILE_SIDE / max(image.shape[:2])))
 
 
 def contact_sheet(rows: list[list[np.ndarray]]) -> np.ndarray:
-    """Rows of as many images `h w 3` of one size, each brought to SHEET_SIDE pixels along its shorter side."""
-    scaled = lambda image: _scaled(image, SHEET_SIDE / min(image.shape[:2]))
-    return side_by_side([scaled(image) for row in rows for image in row], columns=len(rows[0]))
+    """Arrange rows of images `h w 3` of one size, each scaled to SHEET_SIDE pixels along its shorter side."""
+    images = [_scaled(image, SHEET_SIDE / min(image.shape[:2])) for row in rows for image in row]
+    return side_by_side(images, columns=len(rows[0]))
 
 
 def _scaled(image: np.ndarray, factor: float) -> np.ndarray:
-    """Larger in whole pixels, for a small model's are to be seen; or else smaller."""
+    """Enlarge by repeating pixels, so that those of a small model stay visible, or shrink with antialiasing."""
     if factor >= 1:
         return image.repeat(round(factor), axis=0).repeat(round(factor), axis=1)
     return fit_cover(image, tuple(round(side * factor) for side in image.shape[:2]), multiple=1)
 
 
 def inset(image: np.ndarray, environment: np.ndarray) -> np.ndarray:
-    """The image with the environment that lights it in its lower left corner."""
+    """Return the image with an environment map in its lower left corner."""
     image = image.copy()
     h, w = environment.shape[:2]
     image[-h:, :w] = environment

@@ -1,4 +1,4 @@
-"""Sizes: how a frame of any shape becomes one that a network takes, and its results one to be written."""
+"""Resize frames of any shape to a size that the networks accept, and their results to the written size."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -16,25 +16,25 @@ OUTPUTS = ("model", "source")
 
 
 def cover_size(source: Size, target: Size, multiple: int = 64) -> Size:
-    """The (height, width) of `source` scaled to cover `target`, then each side rounded up to a `multiple`.
+    """Return the size of `source` scaled to cover `target`, each side then rounded up to a `multiple`.
 
-    With 64 this is the released preprocessing; it crops nothing.
+    A multiple of 64 is the released preprocessing, which crops nothing (reference section 8).
     """
     (h, w), (height, width) = source, target
-    # The scale, the larger of height/h and width/w, stays a fraction: a float could turn 512 into 512.0000001, and 576.
+    # The scale, the larger of height/h and width/w, stays a fraction: a float could round 512 up to 576.
     numerator, denominator = (height, h) if height * w >= width * h else (width, w)
     return tuple(-(-side * numerator // (multiple * denominator)) * multiple for side in (h, w))
 
 
 def contain_size(source: Size, target: Size) -> Size:
-    """The (height, width) of `source` scaled to fit inside `target`, each side rounded to the nearest pixel."""
+    """Return the size of `source` scaled to fit inside `target`, each side rounded to the nearest pixel."""
     (h, w), (height, width) = source, target
     numerator, denominator = (height, h) if height * w <= width * h else (width, w)
     return tuple(max(1, (2 * side * numerator + denominator) // (2 * denominator)) for side in (h, w))
 
 
 def resize(frame: Float[np.ndarray, "h w 3"], size: Size) -> Float32[np.ndarray, "H W 3"]:
-    """The frame at this (height, width): bilinear and antialiased, and the frame itself if it has that size."""
+    """Resize a frame to (height, width): bilinear, antialiased, and unchanged if it has that size."""
     frame = np.asarray(frame, np.float32)
     return frame if frame.shape[:2] == tuple(size) else np.asarray(_resize(frame, shape=(*size, 3)))
 
@@ -45,28 +45,28 @@ _resize = jax.jit(partial(jax.image.resize, method="linear"), static_argnames="s
 def fit_cover(
     frame: Float[np.ndarray, "h w 3"], size: Size | None = None, multiple: int = 64
 ) -> Float32[np.ndarray, "H W 3"]:
-    """The frame at the `cover_size` of `size` (height, width), or of its own."""
+    """Resize a frame to the `cover_size` of `size` (height, width), by default of its own size."""
     return resize(frame, cover_size(frame.shape[:2], size or frame.shape[:2], multiple))
 
 
 def center_crop(frame: Float32[np.ndarray, "H W 3"], size: Size) -> Float32[np.ndarray, "h w 3"]:
-    """The middle of a frame, of this (height, width), which is no larger."""
+    """Crop the center of a frame to (height, width), which must be no larger."""
     top, left = ((a - b) // 2 for a, b in zip(frame.shape[:2], size, strict=True))
     return frame[top : top + size[0], left : left + size[1]]
 
 
 @dataclass(frozen=True)
 class ResizeConfig:
-    """How the frames of all clips meet the network's size.
+    """How frames are resized for the network, and results for writing.
 
     Attributes:
       mode: "cover" (scaled to cover the size, each side then rounded up to a multiple of 64, nothing cropped: as
-        released), "contain" (scaled to fit inside; padded to multiples of 64 by repeating the edge, and the results
-        cropped again: the aspect is kept to the pixel) or "stretch" (scaled to the size, whatever the aspect).
-      size: (height, width), or None: that of each clip.
-      output: "model" (results as they come, without padding) or "source" (resized to the size of the clip).
+        released), "contain" (scaled to fit inside, padded to multiples of 64 by repeating the edge, results cropped
+        again: keeps the aspect to the pixel) or "stretch" (scaled to the size, whatever the aspect).
+      size: (height, width); None: the size of each clip.
+      output: "model" (results at the network's size, without padding) or "source" (resized to the size of the clip).
     Raises:
-      InputError: an unknown word, or a side less than 1.
+      InputError: unknown value, or a side less than 1.
     """
 
     mode: str = "cover"
@@ -81,7 +81,7 @@ class ResizeConfig:
             raise InputError(f"size is {self.size[0]} {self.size[1]}; both sides must be 1 or more")
 
     def place(self, source: Size) -> "ResizePlan":
-        """Where frames of this (height, width) go."""
+        """Return the sizes for a clip whose frames have this (height, width)."""
         source = tuple(source)
         target = self.size or source
         if self.mode == "contain":
@@ -94,12 +94,12 @@ class ResizeConfig:
 
 @dataclass(frozen=True)
 class ResizePlan:
-    """Where the frames of one clip go: sizes (height, width).
+    """The sizes (height, width) of one clip.
 
     Attributes:
-      inner: that a frame is resized to.
-      outer: that the network sees: `inner`, padded at the bottom and on the right.
-      written: of the results.
+      inner: frames are resized to this.
+      outer: network input: `inner`, padded at the bottom and on the right.
+      written: written results.
     """
 
     inner: Size
@@ -107,12 +107,12 @@ class ResizePlan:
     written: Size
 
     def fit(self, frame: Float[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "H W 3"]:
-        """A frame of the clip as the network sees it."""
+        """Resize and pad a frame to the network's size."""
         padding = [(0, outer - inner) for outer, inner in zip(self.outer, self.inner, strict=True)]
         return np.pad(resize(frame, self.inner), (*padding, (0, 0)), mode="edge")
 
     def restore(self, image: Float32[np.ndarray, "H W 3"], label: str) -> Float32[np.ndarray, "h w 3"]:
-        """A result of the network as it is written: without the padding, at the size asked for."""
+        """Crop the padding of a result and resize it to the written size."""
         image = image[: self.inner[0], : self.inner[1]]
         if self.written == self.inner:
             return image

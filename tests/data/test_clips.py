@@ -244,7 +244,7 @@ def test_bad_lights(tmp_path, sky, values, said):
 
 def test_bad_clips(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no G-buffers there"):
+    with pytest.raises(InputError, match="no G-buffers found"):
         open_clips(tmp_path / "empty", ("rgb",))
     write_clip(tmp_path / "set" / "good")
     write_clip(tmp_path / "set" / "bad", labels=("rgb", "depth"))

@@ -278,7 +278,7 @@ def test_warnings_for_black_shape_and_ldr(tmp_path):
     with pytest.warns(UserWarning, match="5x4, not 2:1"):
         load_environment(np.ones((4, 5, 3), np.float32))
     write_png(tmp_path / "sky.png", np.ones((2, 4, 3), np.float32))
-    with pytest.warns(UserWarning, match="no HDR image"):
+    with pytest.warns(UserWarning, match="not an HDR image"):
         load_environment(tmp_path / "sky.png")
 
 

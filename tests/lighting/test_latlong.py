@@ -155,5 +155,5 @@ def test_map_files_in_natural_order_without_previews(tmp_path):
 def test_ldr_map_warns_only_if_asked(tmp_path):
     write_png(tmp_path / "sky.png", np.ones((2, 4, 3), np.float32))
     np.testing.assert_array_equal(load_latlong(tmp_path / "sky.png", warn=False), np.ones((2, 4, 3)))
-    with pytest.warns(UserWarning, match="no HDR image"):
+    with pytest.warns(UserWarning, match="not an HDR image"):
         load_environment(tmp_path / "sky.png")

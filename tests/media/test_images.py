@@ -107,7 +107,7 @@ def test_radiance(tmp_path, compressed):
 
 def test_read_hdr_linearizes_ldr_with_warning(tmp_path):
     write_png(tmp_path / "a.png", np.array([[[0, 0.04, 0.5], [1, 0.2, 0.8]]], np.float32), bits=16)
-    with pytest.warns(UserWarning, match=r"a\.png is no HDR image"):
+    with pytest.warns(UserWarning, match=r"a\.png is not an HDR image"):
         found = read_hdr(tmp_path / "a.png")
     np.testing.assert_allclose(found[0], [[0, 0.0030960, 0.2140411], [1, 0.0331048, 0.6038274]], atol=2e-5)
 

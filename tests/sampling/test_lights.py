@@ -11,7 +11,7 @@ from drender.media.images import write_png
 from drender.sampling.lights import Lights
 
 SIZE = (12, 12)
-pytestmark = [pytest.mark.usefixtures("small_cubes"), pytest.mark.filterwarnings("ignore:.*is no HDR image")]
+pytestmark = [pytest.mark.usefixtures("small_cubes"), pytest.mark.filterwarnings("ignore:.*is not an HDR image")]
 
 
 def write_maps(folder, lights):

@@ -185,7 +185,7 @@ def test_an_environment_may_be_a_built_in_one_or_a_file_of_that_name(run, monkey
     monkeypatch.chdir(tmp_path)
     assert run("forward", "--environment", "night", "--output", "built-in")[0] == 0
     (tmp_path / "night").write_bytes(b"x")
-    check_one_line(run("forward", "--environment", "night", "--output", "own"), "unknown kind of image")
+    check_one_line(run("forward", "--environment", "night", "--output", "own"), "unknown image suffix")
     check_one_line(
         run("forward", "--environment", "nigth", "--output", "own"), "unknown environment 'nigth'; did you mean 'night'"
     )
