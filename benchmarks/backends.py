@@ -1,4 +1,4 @@
-"""The two sides of speed.py: a renderer's stages as they are here, and the same arithmetic in PyTorch."""
+"""The backends of speed.py: the stages of a renderer in drender, and the same arithmetic in PyTorch."""
 
 import ctypes
 import os
@@ -21,20 +21,23 @@ from drender.renderers.windows import whole
 
 STAGES = {"inverse": ("encode", "denoise", "decode"), "forward": ("environment", "denoise")}
 PASS, GUIDANCE = "normal", (1.2, 1.2)
-MICRO = (6.0, 127.0, 0.0)  # of the default options
-RUN = 8  # frames that are decoded together
+MICRO = (6.0, 127.0, 0.0)  # micro-conditioning of the default options: fps − 1, motion bucket, noise strength
+CHUNK = 8  # frames that the VAE decodes together
 GIB = 2**30
 
 
 class Inputs:
-    """The same random numbers for every side."""
+    """Random inputs, the same for every backend."""
 
     def __init__(self, config: RendererConfig, args):
-        random = np.random.default_rng(0)
+        rng = np.random.default_rng(0)
         grid = args.frames, *(side // config.vae.downscale for side in args.size)
-        normal = lambda *shape: random.standard_normal(shape, np.float32)
+
+        def normal(*shape: int) -> np.ndarray:
+            return rng.standard_normal(shape, np.float32)
+
         c = config.vae.latent_channels
-        self.rgb = random.random((args.frames, *args.size, 3), np.float32)
+        self.rgb = rng.random((args.frames, *args.size, 3), np.float32)
         self.noise, self.latents = normal(1, *grid, c), normal(1, *grid, c * 5)[..., : config.unet.in_channels - c]
         if config.env_encoder is not None:
             height, width = config.environment_size
@@ -42,29 +45,31 @@ class Inputs:
             self.light = normal(1, args.frames, height // scale, width // scale, config.env_encoder.in_channels)
 
 
-def resident() -> float:
-    """The most memory that this process has held since `forget`, in GiB."""
+def peak_resident() -> float:
+    """Return the peak memory of this process since `reset_peak_memory`, in GiB."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 2**20
 
 
-def forget() -> None:
-    """Gives back what was freed, and counts anew the most that this process holds."""
+def reset_peak_memory() -> None:
+    """Return freed memory to the system, and reset the peak that the kernel counts."""
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def processor() -> str:
+def processor_name() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.machine()}"
 
 
-# --- ours ------------------------------------------------------------------------------------------------------------
+# --- drender ---------------------------------------------------------------------------------------------------------
 
 
-class Ours:
+class DrenderBackend:
+    """A renderer of this package."""
+
     def __init__(self, path: Path, kind: str, args):
         self.renderer = plan.RENDERERS[kind].load(path, args.dtype, lora_scale=0.0)
         self.kind, self.inputs = kind, Inputs(self.renderer.config, args)
@@ -78,7 +83,7 @@ class Ours:
         return self.renderer.encode_images(self.inputs.rgb)
 
     def decode(self):
-        return whole(self.renderer.decode_latents(self.inputs.noise, RUN))
+        return whole(self.renderer.decode_latents(self.inputs.noise, CHUNK))
 
     def environment(self):
         tokens = self.renderer._encode_light(self.renderer.params["env_encoder"], self.inputs.light)
@@ -87,22 +92,22 @@ class Ours:
     def denoise(self):
         noise, latents = self.inputs.noise, self.inputs.latents
         if self.kind == "inverse":
-            ((_, found),) = self.renderer.estimate(latents, [PASS], self.sampling, noise, progress=False)
+            ((_, result),) = self.renderer.estimate(latents, [PASS], self.sampling, noise, progress=False)
         else:
             names = self.renderer.config.conditions
             conditions = dict(zip(names, np.split(latents, len(names), axis=-1), strict=True))
-            found = self.renderer.render(conditions, self.inputs.light[:, :1], self.sampling, noise, progress=False)
-        return np.asarray(found.blended())
+            result = self.renderer.render(conditions, self.inputs.light[:, :1], self.sampling, noise, progress=False)
+        return np.asarray(result.blended())
 
     def peak(self):
-        """Nothing to be compared: a product of large matrices, of which the fastest counts."""
+        """Return the TFLOP/s of a large matrix product, the fastest of five."""
         n = 1024 if jax.devices()[0].platform == "cpu" else 8192
         x = jnp.asarray(np.random.default_rng(0).standard_normal((n, n), np.float32), self.dtype)
-        jax.block_until_ready(_product(x, x))
+        jax.block_until_ready(_matmul(x, x))
         times = []
         for _ in range(5):
             began = time.perf_counter()
-            jax.block_until_ready([_product(x, x) for _ in range(5)])
+            jax.block_until_ready([_matmul(x, x) for _ in range(5)])
             times.append((time.perf_counter() - began) / 5)
         return np.float64(2 * n**3 / min(times) / 1e12)
 
@@ -112,26 +117,26 @@ class Ours:
 
     def about(self) -> str:
         device = jax.devices()[0]
-        name = processor() if device.platform == "cpu" else device.device_kind
+        name = processor_name() if device.platform == "cpu" else device.device_kind
         return f"{name}, {self.dtype}, jax {jax.__version__}"
 
-    def forget(self) -> None:
-        """Counts the most memory anew; of a card JAX cannot."""
-        forget()
+    def reset_memory(self) -> None:
+        """Reset the peak memory. JAX cannot reset a GPU's."""
+        reset_peak_memory()
 
     def memory(self) -> float:
         stats = jax.devices()[0].memory_stats()
-        return stats["peak_bytes_in_use"] / GIB if stats else resident()
+        return stats["peak_bytes_in_use"] / GIB if stats else peak_resident()
 
 
-_product = jax.jit(jnp.matmul)
+_matmul = jax.jit(jnp.matmul)
 
 
 # --- PyTorch ---------------------------------------------------------------------------------------------------------
 
 
-class Torch:
-    """The released pipeline's arithmetic, written with diffusers' networks, which run as they come."""
+class TorchBackend:
+    """The released pipeline's arithmetic with unmodified diffusers modules."""
 
     compiles = False
 
@@ -148,7 +153,7 @@ class Torch:
         config = self.config = orbax.load_config(path)
         self.inputs = Inputs(config, args)
         if {config.unet.norm_num_groups, config.vae.norm_num_groups} != {32}:
-            raise ValueError("diffusers' modules have norms of 32 groups, this model has not")
+            raise ValueError(f"norm_num_groups: diffusers modules need 32, got {config.unet.norm_num_groups}")
 
         weights = self._weights(path, "unet")
         if kind == "inverse":
@@ -169,14 +174,14 @@ class Torch:
                     for i, c in enumerate(levels)
                 )
         if kind == "forward":
-            self._give_light()
+            self._add_environment_attention()
         self._load(self.unet, weights)
         self._load(self.vae, self._weights(path, "vae"))
         if config.env_encoder:
             self._load(self.light, self._weights(path, "env_encoder"))
         if self.compiles:
             for module in self.unet.modules():
-                if isinstance(module, torch.nn.Conv2d):  # the others have no such layout
+                if isinstance(module, torch.nn.Conv2d):  # other layers have no channels-last layout
                     module.to(memory_format=torch.channels_last)
             self.unet = torch.compile(self.unet)
             self.vae.encode, self.vae.decode = torch.compile(self.vae.encode), torch.compile(self.vae.decode)
@@ -185,13 +190,13 @@ class Torch:
         self.scale = diffusion.initial_scale(schedule.sigma_max, schedule.timestep_spacing)
 
     def _weights(self, path: Path, name: str) -> dict:
-        """Torch's names and tensors, in the dtype to compute in; no two copies of all of them at any time."""
+        """Return tensors by torch name, in the compute dtype. Only one copy of all weights exists at a time."""
         with jax.default_device(jax.devices("cpu")[0]):
             leaves = flatten(orbax.load(path, name, None, str(self.dtype).removeprefix("torch.")))
         tensors = {}
         for key in list(leaves):
             x = np.ascontiguousarray(convert.to_torch(key, np.asarray(leaves.pop(key))))
-            half = x.dtype.name == "bfloat16"  # which torch does not take from numpy
+            half = x.dtype.name == "bfloat16"  # torch cannot read it from numpy
             tensor = self.torch.tensor(x.view(np.int16) if half else x).to(self.device)
             tensors[convert.torch_name(key)] = tensor.view(self.torch.bfloat16) if half else tensor
         return tensors
@@ -200,8 +205,8 @@ class Torch:
         module.load_state_dict(weights, assign=True)
         module.eval()
 
-    def _give_light(self) -> None:
-        """Makes the UNet the forward renderer's: tokens per level and frame, and none for attention over time."""
+    def _add_environment_attention(self) -> None:
+        """Turn the UNet into the forward renderer's: tokens per level and frame, no temporal cross-attention."""
         levels = len(self.config.unet.block_out_channels)
         self.tokens = [None] * levels
         for name, module in self.unet.named_modules():
@@ -211,8 +216,11 @@ class Torch:
             elif name.endswith(".transformer_blocks.0"):
                 index = levels - 1 if part == "mid_block" else int(rest.partition(".")[0])
                 level = levels - 1 - index if part == "up_blocks" else index
-                tokens = lambda _, inputs, named, i=level: (inputs, named | {"encoder_hidden_states": self.tokens[i]})
-                module.register_forward_pre_hook(tokens, with_kwargs=True)
+
+                def set_tokens(_, args, kwargs, level=level):
+                    return args, kwargs | {"encoder_hidden_states": self.tokens[level]}
+
+                module.register_forward_pre_hook(set_tokens, with_kwargs=True)
 
     def _in(self, x: np.ndarray):
         return self.torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, -3))).to(self.device)
@@ -222,13 +230,15 @@ class Torch:
 
     def encode(self):
         x = self._in(self.inputs.rgb).to(self.dtype) * 2 - 1
-        runs = [self.vae.encode(x[i : i + RUN]).latent_dist.mode() for i in range(0, len(x), RUN)]
-        return self._out(self.torch.cat(runs))
+        chunks = [self.vae.encode(chunk).latent_dist.mode() for chunk in x.split(CHUNK)]
+        return self._out(self.torch.cat(chunks))
 
     def decode(self):
         z = (self._in(self.inputs.noise)[0] / self.config.vae.scaling_factor).to(self.dtype)
-        runs = [self.vae.decode(z[i : i + RUN], num_frames=len(z[i : i + RUN])).sample for i in range(0, len(z), RUN)]
-        return np.clip(self._out(self.torch.cat(runs)[None]) / 2 + 0.5, 0, 1)
+        chunks = [
+            self.vae.decode(z[i : i + CHUNK], num_frames=len(z[i : i + CHUNK])).sample for i in range(0, len(z), CHUNK)
+        ]
+        return np.clip(self._out(self.torch.cat(chunks)[None]) / 2 + 0.5, 0, 1)
 
     def _tokens(self, light: np.ndarray) -> list:
         x, levels = self.light.conv_in(self._in(light)[0].to(self.dtype)), []
@@ -245,7 +255,7 @@ class Torch:
         x, latents = self._in(self.inputs.noise) * self.scale, self._in(self.inputs.latents).to(self.dtype)
         micro = torch.tensor([MICRO] * (1 + guided), device=self.device, dtype=self.dtype)
         if guided:
-            # The unconditional half has latents and tokens of zeros.
+            # Latents and tokens of the unconditional half are zero.
             latents = torch.cat([latents, torch.zeros_like(latents)])
             tokens = [level.expand(x.shape[1], -1, -1) for level in self._tokens(self.inputs.light[:, :1])]
             self.tokens = [torch.cat([level, torch.zeros_like(level)]) for level in tokens]
@@ -255,8 +265,8 @@ class Torch:
         for sigma, following in zip(self.sigmas[:-1], self.sigmas[1:], strict=True):
             scaled = (x / (sigma**2 + 1) ** 0.5).to(self.dtype)
             rows = torch.cat([scaled.expand(len(latents), *x.shape[1:]), latents], dim=2)
-            now = torch.tensor(float(np.log(sigma) / 4), device=self.device)
-            prediction = self.unet(rows, now, context, micro, return_dict=False)[0].float()
+            time = torch.tensor(float(np.log(sigma) / 4), device=self.device)
+            prediction = self.unet(rows, time, context, micro, return_dict=False)[0].float()
             if guided:
                 conditional, unconditional = prediction.chunk(2)
                 prediction = unconditional + GUIDANCE[0] * (conditional - unconditional)
@@ -267,18 +277,18 @@ class Torch:
     def about(self) -> str:
         return f"torch {self.torch.__version__}, diffusers {metadata.version('diffusers')}"
 
-    def forget(self) -> None:
-        """Counts the most memory anew."""
+    def reset_memory(self) -> None:
+        """Reset the peak memory."""
         if self.device == "cuda":
             self.torch.cuda.reset_peak_memory_stats()
-        forget()
+        reset_peak_memory()
 
     def memory(self) -> float:
-        return self.torch.cuda.max_memory_allocated() / GIB if self.device == "cuda" else resident()
+        return self.torch.cuda.max_memory_allocated() / GIB if self.device == "cuda" else peak_resident()
 
 
-class CompiledTorch(Torch):
-    """The same through `torch.compile`."""
+class CompiledTorchBackend(TorchBackend):
+    """The same modules through `torch.compile`."""
 
     compiles = True
 
@@ -289,4 +299,4 @@ UNET_OPTIONS = (
     "projection_class_embeddings_input_dim",
 )  # fmt: skip
 VAE_OPTIONS = ("in_channels", "out_channels", "latent_channels", "block_out_channels", "layers_per_block")
-SIDES = {"ours": Ours, "torch": Torch, "torch.compile": CompiledTorch}
+BACKENDS = {"drender": DrenderBackend, "torch": TorchBackend, "torch.compile": CompiledTorchBackend}

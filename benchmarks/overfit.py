@@ -1,10 +1,10 @@
-"""Can it learn at all? One clip, learnt by heart: auto-encoder, inverse and forward renderer, through the real sampler.
+"""Overfit one clip with the auto-encoder, the inverse and the forward renderer, through the real sampler.
 
     python -m drender.synthetic clip --clips 1 --frames 2 --size 16 16
     python benchmarks/overfit.py clip runs/overfit
 
-Every stage is an ordinary run of train.py's loop, with the small configurations made smaller still, and evaluated on
-the clip that it learns from, in 20 steps from noise. Prints the last evaluation of each.
+Each is an ordinary training run with an even smaller version of the small configurations. It is evaluated on the clip
+that it trains on, in 20 steps from noise. The last evaluation of each run is printed.
 """
 
 import json
@@ -26,20 +26,20 @@ UNET = {
 
 def main() -> None:
     args = parser().parse_args()
-    vae = under("model.vae", block_out_channels=[32, 32], latent_channels=4, scaling_factor=args.scaling_factor)
+    vae = prefixed("model.vae", block_out_channels=[32, 32], latent_channels=4, scaling_factor=args.scaling_factor)
     run(args, "vae", vae | {"data.images": 1.0, "data.frames": 1, "data.batch": 6})
     rest = vae | {"start": {"vae": str(Path(args.output) / "vae")}, "model.environment_size": [16, 16]}
-    run(args, "inverse", rest | under("model.unet", **UNET) | {"data.batch": 5})
-    forward = under("model.unet", **UNET | {"in_channels": 24, "cross_attention_dim": [32, 64]})
-    run(args, "forward", rest | forward | under("model.env_encoder", in_channels=12, channels=[32, 64]))
+    run(args, "inverse", rest | prefixed("model.unet", **UNET) | {"data.batch": 5})
+    forward = prefixed("model.unet", **UNET | {"in_channels": 24, "cross_attention_dim": [32, 64]})
+    run(args, "forward", rest | forward | prefixed("model.env_encoder", in_channels=12, channels=[32, 64]))
 
 
-def under(prefix: str, **values) -> dict:
+def prefixed(prefix: str, **values) -> dict:
     return {f"{prefix}.{name}": value for name, value in values.items()}
 
 
 def run(args, objective: str, changes: dict) -> None:
-    """One run of the small configuration with changes, by dotted name."""
+    """Train a small configuration with changes, by dotted name."""
     output = Path(args.output) / objective
     changes = {
         "output": str(output),
@@ -65,10 +65,10 @@ def run(args, objective: str, changes: dict) -> None:
 
 def parser() -> cli.Parser:
     top = cli.Parser(description=__doc__.partition("\n")[0])
-    top.add_argument("clip", type=cli.path, metavar="FOLDER", help="of one clip of 2 frames of 16×16 pixels")
-    top.add_argument("output", type=cli.path, metavar="RUNS", help="for the runs")
-    top.add_argument("--steps", type=int, default=2000, metavar="N", help="of each renderer")
-    top.add_argument("--scaling-factor", type=float, default=0.5, metavar="X", help="of the latents")
+    top.add_argument("clip", type=cli.path, metavar="FOLDER", help="folder of one clip of 2 frames of 16×16 pixels")
+    top.add_argument("output", type=cli.path, metavar="RUNS", help="folder for the runs")
+    top.add_argument("--steps", type=int, default=2000, metavar="N", help="training steps of each network")
+    top.add_argument("--scaling-factor", type=float, default=0.5, metavar="X", help="scaling factor of the latents")
     return top
 
 

@@ -1,15 +1,14 @@
-"""What a clip takes, ahead of time: every stage's arithmetic, and its memory on a card that is not there.
+"""Count a clip's arithmetic, and plan its memory for GPUs that need not be present.
 
     python benchmarks/plan.py arithmetic --frames 24 --size 512 512 --steps 20
     JAX_PLATFORMS=cpu python benchmarks/plan.py memory --frames 24 --size 512 512
 
-A renderer is made of shapes instead of parameters, and works through a clip with stages that only note what they are
-called with: a full-size model needs no memory, and nothing here repeats what the renderers do.
+A renderer with shapes for parameters runs through a clip with stages that only record their calls. So a full-size model
+needs no memory, and the plan repeats no logic of the renderers.
 
 `arithmetic` counts matrix products and convolutions on the jaxpr, and prints what the exact savings save. `memory`
-compiles for an H100, or for the `--devices` that share a clip, with the package jax-cuda12-plugin[with_cuda] and no
-card: what each holds, and what it is sent by the others. Its plan leaves out the workspaces of cuDNN and the CUDA
-context.
+compiles for an H100, or for `--devices` that share a clip, and prints what each holds and receives. It needs the
+package jax-cuda12-plugin with its CUDA libraries, and no GPU. cuDNN workspaces and the CUDA context are not included.
 """
 
 import argparse
@@ -37,22 +36,22 @@ from drender.sharding import SINGLE_DEVICE, DeviceGroup
 from drender.training import flops, init
 
 RENDERERS = {"inverse": InverseRenderer, "forward": ForwardRenderer}
-# As a compiled program spells them.
+# By their names in HLO.
 DTYPE_NAMES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "s32": "int32", "u32": "uint32"}
-# What the compiled stages are called here, and where a renderer has them.
+# Compiled stages by their attributes in a renderer.
 NAMES = {"encode": "_encode", "environment": "_encode_light", "step": "_clean", "decode": "_decode"}
 
 
 @dataclass
 class Stage:
-    """One shape of a stage.
+    """A compiled stage with one set of argument shapes.
 
     Attributes:
       name: "encode", "environment", "step" or "decode".
-      fn: the compiled function of the renderer.
-      arguments: what it is called with, as shapes; the network's parameters first.
-      split: how a team of devices shares its rows and frames.
-      calls: how often.
+      fn: compiled function of the renderer.
+      arguments: shapes of its arguments, the network's parameters first.
+      split: sharding of rows and frames over the device group.
+      calls: number of calls.
     """
 
     name: str
@@ -63,17 +62,17 @@ class Stage:
 
     @property
     def frames(self) -> int:
-        """Frames of all clips that a call works on."""
+        """Frames of all clips in one call."""
         return math.prod(self.arguments[1].shape[:2])
 
 
 def full(kind: str) -> RendererConfig:
-    """The configuration of the released renderers."""
+    """Return the configuration of a released renderer."""
     return _config(kind, UNetConfig(), VAEConfig(), 1024)
 
 
 def tiny(kind: str) -> RendererConfig:
-    """The same with few channels, and four frames of 64×64 for a clip."""
+    """Return the same with few channels, for clips of four frames 64×64."""
     levels = (32, 32, 64, 64)
     unet = UNetConfig(
         block_out_channels=levels,
@@ -86,17 +85,17 @@ def tiny(kind: str) -> RendererConfig:
 
 
 def _config(kind: str, unet: UNetConfig, vae: VAEConfig, width: int) -> RendererConfig:
-    """width: of the context token of the inverse renderer."""
+    """Return a configuration whose inverse context token has `width` channels."""
     svd = dataclasses.replace(unet, cross_attention_dim=width, temporal_cross_attention_dim=width)
     return init.renderer_config(kind, RendererConfig("svd", svd, vae))
 
 
 def abstract(config: RendererConfig, dtype: str, team: DeviceGroup = SINGLE_DEVICE) -> Renderer:
-    """A renderer of shapes, on devices that need not be there."""
+    """Return a renderer whose parameters are shapes, on devices that need not be present."""
     networks = [name for name in NETWORKS if getattr(config, name) is not None]
     shapes = {name: abstract_module(NETWORKS[name], getattr(config, name))[1] for name in networks}
-    of = lambda x: jax.ShapeDtypeStruct(x.shape, dtype)
-    renderer = RENDERERS[config.kind](config, jax.tree.map(of, shapes), team)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
+    renderer = RENDERERS[config.kind](config, shapes, team)
     renderer._shared = lambda stage, network, rows: stage(renderer.params[network], rows, team.split(*rows.shape[:2]))
     return renderer
 
@@ -113,27 +112,27 @@ def stages(
     team: DeviceGroup = SINGLE_DEVICE,
     **sampling,
 ) -> list[Stage]:
-    """The stages that sampling a clip takes, in order.
+    """Return the stages that sample a clip, in order.
 
     Args:
-      num_frames, size: of the clip; height and width.
-      passes: of the inverse renderer.
-      light_frames: of the forward renderer's environment; 1 is a still light.
-      drop: what the forward renderer is not given.
+      num_frames, size: length, and height and width of the clip.
+      passes: passes of the inverse renderer.
+      light_frames: frames of the forward renderer's environment; 1 is a still light.
+      drop: conditions that the forward renderer does without.
       team: devices that share the clip.
       **sampling: fields of `config.Sampling`.
     """
     renderer = abstract(config, dtype, team)
-    found: list[Stage] = []
+    recorded: list[Stage] = []
     for name, attribute in NAMES.items():
         if hasattr(renderer, attribute):
-            setattr(renderer, attribute, _noting(name, getattr(renderer, attribute), found))
+            setattr(renderer, attribute, _recording(name, getattr(renderer, attribute), recorded))
     _sample(renderer, num_frames, size, passes, light_frames, drop, sampling)
-    return found
+    return recorded
 
 
-def _noting(name: str, fn: Callable, found: list[Stage]) -> Callable:
-    """Stands where `fn` does: notes what it is called with, and gives zeros of the shapes that it would."""
+def _recording(name: str, fn: Callable, recorded: list[Stage]) -> Callable:
+    """Replace `fn` by a function that records its arguments and returns zeros of the right shapes."""
     known: dict = {}
 
     def call(*arguments):
@@ -143,7 +142,7 @@ def _noting(name: str, fn: Callable, found: list[Stage]) -> Callable:
         if key not in known:
             stage = Stage(name, fn, shapes, split)
             known[key] = stage, fn.eval_shape(*shapes, split=split)
-            found.append(stage)
+            recorded.append(stage)
         stage, results = known[key]
         stage.calls += 1
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), results)
@@ -158,80 +157,83 @@ def _shape(x) -> jax.ShapeDtypeStruct:
 
 
 def _sample(renderer: Renderer, num_frames, size, passes, light_frames, drop, sampling) -> None:
-    grey = lambda frames, size: np.full((1, frames, *size, 3), 0.5, np.float32)
-    clip = grey(num_frames, size)
+    clip = np.full((1, num_frames, *size, 3), 0.5, np.float32)
     if isinstance(renderer, InverseRenderer):
         renderer(clip, passes, progress=False, **sampling)
         return
-    light = grey(light_frames, renderer.environment_size)
-    light[:, 1::2] += 0.25  # where all frames are alike the light counts as still
+    light = np.full((1, light_frames, *renderer.environment_size, 3), 0.5, np.float32)
+    light[:, 1::2] += 0.25  # a light whose frames are all equal counts as still
     buffers = dict.fromkeys(renderer.config.conditions, clip)
     renderer(buffers, dict.fromkeys(ENVIRONMENT_LABELS, light), drop=drop, progress=False, **sampling)
 
 
 # --- arithmetic ------------------------------------------------------------------------------------------------------
 
-# TFLOP for 24 frames of 512×512, counted on the released networks: a call of the UNet; all frames through the others.
-RELEASED = {"inverse step": 30.4, "forward step": 33.3, "encode": 26.8, "decode": 73.0, "environment": 7.0}
-
 
 def arithmetic(args) -> None:
-    """Prints what a clip takes, stage by stage, and what the exact savings save."""
+    """Print the arithmetic of a clip by stage, and what the exact savings save."""
     clip = {"dtype": "bfloat16", "num_frames": args.frames, "size": args.size, "num_steps": args.steps}
     inverse, forward = full("inverse"), full("forward")
-    cases = {
-        "inverse, one pass": stages(inverse, **clip),
-        "inverse, five passes": stages(inverse, **clip, passes=DEFAULT_PASSES),
-        "forward, guided, still light": stages(forward, **clip),
-        "forward, guided, moving light": stages(forward, **clip, light_frames=args.frames),
-    }
+    one_pass, five_passes = stages(inverse, **clip), stages(inverse, **clip, passes=DEFAULT_PASSES)
+    still, moving = stages(forward, **clip), stages(forward, **clip, light_frames=args.frames)
     print(f"TFLOP of {args.frames} frames {args.size[0]}×{args.size[1]}, {args.steps} steps\n")
     print("| | stage | calls | frames a call | TFLOP a call | TFLOP |\n|---|---|---|---|---|---|")
-    for case, found in cases.items():
-        for stage in found:
-            each = operations(stage)
-            print(f"| {case} | {stage.name} | {stage.calls} | {stage.frames} | {each:.3f} | {each * stage.calls:.1f} |")
+    for case, case_stages in {
+        "inverse, one pass": one_pass,
+        "inverse, five passes": five_passes,
+        "forward, guided, still light": still,
+        "forward, guided, moving light": moving,
+    }.items():
+        for stage in case_stages:
+            tflop = operations(stage)
+            print(
+                f"| {case} | {stage.name} | {stage.calls} | {stage.frames} | {tflop:.3f} | {tflop * stage.calls:.1f} |"
+            )
             case = ""
-        print(f"| | **all** | | | | **{sum(operations(stage) * stage.calls for stage in found):.1f}** |")
+        print(f"| | **all** | | | | **{total(case_stages):.1f}** |")
 
-    step = lambda *case, **options: operations(find(stages(*case, **clip | options), "step"))
-    of = lambda case, name: sum(operations(stage) * stage.calls for stage in cases[case] if stage.name == name)
-    one, guided, moving = (operations(find(cases[case], "step")) for case in cases if case != "inverse, five passes")
-    plain = step(forward, guidance=1.0)
-    plain_moving = step(forward, guidance=1.0, light_frames=args.frames)
-    attended = count_two_tokens(find(cases["inverse, one pass"], "step"))
-    still, turning = "forward, guided, still light", "forward, guided, moving light"
-    kept, kept_moving = (keys_and_values(forward, find(cases[case], "step")) for case in (still, turning))
-    of_light = lambda case: of(case, "environment")
-    encoding = lambda case: of(case, "encode")
+    def unguided_step(**options) -> float:
+        return operations(find(stages(forward, **clip, guidance=1.0, **options), "step"))
+
+    one_step, still_step, moving_step = (operations(find(case, "step")) for case in (one_pass, still, moving))
+    still_keys, moving_keys = (keys_and_values(forward, find(case, "step")) for case in (still, moving))
     rows = [
-        ("a step: attention over the one token of a domain is a projection", attended, one),
-        ("a guided step, still light: no environment attention in the unconditional half", 2 * plain, guided),
-        ("the same, moving light", 2 * plain_moving, moving),
-        ("a still light's tokens for one frame", of_light(turning), of_light(still)),
-        ("a still light's maps encoded for one frame, beside the G-buffers", encoding(turning), encoding(still)),
-        ("a still light's keys and values for one frame, a guided step", moving, guided),
-        ("RGB encoded once for five passes", 5 * encoding("inverse, one pass"), encoding("inverse, five passes")),
-        ("not done: keys and values of a still light kept over the steps, a guided step", guided, guided - kept),
-        ("not done: the same, moving light", moving, moving - kept_moving),
-    ]
+        ("a step: attention over the one token of a domain is a projection",
+         count_two_tokens(find(one_pass, "step")), one_step),
+        ("a guided step, still light: no environment attention in the unconditional half",
+         2 * unguided_step(), still_step),
+        ("the same, moving light", 2 * unguided_step(light_frames=args.frames), moving_step),
+        ("a still light's tokens for one frame", total(moving, "environment"), total(still, "environment")),
+        ("a still light's maps encoded for one frame, beside the G-buffers",
+         total(moving, "encode"), total(still, "encode")),
+        ("a still light's keys and values for one frame, a guided step", moving_step, still_step),
+        ("RGB encoded once for five passes", 5 * total(one_pass, "encode"), total(five_passes, "encode")),
+        ("not done: keys and values of a still light kept over the steps, a guided step",
+         still_step, still_step - still_keys),
+        ("not done: the same, moving light", moving_step, moving_step - moving_keys),
+    ]  # fmt: skip
     print("\n| saving | TFLOP without | with | saved |\n|---|---|---|---|")
     for name, without, with_ in rows:
         print(f"| {name} | {without:.2f} | {with_:.2f} | {100 * (1 - with_ / without):.2f} % |")
 
 
+def total(stages: list[Stage], name: str | None = None) -> float:
+    """Return the TFLOP of all calls of a stage, or of all stages."""
+    return sum(operations(stage) * stage.calls for stage in stages if name in (None, stage.name))
+
+
 def operations(stage: Stage) -> float:
-    """TFLOP of one call."""
-    # What is compiled with options of its own may stand in no other traced function.
+    """Return the TFLOP of one call."""
+    # A function compiled with its own XLA options cannot be traced inside another, so unwrap it.
     return flops.count(stage.fn.__wrapped__, *stage.arguments) / 1e12
 
 
-def find(found: list[Stage], name: str) -> Stage:
-    return next(stage for stage in found if stage.name == name)
+def find(stages: list[Stage], name: str) -> Stage:
+    return next(stage for stage in stages if stage.name == name)
 
 
 def count_two_tokens(step: Stage) -> float:
-    """TFLOP of a step that has attention over its context: of two tokens, the fewest that take any."""
+    """Return the TFLOP of a step with two context tokens, the fewest that need attention."""
     params, conditions, context, *rest = step.arguments
     b, f, n, e = context.shape
     context = jax.ShapeDtypeStruct((b, f, 2 * n, e), context.dtype)
@@ -239,40 +241,45 @@ def count_two_tokens(step: Stage) -> float:
 
 
 def keys_and_values(config: RendererConfig, step: Stage) -> float:
-    """TFLOP of the projections of the environment's tokens in a step."""
+    """Return the TFLOP of a step's key and value projections of the environment tokens."""
     params, _, context, *_ = step.arguments
-    total, last = 0, len(context) - 1
+    tflop, last = 0, len(context) - 1
     for name, leaf in params.flatten(params).items():
-        if found := re.fullmatch(
+        if match := re.fullmatch(
             r"(\w+)\.(?:(\d+)\.)?attentions.*\.transformer_blocks\.\d+\.attn2\.to_[kv]\.kernel", name
         ):
-            path, index = found[1], int(found[2] or 0)
+            path, index = match[1], int(match[2] or 0)
             level = {"down_blocks": index, "mid_block": last, "up_blocks": last - index}[path]
-            total += 2 * math.prod(context[level].shape[:3]) * leaf.size
-    return total / 1e12
+            tflop += 2 * math.prod(context[level].shape[:3]) * leaf.size / 1e12
+    return tflop
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
 def memory(args) -> None:
-    """Compiles the stages for an H100 that is not there, and prints what XLA plans to hold for each."""
-    # What `attend` asks of the card, which is not there to be asked.
+    """Compile the stages for H100s that need not be present, and print XLA's memory plan."""
+    # The check for fused attention queries the GPU, which is not present.
     attention._has_fused_attention = lambda: True
-    cards = tuple(find_devices("h100", args.devices))
-    team = DeviceGroup(cards)
-    sharding = team.replicated or jax.sharding.SingleDeviceSharding(cards[0])
-    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    # What is worst: all frames in one window, a moving light, and guidance. One condition is as good as five.
+    gpus = tuple(find_devices("h100", args.devices))
+    team = DeviceGroup(gpus)
+    sharding = team.replicated or jax.sharding.SingleDeviceSharding(gpus[0])
+
+    def place(x) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    # The worst case: all frames in one window, a moving light, and guidance. One condition needs as much as five.
     clip = {"num_frames": args.frames, "frames": args.frames, "size": args.size, "num_steps": 1, "guidance": 1.2}
     clip |= {"light_frames": args.frames, "drop": CONDITIONS[1:], "team": team}
     print(
-        f"GiB on each of {len(cards)}: {args.frames} frames {args.size[0]}×{args.size[1]} in {args.dtype}, guided, "
+        f"GiB on each of {len(gpus)}: {args.frames} frames {args.size[0]}×{args.size[1]} in {args.dtype}, guided, "
         "sampled in one window\n"
     )
-    print("| | stage | all networks | arguments | to work in | results | together | sent |\n|---" + "|---" * 7 + "|")
+    print(
+        "| | stage | all networks | arguments | working memory | results | total | received |\n|---" + "|---" * 7 + "|"
+    )
     for kind in args.kinds:
-        held = sum(map(size_of, jax.tree.leaves(abstract(full(kind), args.dtype).params)))
+        params_size = sum(map(size_of, jax.tree.leaves(abstract(full(kind), args.dtype).params)))
         for stage in stages(full(kind), args.dtype, **clip):
             if stage.name not in args.stages:
                 continue
@@ -281,19 +288,19 @@ def memory(args) -> None:
             traced = stage.fn.trace(*arguments, split=stage.split)
             compiled = traced.lower(lowering_platforms=("cuda",)).compile()
             plan = compiled.memory_analysis()
-            own = sum(map(size_of, jax.tree.leaves(arguments[1:])))
-            needs = [held, own, plan.temp_size_in_bytes, plan.output_size_in_bytes]
-            cells = " | ".join(f"{n / GIB:.2f}" for n in needs)
+            arguments_size = sum(map(size_of, jax.tree.leaves(arguments[1:])))
+            sizes = [params_size, arguments_size, plan.temp_size_in_bytes, plan.output_size_in_bytes]
+            cells = " | ".join(f"{n / GIB:.2f}" for n in sizes)
             print(
-                f"| {kind} | {stage.name} of {stage.frames} frames | {cells} | **{sum(needs) / GIB:.2f}** "
-                f"| {sent(compiled.as_text()) / GIB:.2f} |",
+                f"| {kind} | {stage.name} of {stage.frames} frames | {cells} | **{sum(sizes) / GIB:.2f}** "
+                f"| {received_bytes(compiled.as_text()) / GIB:.2f} |",
                 flush=True,
             )
             print(f"compiled in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
 
-def sent(program: str) -> int:
-    """Bytes that a device gets from the others in a compiled program, as the results of its collective operations."""
+def received_bytes(program: str) -> int:
+    """Return the bytes that a device receives in a compiled program: the results of its collectives."""
     total = 0
     for types in re.findall(r"= (.*?) (?:all-gather|all-reduce|all-to-all|collective-permute)(?:-start)?\(", program):
         for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", types):
@@ -311,15 +318,15 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("arithmetic", "memory"):
         command = commands.add_parser(name)
-        command.add_argument("--frames", type=int, default=24)
-        command.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("H", "W"))
+        command.add_argument("--frames", type=int, default=24, help="frames of the clip (24)")
+        command.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("H", "W"), help="(512 512)")
         if name == "arithmetic":
-            command.add_argument("--steps", type=int, default=20)
+            command.add_argument("--steps", type=int, default=20, help="sampling steps (20)")
         else:
-            command.add_argument("--devices", type=int, default=1, help="that share the clip")
-            command.add_argument("--dtype", choices=DTYPES, default="bfloat16")
-            command.add_argument("--kinds", nargs="+", choices=RENDERERS, default=list(RENDERERS))
-            command.add_argument("--stages", nargs="+", choices=NAMES, default=list(NAMES))
+            command.add_argument("--devices", type=int, default=1, help="GPUs that share the clip (1)")
+            command.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="compute dtype (bfloat16)")
+            command.add_argument("--kinds", nargs="+", choices=RENDERERS, default=list(RENDERERS), help="(both)")
+            command.add_argument("--stages", nargs="+", choices=NAMES, default=list(NAMES), help="(all)")
     args = parser.parse_args()
     {"arithmetic": arithmetic, "memory": memory}[args.command](args)
 

@@ -1,11 +1,10 @@
-"""How near few steps come to the solution: Euler, Heun and DPM-Solver++(2M) on a model that was trained to be sampled.
+"""Measure how close few sampling steps come to the exact solution: Euler, Heun and DPM-Solver++(2M).
 
     python benchmarks/samplers.py CHECKPOINT CLIPS [--plot docs/samplers.png]
 
-CHECKPOINT is an inverse renderer trained with `loss.deterministic=false`, CLIPS a folder of clips as training reads
-them. From one and the same noise, every sampler is run at ever more calls of the network; the distance is the root mean
-square of the latents' difference from 200 steps of Heun, in proportion to the root mean square of these. Prints a
-Markdown table.
+CHECKPOINT is an inverse renderer trained with `loss.one_step=false`, CLIPS a folder of clips in the training layout.
+Every sampler starts from the same noise, with a growing number of network calls. The distance is the RMS of the
+latents' difference from 200 Heun steps, relative to their RMS. Prints a Markdown table.
 """
 
 from pathlib import Path
@@ -23,11 +22,11 @@ EXACT = {"sampler": "heun", "num_steps": 200}
 
 def main() -> None:
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("clips", type=Path)
-    parser.add_argument("--count", type=int, default=4, help="how many of the clips")
-    parser.add_argument("--rho", type=float, nargs="+", default=[diffusion.RHO], help="of the noise levels")
-    parser.add_argument("--plot", type=Path)
+    parser.add_argument("checkpoint", type=Path, help="folder of an inverse renderer")
+    parser.add_argument("clips", type=Path, help="folder of clips")
+    parser.add_argument("--count", type=int, default=4, help="number of clips")
+    parser.add_argument("--rho", type=float, nargs="+", default=[diffusion.RHO], help="rho of the noise levels")
+    parser.add_argument("--plot", type=Path, help="image file to draw (needs matplotlib)")
     args = parser.parse_args()
 
     inverse = InverseRenderer.load(args.checkpoint)
@@ -41,7 +40,7 @@ def main() -> None:
         latents.setdefault("rgb", inverse.encode(rgb, sampling))
         noise = inverse.initial_noise(None, 0, latents["rgb"].shape)
         estimated = inverse.estimate(latents["rgb"], DEFAULT_PASSES, sampling, noise, progress=False)
-        return np.stack([np.asarray(found.blended()) for _, found in estimated])
+        return np.stack([np.asarray(result.blended()) for _, result in estimated])
 
     exact = sample(**EXACT)
     scale = np.sqrt(np.square(exact).mean())
@@ -49,11 +48,11 @@ def main() -> None:
     for name in tqdm(diffusion.SAMPLERS):
         for rho in args.rho:
             for steps in STEPS:
-                found = sample(sampler=name, num_steps=steps, rho=rho)
+                result = sample(sampler=name, num_steps=steps, rho=rho)
                 calls = diffusion.network_calls(name, steps)
-                distances.setdefault((name, rho), {})[calls] = float(np.sqrt(np.square(found - exact).mean()) / scale)
-    for (name, rho), found in distances.items():
-        row = " | ".join(f"{distance:.4f} ({calls})" for calls, distance in found.items())
+                distances.setdefault((name, rho), {})[calls] = float(np.sqrt(np.square(result - exact).mean()) / scale)
+    for (name, rho), by_calls in distances.items():
+        row = " | ".join(f"{distance:.4f} ({calls})" for calls, distance in by_calls.items())
         print(f"| {name}, ρ = {rho:g} | {row} |")
     if args.plot:
         plot(distances, args.plot)
@@ -63,9 +62,9 @@ def plot(distances: dict[tuple[str, float], dict[int, float]], path: Path) -> No
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
-    for (name, rho), found in distances.items():
-        axes.loglog(list(found), list(found.values()), "o-", label=f"{name}, ρ = {rho:g}")
-    axes.set(xlabel="calls of the network", ylabel="relative distance to the solution")
+    for (name, rho), by_calls in distances.items():
+        axes.loglog(list(by_calls), list(by_calls.values()), "o-", label=f"{name}, ρ = {rho:g}")
+    axes.set(xlabel="network calls", ylabel="relative distance to the solution")
     axes.set_xticks(STEPS, [str(steps) for steps in STEPS])
     axes.minorticks_off()
     axes.legend()

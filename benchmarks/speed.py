@@ -1,25 +1,25 @@
-"""How fast the renderers are, stage by stage, beside the same networks in PyTorch (diffusers' modules).
+"""Time the stages of the renderers beside the same networks in PyTorch (diffusers modules).
 
-    python benchmarks/speed.py --model full --frames 24 --size 512 512 --dtype bfloat16 --append benchmarks/RESULTS.md
+    python benchmarks/speed.py --model full --frames 24 --size 512 512 --dtype bfloat16 --append docs/performance.md
     python benchmarks/speed.py --model tiny
 
-MODEL is "tiny" or "full" (the released renderers' sizes) with random weights that this makes, "builtin", or the folder
-of a converted checkpoint. Both sides have the same weights and inputs, and a process each, so that each one's peak
-memory is its own; they take turns, stage by stage. A side that cannot work is left out, with its reason.
+MODEL is "tiny" or "full" (the released sizes) with random weights, "builtin", or the folder of a converted checkpoint.
+All backends have the same weights and inputs. Each runs in its own process, so that peak memory is its own, and they
+take turns stage by stage. A backend that fails is left out with its error.
 
-Stages: `encode` and `decode` take all frames through the auto-encoder, `environment` as many maps through the encoder
-of environments, `denoise` is a clip from noise to latents in `--steps` steps, of the forward renderer with guidance
-under a still light, its tokens included. FLOP are ours, counted on the jaxpr; the peak is that of a large matrix
-product, taken in turns with everything else. Memory is the most that a stage holds, networks included; on a card, where
-JAX cannot count anew, the most that it and those before it held.
+Stages: `encode` and `decode` pass all frames through the VAE, `environment` passes as many maps through the environment
+encoder. `denoise` samples a clip in `--steps` steps. The forward renderer's has guidance and a still light, and
+includes the light's tokens. FLOPs are drender's, counted on the jaxpr. The peak is the TFLOP/s of a large matrix
+product timed in the same turns. Memory is the peak of a stage with all networks. JAX cannot reset a GPU's peak, so
+there it includes the stages before.
 
-On CPUs the machine should be idle: PyTorch's threads spin while they wait for one another. Where other work goes on
-that makes it many times slower, and OMP_WAIT_POLICY=passive helps, which on an idle machine halves its speed.
+On CPUs the machine should be idle. PyTorch's threads spin while waiting, so other work makes PyTorch many times slower.
+OMP_WAIT_POLICY=passive then helps, but halves its speed on an idle machine.
 """
 
 import os
 
-# Both sides share the card, and what they hold is to be seen.
+# The backends share the GPU, and their memory is measured.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import argparse
@@ -34,7 +34,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import plan
-from backends import GUIDANCE, PASS, SIDES, STAGES, forget
+from backends import BACKENDS, GUIDANCE, PASS, STAGES, reset_peak_memory
 
 from drender import assets
 from drender.checkpoints import orbax
@@ -42,11 +42,11 @@ from drender.config import DTYPES, RendererConfig
 from drender.models.params import abstract_module, flatten, unflatten
 from drender.models.registry import NETWORKS
 
-# --- sides as processes ----------------------------------------------------------------------------------------------
+# --- backends as processes -------------------------------------------------------------------------------------------
 
 
-class Side:
-    """A side in a process of its own, which answers one question at a time."""
+class Worker:
+    """A backend in its own process, called one method at a time."""
 
     def __init__(self, name: str, path: Path, kind: str, args):
         context = multiprocessing.get_context("spawn")
@@ -55,10 +55,10 @@ class Side:
         self.process.start()
         end.close()
         self.error = None
-        self.load = self.ask()
+        self.load = self.call()
 
-    def ask(self, method: str | None = None):
-        """(seconds, result) of a method; None once something failed, of which `error` tells."""
+    def call(self, method: str | None = None):
+        """Return (seconds, result) of a method, or None once a call failed; `error` holds the reason."""
         if self.error is not None:
             return None
         try:
@@ -66,7 +66,7 @@ class Side:
                 self.pipe.send(method)
             answer = self.pipe.recv()
         except (EOFError, BrokenPipeError):
-            answer = f"the process ended ({self.process.exitcode}); is memory short?"
+            answer = f"the process ended ({self.process.exitcode}); out of memory?"
         if isinstance(answer, str):
             self.error = answer
             return None
@@ -80,13 +80,13 @@ class Side:
 def _serve(pipe, name: str, path: Path, kind: str, args) -> None:
     try:
         began = time.perf_counter()
-        side = SIDES[name](path, kind, args)
-        side.forget()  # how it loads is no part of it
+        backend = BACKENDS[name](path, kind, args)
+        backend.reset_memory()  # exclude the peak of loading
         pipe.send((time.perf_counter() - began, None))
         while True:
             method = pipe.recv()
             began = time.perf_counter()
-            result = getattr(side, method)()
+            result = getattr(backend, method)()
             pipe.send((time.perf_counter() - began, result))
     except EOFError:
         pass
@@ -97,8 +97,8 @@ def _serve(pipe, name: str, path: Path, kind: str, args) -> None:
 # --- models and the table --------------------------------------------------------------------------------------------
 
 
-def prepared(args, kind: str, folder: Path) -> Path:
-    """The checkpoint of a model, made where it is one of random weights."""
+def prepare_checkpoint(args, kind: str, folder: Path) -> Path:
+    """Return the checkpoint of a model; write one to `folder` for random weights."""
     model = args.model
     if model == "builtin":
         return assets.checkpoint(kind)
@@ -112,9 +112,9 @@ def prepared(args, kind: str, folder: Path) -> Path:
 
 
 def random_params(name: str, config: RendererConfig, dtype: str) -> dict:
-    """Kernels that keep the variance, norms and biases a little off their usual start.
+    """Return random parameters: kernels preserve the variance, norms and biases are near their usual initial values.
 
-    All are cut from one stretch of random numbers: to draw a billion takes longer than all that is measured.
+    All are slices of one random array, because drawing a billion numbers takes longer than the benchmark.
     """
     numbers = np.random.default_rng(0).standard_normal(2**22 + 1, np.float32)
 
@@ -131,84 +131,87 @@ def random_params(name: str, config: RendererConfig, dtype: str) -> dict:
     return unflatten({path: draw(path, leaf) for path, leaf in abstract.items()})
 
 
-def counted(config: RendererConfig, args) -> dict[str, float]:
-    """TFLOP of every stage."""
+def count_tflop(config: RendererConfig, args) -> dict[str, float]:
+    """Return the TFLOP of every stage."""
     clip = {"dtype": "float32", "num_frames": args.frames, "size": args.size}
     clip |= {"num_steps": args.steps, "frames": args.frames, "deterministic": False}
     if config.kind == "forward":
         clip |= {"guidance": GUIDANCE, "drop": config.conditions}
-    total = lambda found, *names: sum(plan.operations(s) * s.calls for s in found if s.name in names)
-    found = plan.stages(config, **clip, passes=(PASS,))
-    result = {name: total(found, name) for name in ("encode", "decode")}
-    result["denoise"] = total(found, "step", "environment")
+
+    def total(stages: list[plan.Stage], *names: str) -> float:
+        return sum(plan.operations(stage) * stage.calls for stage in stages if stage.name in names)
+
+    stages = plan.stages(config, **clip, passes=(PASS,))
+    result = {name: total(stages, name) for name in ("encode", "decode")}
+    result["denoise"] = total(stages, "step", "environment")
     if config.kind == "forward":
         result["environment"] = total(plan.stages(config, **clip, light_frames=args.frames), "environment")
     return result
 
 
 def report(kind: str, path: Path, args) -> tuple[str, dict[str, dict[str, float]]]:
-    """A renderer's stages, measured: in Markdown, and stage -> side -> seconds."""
+    """Measure a renderer; return a Markdown section, and seconds by stage and backend."""
     began = time.perf_counter()
-    tera = counted(orbax.load_config(path), args)
-    sides = {name: Side(name, path, kind, args) for name in args.sides}
+    tflop = count_tflop(orbax.load_config(path), args)
+    workers = {name: Worker(name, path, kind, args) for name in args.backends}
     stages = [stage for stage in STAGES[kind] if stage in args.stages]
     times: dict[tuple[str, str], list[float]] = {}
     results, peak = {}, 0.0
     for turn in range(args.repeats + 1):
         for stage in stages:
-            for name, side in sides.items():
-                if answer := side.ask(stage):
+            for name, worker in workers.items():
+                if answer := worker.call(stage):
                     times.setdefault((stage, name), []).append(answer[0])
                     results[stage, name] = answer[1]
-        if "ours" in sides and (answer := sides["ours"].ask("peak")):
+        if "drender" in workers and (answer := workers["drender"].call("peak")):
             peak = max(peak, float(answer[1]))
         print(f"{kind}: turn {turn} of {args.repeats} done at {time.perf_counter() - began:.0f} s", flush=True)
 
     memory = {}
     for stage in stages:
-        for name, side in sides.items():
-            for method in ("forget", stage, "memory"):
-                answer = side.ask(method)
+        for name, worker in workers.items():
+            for method in ("reset_memory", stage, "memory"):
+                answer = worker.call(method)
             memory[stage, name] = answer and answer[1]
 
     rows, measured = [], {}
     for stage in stages:
-        # Other work on the machine only ever adds to a time.
-        least = {name: min(times[stage, name][1:]) for name in sides if len(times.get((stage, name), [])) > 1}
-        measured[f"{kind}: {stage}"] = least
-        cells = [stage, f"{tera[stage]:.3g}"]
-        for name in args.sides:
-            seconds = least.get(name)
+        # Other work on the machine can only add to a time, so the fastest turn counts. The first one compiles.
+        fastest = {name: min(times[stage, name][1:]) for name in workers if len(times.get((stage, name), [])) > 1}
+        measured[f"{kind}: {stage}"] = fastest
+        cells = [stage, f"{tflop[stage]:.3g}"]
+        for name in args.backends:
+            seconds = fastest.get(name)
             cells.append(f"{seconds:.3f} ({times[stage, name][0]:.1f})" if seconds else "–")
-            if name == "ours":
-                cells.append(f"{tera[stage] / seconds:.3g}" if seconds else "–")
-                cells.append(f"{100 * tera[stage] / seconds / peak:.0f} %" if seconds and peak else "–")
-            elif "ours" in args.sides:
-                cells.append(f"{seconds / least['ours']:.2f}" if seconds and "ours" in least else "–")
-        cells += [f"{held:.2f}" if (held := memory[stage, name]) else "–" for name in args.sides]
-        cells.append(difference(results.get((stage, "ours")), results.get((stage, "torch"))))
+            if name == "drender":
+                cells.append(f"{tflop[stage] / seconds:.3g}" if seconds else "–")
+                cells.append(f"{100 * tflop[stage] / seconds / peak:.0f} %" if seconds and peak else "–")
+            elif "drender" in args.backends:
+                cells.append(f"{seconds / fastest['drender']:.2f}" if seconds and "drender" in fastest else "–")
+        cells += [f"{gib:.2f}" if (gib := memory[stage, name]) else "–" for name in args.backends]
+        cells.append(difference(results.get((stage, "drender")), results.get((stage, "torch"))))
         rows.append("| " + " | ".join(cells) + " |")
 
     notes = []
     if peak:
-        notes.append(f"ours loaded in {sides['ours'].load[0]:.1f} s; matrix product {peak:.3g} TFLOP/s")
-    about = [answer[1] for side in sides.values() if (answer := side.ask("about"))]
-    notes += [f"{name} left out: {side.error}" for name, side in sides.items() if side.error]
-    for side in sides.values():
-        side.close()
-    heads = ["stage", "TFLOP"]
-    for name in args.sides:
-        heads += [f"{name}, s"]
-        heads += ["TFLOP/s", "of peak"] if name == "ours" else ["ratio"] if "ours" in args.sides else []
-    heads += [*(f"{name}, GiB" for name in args.sides), "difference"]
+        notes.append(f"drender loaded in {workers['drender'].load[0]:.1f} s; matrix product {peak:.3g} TFLOP/s")
+    about = [answer[1] for worker in workers.values() if (answer := worker.call("about"))]
+    notes += [f"{name} left out: {worker.error}" for name, worker in workers.items() if worker.error]
+    for worker in workers.values():
+        worker.close()
+    header = ["stage", "TFLOP"]
+    for name in args.backends:
+        header += [f"{name}, s"]
+        header += ["TFLOP/s", "of peak"] if name == "drender" else ["ratio"] if "drender" in args.backends else []
+    header += [*(f"{name}, GiB" for name in args.backends), "difference"]
     text = "\n".join([
         f"### {args.model}, {kind}, {args.frames} frames {args.size[0]}×{args.size[1]}, {args.steps} steps",
         "",
-        f"{'; '.join(about)}; commit {commit()}, {datetime.date.today()}. Least of {args.repeats} turns, seconds; in "
-        "brackets the first call, which compiles or reads the compiled code from disk.",
+        f"{'; '.join(about)}; commit {commit()}, {datetime.date.today()}. Fastest of {args.repeats} turns, seconds; in "
+        "brackets the first call, which compiles or reads the compilation cache.",
         "",
-        "| " + " | ".join(heads) + " |",
-        "|" + "---|" * len(heads),
+        "| " + " | ".join(header) + " |",
+        "|" + "---|" * len(header),
         *rows,
         "",
         *(f"- {note}" for note in notes),
@@ -218,15 +221,15 @@ def report(kind: str, path: Path, args) -> tuple[str, dict[str, dict[str, float]
 
 
 def plot(measured: dict[str, dict[str, float]], path: Path) -> None:
-    """Draws every stage's seconds, a bar per side."""
+    """Draw the seconds of every stage, one bar per backend."""
     import matplotlib.pyplot as plt
 
-    sides = list(dict.fromkeys(name for least in measured.values() for name in least))
+    backends = list(dict.fromkeys(name for seconds in measured.values() for name in seconds))
     figure, axes = plt.subplots(figsize=(6, 0.5 + 0.5 * len(measured)), layout="constrained")
-    height = 0.8 / len(sides)
-    for i, name in enumerate(sides):
-        places = [row + (i - (len(sides) - 1) / 2) * height for row in range(len(measured))]
-        axes.barh(places, [least.get(name, 0.0) for least in measured.values()], height, label=name)
+    height = 0.8 / len(backends)
+    for i, name in enumerate(backends):
+        positions = [row + (i - (len(backends) - 1) / 2) * height for row in range(len(measured))]
+        axes.barh(positions, [seconds.get(name, 0.0) for seconds in measured.values()], height, label=name)
     axes.set_yticks(range(len(measured)), list(measured))
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="seconds")
@@ -234,11 +237,11 @@ def plot(measured: dict[str, dict[str, float]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def difference(ours, theirs) -> str:
-    """The largest difference, beside the largest of their numbers."""
-    if ours is None or theirs is None:
+def difference(actual: np.ndarray | None, expected: np.ndarray | None) -> str:
+    """Return the largest difference relative to the largest expected value."""
+    if actual is None or expected is None:
         return "–"
-    return f"{np.abs(ours - theirs).max() / np.abs(theirs).max():.1e}"
+    return f"{np.abs(actual - expected).max() / np.abs(expected).max():.1e}"
 
 
 def commit() -> str:
@@ -253,30 +256,30 @@ def commit() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny")
-    parser.add_argument("--kinds", nargs="+", choices=STAGES, default=list(STAGES))
-    every = tuple(dict.fromkeys(stage for stages in STAGES.values() for stage in stages))
-    parser.add_argument("--stages", nargs="+", choices=every, default=every)
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
-    parser.add_argument("--frames", type=int, default=4)
-    parser.add_argument("--size", type=int, nargs=2, default=(64, 64), metavar=("H", "W"))
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--dtype", choices=DTYPES, default=None)
-    parser.add_argument("--repeats", type=int, default=5, help="turns that count; one before them compiles")
-    parser.add_argument("--append", type=Path, help="a Markdown file")
-    parser.add_argument("--plot", type=Path, help="a picture of the times to draw (needs matplotlib)")
+    all_stages = tuple(dict.fromkeys(stage for stages in STAGES.values() for stage in stages))
+    parser.add_argument("--model", default="tiny", help="tiny, full, builtin or a checkpoint folder (tiny)")
+    parser.add_argument("--kinds", nargs="+", choices=STAGES, default=list(STAGES), help="renderers (both)")
+    parser.add_argument("--stages", nargs="+", choices=all_stages, default=all_stages, help="stages to time (all)")
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS), help="backends (all)")
+    parser.add_argument("--frames", type=int, default=4, help="frames of the clip (4)")
+    parser.add_argument("--size", type=int, nargs=2, default=(64, 64), metavar=("H", "W"), help="pixels (64 64)")
+    parser.add_argument("--steps", type=int, default=20, help="sampling steps (20)")
+    parser.add_argument("--dtype", choices=DTYPES, default=None, help="compute dtype (float32 on CPUs, else bfloat16)")
+    parser.add_argument("--repeats", type=int, default=5, help="timed turns, after one that compiles (5)")
+    parser.add_argument("--append", type=Path, help="Markdown file to append the tables to")
+    parser.add_argument("--plot", type=Path, help="image file to draw the times into (needs matplotlib)")
     args = parser.parse_args()
-    # This process only counts; the card is for the sides.
+    # This process only counts FLOPs; leave the GPU to the backends.
     jax.config.update("jax_platforms", "cpu")
 
     measured = {}
     with tempfile.TemporaryDirectory() as folder:
         for kind in args.kinds:
-            # Each at once, so that a run that is cut off has told what it knows.
-            path = prepared(args, kind, Path(folder))
-            forget()  # or two full-size sides and what was made here need more than 24 GiB
-            text, of_kind = report(kind, path, args)
-            measured |= of_kind
+            path = prepare_checkpoint(args, kind, Path(folder))
+            reset_peak_memory()  # otherwise two full-size backends and these arrays need more than 24 GiB
+            text, seconds = report(kind, path, args)
+            measured |= seconds
+            # Print at once, so that an aborted run still shows the finished renderer.
             print(text, flush=True)
             if args.append:
                 with args.append.open("a") as file:

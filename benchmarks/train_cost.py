@@ -1,14 +1,14 @@
-"""What a training step costs.
+"""Measure the memory, arithmetic and speed of a training step.
 
     python benchmarks/train_cost.py memory [--on cpu] configs/inverse.yaml [key=value …]
-    python benchmarks/train_cost.py latents --clips FOLDER --vae small-vae.yaml small-inverse.yaml [key=value …]
+    python benchmarks/train_cost.py latents --clips FOLDER --vae VAE.yaml configs/small/inverse.yaml [key=value …]
 
-`memory` compiles the step of a configuration ahead of time, from shapes alone, for H100s that are not there or for a
-CPU's make-believe devices, and prints what each device holds and computes. `latents` makes cached latents of a folder
-of clips, and times the same step fed from either, alternating in one process.
+`memory` compiles the step of a configuration ahead of time, from shapes, and prints what each device holds and
+computes. The devices are H100s that need not be present, or the CPU's simulated devices. `latents` encodes a folder of
+clips, and times the same step fed from pixels and from cached latents, alternating in one process.
 
-H100s that are not there take the package jax-cuda12-plugin[with_cuda], and no card: JAX_PLATFORMS=cpu. A CPU's devices
-take JAX_NUM_CPU_DEVICES=8, and XLA_FLAGS=--xla_backend_optimization_level=0 saves minutes.
+H100s need the package jax-cuda12-plugin with its CUDA libraries, JAX_PLATFORMS=cpu, and no GPU. Simulated devices need
+JAX_NUM_CPU_DEVICES=8; XLA_FLAGS=--xla_backend_optimization_level=0 saves minutes.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ from drender.training.losses import OBJECTIVES, LossContext
 from drender.training.run_dir import TrainState
 from drender.training.step import abstract_state, compile_step, first_state, make_optimizer, make_step
 
-# What XLA has to know of a card that is not there: an H100 SXM of 80 GB, of which 79.1 GiB are to be had.
+# Target description for compiling without the GPU: an H100 SXM of 80 GB, of which 79.1 GiB are usable.
 H100 = """
 gpu_device_info {
   cuda_compute_capability { major: 9 minor: 0 }
@@ -62,8 +62,8 @@ GIB = 2**30
 
 
 def memory(config: TrainConfig, kind: str, pixels: bool, compiles: bool) -> None:
-    """Prints what a step of the configuration needs per device."""
-    # Shapes need no weights: what comes from no start has the sizes of Stable Video Diffusion.
+    """Print what a step of the configuration needs per device."""
+    # Shapes need no weights. Without init_from the networks have the sizes of Stable Video Diffusion.
     config = dataclasses.replace(config, start=None)
     count = config.mesh.data * (config.mesh.fsdp or 1) * config.mesh.frames
     mesh = sharding.make_mesh(config.mesh, config.data.batch, config.optimizer.accumulate, find_devices(kind, count))
@@ -74,34 +74,42 @@ def memory(config: TrainConfig, kind: str, pixels: bool, compiles: bool) -> None
     print(f"{config.objective}, {count} × {kind}: data {config.mesh.data} × fsdp {config.mesh.fsdp or 1} × frames "
           f"{config.mesh.frames}; batch {config.data.batch} × {config.data.frames} frames {config.data.size}, "
           f"{'pixels' if pixels else 'cached latents'}, {config.dtype}, remat {config.remat}")  # fmt: skip
-    size = lambda weights: sum(x.size for x in weights.values()) / 1e9
-    print(f"  learning {size(trained):.4f} · 10⁹ parameters, frozen {size(frozen):.4f} · 10⁹")
+
+    def size(weights: dict) -> float:
+        return sum(x.size for x in weights.values()) / 1e9
+
+    print(f"  trainable {size(trained):.4f} · 10⁹ parameters, frozen {size(frozen):.4f} · 10⁹")
 
     limits = attention.MAX_LOGITS, attention.MAX_LOGITS_CPU
-    limit_logits(2**62)  # in one piece: pieces compute their logits again in the backward pass
-    once, again = (arithmetic(model, config, trained, frozen, batch, remat) / count / 1e12 for remat in (False, True))
-    print(f"  per device {once:.1f} TFLOP" + (f", with what is computed again {again:.1f}" if config.remat else ""))
-    limit_logits(0)  # all in pieces: of attention is kept what a fused kernel keeps
-    print(f"  per device kept for the backward pass {kept(model, config, trained, frozen, batch) / GIB:.2f} GiB")
+    limit_logits(2**62)  # no chunks, because chunks recompute their logits in the backward pass
+    flops_once, flops_remat = (
+        arithmetic(model, config, trained, frozen, batch, remat) / count / 1e12 for remat in (False, True)
+    )
+    print(f"  per device {flops_once:.1f} TFLOP" + (f", with recomputation {flops_remat:.1f}" if config.remat else ""))
+    limit_logits(0)  # chunk everything, so that attention keeps what a fused kernel keeps
+    print(f"  per device residuals {residual_bytes(model, config, trained, frozen, batch) / GIB:.2f} GiB")
     attention.MAX_LOGITS, attention.MAX_LOGITS_CPU = limits
     if not compiles:
         return
 
-    # What `attend` asks of the cards, which are not there to be asked.
+    # The check for fused attention queries the GPUs, which are not present.
     attention._has_fused_attention = lambda: kind == "h100"
     optimizer = make_optimizer(config.optimizer)
     state = abstract_state(trained, optimizer, mesh)
-    place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    def place(leaf, placement) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement)
+
     frozen = jax.tree.map(place, frozen, sharding.param_sharding(frozen, mesh))
-    held = {"parameters": state.params, "average": state.ema, "optimizer": state.optimizer, "frozen": frozen}
+    held = {"parameters": state.params, "EMA": state.ema, "optimizer": state.optimizer, "frozen": frozen}
     print("  per device " + ", ".join(f"{name} {held_bytes(tree) / GIB:.2f}" for name, tree in held.items()) + " GiB")
     began = time.monotonic()
     compiled = compile_step(make_step(model, config, optimizer), state, frozen, batch, mesh)
-    found = compiled.memory_analysis()
-    arguments, temporary = found.argument_size_in_bytes, found.temp_size_in_bytes
-    whole = arguments + temporary + found.output_size_in_bytes - found.alias_size_in_bytes
-    print(f"  per device compiled: state and batch {arguments / GIB:.2f}, to work in {temporary / GIB:.2f}, together "
-          f"{whole / GIB:.2f} GiB; compiled in {time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
+    plan = compiled.memory_analysis()
+    arguments, temporary = plan.argument_size_in_bytes, plan.temp_size_in_bytes
+    total = arguments + temporary + plan.output_size_in_bytes - plan.alias_size_in_bytes
+    print(f"  per device compiled: state and batch {arguments / GIB:.2f}, working memory {temporary / GIB:.2f}, total "
+          f"{total / GIB:.2f} GiB; compiled in {time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
 
 
 def find_devices(kind: str, count: int) -> list[jax.Device]:
@@ -111,18 +119,18 @@ def find_devices(kind: str, count: int) -> list[jax.Device]:
 
 
 def abstract_weights(config: TrainConfig, renderer: RendererConfig, needs_vae: bool) -> tuple[dict, dict]:
-    """The shapes that `origins.weights` gives: those that learn, and the frozen."""
+    """Return the shapes of the trainable and of the frozen parameters."""
     patterns = config.trainable or (*OBJECTIVES[config.objective].trained, *(("lora",) if config.lora else ()))
     names = [name for name in origins.components(config) if needs_vae or name != "vae"]
     leaves = {key: x for name in names for key, x in origins.abstract(config, renderer, name).items()}
-    learns = {key for key in leaves if any(origins._matches(key, pattern) for pattern in patterns)}
-    of = lambda x, dtype: jax.ShapeDtypeStruct(x.shape, dtype)
-    trained = {key: of(x, "float32") for key, x in leaves.items() if key in learns}
-    return trained, {key: of(x, config.dtype) for key, x in leaves.items() if key not in learns}
+    trainable = {key for key in leaves if any(origins._matches(key, pattern) for pattern in patterns)}
+    trained = {key: jax.ShapeDtypeStruct(x.shape, "float32") for key, x in leaves.items() if key in trainable}
+    frozen = {key: jax.ShapeDtypeStruct(x.shape, config.dtype) for key, x in leaves.items() if key not in trainable}
+    return trained, frozen
 
 
 def abstract_batch(config: TrainConfig, renderer: RendererConfig, pixels: bool) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of the batch that `data.py` would read."""
+    """Return the shapes of a batch of the loader."""
     b, f = config.data.batch, config.data.frames
     scale, channels = (1, 3) if pixels else (renderer.vae.downscale, renderer.vae.latent_channels)
 
@@ -130,26 +138,28 @@ def abstract_batch(config: TrainConfig, renderer: RendererConfig, pixels: bool) 
         shape = (b, *lead, f, size[0] // scale, size[1] // scale, channels)
         return jax.ShapeDtypeStruct(shape, "float32" if pixels else "float16")
 
-    number = lambda dtype: jax.ShapeDtypeStruct((b,), dtype)
+    def scalars(dtype: str) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((b,), dtype)
+
     rows = {"rgb": images(config.data.size)}
-    rows |= {"image_only": number("bool"), "real": number("bool"), "stop": number("float32")}
+    rows |= {"image_only": scalars("bool"), "real": scalars("bool"), "stop": scalars("float32")}
     if config.objective == "inverse":
-        return rows | {"buffer": images(config.data.size), "domain": number("int32")}
+        return rows | {"buffer": images(config.data.size), "domain": scalars("int32")}
     light = images(renderer.environment_size, len(environment_labels(renderer)))
     return rows | {"conditions": images(config.data.size, len(renderer.conditions)), "environment": light}
 
 
 def arithmetic(model: LossContext, config: TrainConfig, trained, frozen, batch, remat: bool) -> float:
-    """Operations of a step over all devices, what is computed again included."""
+    """Return the FLOPs of a step over all devices, recomputation included."""
     step = make_step(dataclasses.replace(model, remat=remat, mesh=None), config, optax.identity())
     state = TrainState(trained, trained, optax.identity().init(trained))
     return flops.count(step, state, frozen, batch, np.uint32(0))
 
 
-def kept(model: LossContext, config: TrainConfig, trained, frozen, batch) -> float:
-    """Bytes that a device's forward pass keeps for the backward one, weights and batch aside; of no backend.
+def residual_bytes(model: LossContext, config: TrainConfig, trained, frozen, batch) -> float:
+    """Return the bytes per device that the forward pass keeps for the backward pass, without weights and batch.
 
-    The mesh's `frames` axis is taken to divide all of it.
+    They are counted on the jaxpr, independent of the backend. The mesh's `frames` axis is assumed to divide all.
     """
     parts = config.optimizer.accumulate * model.mesh.shape["data"] * model.mesh.shape["fsdp"]
     rows = {name: jax.ShapeDtypeStruct((len(x) // parts, *x.shape[1:]), x.dtype) for name, x in batch.items()}
@@ -161,16 +171,16 @@ def kept(model: LossContext, config: TrainConfig, trained, frozen, batch) -> flo
         return jax.tree.leaves(jax.vjp(value, params, has_aux=True)[1])
 
     jaxpr = jax.make_jaxpr(residuals)(computed, frozen, rows).jaxpr
-    found = {x for x in jaxpr.outvars if not isinstance(x, core.Literal)} - set(jaxpr.invars)
-    return sum(x.aval.size * x.aval.dtype.itemsize for x in found) / model.mesh.shape["frames"]
+    kept = {x for x in jaxpr.outvars if not isinstance(x, core.Literal)} - set(jaxpr.invars)
+    return sum(x.aval.size * x.aval.dtype.itemsize for x in kept) / model.mesh.shape["frames"]
 
 
-def limit_logits(most: int) -> None:
-    attention.MAX_LOGITS = attention.MAX_LOGITS_CPU = most
+def limit_logits(max_logits: int) -> None:
+    attention.MAX_LOGITS = attention.MAX_LOGITS_CPU = max_logits
 
 
 def held_bytes(tree) -> int:
-    """Bytes per device of a tree of placed shapes."""
+    """Return the bytes per device of a tree of placed shapes."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
@@ -178,7 +188,7 @@ def held_bytes(tree) -> int:
 
 
 class Feed:
-    """A step that is fed from one source."""
+    """A training step fed from one source."""
 
     def __init__(self, name: str, config: TrainConfig, source: Source):
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=(source,)))
@@ -202,7 +212,7 @@ class Feed:
         return sharding.make_global_batch(next(self.batches) | {"stop": np.zeros(self.rows, np.float32)}, self.mesh)
 
     def run(self, steps: int, reads: bool) -> float:
-        """Seconds per step; without reading, the same batch again and again."""
+        """Return the seconds per step. Without `reads` every step gets the same batch."""
         began = time.perf_counter()
         for _ in range(steps):
             batch = self.read() if reads else self.batch
@@ -213,7 +223,7 @@ class Feed:
 
 
 def latents(config: TrainConfig, vae: TrainConfig, clips: str, steps: int, rounds: int) -> None:
-    """Prints the samples per second of a step that is fed from pixels and from cached latents, and their ratio."""
+    """Print the samples per second of a step fed from pixels and from cached latents, and their ratio."""
     with tempfile.TemporaryDirectory() as folder:
         config = with_random_start(config, vae, f"{folder}/start")
         renderer = origins.renderer_config(config)
@@ -229,7 +239,7 @@ def latents(config: TrainConfig, vae: TrainConfig, clips: str, steps: int, round
         print(
             f"counted: {gflop[0]:.1f} GFLOP from pixels, {gflop[1]:.1f} from latents: ratio {gflop[0] / gflop[1]:.2f}"
         )
-        for what, reads in (("steps alone", False), ("with reading", True)):
+        for name, reads in (("steps alone", False), ("with reading", True)):
             seconds = {feed.name: [] for feed in feeds}
             for _ in range(rounds + 1):  # the first turn warms up
                 for feed in feeds:
@@ -237,14 +247,14 @@ def latents(config: TrainConfig, vae: TrainConfig, clips: str, steps: int, round
             slow, fast = (np.array(seconds[feed.name][1:]) for feed in feeds)
             speeds = [config.data.batch / statistics.median(times) for times in (slow, fast)]
             print(
-                f"{what}: {speeds[0]:.2f} samples/s from pixels, {speeds[1]:.2f} from latents: ratio "
+                f"{name}: {speeds[0]:.2f} samples/s from pixels, {speeds[1]:.2f} from latents: ratio "
                 f"{statistics.median(slow / fast):.2f} ({min(slow / fast):.2f} to {max(slow / fast):.2f})",
                 flush=True,
             )
 
 
 def with_random_start(config: TrainConfig, vae: TrainConfig, path: str) -> TrainConfig:
-    """The run with random frozen networks, saved at `path`: the VAE that the run `vae` trains, and the encoder."""
+    """Return the run with random frozen networks saved at `path`: the VAE of the run `vae`, and the encoder."""
     model = config.model | {"vae": vae.model["vae"] | config.model.get("vae", {})}
     drawn = dataclasses.replace(config, start=None, model=model)
     renderer = origins.renderer_config(drawn)
@@ -266,20 +276,24 @@ def main() -> None:
 
 
 def parser() -> cli.Parser:
-    top = cli.Parser(prog="benchmarks/train_cost.py", description="What a training step costs.")
+    top = cli.Parser(prog="benchmarks/train_cost.py", description="Memory, arithmetic and speed of a training step.")
     add = top.add_commands()
-    ahead = add("memory", help="memory and arithmetic per device, compiled ahead; objectives inverse and forward")
-    ahead.add_argument("--on", choices=("h100", "cpu"), default="h100", help="which devices")
-    ahead.add_argument("--pixels", action="store_true", help="encode in the step, instead of cached latents")
-    ahead.add_argument("--no-compile", dest="compile", action="store_false", help="only count")
+    ahead = add("memory", help="memory and arithmetic per device, compiled ahead (inverse and forward)")
+    ahead.add_argument("--on", choices=("h100", "cpu"), default="h100", help="kind of device")
+    ahead.add_argument(
+        "--pixels", action="store_true", help="encode pixels in the step instead of reading cached latents"
+    )
+    ahead.add_argument("--no-compile", dest="compile", action="store_false", help="count only")
     timed = add("latents", help="samples per second from pixels and from cached latents")
-    timed.add_argument("--clips", required=True, metavar="FOLDER", help="of clips, as training reads them")
-    timed.add_argument("--vae", required=True, metavar="YAML", help="the run whose auto-encoder is used, at random")
-    timed.add_argument("--steps", type=int, default=10, metavar="N", help="per turn")
-    timed.add_argument("--rounds", type=int, default=7, metavar="N", help="turns")
+    timed.add_argument("--clips", required=True, metavar="FOLDER", help="folder of clips in the training layout")
+    timed.add_argument(
+        "--vae", required=True, metavar="YAML", help="run whose auto-encoder is used, with random weights"
+    )
+    timed.add_argument("--steps", type=int, default=10, metavar="N", help="steps per turn")
+    timed.add_argument("--rounds", type=int, default=7, metavar="N", help="number of turns")
     for command in (ahead, timed):
-        command.add_argument("config", metavar="YAML", help="the run")
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="its changes")
+        command.add_argument("config", metavar="YAML", help="configuration of the run")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="overrides")
     return top
 
 

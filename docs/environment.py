@@ -1,4 +1,4 @@
-"""Makes environment.png: what the forward renderer is told of a light, here a sky made of formulas.
+"""Draw environment.png: the conditioning images of a synthetic sky, as panorama and as mirror ball.
 
 python docs/environment.py
 """
@@ -15,7 +15,7 @@ SUN = np.array([0.55, 0.5, -0.67])
 
 
 def sky() -> np.ndarray:
-    """A lat-long image `h w 3` of linear radiance: blue above, brown below, and a sun of radiance 2000."""
+    """Return a lat-long map `h w 3` of linear radiance: blue above, brown below, and a sun of radiance 2000."""
     polar = (np.arange(HEIGHT) + 0.5)[:, None] / HEIGHT * np.pi
     azimuth = (np.arange(WIDTH) + 0.5)[None] / WIDTH * 2 * np.pi - np.pi
     x, y, z = np.sin(polar) * np.sin(azimuth), np.cos(polar) + 0 * azimuth, -np.sin(polar) * np.cos(azimuth)
