@@ -34,7 +34,7 @@ class Companion:
         self.option, self.path = option, Path(path)
         labeled = find_images(path, (label,)) if self.path.is_dir() else []
         try:
-            clips = [_image_clip(name, files[label]) for name, files in labeled] or find_clips(path)
+            clips = [_image_clip(name, files[label], label) for name, files in labeled] or find_clips(path, label=label)
         except InputError as error:
             raise InputError(f"{option}: {error}") from None
         self._clips = {clip.name: clip for clip in clips}
@@ -60,9 +60,9 @@ def select_clip(name: str, clips: Mapping[str, T], source: str) -> T:
     return clip
 
 
-def _image_clip(name: str, files: dict[str, Path]) -> Clip:
+def _image_clip(name: str, files: dict[str, Path], label: str) -> Clip:
     paths = tuple(files[stem] for stem in sorted(files, key=natural_order))
-    return Clip(name, DEFAULT_FPS, len(paths), paths)
+    return Clip(name, DEFAULT_FPS, len(paths), paths, label)
 
 
 class CompanionFrames:

@@ -1,10 +1,18 @@
-"""The sRGB curve (IEC 61966-2-1), for numpy and for JAX, and luminance: the one place for both."""
+"""Color: the sRGB curve (IEC 61966-2-1) for numpy and for JAX, luminance, and HDR video to sRGB through OpenColorIO."""
+
+import functools
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+import OpenImageIO as oiio
+from jaxtyping import Array, Float, Float32, UInt16
 
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)  # weights of linear BT.709 red, green and blue
+OCIO_CONFIG = "ocio://studio-config-latest"  # built into OpenColorIO
+HDR_SPACES = {"pq": "Rec.2100-PQ - Display", "hlg": "Rec.2100-HLG - Display"}
+LINEAR_SPACES = {"rec709": "Linear Rec.709 (sRGB)", "rec2020": "Linear Rec.2020", "p3": "Linear P3-D65"}
+HDR_WHITE = 203.0  # nits of diffuse white in HDR video (ITU-R BT.2408)
+KNEE = 0.8  # HDR light above this share of white is compressed to [KNEE, 1]
 
 
 def srgb_to_linear(image: Float[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]:
@@ -21,3 +29,56 @@ def linear_to_srgb(image: Float[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]:
 def linear_to_srgb_jnp(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
     """Encode linear light in [0, 1] as sRGB: `linear_to_srgb` for JAX arrays, without clipping."""
     return jnp.where(x <= 0.0031308, 12.92 * x, 1.055 * jnp.maximum(x, 0.0031308) ** (1 / 2.4) - 0.055)
+
+
+# --- wide gamut and HDR ---
+
+
+def to_srgb_gamut(image: Float32[np.ndarray, "h w 3"], primaries: str) -> Float32[np.ndarray, "h w 3"]:
+    """Convert an image with sRGB's curve from "rec709" (unchanged), "rec2020" or "p3" primaries to sRGB, clipped."""
+    if primaries == "rec709":
+        return image
+    return linear_to_srgb(srgb_to_linear(image) @ _to_rec709(primaries))
+
+
+def hdr_to_srgb(
+    signal: UInt16[np.ndarray, "h w 3"], transfer: str, primaries: str = "rec2020"
+) -> Float32[np.ndarray, "h w 3"]:
+    """Convert a PQ or HLG signal to sRGB, with diffuse white (203 nits) at 1 and brighter light rolled off.
+
+    Args:
+      signal: R'G'B' in 16 bits, full range.
+      transfer: "pq" or "hlg".
+      primaries: "rec2020" or "p3".
+    """
+    linear = _hdr_curve(transfer)[signal] @ _to_rec709(primaries)
+    peak = linear.max(axis=-1, keepdims=True)
+    # One factor for all three channels keeps the hue.
+    rolled = KNEE + (1 - KNEE) * (1 - np.exp(-np.maximum(peak - KNEE, 0) / (1 - KNEE)))
+    return linear_to_srgb(np.where(peak > KNEE, linear * (rolled / np.maximum(peak, KNEE)), linear))
+
+
+@functools.cache
+def _hdr_curve(transfer: str) -> Float32[np.ndarray, "65536"]:
+    """Return linear light, relative to diffuse white, of every 16-bit value of a channel.
+
+    HLG is decoded to scene light: an SDR display shows it with a system gamma of about 1 (ITU-R BT.2390), so the gamma
+    of 1.2 that OpenColorIO applies, for a display of 1000 nits, is undone.
+    """
+    grays = np.repeat(np.linspace(0, 1, 65536, dtype=np.float32)[None, :, None], 3, axis=-1)
+    linear = _ocio_convert(grays, HDR_SPACES[transfer], LINEAR_SPACES["rec709"])[0, :, 1]
+    relative = np.maximum(linear, 0) * np.float32(100 / HDR_WHITE)  # OpenColorIO's 1 is 100 nits
+    return relative ** np.float32(1 / 1.2) if transfer == "hlg" else relative
+
+
+@functools.cache
+def _to_rec709(primaries: str) -> Float32[np.ndarray, "3 3"]:
+    """Return the matrix that takes row vectors of linear light to Rec. 709 primaries."""
+    return _ocio_convert(np.eye(3, dtype=np.float32)[None], LINEAR_SPACES[primaries], LINEAR_SPACES["rec709"])[0]
+
+
+def _ocio_convert(image: Float32[np.ndarray, "h w 3"], source: str, target: str) -> Float32[np.ndarray, "h w 3"]:
+    """Convert an image between color spaces of OpenColorIO's built-in configuration."""
+    converted = oiio.ImageBufAlgo.colorconvert(oiio.ImageBuf(image), source, target, colorconfig=OCIO_CONFIG)
+    assert not converted.has_error, converted.geterror()
+    return converted.get_pixels(oiio.FLOAT)

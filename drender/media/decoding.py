@@ -1,0 +1,206 @@
+"""Decode videos through FFmpeg (PyAV) to upright RGB frames, as a player shows them.
+
+Frames honor what the file declares: color matrix, primaries and HDR transfer, alpha (composited on black), rotation and
+mirroring, pixel aspect ratio, and interlacing.
+"""
+
+import struct
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
+from jaxtyping import Float32, Shaped
+
+from drender.errors import InputError
+from drender.files import require_file
+from drender.media.color import hdr_to_srgb, to_srgb_gamut
+
+# PyAV 18 raises UnicodeDecodeError on metadata that are not UTF-8 unless it replaces them; PyAV 19 always does.
+METADATA_ERRORS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+DEFAULT_FPS = 7.0  # of images, which have no frame rate: the released models are sampled at it
+# Codecs with packets whose frame is never shown, so that packets cannot be counted for frames.
+CODECS_WITH_HIDDEN_FRAMES = ("vp8", "vp9")
+HDR_TRANSFERS = {ColorTrc.SMPTE2084: "pq", ColorTrc.ARIB_STD_B67: "hlg"}
+PRIMARIES = {ColorPrimaries.BT2020: "rec2020", ColorPrimaries.SMPTE431: "p3", ColorPrimaries.SMPTE432: "p3"}
+UNSPECIFIED = 2  # FFmpeg's number for an unspecified color matrix, transfer or primaries
+
+
+def probe(path: Path) -> tuple[float, int]:
+    """Return the frame rate of a video and the number of frames that can be shown.
+
+    Counting packets is faster than decoding, but some packets have no frame that can be shown: hidden frames of some
+    codecs, and those at the start of a clip cut without re-encoding that refer to frames before it. Decode such files.
+
+    Raises:
+      InputError: missing, truncated or damaged video, or one without frames.
+    """
+    require_file(path)
+    with open_video(path) as (container, stream):
+        rate, time_base = stream.average_rate or stream.guessed_rate, stream.time_base
+        countable = stream.codec_context.name not in CODECS_WITH_HIDDEN_FRAMES
+        times = []
+        for packet in _packets(path, container, stream):
+            if packet.size > 0 and not packet.is_discard:
+                times.append(packet.pts)
+                countable &= packet.is_keyframe or len(times) > 1
+                countable &= None in (packet.pts, times[0]) or packet.pts >= times[0]
+    if not countable:
+        with open_video(path) as (container, stream):
+            times = [frame.pts for frame in _decode(path, container, stream)]
+    if not times:
+        raise InputError(f"{path}: no frame of this video can be decoded; encode it again")
+    return _mean_rate(times, time_base, rate), len(times)
+
+
+def _mean_rate(times: list[int | None], time_base: Fraction, rate: Fraction | None) -> float:
+    """Return the declared frame rate, or the mean of the time stamps if they contradict it (variable frame rate)."""
+    known = [time for time in times if time is not None]
+    span = float((max(known) - min(known)) * time_base) if known else 0.0
+    if span > 0 and len(known) == len(times):
+        expected = (len(times) - 1) / rate if rate else 0
+        if abs(span - expected) > 0.01 * span + 2 * time_base:  # time stamps are rounded to the time base
+            return (len(times) - 1) / span
+    return float(rate or DEFAULT_FPS)
+
+
+def decode(path: Path, start: int, stop: int) -> Iterator[Float32[np.ndarray, "h w 3"]]:
+    """Yield frames start to stop − 1 of a video, sRGB-encoded in [0, 1], decoded one at a time.
+
+    Raises:
+      InputError: damaged video, or fewer frames.
+    """
+    count = 0
+    with open_video(path) as (container, stream):
+        size = _square_pixel_size(stream)  # of all frames, though a stream may change its size
+        for frame in _deinterlace(_decode(path, container, stream)):
+            count += 1
+            if count > start:
+                yield _upright(_to_rgb(frame, size), frame, path)
+            if count == stop:
+                return
+    raise InputError(f"{path}: only {count} of its {stop} frames can be decoded; encode it again")
+
+
+@contextmanager
+def open_video(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """Open a container and its video stream; FFmpeg's errors while it is open become InputErrors."""
+    try:
+        # Without a protocol, FFmpeg would take a name with a colon, such as 12:30.mp4, for one.
+        with av.open(f"file:{path}", **METADATA_ERRORS) as container:
+            stream = container.streams.best("video")
+            if stream is None or stream.codec_context is None:
+                raise InputError(f"{path}: no video that can be decoded in this file; encode it again")
+            stream.thread_type = "AUTO"
+            stream.codec_context.options = {"err_detect": "explode"}  # damage is an error, not a smeared frame
+            yield container, stream
+    except av.FFmpegError as error:
+        raise InputError(f"{path}: not a video, or truncated or damaged ({error.strerror}); encode it again") from error
+
+
+def _packets(path: Path, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+    for packet in container.demux(stream):
+        if packet.is_corrupt:
+            raise InputError(f"{path}: truncated or damaged video; encode it again")
+        yield packet
+
+
+def _decode(path: Path, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    """Yield the frames that can be shown; packets before the first keyframe, as of a recording, may be undecodable."""
+    begun = False
+    for packet in _packets(path, container, stream):
+        begun |= packet.is_keyframe
+        try:
+            frames = packet.decode()
+        except av.InvalidDataError:
+            if begun:
+                raise
+            continue
+        yield from frames
+
+
+# --- geometry ---
+
+
+def _deinterlace(frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    """Deinterlace with FFmpeg's bwdif, one frame per frame, from the first interlaced frame on."""
+    graph = None
+    for frame in frames:
+        if graph is None and frame.interlaced_frame:
+            graph = av.filter.Graph()
+            source = graph.add_buffer(
+                width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
+            )
+            graph.link_nodes(source, graph.add("bwdif", "mode=send_frame:deint=interlaced"), graph.add("buffersink"))
+            graph.configure()
+        if graph is None:
+            yield frame
+        else:
+            graph.vpush(frame)
+            yield from _pull(graph)
+    if graph is not None:
+        graph.vpush(None)
+        yield from _pull(graph)
+
+
+def _pull(graph: av.filter.Graph) -> Iterator[av.VideoFrame]:
+    """Yield the frames that a filter graph has ready."""
+    while True:
+        try:
+            yield graph.vpull()
+        except (BlockingIOError, EOFError):
+            return
+
+
+def _square_pixel_size(stream: av.VideoStream) -> tuple[int, int]:
+    """Return the (height, width) at which pixels are square: the longer side of a pixel is interpolated."""
+    aspect = stream.sample_aspect_ratio or 1
+    if not Fraction(1, 8) <= aspect <= 8:
+        return stream.height, stream.width
+    return max(1, round(stream.height / min(aspect, 1))), max(1, round(stream.width * max(aspect, 1)))
+
+
+def _upright(pixels: Float32[np.ndarray, "h w 3"], frame: av.VideoFrame, path: Path) -> Float32[np.ndarray, "H W 3"]:
+    """Rotate and mirror a frame by its display matrix, to the nearest quarter turn."""
+    if (data := frame.side_data.get("DISPLAYMATRIX")) is None:
+        return pixels
+    # A pixel (x, y) is shown at (a x + c y, b x + d y).
+    a, b, _, c, d, *_ = struct.unpack("9i", bytes(data))
+    if min(abs(a) + abs(d), abs(b) + abs(c)) > 0.02 * max(abs(a) + abs(d), abs(b) + abs(c)):
+        warnings.warn(f"{path} is rotated by {frame.rotation} degrees, taken as quarter turns; rotate it", stacklevel=2)
+    if abs(b) > abs(a):
+        pixels, across, down = pixels.swapaxes(0, 1), c, b
+    else:
+        across, down = a, d
+    return np.ascontiguousarray(pixels[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
+
+
+# --- color ---
+
+
+def _to_rgb(frame: av.VideoFrame, size: tuple[int, int]) -> Float32[np.ndarray, "h w 3"]:
+    """Convert a decoded frame to sRGB-encoded RGB at this size, composited on black."""
+    options = {"height": size[0], "width": size[1]}
+    transfer = HDR_TRANSFERS.get(frame.color_trc)
+    if frame.colorspace == UNSPECIFIED and (transfer or frame.width >= 1280 or frame.height > 576):
+        # As players do; FFmpeg's own default is BT.601.
+        options["src_colorspace"] = Colorspace.BT2020 if transfer else Colorspace.ITU709
+    primaries = PRIMARIES.get(frame.color_primaries)
+    has_alpha = frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
+    if not (transfer or primaries or has_alpha):
+        return _as_float(frame.to_ndarray(format="rgb24", **options))
+    pixels = frame.to_ndarray(format="rgba64le" if has_alpha else "rgb48le", **options)
+    if transfer:
+        image = hdr_to_srgb(pixels[..., :3], transfer, primaries or "rec2020")
+    else:
+        image = to_srgb_gamut(_as_float(pixels[..., :3]), primaries or "rec709")
+    return image * _as_float(pixels[..., 3:]) if has_alpha else image
+
+
+def _as_float(pixels: Shaped[np.ndarray, "*b"]) -> Float32[np.ndarray, "*b"]:
+    """Return unsigned integers as floats in [0, 1]."""
+    return np.divide(pixels, np.float32(np.iinfo(pixels.dtype).max), dtype=np.float32)
