@@ -1,45 +1,53 @@
-"""Attention and transformers: over the positions of a frame, over time, and over a context.
-
-Shapes: b batch, f frames, h w grid, s = h·w positions, c channels, t u tokens, n heads, d head size.
-"""
+"""Attention and transformers: over the positions of a frame, over time, and to a context."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange, repeat
+from einops import pack, rearrange, repeat, unpack
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float
 
-from drender.models.layers import AlphaBlender, TimestepEmbedding, group_norm, sinusoidal_embedding
+from drender.models.layers import (
+    AlphaBlender,
+    ImageOnly,
+    TimestepEmbedding,
+    group_norm,
+    layer_norm,
+    sinusoidal_embedding,
+)
 from drender.models.params import ParamRngs
 from drender.sharding import share_rows
 
-# Attention logits above this many elements are computed in pieces: so that memory stays bounded (1 GiB in float32), and
-# on a CPU so that a piece stays in its cache (4 MiB).
+# Attention without a fused kernel computes at most this many logits at a time: 1 GiB in float32. On CPUs 4 MiB, which
+# stay in the cache.
 MAX_LOGITS = 2**28
 MAX_LOGITS_CPU = 2**20
-# More rows than a grid of CUDA blocks has along an axis are not given to cuDNN.
+# cuDNN's grid of CUDA blocks has no room for more rows.
 MAX_FUSED_ROWS = 2**16 - 1
 
 
-def attend(
-    q: Float[Array, "rows t n d"], k: Float[Array, "some u n d"], v: Float[Array, "some u n d"]
-) -> Float[Array, "rows t n d"]:
-    """softmax(q kᵀ / √d) v, by a fused kernel where the device has one, else in pieces of bounded size.
+# --- softmax(q kᵀ / √d) v --------------------------------------------------------------------------------------------
 
-    Of rows that are a multiple of `some`, as many in turn have the same keys and values.
+
+def attend(
+    q: Float[Array, "rows t n d"], k: Float[Array, "groups u n d"], v: Float[Array, "groups u n d"]
+) -> Float[Array, "rows t n d"]:
+    """Compute attention by cuDNN's fused kernel where it applies, else in chunks of bounded memory.
+
+    Where there are fewer groups than rows, each group of consecutive rows shares its keys and values.
     """
-    rows, head = q.shape[0], q.shape[-1]
-    suits = q.dtype != jnp.float32 and rows <= MAX_FUSED_ROWS and head <= 128 and head % 8 == 0
-    if suits and _has_fused_attention():
-        return jax.lax.platform_dependent(q, k, v, cuda=_attend_fused, default=_attend_plainly)
-    return _attend_plainly(q, k, v)
+    rows, _, _, d = q.shape
+    fits_cudnn = q.dtype != jnp.float32 and rows <= MAX_FUSED_ROWS and d <= 128 and d % 8 == 0
+    if fits_cudnn and _has_fused_attention():
+        return lax.platform_dependent(q, k, v, cuda=_attend_fused, default=_attend_unfused)
+    return _attend_unfused(q, k, v)
 
 
 @functools.cache
 def _has_fused_attention() -> bool:
-    """Is there a card of Ampere or later, on which cuDNN has flash attention?"""
+    """Return whether all GPUs are Ampere or later, which have flash attention in cuDNN."""
     try:
         return all(float(device.compute_capability) >= 8 for device in jax.devices("cuda"))
     except RuntimeError:
@@ -47,65 +55,64 @@ def _has_fused_attention() -> bool:
 
 
 def _attend_fused(q, k, v):
-    k, v = (repeat(x, "some ... -> (some each) ...", each=len(q) // len(k)) for x in (k, v))
-    return jax.nn.dot_product_attention(*map(share_rows, (q, k, v)), implementation="cudnn")
+    k, v = (repeat(x, "groups ... -> (groups r) ...", r=len(q) // len(k)) for x in (k, v))
+    return jax.nn.dot_product_attention(share_rows(q), share_rows(k), share_rows(v), implementation="cudnn")
 
 
-def _attend_plainly(q, k, v):
+def _attend_unfused(q, k, v):
     if q.dtype == jnp.float16:
-        # XLA has no float16 products with a float32 sum for CPUs.
-        return _attend_plainly(*(x.astype(jnp.float32) for x in (q, k, v))).astype(q.dtype)
-    each, heads = len(q) // len(k), q.shape[2]
-    if each == 1:
+        # XLA has no float16 products with float32 sums on CPUs.
+        return _attend_unfused(*(x.astype(jnp.float32) for x in (q, k, v))).astype(q.dtype)
+    if len(q) == len(k):
         q, k, v = map(share_rows, (q, k, v))
-    # A head is a row of its own. Rows that share their keys are one row of more queries: that is less to hold, and
-    # XLA's products for CPUs (jax 0.10.2) are wrong where the second factor is one and the same for all rows.
-    q = rearrange(q, "(some each) t n d -> (some n) (each t) d", each=each)
-    k, v = (rearrange(x, "some u n d -> (some n) u d") for x in (k, v))
-    if len(q) * q.shape[1] * k.shape[1] <= min(MAX_LOGITS_CPU, MAX_LOGITS):
-        out = _attend_at_once(q, k, v)
+    (_, t, n, _), groups = q.shape, len(k)
+    # Rows that share keys become one row of more queries. That takes less memory, and XLA's CPU products (jax 0.10.2)
+    # are wrong where the second factor is broadcast over all rows. Heads become rows.
+    q = rearrange(q, "(groups r) t n d -> (groups n) (r t) d", groups=groups)
+    k, v = (rearrange(x, "groups u n d -> (groups n) u d") for x in (k, v))
+    if len(q) * q.shape[1] * k.shape[1] <= MAX_LOGITS_CPU:
+        out = _softmax_attention(q, k, v)
     else:
-        limited = lambda most: functools.partial(_attend_in_pieces, most=most)
-        out = jax.lax.platform_dependent(q, k, v, cpu=limited(MAX_LOGITS_CPU), default=limited(MAX_LOGITS))
-    return rearrange(out, "(some n) (each t) d -> (some each) t n d", n=heads, each=each)
+        in_chunks = lambda max_logits: functools.partial(_attend_in_chunks, max_logits=max_logits)
+        out = lax.platform_dependent(q, k, v, cpu=in_chunks(MAX_LOGITS_CPU), default=in_chunks(MAX_LOGITS))
+    return rearrange(out, "(groups n) (r t) d -> (groups r) t n d", n=n, t=t)
 
 
-def _attend_in_pieces(
-    q: Float[Array, "rows t d"], k: Float[Array, "rows u d"], v: Float[Array, "rows u d"], most: int
+def _attend_in_chunks(
+    q: Float[Array, "rows t d"], k: Float[Array, "rows u d"], v: Float[Array, "rows u d"], max_logits: int
 ) -> Float[Array, "rows t d"]:
-    """Some rows at a time, or some queries of a row."""
-    (rows, tokens, _), keys = q.shape, k.shape[1]
-    # In a backward pass, the logits of a piece are computed again: kept, they would be as many as without pieces.
-    piece = jax.checkpoint(_attend_at_once)
-    if rows * tokens * keys <= most:
-        return piece(q, k, v)
-    if tokens * keys <= most:
-        return jax.lax.map(lambda row: piece(*row), (q, k, v), batch_size=most // (tokens * keys))
+    """Compute attention a few rows at a time, or a few queries of a row where its logits alone exceed `max_logits`."""
+    t, u = q.shape[1], k.shape[1]
+    # The backward pass computes the logits of a chunk again: kept, they would take as much memory as without chunks.
+    attention = jax.checkpoint(_softmax_attention)
+    if t * u <= max_logits:
+        return lax.map(lambda row: attention(*row), (q, k, v), batch_size=max_logits // (t * u))
 
-    def one_row(row):
+    def attend_row(row):
         q, k, v = row
-        return jax.lax.map(lambda query: piece(query[None], k, v)[0], q, batch_size=max(1, most // keys))
+        return lax.map(lambda query: attention(query[None], k, v)[0], q, batch_size=max(1, max_logits // u))
 
-    return jax.lax.map(one_row, (q, k, v))
+    return lax.map(attend_row, (q, k, v))
 
 
-def _attend_at_once(q: Float[Array, "*rows t d"], k: Float[Array, "*rows u d"], v: Float[Array, "*rows u d"]):
-    """The result is divided by the sum, for it is smaller than the weights."""
+def _softmax_attention(q: Float[Array, "*rows t d"], k: Float[Array, "*rows u d"], v: Float[Array, "*rows u d"]):
     logits = jnp.einsum("...td,...ud->...tu", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+    weights = jnp.exp(logits - lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
     total = jnp.sum(weights, axis=-1, keepdims=True)
     out = jnp.einsum("...tu,...ud->...td", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    # Normalize the output instead of the weights, which are larger.
     return (out / total).astype(v.dtype)
 
 
-def layer_norm(channels: int, *, rngs: ParamRngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+# --- modules ---------------------------------------------------------------------------------------------------------
 
 
 class Attention(nnx.Module):
-    """Multi-head attention over a row's own tokens, or over the tokens of a context."""
+    """Multi-head attention (Vaswani et al. 2017, section 3.2)."""
 
-    def __init__(self, channels: int, heads: int, context_channels: int | None = None, bias=False, *, rngs: ParamRngs):
+    def __init__(
+        self, channels: int, heads: int, context_channels: int | None = None, bias: bool = False, *, rngs: ParamRngs
+    ):
         context_channels = context_channels or channels
         self.heads = heads
         self.to_q = nnx.Linear(channels, channels, use_bias=bias, rngs=rngs)
@@ -114,30 +121,23 @@ class Attention(nnx.Module):
         self.to_out = nnx.List([nnx.Linear(channels, channels, rngs=rngs)])
 
     def __call__(
-        self, x: Float[Array, "rows t c"], context: Float[Array, "some u e"] | None = None, each: int = 1
+        self, x: Float[Array, "rows t c"], context: Float[Array, "groups u e"] | None = None
     ) -> Float[Array, "rows t2 c"]:
-        """
-        Args:
-          each: how many rows in turn have one row of context, whose keys and values are computed once. Rows beyond
-            those have a context of zeros, over which attention is `to_out`'s bias, exactly.
+        """Attend from each row's tokens to one another, or to the tokens of the context that its group of rows shares.
 
         Returns:
-          what all tokens get (t2 = 1) of a context of one token, which needs no attention: softmax over one key is 1.
+          [rows, t, c], or [rows, 1, c] to broadcast over tokens if there is one key.
         """
+        # Also before the projections: on a mesh that shards frames, temporal attention trades them for positions here.
         x = share_rows(x)
         context = x if context is None else context
-        heads = lambda y: rearrange(y, "r t (n d) -> r t n d", n=self.heads)
-        some = context.shape[0] * each
         v = self.to_v(context)
-        if context.shape[1] > 1:
-            attended = attend(*map(heads, (self.to_q(x[:some]), self.to_k(context), v)))
-            out = self.to_out[0](rearrange(attended, "r t n d -> r t (n d)"))
-        else:
-            out = repeat(self.to_out[0](v), "r ... -> (r each) ...", each=each)
-        if some < x.shape[0]:
-            bias = jnp.broadcast_to(self.to_out[0].bias[...], (x.shape[0] - some, *out.shape[1:]))
-            out = jnp.concatenate([out, bias.astype(out.dtype)])
-        return out
+        if context.shape[1] == 1:
+            # Softmax over one key is 1, so every query receives its value.
+            return repeat(self.to_out[0](v), "groups 1 c -> (groups r) 1 c", r=len(x) // len(v))
+        q, k = self.to_q(x), self.to_k(context)
+        q, k, v = (rearrange(y, "rows t (n d) -> rows t n d", n=self.heads) for y in (q, k, v))
+        return self.to_out[0](rearrange(attend(q, k, v), "rows t n d -> rows t (n d)"))
 
 
 class GEGLU(nnx.Module):
@@ -152,22 +152,25 @@ class GEGLU(nnx.Module):
 
 
 class FeedForward(nnx.Module):
+    """A GEGLU to four times the channels, and a linear layer back."""
+
     def __init__(self, channels: int, *, rngs: ParamRngs):
         hidden = 4 * channels
-        # The released list has a dropout of rate 0 in the middle; the parameters' names count it.
+        # None stands for the released list's dropout of rate 0: parameter names count it.
         self.net = nnx.List([GEGLU(channels, hidden, rngs=rngs), None, nnx.Linear(hidden, channels, rngs=rngs)])
 
     def __call__(self, x: Float[Array, "*rows c"]) -> Float[Array, "*rows c"]:
-        # One axis of rows: XLA for CPUs (jax 0.10.2) takes half as long again where it joins a norm and a wide product
-        # over several.
-        rows = rearrange(x, "... c -> (...) c")
-        return self.net[2](self.net[0](rows)).reshape(x.shape)
+        # With several batch axes, XLA for CPUs (jax 0.10.2) fuses the norm before into the wide product, which then
+        # takes 1.5 times as long.
+        x, rows = pack([x], "* c")
+        return unpack(self.net[2](self.net[0](x)), rows, "* c")[0]
 
 
 class TransformerBlock(nnx.Module):
-    """Self-attention, cross-attention, feed-forward; a temporal block begins with one more feed-forward.
+    """Self-attention, cross-attention and feed-forward, each with a pre-norm and a residual.
 
-    A spatial block attends within each frame, a temporal block along the frames at each position.
+    A spatial block attends within each frame. A temporal block attends along the frames at each position, and begins
+    with one more feed-forward. Without `context_channels` there is no cross-attention.
     """
 
     def __init__(
@@ -184,31 +187,49 @@ class TransformerBlock(nnx.Module):
         self.norm3 = layer_norm(channels, rngs=rngs)
         self.ff = FeedForward(channels, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b f s c"], context: Float[Array, "b2 f2 u e"]) -> Float[Array, "b f s c"]:
-        """context: tokens per frame, or for the whole clip (f2 = 1); `Attention` says what b2 < b means."""
-        f, s = x.shape[1:3]
+    def __call__(self, x: Float[Array, "b f t c"], context: Float[Array, "b2 f2 u e"]) -> Float[Array, "b f t c"]:
+        """Transform tokens; `context` has tokens per frame, or per clip (f2 = 1), for all clips or the first b2."""
         if self.temporal:
             x = x + self.ff_in(self.norm_in(x))
-            rows = rearrange(self.norm1(x), "b f s c -> (b s) f c")
-            x = x + rearrange(self.attn1(rows), "(b s) f c -> b f s c", s=s)
-        else:
-            rows = rearrange(self.norm1(x), "b f s c -> (b f) s c")
-            x = x + rearrange(self.attn1(rows), "(b f) s c -> b f s c", f=f)
+        x = x + self._self_attention(self.norm1(x))
         if self.attn2 is not None:
-            rows = rearrange(self.norm2(x), "b f s c -> (b f) s c")
-            out = self.attn2(rows, rearrange(context, "b f2 u e -> (b f2) u e"), each=f // context.shape[1])
-            x = x + rearrange(out, "(b f) t c -> b f t c", f=f)  # t is s or, the same for all of them, 1
+            x = x + self._cross_attention(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
+
+    def _self_attention(self, x: Float[Array, "b f t c"]) -> Float[Array, "b f t c"]:
+        f, t = x.shape[1:3]
+        if self.temporal:
+            return rearrange(self.attn1(rearrange(x, "b f t c -> (b t) f c")), "(b t) f c -> b f t c", t=t)
+        return rearrange(self.attn1(rearrange(x, "b f t c -> (b f) t c")), "(b f) t c -> b f t c", f=f)
+
+    def _cross_attention(
+        self, x: Float[Array, "b f t c"], context: Float[Array, "b2 f2 u e"]
+    ) -> Float[Array, "b f t2 c"]:
+        """Attend to the context; clips beyond its batch attend to zeros. t2 is 1 for a context of one token."""
+        f, with_context = x.shape[1], len(context)
+        rows = rearrange(x[:with_context], "b f t c -> (b f) t c")
+        out = self.attn2(rows, rearrange(context, "b f u e -> (b f) u e"))
+        out = rearrange(out, "(b f) t c -> b f t c", f=f)
+        if with_context == len(x):
+            return out
+        # Values of zeros are zero, so attention to them is exactly the output projection's bias.
+        bias = jnp.broadcast_to(self.attn2.to_out[0].bias[...], (len(x) - with_context, *out.shape[1:]))
+        return jnp.concatenate([out, bias.astype(out.dtype)])
 
 
 class SpatioTemporalTransformer(nnx.Module):
-    """Pairs of a spatial and a temporal transformer block, blended, between two projections.
-
-    `image_only` is explained in `UNet.__call__`.
-    """
+    """Pairs of a spatial and a temporal transformer block, blended, between two projections."""
 
     def __init__(
-        self, channels, heads, num_layers, context_channels, temporal_context_channels, groups, *, rngs: ParamRngs
+        self,
+        channels: int,
+        heads: int,
+        num_layers: int,
+        context_channels: int,
+        temporal_context_channels: int | None,
+        groups: int,
+        *,
+        rngs: ParamRngs,
     ):
         self.norm = group_norm(channels, groups, 1e-6, rngs=rngs)
         self.proj_in = nnx.Linear(channels, channels, rngs=rngs)
@@ -223,15 +244,16 @@ class SpatioTemporalTransformer(nnx.Module):
         self.proj_out = nnx.Linear(channels, channels, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b f h w c"], context: Float[Array, "b2 f2 u e"], image_only=None
+        self, x: Float[Array, "b f h w c"], context: Float[Array, "b2 f2 u e"], image_only: ImageOnly = None
     ) -> Float[Array, "b f h w c"]:
         f, h, _, c = x.shape[1:]
-        position = self.time_pos_embed(sinusoidal_embedding(jnp.arange(f, dtype=jnp.float32), c))[:, None]
-        y = rearrange(self.norm(rearrange(x, "b f h w c -> (b f) h w c")), "(b f) h w c -> b f (h w) c", f=f)
-        y = self.proj_in(y)
+        position = self.time_pos_embed(sinusoidal_embedding(jnp.arange(f, dtype=jnp.float32), c))
+        position = rearrange(position, "f c -> f 1 c")
+        y = self.norm(rearrange(x, "b f h w c -> (b f) h w c"))
+        y = self.proj_in(rearrange(y, "(b f) h w c -> b f (h w) c", f=f))
         for spatial, temporal in zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True):
             y = spatial(y, context)
             if image_only is not True:
-                # Every frame of the temporal branch sees the first frame's context.
+                # As in SVD, every frame of the temporal branch sees the first frame's context.
                 y = self.time_mixer(y, temporal(y + position, context[:, :1]), image_only)
         return x + rearrange(self.proj_out(y), "b f (h w) c -> b f h w c", h=h)

@@ -1,10 +1,10 @@
-"""What the environment encoder is trained with, as an auto-encoder, and dropped afterwards (Liang et al. 2025, 4.1).
+"""The rest of the autoencoder that trains the environment encoder; dropped afterwards (Liang et al. 2025, section 4.1).
 
-The loss is ‖h − D(E(h), E_dir(n))‖²: `EnvEncoder` E takes the latents of the environment images, `DirectionEncoder`
-E_dir those of `env_nrm`, the direction that each pixel sees; `EnvDecoder` D asks E's features what light comes from
-E_dir's directions, and answers with the latents h of the light's images. So E has to say where the light is.
+The loss is ‖h − D(E(h), E_dir(n))‖². `EnvEncoder` E takes the latents of the environment images. `DirectionEncoder`
+E_dir takes those of `env_nrm`, the direction that each pixel sees. `EnvDecoder` D queries E's features with E_dir's,
+and returns the latents h of the other images, the light from each direction. So E must encode where light comes from.
 
-All three are made of the configuration of E. Shapes: b batch, f frames, h w grid of a level, c channels of a level.
+All three are configured by E's `EnvEncoderConfig`.
 """
 
 import dataclasses
@@ -17,9 +17,9 @@ from jaxtyping import Array, Float
 
 from drender.config import EnvEncoderConfig
 from drender.errors import InputError
-from drender.models.attention import Attention, FeedForward, layer_norm
+from drender.models.attention import Attention, FeedForward
 from drender.models.env_encoder import EnvEncoder
-from drender.models.layers import ResnetBlock, Upsample, call, conv, group_norm, maybe_remat
+from drender.models.layers import ResnetBlock, Upsample, conv, group_norm, layer_norm, maybe_remat
 from drender.models.params import ParamRngs
 from drender.models.vae import EPS
 
@@ -28,7 +28,7 @@ HEAD_SIZE = 64
 
 
 def latent_channels(config: EnvEncoderConfig) -> int:
-    """Channels of one image's latent; InputError for an encoder of pixels."""
+    """Return the channels of one image's latent; raise InputError for an encoder of pixels."""
     if not config.latent_encoder:
         raise InputError(
             "env_encoder.latent_encoder is false; only an encoder of latents can be trained alone: set it to true"
@@ -47,10 +47,10 @@ class DirectionEncoder(EnvEncoder):
 
 
 class LightTransformer(nnx.Module):
-    """Cross-attention from directions to light, within a frame, and a feed-forward; no self-attention."""
+    """Cross-attention from directions to light within a frame, and a feed-forward; no self-attention."""
 
     def __init__(self, channels: int, groups: int, *, rngs: ParamRngs):
-        # Heads of 64 channels, or as near to it as divides them.
+        # Heads of 64 channels, or the next larger size that divides the channels.
         heads = next(n for n in range(max(1, channels // HEAD_SIZE), 0, -1) if channels % n == 0)
         self.norm = group_norm(channels, groups, EPS, rngs=rngs)
         self.proj_in = nnx.Linear(channels, channels, rngs=rngs)
@@ -63,15 +63,15 @@ class LightTransformer(nnx.Module):
     def __call__(
         self, directions: Float[Array, "rows h w c"], light: Float[Array, "rows h w c"]
     ) -> Float[Array, "rows h w c"]:
-        tokens = lambda x: rearrange(x, "r h w c -> r (h w) c")
-        y = self.proj_in(tokens(self.norm(directions)))
-        y = y + self.attn2(self.norm2(y), tokens(light))
+        flat = "rows h w c -> rows (h w) c"
+        y = self.proj_in(rearrange(self.norm(directions), flat))
+        y = y + self.attn2(self.norm2(y), rearrange(light, flat))
         y = y + self.ff(self.norm3(y))
-        return directions + self.proj_out(y).reshape(directions.shape)
+        return directions + rearrange(self.proj_out(y), "rows (h w) c -> rows h w c", h=directions.shape[1])
 
 
 class UpBlock(nnx.Module):
-    """Residual blocks, then the size of the next finer level."""
+    """Residual blocks, then the grid of the next finer level if `upsample`."""
 
     def __init__(self, inputs: int, outputs: int, config: EnvEncoderConfig, upsample: bool, *, rngs: ParamRngs):
         channels = [inputs] + [outputs] * (config.num_res_blocks - 1)
@@ -81,45 +81,44 @@ class UpBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "rows h w c"], size: tuple[int, int], remat: bool) -> Float[Array, "rows _ _ _"]:
         for resnet in self.resnets:
-            x = maybe_remat(call, remat)(resnet, x)
+            x = maybe_remat(resnet, remat)(x)
         for upsample in self.upsamplers:
             x = upsample(x, size)
         return x
 
 
 class EnvDecoder(nnx.Module):
-    """D: from the coarsest level to the finest, the light from each direction, added to what is known of it."""
+    """D: the light from each direction, added up from the coarsest level to the finest."""
 
     def __init__(self, config: EnvEncoderConfig, *, rngs: ParamRngs):
-        images = [label for label in config.in_labels if label != DIRECTIONS]
         channels, groups = config.channels[::-1], config.norm_num_groups
-        finer = [*channels[1:], channels[-1]]
         self.transformers = nnx.List([LightTransformer(c, groups, rngs=rngs) for c in channels])
-        self.up_blocks = nnx.List(
-            [
-                UpBlock(c, outputs, config, i < len(channels) - 1, rngs=rngs)
-                for i, (c, outputs) in enumerate(zip(channels, finer, strict=True))
-            ]
-        )
+        blocks = []
+        for inputs, outputs in zip(channels, [*channels[1:], channels[-1]], strict=True):
+            is_finest = len(blocks) == len(channels) - 1
+            blocks.append(UpBlock(inputs, outputs, config, upsample=not is_finest, rngs=rngs))
+        self.up_blocks = nnx.List(blocks)
         self.conv_1 = conv(channels[-1], channels[-1], rngs=rngs)
-        self.conv_out = conv(channels[-1], len(images) * latent_channels(config), rngs=rngs)
+        num_images = sum(label != DIRECTIONS for label in config.in_labels)
+        self.conv_out = conv(channels[-1], num_images * latent_channels(config), rngs=rngs)
 
     def __call__(
         self, light: list[Float[Array, "b f _ _ _"]], directions: list[Float[Array, "b f _ _ _"]], remat: bool = False
     ) -> Float[Array, "b f h w c"]:
-        """Latents of the environment images but `env_nrm`, × scaling factor, in the order of `in_labels`; float32.
+        """Return the latents × scaling factor, float32, of all environment images but `env_nrm`, in `in_labels` order.
 
         Args:
           light, directions: `features` of E and of E_dir, from the finest level to the coarsest.
-          remat: compute the inside of every layer again in the backward pass.
+          remat: recompute every layer in the backward pass.
         """
-        f, apply = light[0].shape[1], maybe_remat(call, remat)
-        rows = lambda levels: [rearrange(x, "b f h w c -> (b f) h w c") for x in levels[::-1]]
-        finer = [level.shape[2:4] for level in (light[0], *light[:-1])][::-1]
+        f = light[0].shape[1]
+        sizes = [level.shape[2:4] for level in light]
+        frames = "b f h w c -> (b f) h w c"
+        coarse_to_fine = reversed(range(len(light)))
         x = 0
-        for transformer, block, found, asked, size in zip(
-            self.transformers, self.up_blocks, rows(light), rows(directions), finer, strict=True
-        ):
-            x = block(x + apply(transformer, asked, found), size, remat)
+        for transformer, block, level in zip(self.transformers, self.up_blocks, coarse_to_fine, strict=True):
+            queries, context = rearrange(directions[level], frames), rearrange(light[level], frames)
+            attended = maybe_remat(transformer, remat)(queries, context)
+            x = block(x + attended, sizes[max(level - 1, 0)], remat)
         x = self.conv_out(jax.nn.silu(self.conv_1(x)))
         return rearrange(x, "(b f) h w c -> b f h w c", f=f).astype(jnp.float32)

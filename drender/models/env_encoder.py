@@ -1,4 +1,7 @@
-"""The environment encoder: latents of the three environment images to one map of light features per UNet level."""
+"""The environment encoder: three environment images to one map of lighting features per UNet level.
+
+Liang et al. 2025, section 4.1. It encodes each frame on its own, by blocks of the VAE's encoder.
+"""
 
 import itertools
 
@@ -16,7 +19,7 @@ STEM_CHANNELS = (16, 32, 96, 256)
 
 
 class PixelStem(nnx.Module):
-    """For `latent_encoder: false`: pixels to an eighth of their size, by plain and stride-2 convolutions."""
+    """Shrink pixels to an eighth by convolutions, each but the last with a SiLU (for `latent_encoder: false`)."""
 
     def __init__(self, inputs: int, outputs: int, *, rngs: ParamRngs):
         self.conv_in = conv(inputs, STEM_CHANNELS[0], rngs=rngs)
@@ -33,40 +36,36 @@ class PixelStem(nnx.Module):
 
 
 class EnvEncoder(nnx.Module):
-    """Per frame: a convolution, then one `DownEncoderBlock` per level; every level's output is a level of context."""
+    """A convolution, then one `DownEncoderBlock` per level, whose output is that level's context.
+
+    Unlike the VAE's, these blocks pad on all sides when they downsample, and the first level does not downsample.
+    """
 
     def __init__(self, config: EnvEncoderConfig, *, rngs: ParamRngs):
         self.config = config
-        channels = config.channels
+        channels, groups = config.channels, config.norm_num_groups
         stem = conv if config.latent_encoder else PixelStem
         self.conv_in = stem(config.in_channels, channels[0], rngs=rngs)
-        self.down_blocks = nnx.List(
-            [
-                DownEncoderBlock(
-                    channels[max(i - 1, 0)],
-                    c,
-                    config.num_res_blocks,
-                    config.norm_num_groups,
-                    i > 0,
-                    one_sided=False,
-                    rngs=rngs,
-                )
-                for i, c in enumerate(channels)
-            ]
-        )
+        blocks = []
+        for i, outputs in enumerate(channels):
+            inputs, downsample = channels[max(i - 1, 0)], i > 0
+            blocks.append(
+                DownEncoderBlock(inputs, outputs, config.num_res_blocks, groups, downsample, one_sided=False, rngs=rngs)
+            )
+        self.down_blocks = nnx.List(blocks)
 
-    def __call__(self, x: Float[Array, "b f h w c"], remat: bool = False) -> list[Float[Array, "b f n e"]]:
-        """One array of tokens per level; n falls by four from level to level.
+    def __call__(self, x: Float[Array, "b f h w c"], remat: bool = False) -> list[Float[Array, "b f u e"]]:
+        """Return tokens per level, the context of the UNet; each level has a quarter of the tokens of the one before.
 
         Args:
-          x: the environment images' latents × scaling factor (or their pixels in [−1, 1]), concatenated in the order of
-            `in_labels`.
-          remat: compute the inside of every layer again in the backward pass.
+          x: latents of the environment images × scaling factor (or their pixels in [−1, 1]), concatenated in channels
+            in the order of `in_labels`.
+          remat: recompute every layer in the backward pass.
         """
         return [rearrange(level, "b f h w e -> b f (h w) e") for level in self.features(x, remat)]
 
     def features(self, x: Float[Array, "b f h w c"], remat: bool = False) -> list[Float[Array, "b f _ _ e"]]:
-        """As `__call__`, with the tokens where they are in the image."""
+        """Return feature maps per level, as `__call__` but not flattened to tokens."""
         f = x.shape[1]
         x = rearrange(x.astype(self.down_blocks[0].resnets[0].conv1.kernel[...].dtype), "b f h w c -> (b f) h w c")
         x = self.stem(x)
@@ -77,4 +76,5 @@ class EnvEncoder(nnx.Module):
         return levels
 
     def stem(self, x: Float[Array, "rows h w c"]) -> Float[Array, "rows h2 w2 c2"]:
+        """Apply the layers before the first block; a subclass adds to them."""
         return self.conv_in(x)

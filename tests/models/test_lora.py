@@ -216,7 +216,7 @@ def test_factors_learn_from_gated_clips_alone():
 @pytest.mark.parametrize(
     ("adapted", "message"),
     [
-        ({"conv_in": factors()}, "'conv_in' is no linear layer"),
+        ({"conv_in": factors()}, "'conv_in' is not a linear layer"),
         ({"conv_inn": factors()}, "no module 'conv_inn'"),
         ({"down_blocks": {5: {"resnets": {}}}}, "no module 'down_blocks.5'"),
         ({"time_embedding": {"linear_1": factors()}}, "do not multiply"),
