@@ -17,10 +17,11 @@ from jaxtyping import Array, Float
 
 from drender.config import EnvEncoderConfig
 from drender.errors import InputError
-from drender.models.attention import Attention, FeedForward
+from drender.models.attention import Attention
 from drender.models.env_encoder import EnvEncoder
 from drender.models.layers import ResnetBlock, Upsample, conv, group_norm, layer_norm, maybe_remat
 from drender.models.params import ParamRngs
+from drender.models.transformer import FeedForward
 from drender.models.vae import EPS
 
 DIRECTIONS = "env_nrm"

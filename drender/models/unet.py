@@ -15,7 +15,6 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from drender.config import UNetConfig
-from drender.models.attention import SpatioTemporalTransformer
 from drender.models.layers import (
     Downsample,
     ImageOnly,
@@ -28,6 +27,7 @@ from drender.models.layers import (
     sinusoidal_embedding,
 )
 from drender.models.params import ParamRngs
+from drender.models.transformer import SpatioTemporalTransformer
 
 # Domain embeddings are scaled down to this norm at lookup, as by PyTorch's `nn.Embedding(max_norm=10)`.
 MAX_DOMAIN_NORM = 10.0

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.oracles import array, channels_first
+from helpers.oracles import array, channels_first, torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,9 +13,8 @@ from drender.models.layers import conv
 from drender.models.params import ParamRngs
 from drender.training import flops
 
-torch = pytest.importorskip("torch")
 
-
+@pytest.mark.oracle
 @settings(max_examples=40)
 @given(n=st.integers(1, 3), h=st.integers(1, 5), w=st.integers(1, 70), kernel=st.sampled_from([(1, 1), (3, 1), (3, 3)]))
 def test_convolutions_of_every_grid_equal_torch(n, h, w, kernel):

@@ -1,4 +1,4 @@
-"""The auto-encoder that trains the environment encoder: its shapes, what it depends on, and that it learns."""
+"""The autoencoder that trains the environment encoder: shapes, dependence on its inputs, and training."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ CONFIG = EnvEncoderConfig(channels=(32, 64), num_res_blocks=1)
 
 
 def reconstruct(params: dict, maps: jax.Array, config: EnvEncoderConfig = CONFIG, remat: bool = False) -> jax.Array:
-    """D(E(h), E_dir(n)) of three latents of four channels each."""
+    """Return D(E(h), E_dir(n)) for three latents of four channels each."""
     networks = {name: nnx.merge(abstract_module(cls, config)[0], params[name]) for name, cls in AUTOENCODER.items()}
     light, directions = networks["env_encoder"], networks["nrm_encoder"]
     features = light.features(maps, remat), directions.features(maps[..., 8:], remat)
@@ -38,8 +38,8 @@ def params():
     return {name: small.random_params(cls, CONFIG) for name, cls in AUTOENCODER.items()}
 
 
-def test_full_size_is_as_published():
-    """Channels from coarse to fine, heads of 64, and the latents of two images."""
+def test_full_size_decoder_has_the_published_layout():
+    """Channels from coarse to fine, heads of 64 channels, and the latents of two images as output."""
     config = EnvEncoderConfig()
     shapes = {name: abstract_module(cls, config)[1] for name, cls in AUTOENCODER.items()}
     decoder = shapes["env_decoder"]
@@ -59,7 +59,7 @@ def test_full_size_is_as_published():
 
 
 @pytest.mark.parametrize("size", [(8, 8), (5, 7)])
-def test_frames_are_apart_and_sides_may_be_odd(params, size):
+def test_frames_are_independent_and_sides_may_be_odd(params, size):
     x = maps(2, 3, *size)
     call = jax.jit(reconstruct)
     output = call(params, x)
@@ -68,15 +68,15 @@ def test_frames_are_apart_and_sides_may_be_odd(params, size):
     np.testing.assert_allclose(output[1:, 2:], alone, atol=1e-4)
 
 
-def test_light_and_directions_both_matter(params):
+def test_output_depends_on_light_and_directions(params):
     call = jax.jit(reconstruct)
     x = maps(1, 1, 8, 8)
     for channels in (slice(0, 4), slice(4, 8), slice(8, 12)):
         assert np.abs(call(params, x.at[..., channels].set(0)) - call(params, x)).max() > 1e-3
 
 
-def test_a_tiny_one_learns():
-    """From fresh parameters, on one sample; recomputing blocks, as full-size training does."""
+def test_tiny_autoencoder_learns():
+    """From initial parameters, on one sample, with rematerialization as in full-size training."""
     params = {name: init.init_params(cls, CONFIG, seed=0) for name, cls in AUTOENCODER.items()}
     x, optimizer = maps(1, 2, 8, 8), optax.adam(2e-3)
 
@@ -95,6 +95,6 @@ def test_a_tiny_one_learns():
 
 
 @pytest.mark.parametrize("name", ["nrm_encoder", "env_decoder"])
-def test_encoders_of_pixels_are_not_trained_so(name):
+def test_pixel_encoders_are_rejected(name):
     with pytest.raises(InputError, match=r"env_encoder.latent_encoder is false; .* set it to true"):
         abstract_module(AUTOENCODER[name], dataclasses.replace(CONFIG, latent_encoder=False, in_channels=9))

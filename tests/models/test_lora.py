@@ -1,4 +1,4 @@
-"""Low-rank factors: what merging and adapting compute, what they leave alone, and what they refuse."""
+"""LoRA factors: merging into kernels, applying beside kernels, initial values, and errors."""
 
 import functools
 
@@ -42,11 +42,13 @@ def test_linear_kernels_gain_the_product(params):
     np.testing.assert_allclose(merged["attention"]["to_out"][0]["kernel"], expected, rtol=1e-6)
 
 
-def test_both_spellings_are_the_same(params):
+def test_both_spellings_of_factors_are_the_same(params):
     a = factors()
     old = {"lora": {"down": a["lora_A"], "up": a["lora_B"]}}
-    one, other = (lora.merge(params, {"attention": {"to_q": x}}, 1.0)["attention"]["to_q"] for x in (a, old))
-    np.testing.assert_array_equal(one["kernel"], other["kernel"])
+    new_spelling, old_spelling = (
+        lora.merge(params, {"attention": {"to_q": x}}, 1.0)["attention"]["to_q"]["kernel"] for x in (a, old)
+    )
+    np.testing.assert_array_equal(new_spelling, old_spelling)
 
 
 def test_alpha_over_rank_scales(params):
@@ -59,7 +61,7 @@ def test_alpha_over_rank_scales(params):
     np.testing.assert_allclose(change(double, 0.5), change(a, 1.0), rtol=1e-4, atol=1e-6)
 
 
-def test_convolutions_are_those_of_the_two_in_a_row(params):
+def test_merged_convolution_equals_both_factors_in_a_row(params):
     a = {"lora_A": normal(3, 3, 6, 2), "lora_B": normal(1, 1, 2, 8)}
     x = normal(1, 5, 4, 6)
     convolve = lambda x, kernel: jax.lax.conv_general_dilated(
@@ -70,7 +72,7 @@ def test_convolutions_are_those_of_the_two_in_a_row(params):
     np.testing.assert_allclose(convolve(x, kernel), expected, atol=1e-4)
 
 
-def test_only_affected_kernels_change_and_the_rest_is_shared(params):
+def test_only_adapted_kernels_change_and_others_are_shared(params):
     before = jax.tree.map(np.array, params)
     merged = lora.merge(params, {"attention": {"to_q": factors()}}, 1.0)
     assert jax.tree.structure(merged) == jax.tree.structure(params)
@@ -80,18 +82,18 @@ def test_only_affected_kernels_change_and_the_rest_is_shared(params):
     jax.tree.map(np.testing.assert_array_equal, before, params)
 
 
-def test_scale_zero_is_no_change(params):
+def test_scale_zero_returns_the_same_parameters(params):
     assert lora.merge(params, {"attention": {"to_q": factors()}}, 0.0) is params
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_computed_in_float32_and_rounded_once(params, dtype):
+def test_merge_computes_in_float32_and_rounds_once(params, dtype):
     kernel = normal(64, 32, dtype=dtype)
     a, b = normal(64, 4, dtype="float16"), normal(4, 32, dtype="float16")
     merged = lora.merge({"m": {"kernel": kernel}}, {"m": {"lora_A": a, "lora_B": b}}, 0.3)["m"]["kernel"]
     assert merged.dtype == jnp.dtype(dtype)
     exact = np.asarray(kernel, np.float64) + 0.3 * np.asarray(a, np.float64) @ np.asarray(b, np.float64)
-    # One rounding: half a unit in the last place, and the little that float32 loses.
+    # One rounding is half a unit in the last place, plus the error of float32.
     unit = np.spacing(np.abs(exact).astype(np.float32)) * 2.0 ** (23 - jnp.finfo(dtype).nmant)
     assert np.all(np.abs(np.asarray(merged, np.float64) - exact) <= 0.5 * unit + 1e-6)
 
@@ -109,7 +111,7 @@ def test_computed_in_float32_and_rounded_once(params, dtype):
         ({"attention": {"to_q": factors() | {"lora_B": normal(3, 8)}}}, "do not multiply"),
     ],
 )
-def test_what_does_not_fit_is_refused(params, adapted, message):
+def test_merge_rejects_factors_that_do_not_fit(params, adapted, message):
     with pytest.raises(InputError, match=message):
         lora.merge(params, adapted, 1.0)
 
@@ -121,7 +123,7 @@ TARGETS = ("to_q", "to_k", "to_v", "to_out")
 
 
 def unet_inputs(kind: str, seed: int = 0) -> tuple:
-    """Two clips of three frames."""
+    """Return inputs of two clips of three frames."""
     random = np.random.default_rng(seed)
     draw = lambda *shape: random.standard_normal(shape).astype(np.float32)
     x, time, micro = draw(2, 3, 4, 4, CONFIGS[kind].in_channels), np.float32([0.3, -0.8]), draw(2, 3)
@@ -132,7 +134,7 @@ def unet_inputs(kind: str, seed: int = 0) -> tuple:
 
 @functools.cache
 def adapted_unet(kind: str):
-    """The UNet's parameters, factors that do something, and the network as (params, factors, gate) -> F."""
+    """Return the UNet's parameters, non-zero factors, and the network as (params, factors, gate, inputs) -> F."""
     params = small.random_params(UNet, CONFIGS[kind])
     factors = lora.init(params, 2, TARGETS, seed=0, alpha=3.0)
     random = np.random.default_rng(1)
@@ -146,13 +148,13 @@ def adapted_unet(kind: str):
     return params, factors, jax.jit(call)
 
 
-def test_fresh_factors_change_nothing_and_stand_beside_every_target():
+def test_initial_factors_are_zero_products_for_every_target():
     params = abstract_module(UNet, CONFIGS["inverse"])[1]
     factors = flatten(lora.init(params, 3, ["to_q", "to_out"], seed=5))
-    wanted = [name for name in flatten(params) if name.endswith((".to_q.kernel", ".to_out.0.kernel"))]
-    assert {name.rpartition(".")[0] for name in factors} == {name.removesuffix(".kernel") for name in wanted}
-    assert len(factors) == 2 * len(wanted)
-    for name in wanted:
+    expected = [name for name in flatten(params) if name.endswith((".to_q.kernel", ".to_out.0.kernel"))]
+    assert {name.rpartition(".")[0] for name in factors} == {name.removesuffix(".kernel") for name in expected}
+    assert len(factors) == 2 * len(expected)
+    for name in expected:
         module, shape = name.removesuffix(".kernel"), flatten(params)[name].shape
         a, b = factors[f"{module}.lora_A"], factors[f"{module}.lora_B"]
         assert (a.shape, b.shape, a.dtype, b.any()) == ((shape[0], 3), (3, shape[1]), np.float32, False)
@@ -162,18 +164,18 @@ def test_fresh_factors_change_nothing_and_stand_beside_every_target():
     assert not any(np.array_equal(other[name], factors[name]) for name in factors if name.endswith("lora_A"))
 
 
-def test_alpha_is_kept_where_it_is_given():
+def test_initial_factors_store_alpha_if_given():
     factors = flatten(lora.init(abstract_module(UNet, CONFIGS["forward"])[1], 2, TARGETS, seed=0, alpha=4.0))
     assert {float(x) for name, x in factors.items() if name.endswith(".alpha")} == {4.0}
 
 
-def test_a_target_that_no_attention_has():
+def test_unknown_target_is_rejected():
     with pytest.raises(InputError, match="unknown LoRA target 'to_output'; did you mean 'to_out'"):
         lora.init(abstract_module(UNet, CONFIGS["forward"])[1], 2, ["to_q", "to_output"], seed=0)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_the_same_gate_for_all_is_merging(kind):
+def test_equal_gates_equal_merging(kind):
     params, factors, call = adapted_unet(kind)
     inputs = unet_inputs(kind)
     merged = call(lora.merge(params, factors, 0.6), {}, np.float32([0, 0]), inputs)
@@ -193,8 +195,8 @@ def test_every_clip_has_its_own_gate(kind):
         np.testing.assert_allclose(mixed[clip], same[clip], atol=2e-5)
 
 
-def test_factors_learn_from_gated_clips_alone():
-    """With the second clip gated, its gradient is the whole gradient; alpha has none."""
+def test_factors_get_gradients_from_gated_clips_alone():
+    """With the gate open for the second clip only, its gradient is the whole gradient; alpha has none."""
     params, factors, call = adapted_unet("inverse")
     inputs = unet_inputs("inverse")
 
@@ -203,14 +205,13 @@ def test_factors_learn_from_gated_clips_alone():
         loss = lambda factors: jnp.sum(weights[:, None, None, None, None] * call(params, factors, gate, inputs) ** 2)
         return jax.grad(loss)(factors)
 
-    mixed, alone = (gradient(np.float32(weights), np.float32([0, 1])) for weights in ([1, 1], [0, 1]))
-    none = gradient(np.float32([1, 0]), np.float32([0, 1]))
-    for name, leaf in flatten(mixed).items():
-        np.testing.assert_allclose(leaf, flatten(alone)[name], rtol=1e-3, atol=1e-5)
-        assert not np.asarray(flatten(none)[name]).any()
-        # A context of one token is not asked: its queries and keys learn nothing.
-        asked = not name.endswith("alpha") and not (".attn2.to_q" in name or ".attn2.to_k" in name)
-        assert bool(np.asarray(leaf).any()) == asked, name
+    both, gated, ungated = (gradient(np.float32(weights), np.float32([0, 1])) for weights in ([1, 1], [0, 1], [1, 0]))
+    for name, leaf in flatten(both).items():
+        np.testing.assert_allclose(leaf, flatten(gated)[name], rtol=1e-3, atol=1e-5)
+        assert not np.asarray(flatten(ungated)[name]).any()
+        # Attention to one token uses neither queries nor keys.
+        is_used = not name.endswith("alpha") and not (".attn2.to_q" in name or ".attn2.to_k" in name)
+        assert bool(np.asarray(leaf).any()) == is_used, name
 
 
 @pytest.mark.parametrize(
@@ -223,7 +224,7 @@ def test_factors_learn_from_gated_clips_alone():
         ({"time_embedding": {"linear_1": {"lora_A": normal(32, 2)}}}, "only one"),
     ],
 )
-def test_what_cannot_be_adapted_is_refused(adapted, message):
+def test_adapt_rejects_factors_that_do_not_fit(adapted, message):
     graphdef, shapes = abstract_module(UNet, CONFIGS["inverse"])
     with pytest.raises(InputError, match=message):
         lora.adapt(nnx.merge(graphdef, shapes), adapted, jnp.ones(2))

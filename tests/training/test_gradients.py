@@ -1,4 +1,4 @@
-"""Gradients against PyTorch's: a training step moves every parameter as it would there."""
+"""Gradients of the denoising loss against PyTorch's, for every parameter."""
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,8 @@ from drender.models.unet import UNet
 
 
 @pytest.mark.oracle
-def test_gradients_of_the_denoising_loss_are_those_of_torch():
-    """mean((F − v)²) over two clips at different noise levels, through rematerialised blocks."""
+def test_denoising_loss_gradients_equal_torch():
+    """mean((F − v)²) over two clips at different noise levels, through rematerialized blocks."""
     options = small.UNET | {"cross_attention_dim": 24}
     config = UNetConfig(**options, temporal_cross_attention_dim=24)
     torch.manual_seed(0)
@@ -50,11 +50,11 @@ def test_gradients_of_the_denoising_loss_are_those_of_torch():
         predicted = unet(inputs, diffusion.c_noise(sigma), context[:, None], micro, remat=True)
         return jnp.mean((predicted - diffusion.v_target(latents, noise, level)) ** 2)
 
-    ours = flatten(gradient(params_of(UNet, config, oracle), latents, noise, condition, context, micro, sigma))
-    theirs = flatten(gradients_of(UNet, config, oracle))
-    norms = {name: np.linalg.norm(x) for name, x in theirs.items()}
-    # Those that are nothing but rounding are of channels that a norm has alone in its group.
+    gradients = flatten(gradient(params_of(UNet, config, oracle), latents, noise, condition, context, micro, sigma))
+    expected = flatten(gradients_of(UNet, config, oracle))
+    norms = {name: np.linalg.norm(x) for name, x in expected.items()}
+    # A channel alone in its norm's group has a gradient of zero up to rounding.
     rounding = 1e-6 * max(norms.values())
     assert sum(norm > rounding for norm in norms.values()) > 0.9 * len(norms)
-    for name, x in ours.items():
-        assert np.linalg.norm(x - theirs[name]) <= 1e-3 * norms[name] + rounding, name
+    for name, x in gradients.items():
+        assert np.linalg.norm(x - expected[name]) <= 1e-3 * norms[name] + rounding, name
