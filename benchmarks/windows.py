@@ -23,8 +23,7 @@ from drender.config import DEFAULT_PASSES
 from drender.data.clips import open_clips
 from drender.media.images import write_png
 from drender.renderers.windows import plan_windows
-from drender.sampling.inputs import plan_chunks
-from drender.sampling.outputs import unique_frames
+from drender.sampling.inputs import plan_chunks, unique_frames
 
 FRAMES, OVERLAP = 8, 2  # the built-in models' windows
 LENGTHS = (16, 48, 144)

@@ -80,6 +80,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's `main` and exit with its code: 2 and one line for a bad input, 130 when interrupted."""
     # Orbax logs a failure with the traceback of each of its threads. The error that it raises says the same.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # clip names may have characters that the console lacks
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr, flush=True)
         try:

@@ -12,8 +12,9 @@ from drender.lighting.light_file import LIGHT_FILE, Light, write_light
 from drender.media.images import HDR_SUFFIXES
 from drender.media.resize import ResizeConfig
 from drender.renderers.inverse import InverseRenderer, chosen_passes
-from drender.sampling import execute, jobs
+from drender.sampling.execute import execute
 from drender.sampling.inputs import ChunkConfig
+from drender.sampling.jobs import InverseJob, RunConfig
 from drender.sampling.record import read_record
 
 
@@ -50,26 +51,27 @@ def label(
       devices: that share the work; None: all local ones.
       process: which of how many processes that share the clips this is.
     Raises:
-      InputError: as from `execution.execute`, and for a clip without an environment.
+      InputError: as from `execute`, and for a clip without an environment.
     """
     config = InverseRenderer.load_config(checkpoint)
     frames, size = config.frames if frames is None else frames, size or config.size
-    cut = ChunkConfig(frames, overlap=0, mode="drop-last")
+    chunks = ChunkConfig(frames, overlap=0, mode="drop-last")
     sampling = {"seed": seed} | ({} if num_steps is None else {"num_steps": num_steps})
-    from_dict(Sampling, sampling, "options")  # a bad value is told before anything is loaded
+    from_dict(Sampling, sampling, "options")  # raises InputError before anything is loaded
     settings = {
         "checkpoint": str(checkpoint), "input": str(source), "passes": passes, "frames": frames, "overlap": 0,
         "size": size, "dtype": dtype, **sampling,
     }  # fmt: skip
-    run = jobs.InverseJob(
-        Path(source), Path(destination), cut, ResizeConfig(size=size), sampling, settings, video=False,
-        overwrite=overwrite, passes=chosen_passes(config, passes),
+    run = RunConfig(
+        Path(source), Path(destination), settings, (Path(checkpoint),), chunks, ResizeConfig(size=size), sampling,
+        video=False, overwrite=overwrite,
     )  # fmt: skip
-    lights = _lights(run, Path(environments)) if environments else {}
+    job = InverseJob(run, chosen_passes(config, passes))
+    lights = _lights(job, Path(environments)) if environments else {}
     try:
-        execute.execute(
-            run,
-            lambda team: InverseRenderer.load(checkpoint, dtype, team),
+        execute(
+            job,
+            lambda devices: InverseRenderer.load(checkpoint, dtype, devices),
             devices or jax.local_devices(),
             process,
         )
@@ -81,10 +83,10 @@ def label(
                 write_light(folder, Light(os.path.relpath(file.parent.resolve() / file.name, folder.resolve())))
 
 
-def _lights(run: jobs.InverseJob, environments: Path) -> dict[str, Path]:
-    """The environment of every clip that can be read; of the others `execution.execute` will tell."""
+def _lights(job: InverseJob, environments: Path) -> dict[str, Path]:
+    """The environment of every clip that can be read; of the others `execute` will tell."""
     files = {}
-    for clip in run.clips(lambda _: None):
+    for clip in job.discover(lambda _: None):
         names = [clip.name + suffix for suffix in HDR_SUFFIXES]
         found = [environments / name for name in names if (environments / name).is_file()]
         if not found:

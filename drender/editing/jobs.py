@@ -1,131 +1,352 @@
-"""Runs that change G-buffers on disk and write them anew, frame by frame: what edit_run.py and insert_run.py share."""
+"""Jobs of `sample.py edit` and `insert`: read the G-buffers of clips, change them frame by frame, and write them."""
 
+import functools
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float32
 from tqdm import tqdm
 
+from drender.editing.insertion import FileObject, Layer, RenderedObject, add_diffuse_albedo, guide, insert, place_depth
+from drender.editing.masks import Companion
+from drender.editing.materials import check_labels, color_range, depth_range, edit, feather, scale_by, set_to
 from drender.errors import InputError
 from drender.files import list_dir, map_collecting_errors
 from drender.media.encodings import ImageFormat
 from drender.media.gbuffers import GBufferClip, find_gbuffer_clips
 from drender.media.images import stored_bits
-from drender.sampling.inputs import BufferChunks, Chunk
-from drender.sampling.jobs import Failed, Job, keep_apart, readers
-from drender.sampling.outputs import ClipOutput, unique_frames
+from drender.sampling.inputs import BufferChunks, Chunk, ChunkedClip
+from drender.sampling.jobs import Job, OnFailure, RunConfig, check_separate
+from drender.sampling.outputs import ClipOutput
 from drender.sampling.record import read_record
-from drender.sampling.report import PageClip
 
 Images = dict[str, Float32[np.ndarray, "h w 3"]]  # of one frame, by label
-PASSED_ON = ("rgb", "mask")  # beside G-buffers: the picture that they were estimated of, and the foreground
-# The inverse run's record, for a folder of G-buffers has one writer; it tells `forward` how chunks overlap.
-RECORD = "inverse"
-GUIDE = "guide"  # the label of pictures that show where an inserted object is
+PASSED_ON = ("rgb", "mask")  # copied with the G-buffers: the source picture and the foreground
+# A folder of G-buffers has one writer, whose record gives `forward` the overlap of the chunks.
+COMMAND = "inverse"
+GUIDE = "guide"  # label of pictures that show where an inserted object is
+MAX_FEATHER = 1000  # pixels
+
+
+# --- what both commands share ---
 
 
 class Change:
-    """What is done to the frames of one clip."""
+    """The change to the frames of one clip."""
 
-    unseen: str | None = None  # as long as it changed no pixel: what it was that did not show
+    unseen: str | None = None  # why no pixel has changed so far
 
     def __call__(self, images: Images, index: int) -> Images:
-        """The images of the clip's frame with that number, changed."""
+        """Return the images of frame `index` of the clip, changed."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class EditingJob(Job):
-    """What both share. Every image that is not changed keeps its values, and its bits where `bits` is None.
+    """A job whose unchanged images keep their values, and their bits where `bits` is None.
 
     Attributes:
-      bits: of the PNG files, 8 or 16; None: what each label has in the input.
+      bits: of the PNG files, 8 or 16; None: those of each label in the input.
     """
 
-    bits: int | None = None
+    lights: ClassVar[None] = None
 
-    def required(self) -> tuple[str, ...]:
-        """The labels that a clip must have."""
+    run: RunConfig
+    bits: int | None = None
+    _started: dict[str, tuple[Change, bool]] = field(default_factory=dict, init=False, repr=False)
+
+    def required_labels(self) -> tuple[str, ...]:
+        """Return the labels that a clip must have."""
         raise NotImplementedError
 
     def change(self, clip: BufferChunks) -> Change:
-        """What is done to the frames of a clip; InputError if what goes with it does not fit."""
+        """Return the change of a clip; raise InputError if a mask, a texture or the object does not fit it."""
         raise NotImplementedError
 
-    def clips(self, failed: Failed) -> list[BufferChunks]:
-        def plan(clip: GBufferClip) -> BufferChunks:
-            chunks = BufferChunks.plan(clip, self.cut, None)
-            self.change(chunks)  # for its errors
-            return chunks
-
-        found = find_gbuffer_clips(self.input, self.required(), failed, labels=(*PASSED_ON, *_recorded(self.input)))
-        keep_apart(self.input, self.output, {clip.name: clip.folder for clip in found})
-        return map_collecting_errors(plan, [(clip,) for clip in found], failed)
-
-    def folders(self, clip: BufferChunks) -> list[ClipOutput]:
-        settings = self.settings | {"overlap": clip.overlap}
-        return [ClipOutput(self.output, clip.name, RECORD, self.labels(clip), settings, self.overwrite)]
-
     def labels(self, clip: BufferChunks) -> tuple[str, ...]:
-        """Of the images that are written, in the order in which they are shown."""
+        """Return the labels of the images that are written, in the order in which they are shown."""
         return tuple(sorted(clip.clip.labels, key=lambda label: label != "rgb"))
 
-    def process(self, nothing: tuple[()], clip: BufferChunks, progress: bool) -> Iterator[Chunk]:
-        (folder,) = self.folders(clip)
-        change = self.change(clip)
-        formats = {label: ImageFormat(bits=self.bits or _bits(clip.clip, label)) for label in self.labels(clip)}
-        total = sum(chunk.num_frames for chunk in clip.chunks)
-        whole = not folder.done
-        with tqdm(total=total, disable=None if progress else True, leave=False, unit="frame") as bar:
-            for chunk in clip.chunks:
-                if chunk.index in folder.done:
-                    continue
-                for i, images in enumerate(self._changed(clip, chunk, change)):
-                    for label, image in images.items():
-                        folder.put(chunk, i, label, image, formats[label])
-                    bar.update()
-                folder.complete(chunk)
-                print(f"{clip.name}: frames {chunk.start} to {chunk.stop - 1} written", flush=True)
-                yield chunk
-        if whole and change.unseen:
-            warnings.warn(f"clip {clip.name!r}: {change.unseen}", stacklevel=2)
-        shown = list(unique_frames(clip.chunks, clip.overlap))
-        tiles = lambda chunk, frame: [folder.read(chunk, frame, label) for label in self.labels(clip)]
-        self.draw_sheet(clip.name, shown, tiles)
-        self.finish(folder, shown, tiles, clip.fps)
+    def discover(self, on_failure: OnFailure) -> list[BufferChunks]:
+        def plan(clip: GBufferClip) -> BufferChunks:
+            chunked = BufferChunks.plan(clip, self.run.chunks)
+            self.change(chunked)  # raises InputError
+            return chunked
 
-    def page_clip(self, clip: BufferChunks) -> PageClip:
-        (folder,), shown = self.folders(clip), list(unique_frames(clip.chunks, clip.overlap))
-        return PageClip(clip.name, clip.fps, len(shown), readers(folder, shown, self.labels(clip)))
+        labels = (*PASSED_ON, *_recorded_labels(self.run.input))
+        clips = find_gbuffer_clips(self.run.input, self.required_labels(), on_failure, labels=labels)
+        check_separate(self.run, {clip.name: clip.folder for clip in clips})
+        return map_collecting_errors(plan, [(clip,) for clip in clips], on_failure)
 
-    def _changed(self, clip: BufferChunks, chunk: Chunk, change: Change) -> Iterator[Images]:
-        for i in range(chunk.num_frames):
+    def outputs(self, clip: BufferChunks) -> list[ClipOutput]:
+        files = clip.files(clip.clip.labels)
+        return [self.run.clip_output(clip, COMMAND, self.labels(clip), files, overlap=clip.overlap)]
+
+    def run_chunk(
+        self, renderers: tuple[()], clip: ChunkedClip, chunk: Chunk, outputs: list[ClipOutput], progress: bool
+    ) -> None:
+        (output,) = outputs
+        change, resumed = self._change_in_progress(clip, output)
+        formats = {label: ImageFormat(bits=self.bits or _stored_bits(clip.clip, label)) for label in output.labels}
+        for i in tqdm(range(chunk.num_frames), disable=None if progress else True, leave=False, unit="frame"):
             images = {label: clip.read(chunk, i, label) for label in clip.clip.labels}
-            _same_size(clip.name, images)
-            yield change(images, chunk.start + i)
+            _check_one_size(clip.name, images)
+            for label, image in change(images, chunk.start + i).items():
+                output.write_frame(chunk, i, label, image, formats[label])
+        print(f"{clip.name}: frames {chunk.start} to {chunk.stop - 1} written", flush=True)
+        if chunk is clip.chunks[-1] and change.unseen and not resumed:
+            warnings.warn(f"clip {clip.name!r}: {change.unseen}", stacklevel=2)
+
+    def _change_in_progress(self, clip: BufferChunks, output: ClipOutput) -> tuple[Change, bool]:
+        """Return the clip's change, which all its chunks share, and whether earlier chunks are from another run."""
+        if clip.name not in self._started:
+            self._started.clear()  # closes the masks of the previous clip
+            self._started[clip.name] = self.change(clip), bool(output.done)
+        return self._started[clip.name]
 
 
-def _recorded(source: Path) -> list[str]:
-    """The labels that records in a folder, or in those in it, tell of: renderers may know other buffers than ours."""
+def _recorded_labels(source: Path) -> list[str]:
+    """Return the labels in the records of a folder and its subfolders: models may have other buffers than ours."""
     folders = [source, *(entry for entry in list_dir(source) if entry.is_dir())] if source.is_dir() else []
-    labels = [label for folder in folders for label in read_record(folder / f"{RECORD}.json").get("labels", [])]
+    labels = [label for folder in folders for label in read_record(folder / f"{COMMAND}.json").get("labels", [])]
     return [label for label in dict.fromkeys(labels) if label != GUIDE]
 
 
-def _bits(clip: GBufferClip, label: str) -> int:
+def _stored_bits(clip: GBufferClip, label: str) -> int:
     source = "rgb" if label == GUIDE else label
     return max(stored_bits(path) for chunk in clip.chunks for path in clip.paths[source, chunk])
 
 
-def _same_size(name: str, images: Images) -> None:
+def _check_one_size(clip_name: str, images: Images) -> None:
     sizes = {label: image.shape[:2] for label, image in images.items() if label != "rgb"}
     (first, size), *others = sizes.items()
     for label, other in others:
         if other != size:
             (h, w), (height, width) = other, size
             raise InputError(
-                f"clip {name!r}: {label} has {w}x{h} pixels, {first} {width}x{height}; a clip needs one size"
+                f"clip {clip_name!r}: {label} has {w}x{h} pixels, {first} {width}x{height}; a clip needs one size"
             )
+
+
+# --- edit ---
+
+
+@dataclass(frozen=True)
+class EditStep:
+    """One edit: what changes, and where. Without any kind of mask it applies everywhere.
+
+    Attributes:
+      set, scale: as for `edit`.
+      replace: label -> images that take the buffer's place.
+      mask, colors, depths: the edit applies where all that are given agree; (color, distance) and (near, far).
+      invert: apply it everywhere else instead.
+      feather: half width of soft edges, in pixels.
+    """
+
+    set: Mapping[str, str]
+    scale: Mapping[str, str]
+    replace: Mapping[str, Companion]
+    mask: Companion | None = None
+    colors: tuple[str, float] | None = None
+    depths: tuple[float, float] | None = None
+    invert: bool = False
+    feather: float = 0.0
+
+    @classmethod
+    def parse(
+        cls, set=(), scale=(), replace=(), mask=None, color_range=None, depth_range=None, invert=False, feather=0.0
+    ) -> "EditStep":
+        """Return the edit that command-line words describe; raise InputError if it is invalid or changes nothing."""
+        named = {
+            option: [_label_and_value(option, words) for words in given]
+            for option, given in (("--set", set), ("--scale", scale), ("--replace", replace))
+        }
+        labels = [label for pairs in named.values() for label, _ in pairs]
+        if not labels:
+            raise InputError("an edit changes nothing; give it --set, --scale or --replace")
+        check_labels(labels, labels)
+        for label, value in named["--set"]:
+            set_to(label, value)
+        for label, value in named["--scale"]:
+            scale_by(label, value)
+        textures = {label: Companion("--replace", path, label) for label, path in named["--replace"]}
+        if invert and not (mask or color_range or depth_range):
+            raise InputError("--invert: there is no mask to invert; give --mask, --color-range or --depth-range")
+        if not 0 <= feather <= MAX_FEATHER:
+            raise InputError(f"--feather {feather:g}: must be 0 to {MAX_FEATHER} pixels")
+        return cls(
+            dict(named["--set"]), dict(named["--scale"]), textures, mask and Companion("--mask", mask, "mask"),
+            color_range and _color_range(color_range), depth_range and _depth_range(depth_range), invert, feather,
+        )  # fmt: skip
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Return the buffers that the edit needs."""
+        ranges = ("basecolor",) * (self.colors is not None) + ("depth",) * (self.depths is not None)
+        return (*self.set, *self.scale, *self.replace, *ranges)
+
+    def area(self, images: Images, mask: Float32[np.ndarray, "h w 3"] | None) -> Float32[np.ndarray, "h w 1"]:
+        """Return the weight of the edit at each pixel of a frame; `mask` is the frame of `self.mask`."""
+        height, width, _ = images[self.labels[0]].shape
+        area = np.ones((height, width, 1), np.float32) if mask is None else mask.mean(axis=-1, keepdims=True)
+        if self.colors is not None:
+            area = area * color_range(images["basecolor"], *self.colors)
+        if self.depths is not None:
+            area = area * depth_range(images["depth"], *self.depths)
+        return feather(1 - area if self.invert else area, self.feather)
+
+
+def _label_and_value(option: str, words: Sequence[str]) -> tuple[str, str]:
+    if len(words) < 2:
+        raise InputError(f"{option} {words[0]}: a value is missing; give a buffer and its new value")
+    return words[0], " ".join(words[1:])
+
+
+def _color_range(words: Sequence[str]) -> tuple[str, float]:
+    """Return the color, of one word or three, and the distance from it."""
+    try:
+        center, distance = " ".join(words[:-1]), float(words[-1])
+    except ValueError:
+        center, distance = "", 0.0
+    if not center:
+        raise InputError(f"--color-range {' '.join(words)}: give a colour and a distance, such as '#c03020 0.2'")
+    try:
+        color_range(np.zeros((1, 1, 3), np.float32), center, distance)  # raises InputError
+    except InputError as error:
+        raise InputError(f"--color-range {' '.join(words)}: {error}") from None
+    return center, distance
+
+
+def _depth_range(bounds: Sequence[float]) -> tuple[float, float]:
+    near, far = bounds
+    depth_range(np.zeros((1, 1, 3), np.float32), near, far)  # raises InputError
+    return near, far
+
+
+@dataclass(frozen=True)
+class EditJob(EditingJob):
+    """Material edits, one after the other. All masks refer to the input, not to the result of earlier edits."""
+
+    title: ClassVar[str] = "Edited G-buffers"
+
+    steps: Sequence[EditStep] = ()
+
+    def required_labels(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(label for step in self.steps for label in step.labels))
+
+    def change(self, clip: BufferChunks) -> Change:
+        return _Edits(self.steps, clip.name, clip.num_frames)
+
+
+class _Edits(Change):
+    def __init__(self, steps: Sequence[EditStep], clip_name: str, num_frames: int):
+        self.steps = steps
+        self.masks = [step.mask and step.mask.of(clip_name, num_frames) for step in steps]
+        self.textures = [
+            {label: images.of(clip_name, num_frames) for label, images in step.replace.items()} for step in steps
+        ]
+        self.without_effect = dict.fromkeys(range(1, len(steps) + 1))  # numbers of edits whose mask was empty so far
+
+    def __call__(self, images: Images, index: int) -> Images:
+        changed = images
+        for number, (step, mask, textures) in enumerate(zip(self.steps, self.masks, self.textures, strict=True), 1):
+            size = images[step.labels[0]].shape[:2]
+            area = step.area(images, mask and mask.at(index, size))
+            if area.any():
+                self.without_effect.pop(number, None)
+                replacements = {label: frames.at(index, size, crop=True) for label, frames in textures.items()}
+                changed = edit(changed, area, step.set, step.scale, replacements)
+        return changed
+
+    @property
+    def unseen(self) -> str | None:
+        if not self.without_effect:
+            return None
+        numbers = ", ".join(map(str, self.without_effect))
+        empty = "the mask is empty" if len(self.steps) == 1 else f"the masks of edits {numbers} are empty"
+        return f"{empty} in every frame, nothing was changed there; look at the mask or its range"
+
+
+# --- insert ---
+
+
+@dataclass(frozen=True)
+class InsertJob(EditingJob):
+    """An object put into clips.
+
+    Attributes:
+      inserted: the object.
+      place: its depth in the clip, as for `insertion.place_depth`.
+      material: buffer -> value that the whole object gets, as for `edit`.
+      guide: write a picture of the object over the RGB too.
+    """
+
+    title: ClassVar[str] = "G-buffers with an inserted object"
+
+    inserted: FileObject | RenderedObject | None = None
+    place: tuple[float, ...] | None = None
+    material: Mapping[str, str] = field(default_factory=dict)
+    guide: bool = False
+
+    def __post_init__(self):
+        check_labels(list(self.material), list(self.material))
+        for label, value in self.material.items():
+            set_to(label, value)
+        place = self.place or (0.0,)
+        if len(place) > 2 or not all(0 <= depth <= 1 for depth in place) or list(place) != sorted(place):
+            shown = " ".join(f"{depth:g}" for depth in place)
+            raise InputError(f"--depth {shown}: must be one depth, or NEAR FAR, with 0 ≤ NEAR ≤ FAR ≤ 1")
+
+    def required_labels(self) -> tuple[str, ...]:
+        return ("depth", *(("rgb", "normal", "basecolor") if self.guide else ()))
+
+    def labels(self, clip: BufferChunks) -> tuple[str, ...]:
+        first, *others = super().labels(clip)
+        return (first, GUIDE, *others) if self.guide else (first, *others)
+
+    def change(self, clip: BufferChunks) -> Change:
+        labels = [label for label in clip.clip.labels if label not in PASSED_ON]
+        self.inserted.check(clip.name, clip.num_frames, labels)
+        return _Insertion(self, clip)
+
+
+class _Insertion(Change):
+    unseen = "the object is nowhere to be seen; give it another --position or --depth, or look at its mask"
+
+    def __init__(self, job: InsertJob, clip: BufferChunks):
+        self.job, self.clip = job, clip
+
+    def __call__(self, images: Images, index: int) -> Images:
+        layer = self.layer(index, images["depth"].shape[:2])
+        changed, visible = insert(images, layer, *self.depths)
+        if visible.any():
+            self.unseen = None
+        if self.job.guide:
+            if images["rgb"].shape[:2] != visible.shape[:2]:
+                raise InputError(f"clip {self.clip.name!r}: its rgb and its depth have other sizes; leave out --guide")
+            changed[GUIDE] = guide(images["rgb"], layer, visible)
+        return changed
+
+    def layer(self, index: int, size: tuple[int, int]) -> Layer:
+        layer = self.job.inserted.layer(self.clip.name, index, size)
+        return replace(layer, images=add_diffuse_albedo(edit(layer.images, set=self.job.material)))
+
+    @functools.cached_property
+    def depths(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Return the object's nearest and furthest own depth in the clip, and the depths that these are mapped to."""
+        size = self.clip.read(self.clip.chunks[0], 0, "depth").shape[:2]
+        still = self.job.inserted.still(self.clip.name)
+        own, place = (np.inf, -np.inf), None
+        for chunk, i in self.clip.frames:
+            layer = self.layer(chunk.start + i, size)
+            near, far = layer.depth_range()
+            if near <= far and place is None:
+                place = place_depth(layer, self.clip.read(chunk, i, "depth"), self.job.place)
+            own = (min(own[0], near), max(own[1], far))
+            if still:
+                break
+        return (own, place) if place else ((0.0, 1.0), (0.0, 0.0))

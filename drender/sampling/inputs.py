@@ -1,7 +1,8 @@
-"""What runs read: clips and G-buffers, chunk by chunk."""
+"""Inputs of a run: clips and G-buffers, cut in chunks."""
 
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +15,15 @@ from drender.media.resize import ResizePlan
 from drender.media.video import DEFAULT_FPS, Clip
 from drender.sampling.record import read_record
 
-READ_RUN = 8  # frames that are held at a time
-
-
+READ_BATCH = 8  # frames that are decoded and held at a time
 MODES = ("blend", "all", "first", "drop-last")
+
+# --- chunks ---
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Frames start to stop − 1 of a clip; `length` more than that means that the last frame is repeated to fill it."""
+    """Frames `start` to `stop` − 1 of a clip; the last frame is repeated until there are `length`."""
 
     index: int
     start: int
@@ -34,19 +35,22 @@ class Chunk:
         return self.stop - self.start
 
 
-def plan_chunks(num_frames: int, length: int = 24, overlap: int = 6, mode: str = "blend") -> list[Chunk]:
-    """What of a clip is sampled on its own: all of it, or chunks as the released scripts cut them.
+Frame = tuple[Chunk, int]  # a frame's chunk and its index within the chunk
 
-    Unlike there, every clip has at least one.
+
+def plan_chunks(num_frames: int, length: int = 24, overlap: int = 6, mode: str = "blend") -> list[Chunk]:
+    """Return the chunks of a clip that are sampled separately.
+
+    Unlike in the released scripts, a clip always has at least one.
 
     Args:
       num_frames: of the clip, 1 or more.
-      length: frames per chunk. A clip that is no longer is one chunk of its own length.
-      overlap: frames that a chunk shares with the one before.
-      mode: "blend" (one chunk, which is sampled in windows of that length and overlap), "all", "first" (only the
-        first chunk) or "drop-last" (without an incomplete last chunk).
+      length: frames per chunk. A clip of no more frames is one chunk of its own length.
+      overlap: frames that a chunk shares with the previous one.
+      mode: "blend" (one chunk, sampled in blended windows of that length and overlap), or as the released scripts:
+        "all", "first" (only the first chunk) or "drop-last" (without an incomplete last chunk).
     Raises:
-      InputError: for numbers that make no chunks, or an unknown mode.
+      InputError: the length, the overlap or the mode is invalid.
     """
     if length < 1:
         raise InputError(f"frames per chunk is {length}; it must be 1 or more")
@@ -56,126 +60,182 @@ def plan_chunks(num_frames: int, length: int = 24, overlap: int = 6, mode: str =
         raise unknown_name_error("chunk mode", mode, MODES)
     if num_frames <= length or mode == "blend":
         return [Chunk(0, 0, num_frames, num_frames)]
-    # A chunk that would hold nothing but the overlap with the one before is not begun.
+    # A last chunk of nothing but the overlap would add no frame, so stop before it.
     starts = range(0, num_frames - overlap, length - overlap)
     chunks = [Chunk(i, start, min(start + length, num_frames), length) for i, start in enumerate(starts)]
-    return select(chunks, mode)
+    return select_chunks(chunks, mode)
 
 
-def select(chunks: list[Chunk], mode: str) -> list[Chunk]:
-    """The chunks of a mode: all, the first, or those without repeated frames."""
+def select_chunks(chunks: list[Chunk], mode: str) -> list[Chunk]:
+    """Return all chunks, the first, or those without repeated frames."""
     if mode == "first":
         return chunks[:1]
     return [chunk for chunk in chunks if mode == "all" or chunk.num_frames == chunk.length]
 
 
+def unique_frames(chunks: list[Chunk], overlap: int) -> Iterator[Frame]:
+    """Yield every frame of a clip once: shared frames come from the earlier chunk."""
+    for chunk in chunks:
+        for i in range(overlap if chunk.index else 0, chunk.num_frames):
+            yield chunk, i
+
+
 @dataclass(frozen=True)
 class ChunkConfig:
-    """How clips are cut.
-
-    Attributes:
-      frames, overlap: of a chunk, and those that neighbours share.
-      mode: of the chunks, see `plan_chunks`.
-    """
+    """How clips are cut in chunks; the attributes are the arguments of `plan_chunks`."""
 
     frames: int = 24
     overlap: int = 6
     mode: str = "blend"
 
     def __post_init__(self):
-        plan_chunks(self.frames + 1, self.frames, self.overlap, self.mode)  # for its errors
+        self.plan(self.frames + 1)  # raises InputError for invalid values
 
     def plan(self, num_frames: int) -> list[Chunk]:
         return plan_chunks(num_frames, self.frames, self.overlap, self.mode)
 
 
-def frames_in_runs(frames: Iterator[np.ndarray], length: int) -> Iterator[Float[np.ndarray, "1 n h w 3"]]:
-    """Frames as clips of at most READ_RUN; the last is repeated until there are `length`."""
+def batch_frames(frames: Iterator[np.ndarray], length: int) -> Iterator[Float[np.ndarray, "1 n h w 3"]]:
+    """Yield `length` frames in batches of READ_BATCH, repeating the last frame where there are fewer."""
     last = None
-    for start in range(0, length, READ_RUN):
-        run = list(itertools.islice(frames, min(READ_RUN, length - start)))
-        last = run[-1] if run else last
-        run += [last] * (min(READ_RUN, length - start) - len(run))
-        yield np.stack(run)[None]
+    for start in range(0, length, READ_BATCH):
+        batch = list(itertools.islice(frames, min(READ_BATCH, length - start)))
+        last = batch[-1] if batch else last
+        batch += [last] * (min(READ_BATCH, length - start) - len(batch))
+        yield np.stack(batch)[None]
 
 
-def rgb_runs(clip: Clip, chunk: Chunk, placement: ResizePlan) -> Iterator[Float[np.ndarray, "1 n h w 3"]]:
-    """The frames of a chunk as the network sees them, some at a time."""
-    return frames_in_runs((placement.fit(frame) for frame in clip.frames(chunk.start, chunk.stop)), chunk.length)
-
-
-def require_finished(name: str, folder: Path) -> None:
-    """InputError if the inverse run that writes the G-buffers in a clip's folder is not finished."""
-    if read_record(folder / "inverse.json").get("finished") is False:
-        raise InputError(f"clip {name!r}: the inverse run that writes it is not finished; run it again first")
+# --- clips in chunks ---
 
 
 @dataclass(frozen=True)
-class BufferChunks:
-    """G-buffers of a clip on disk, and the chunks they are rendered in.
+class ChunkedClip:
+    """A clip on disk and its chunks. Subclasses add `size`, the (height, width) of the frames on disk, and readers.
 
     Attributes:
-      clip: the files, which lie in chunks of their own.
-      chunks: as they are rendered.
-      places: of a chunk's frames: (chunk, frame) as the files are numbered.
-      overlap: frames that neighbouring chunks share.
-      fps: as the record of the run that wrote the files says.
+      name, fps: of the clip.
+      chunks: processed one after the other.
+      overlap: frames that neighboring chunks share.
+    """
+
+    name: str
+    fps: float
+    chunks: list[Chunk]
+    overlap: int
+
+    @property
+    def num_frames(self) -> int:
+        return self.chunks[-1].stop
+
+    @property
+    def frames(self) -> list[Frame]:
+        """Every frame of the clip once, in order."""
+        return list(unique_frames(self.chunks, self.overlap))
+
+
+@dataclass(frozen=True)
+class RgbChunks(ChunkedClip):
+    """An RGB clip."""
+
+    clip: Clip
+
+    @classmethod
+    def plan(cls, clip: Clip, config: ChunkConfig) -> "RgbChunks":
+        return cls(clip.name, clip.fps, config.plan(clip.num_frames), config.overlap, clip)
+
+    @functools.cached_property
+    def size(self) -> tuple[int, int]:
+        """(height, width); the first frame is read."""
+        return self.clip.size
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self.clip.paths
+
+    def batches(self, chunk: Chunk, resize: ResizePlan) -> Iterator[Float[np.ndarray, "1 n h w 3"]]:
+        """Yield a chunk's frames at the network's size."""
+        frames = self.clip.frames(chunk.start, chunk.stop)
+        return batch_frames((resize.fit(frame) for frame in frames), chunk.length)
+
+
+@dataclass(frozen=True)
+class BufferChunks(ChunkedClip):
+    """The G-buffers of a clip.
+
+    Attributes:
+      clip: the files, which have chunks of their own.
+      places: chunk -> for each of its frames, (chunk, frame) as the files are numbered.
     """
 
     clip: GBufferClip
-    chunks: list[Chunk]
     places: dict[Chunk, list[tuple[int, int]]]
-    overlap: int
-    fps: float = DEFAULT_FPS
-
-    @property
-    def name(self) -> str:
-        return self.clip.name
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of its frames, of which the first is read for it."""
-        return next(self.clip.frames(*next(iter(self.clip.paths)))).shape[:2]
 
     @classmethod
-    def plan(cls, clip: GBufferClip, cut: ChunkConfig, fixed_frame: int | None) -> "BufferChunks":
-        """The chunks that the files lie in, or, of one such or to be blended, those of a video.
+    def plan(cls, clip: GBufferClip, config: ChunkConfig, fixed_frame: int | None = None) -> "BufferChunks":
+        """Return the clip in the chunks of its files, or, if they have one or are to be blended, in those of a video.
 
-        fixed_frame: a frame of the clip to repeat, and nothing else.
-        InputError if there is no such frame, or if the files' chunks do not fit together.
+        The record of our inverse run gives the frame rate and the overlap of the files' chunks; the released scripts
+        write none.
+
+        Args:
+          fixed_frame: a frame of the clip to repeat `config.frames` times, and nothing else.
+        Raises:
+          InputError: there is no such frame, or the files' chunks contradict the overlap.
         """
-        # The record of our inverse run tells the chunks' overlap; the released scripts leave none.
         record = read_record(clip.folder / "inverse.json")
         fps = record.get("fps", DEFAULT_FPS)
-        overlap = record.get("settings", {}).get("overlap", cut.overlap) if len(clip.chunks) > 1 else cut.overlap
-        stored, places, length = [], [], max(clip.chunks.values())
-        for index, num_frames in clip.chunks.items():
-            if num_frames <= overlap and len(clip.chunks) > 1:
-                raise InputError(
-                    f"clip {clip.name!r}: chunk {index} has no more than the {overlap} frames that chunks share; "
-                    "give the --overlap it was written with"
-                )
-            new = [(index, i) for i in range(overlap if stored else 0, num_frames)]
-            start = len(places) + len(new) - num_frames
-            places += new
-            stored.append(Chunk(index, start, start + num_frames, length))
+        several = len(clip.chunks) > 1
+        overlap = record.get("settings", {}).get("overlap", config.overlap) if several else config.overlap
+        stored, places = _stored_chunks(clip, overlap)
         if fixed_frame is not None:
             if not 0 <= fixed_frame < len(places):
                 raise InputError(f"--fixed-frame {fixed_frame}: clip {clip.name!r} has frames 0 to {len(places) - 1}")
-            still = Chunk(0, 0, cut.frames, cut.frames)
-            return cls(clip, [still], {still: [places[fixed_frame]] * cut.frames}, 0, fps)
-        if len(stored) > 1 and cut.mode != "blend":
-            chunks = select(stored, cut.mode)
-            return cls(clip, chunks, {c: [(c.index, i) for i in range(c.num_frames)] for c in chunks}, overlap, fps)
-        chunks = cut.plan(len(places))
-        return cls(clip, chunks, {chunk: places[chunk.start : chunk.stop] for chunk in chunks}, overlap, fps)
+            still = Chunk(0, 0, config.frames, config.frames)
+            return cls(clip.name, fps, [still], 0, clip, {still: [places[fixed_frame]] * config.frames})
+        if several and config.mode != "blend":
+            chunks = select_chunks(stored, config.mode)
+            as_stored = {chunk: [(chunk.index, i) for i in range(chunk.num_frames)] for chunk in chunks}
+            return cls(clip.name, fps, chunks, overlap, clip, as_stored)
+        chunks = config.plan(len(places))
+        joined = {chunk: places[chunk.start : chunk.stop] for chunk in chunks}
+        return cls(clip.name, fps, chunks, overlap, clip, joined)
 
-    def read(self, chunk: Chunk, frame: int, label: str) -> np.ndarray:
-        """A frame of one buffer, as stored."""
+    @functools.cached_property
+    def size(self) -> tuple[int, int]:
+        """(height, width); the first frame is read."""
+        return next(self.clip.frames(*next(iter(self.clip.paths)))).shape[:2]
+
+    def files(self, labels: Sequence[str]) -> list[Path]:
+        return [path for (label, _), paths in self.clip.paths.items() if label in labels for path in paths]
+
+    def read(self, chunk: Chunk, frame: int, label: str) -> Float[np.ndarray, "h w 3"]:
+        """Return a frame of one buffer at its size on disk."""
         stored, i = self.places[chunk][frame]
         return self.clip.read(label, stored, i, i + 1)[0]
 
-    def runs(self, chunk: Chunk, label: str, placement: ResizePlan) -> Iterator[Float[np.ndarray, "1 n h w 3"]]:
-        """The frames of one buffer as the network sees them, some at a time, the last repeated to fill the chunk."""
+    def batches(self, chunk: Chunk, label: str, resize: ResizePlan) -> Iterator[Float[np.ndarray, "1 n h w 3"]]:
+        """Yield a chunk's frames of one buffer at the network's size."""
         files = [self.clip.paths[label, stored][frame] for stored, frame in self.places[chunk]]
-        return frames_in_runs(map(placement.fit, read_frames(files, label, self.clip.assumed)), chunk.length)
+        return batch_frames(map(resize.fit, read_frames(files, label, self.clip.assumed)), chunk.length)
+
+
+def _stored_chunks(clip: GBufferClip, overlap: int) -> tuple[list[Chunk], list[tuple[int, int]]]:
+    """Return the chunks of a clip's files, and (chunk, frame) of each frame of the clip."""
+    chunks, places, length = [], [], max(clip.chunks.values())
+    for index, num_frames in clip.chunks.items():
+        if num_frames <= overlap and len(clip.chunks) > 1:
+            raise InputError(
+                f"clip {clip.name!r}: chunk {index} has no more than the {overlap} frames that chunks share; "
+                "give the --overlap it was written with"
+            )
+        new = [(index, i) for i in range(overlap if chunks else 0, num_frames)]
+        start = len(places) + len(new) - num_frames
+        places += new
+        chunks.append(Chunk(index, start, start + num_frames, length))
+    return chunks, places
+
+
+def require_finished(name: str, folder: Path) -> None:
+    """Raise InputError if the inverse run that writes a clip's G-buffers is not finished."""
+    if read_record(folder / "inverse.json").get("finished") is False:
+        raise InputError(f"clip {name!r}: the inverse run that writes it is not finished; run it again first")

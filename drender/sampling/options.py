@@ -1,11 +1,14 @@
-"""The command line of sample.py: its commands and their options."""
+"""Options of `sample.py`, declared once as fields of dataclasses: name, type, default and help text."""
 
 import argparse
-from collections.abc import Callable
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any
 
 from drender import assets, cli
-from drender.config import DEFAULT_PASSES, DTYPES
-from drender.diffusion import SAMPLERS
+from drender.config import DEFAULT_PASSES, DTYPES, Sampling
 from drender.lighting.camera import ELEVATION_SIGNS
 from drender.lighting.projection import PROJECTIONS
 from drender.media.encodings import KINDS, NORMALS, TRANSFERS
@@ -13,205 +16,249 @@ from drender.media.resize import MODES as FIT_MODES
 from drender.media.resize import OUTPUTS
 from drender.sampling.inputs import MODES
 
-MATERIAL = ("basecolor", "roughness", "metallic")
+# --- from fields to options ---
 
 
-def parser(description: str) -> cli.Parser:
-    top = cli.Parser(description=description)
-    add = top.add_commands()
-    inverse = add("inverse", help="RGB clips to G-buffers")
-    forward = add("forward", help="G-buffers to RGB clips under another light")
-    relight = add("relight", help="RGB clips to G-buffers to RGB clips under another light")
-    for command in (inverse, forward):
-        option(command, "--checkpoint", "FOLDER", "written by convert_weights.py (the built-in model)")
-    option(relight, "--inverse", "FOLDER", "checkpoint of the inverse renderer (the built-in one)")
-    option(relight, "--forward", "FOLDER", "checkpoint of the forward renderer (the built-in one)")
-    clips = "image, video, folder of frames, or folder of such"
-    for command, kind in ((inverse, clips), (forward, "folder of G-buffers, or of such folders"), (relight, clips)):
-        files(command, kind)
-        images(command)
-        option(command, "--devices", "N", "how many local devices share the work (all)", int)
-        command.add_argument(
-            "--process", type=int, nargs=2, metavar=("I", "N"), default=(0, 1),
-            help="which of how many processes, from 0, that share the clips",
-        )  # fmt: skip
-        command.add_argument("--dtype", choices=DTYPES, help="to compute in (float32 on a CPU, else bfloat16)")
-    for command in (inverse, relight):
-        command.add_argument(
-            "--passes", nargs="+", metavar="NAME", default=DEFAULT_PASSES, help="G-buffers to estimate"
-        )
-    edit = add("edit", help="G-buffers to G-buffers of other materials; several edits with --then between them")
-    insert = add("insert", help="an object into G-buffers, by depth and mask")
-    for command in (edit, insert):
-        files(command, "folder of G-buffers, or of such folders")
-        command.add_argument("--bits", type=int, choices=(8, 16), help="of the PNG files (those of the input)")
-        option(command, "--overlap", "N", "frames that chunks share, where no record tells (6)", int)
-    editing(edit)
-    insertion(insert)
-    option(inverse, "--lora-scale", "X", "of factors trained on real footage, where there are any", float, default=1.0)
-    for command in (forward, relight):
-        light(command)
-    forward.add_argument(
-        "--input-transfer", choices=TRANSFERS,
-        help="of colours in files that do not say (srgb; linear in .exr and .hdr); ours say",
-    )  # fmt: skip
-    forward.add_argument(
-        "--input-normals", choices=NORMALS, default="opengl", help="axes of normals in files that do not say; ours say"
-    )
-    for command in (inverse, relight):
-        command.add_argument("--normals", choices=NORMALS, default="opengl", help="their axes; directx: y down")
-    forward.add_argument("--fixed-frame", type=int, metavar="I", help="repeat frame I of the clip for --frames frames")
-    for command in (inverse, forward, relight):
-        cutting(command, "their own" if command is forward else "the model's")
-        sampler(command)
-    return top
+def option(help: str, default: Any = None, metavar: str | tuple[str, ...] | None = None, **argparse_options) -> Any:
+    """Declare a field as an option `--field-name`.
+
+    Args:
+      help: a noun phrase; the parser adds the default unless it is None.
+      **argparse_options: arguments of `add_argument` that the field's type does not imply; `name` is another name.
+    """
+    argparse_options |= {"help": help} | ({"metavar": metavar} if metavar else {})
+    return dataclasses.field(default=default, metadata=argparse_options)
 
 
-def option(command: cli.Parser, name: str, metavar: str, help: str, kind: type | Callable = cli.path, **how) -> None:
-    """Adds an option of one value."""
-    command.add_argument(name, metavar=metavar, help=help, type=kind, **how)
+def add_options(command: cli.Parser, cls: type) -> None:
+    """Add the fields of a dataclass to a command."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        arguments = _implied_arguments(hints[field.name]) | field.metadata
+        if "choices" in arguments:
+            arguments["type"] = type(arguments["choices"][0])
+        if "action" in arguments:
+            arguments.pop("type", None)
+        name = arguments.pop("name", "--" + field.name.replace("_", "-"))
+        command.add_argument(name, dest=field.name, default=field.default, **arguments)
 
 
-def files(command: cli.Parser, kind: str) -> None:
-    option(command, "--input", "PATH", f"{kind} (the built-in clip)")
-    option(command, "--output", "FOLDER", "for the results (outputs/ and the command's name)")
-    command.add_argument("--overwrite", action="store_true", help="replace results made with other options")
-    command.add_argument("--no-video", dest="video", action="store_false", help="write no mp4 and no contact sheet")
-    command.add_argument("--html", action="store_true", help="write index.html, a page to look at the results")
-    option(command, "--quality", "Q", "of the mp4, 0 to 10; 7 is x264's CRF 18, a step is 3 CRF", float, default=7.0)
+def _implied_arguments(hint: Any) -> dict[str, Any]:
+    """Return the arguments of `add_argument` that a field's type implies."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next(member for member in typing.get_args(hint) if member is not types.NoneType)
+    members = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return {"choices": members}
+    if typing.get_origin(hint) is tuple:
+        return {"nargs": "+" if members[-1] is Ellipsis else len(members), "type": members[0]}
+    return {"action": "store_true"} if hint is bool else {"type": cli.path if hint is str else hint}
 
 
-def images(command: cli.Parser) -> None:
-    command.add_argument("--format", choices=KINDS, default="png", help="of the images; exr: half float")
-    command.add_argument("--bits", type=int, choices=(8, 16), help="of the PNG files (8)")
-    command.add_argument("--transfer", choices=TRANSFERS, help="of colours in the images (srgb; linear in EXR)")
-
-
-def light(command: cli.Parser) -> None:
-    command.add_argument(
-        "--environment", nargs="+", type=cli.path, default=assets.LIGHTS, metavar="HDR",
-        help=".hdr, .exr or LDR lat-long maps, folders with a map for every frame, or built-in maps: "
-        f"{', '.join(assets.environments())}",
-    )  # fmt: skip
-    command.add_argument("--environment-size", type=int, nargs=2, metavar=("H", "W"), help="of its maps (the model's)")
-    option(command, "--rotation", "DEGREES", "by which the map is rolled to the right", float, default=180.0)
-    command.add_argument("--flip", action="store_true", help="mirror the map first")
-    turns = ("yaw", "from ahead to the right"), ("pitch", "from ahead upward"), ("roll", "from above to the right")
-    for turn, where in turns:
-        option(command, f"--{turn}", "DEGREES", f"turns the light {where}", float, default=0.0)
-    option(command, "--strength", "X", "factor on the light", float, default=1.0)
-    option(command, "--exposure", "STOPS", "doublings of the light, or auto: to a usual mean", stops, default=0.0)
-    option(command, "--blur", "DEGREES", "standard deviation of the spot that softens the light", float, default=0.0)
-    command.add_argument("--rotate-light", action="store_true", help="turn the light once over the clip, as --yaw does")
-    option(command, "--elevation", "DEGREES", "of the fixed camera", float, default=0.0)
-    command.add_argument(
-        "--elevation-sign", choices=ELEVATION_SIGNS, default="released",
-        help="what a positive elevation does: up raises the camera, released lights it as if it were lowered",
-    )  # fmt: skip
-    option(command, "--poses", "JSON", "transforms.json with a camera-to-world pose per frame, for a moving camera")
-    command.add_argument("--projection", choices=PROJECTIONS, default="frame", help="how the map shows all directions")
-    option(command, "--lora-scale", "X", "0.25 suits real footage, 0 synthetic objects", float, default=0.25)
-    command.add_argument("--drop", nargs="+", default=(), metavar="NAME", help="conditions to leave out")
-
-
-def cutting(command: cli.Parser, default_size: str) -> None:
-    kept = "; G-buffers that lie in several chunks keep these, unless blended" if default_size == "their own" else ""
-    option(command, "--frames", "N", f"per window or chunk (the model's){kept}", int)
-    option(command, "--overlap", "N", "frames that neighbours share (6, but at most half of --frames)", int)
-    command.add_argument(
-        "--chunks", choices=MODES, default="blend",
-        help="one of all frames, blended from windows; or, as released, all, the first, all but an incomplete last",
-    )  # fmt: skip
-    command.add_argument(
-        "--size", type=int, nargs=2, metavar=("H", "W"),
-        help=f"to cover, or what else --fit says; sides are rounded up to multiples of 64 ({default_size})",
-    )  # fmt: skip
-    command.add_argument(
-        "--fit", choices=FIT_MODES, default="cover",
-        help="cover the size, be contained in it (padded, and cropped again), or be stretched to it",
-    )  # fmt: skip
-    command.add_argument(
-        "--output-size", choices=OUTPUTS, default="model", help="size of the results: the model's, or the source's"
-    )
-
-
-def sampler(command: cli.Parser) -> None:
-    """The fields of `Sampling`; what is not given is the renderer's to choose."""
-    option(command, "--steps", "N", "from noise to image (20; or 1, if trained so)", int, dest="num_steps")
-    command.add_argument(
-        "--sampler", choices=tuple(SAMPLERS), help="of the steps (euler); heun calls the network twice"
-    )
-    for name, of in (("rho", "7"), ("sigma-min", "the model's"), ("sigma-max", "the model's")):
-        option(command, f"--{name}", "X", f"of the noise levels ({of})", float)
-    command.add_argument(
-        "--guidance", type=float, nargs=2, metavar=("FIRST", "LAST"), help="per frame (forward: 1.2 1.2)"
-    )
-    command.add_argument("--dynamic-guidance", action="store_true", help="let the guidance grow over the steps")
-    option(command, "--fps", "X", "frame rate that the model is told (7)", float)
-    option(command, "--motion-bucket-id", "X", "motion that the model is told (127)", float)
-    option(command, "--noise-aug-strength", "X", "noise added to the conditions (0)", float)
-    option(command, "--decode-chunk-size", "N", "frames that the VAE decodes together (8)", int)
-    option(command, "--decode-overlap", "N", "frames over which these fade (0; 2 in blended windows)", int)
-    option(command, "--seed", "N", "of the initial noise (0)", int)
-    command.add_argument(
-        "--deterministic", action=argparse.BooleanOptionalAction, help="one step, for models trained so (what it was)"
-    )
-
-
-class OfEdit(argparse.Action):
-    """An option of the edit that is being described: `args.edits` has a dictionary for each."""
-
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        edits = namespace.edits = namespace.edits or [{}]
-        if self.dest == "then":
-            edits.append({})
-        elif self.dest in ("set", "scale", "replace"):
-            edits[-1].setdefault(self.dest, []).append(values)
-        else:
-            edits[-1][self.dest] = True if self.nargs == 0 else values
-
-
-def editing(command: cli.Parser) -> None:
-    command.set_defaults(edits=None)
-    of_edit = {"action": OfEdit, "default": argparse.SUPPRESS}
-    add = lambda name, help, **how: command.add_argument(name, help=help, **of_edit, **how)
-    add("--set", "basecolor, roughness or metallic; #rrggbb, or numbers 0 to 1", nargs="+", metavar=("NAME", "VALUE"))
-    add("--scale", "one to multiply, a basecolor in linear light", nargs="+", metavar=("NAME", "FACTOR"))
-    add("--replace", "by a picture or by the frames of a clip", nargs="+", metavar=("NAME", "PATH"))
-    add("--mask", "where: an image, or a clip of as many frames", type=cli.path, metavar="PATH")
-    add("--color-range", "where the basecolor is that near to a colour", nargs="+", metavar=("COLOR", "DISTANCE"))
-    add("--depth-range", "where the depth is in this range", type=float, nargs=2, metavar=("NEAR", "FAR"))
-    add("--invert", "everywhere else", nargs=0)
-    add("--feather", "pixels over which the mask's edges are soft, to either side", type=float, metavar="PIXELS")
-    add("--then", "begins another edit, with a mask of its own", nargs=0)
-
-
-def insertion(command: cli.Parser) -> None:
-    option(
-        command, "--object", "WHAT", "folder of G-buffers with masks, mesh (.ply .obj .gltf .glb), or shape: cube, "
-        "torus, knot, …", default="sphere",
-    )  # fmt: skip
-    option(command, "--object-frame", "I", "frame to hold of a folder of G-buffers", int)
-    numbers = lambda name, metavar, help: command.add_argument(
-        name, type=float, nargs=len(metavar), metavar=metavar, help=help
-    )
-    numbers("--position", ("X", "Y"), "of a mesh or shape in the picture, 0 0 is its upper left corner (0.5 0.5)")
-    option(command, "--height", "H", "of it, where the picture's is 1 (0.4)", float)
-    numbers("--turn", ("YAW", "PITCH", "ROLL"), "of it in degrees (0 0 0)")
-    option(command, "--fov", "DEGREES", "field of view of the picture's height that it is seen with (40)", float)
-    command.add_argument(
-        "--depth", type=float, nargs="+", metavar=("NEAR", "FAR"),
-        help="the object's in the clip, 0 to 1; or of its middle only (that of what it stands on)",
-    )  # fmt: skip
-    command.add_argument("--basecolor", nargs="+", metavar="COLOR", help="of all of it: #rrggbb, or numbers 0 to 1")
-    for name in MATERIAL[1:]:
-        command.add_argument(f"--{name}", nargs=1, metavar="X", help="of all of it, 0 to 1")
-    command.add_argument("--guide", action="store_true", help="show it over the RGB too, in a plain light, unshadowed")
+def select(cls: type, options: Any) -> dict[str, Any]:
+    """Return the values of `options` for the fields of `cls`, by name, with tuples for argparse's lists."""
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(cls)}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def stops(text: str) -> float | str:
-    """A number, or a word, which may be "auto"; others are an error of the light."""
+    """Convert an exposure: a number, or a word such as "auto", which the environment checks."""
     try:
         return float(text)
     except ValueError:
         return text
+
+
+# --- groups of options ---
+
+CLIPS = "image, video, folder of frames, or folder of such (the built-in clip)"
+GBUFFERS = "folder of G-buffers, or folder of such (the built-in clip)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    """Input and results."""
+
+    input: str | None = option(CLIPS, metavar="PATH")
+    output: str | None = option("folder of the results (outputs/COMMAND)", metavar="FOLDER")
+    overwrite: bool = option("replace results that were made with other options or inputs", False)
+    video: bool = option("write no mp4 and no contact sheet", True, name="--no-video", action="store_false")
+    html: bool = option("write index.html, a page that shows the results", False)
+    quality: float = option("quality of the mp4, 0 to 10; 7 is x264's CRF 18, and each step 3 CRF", 7.0, "Q")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOptions:
+    """The renderer of a command that uses one."""
+
+    checkpoint: str | None = option("folder written by convert_weights.py (the built-in model)", metavar="FOLDER")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointsOptions:
+    """The renderers of `relight`."""
+
+    inverse: str | None = option("checkpoint of the inverse renderer (the built-in model)", metavar="FOLDER")
+    forward: str | None = option("checkpoint of the forward renderer (the built-in model)", metavar="FOLDER")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """Encoding of images, and devices."""
+
+    format: str = option("format of the images; exr is half float", "png", choices=KINDS)
+    bits: int | None = option("bits per channel of PNG files (8)", choices=(8, 16))
+    transfer: str | None = option("transfer curve of colors in the images (srgb; linear in EXR)", choices=TRANSFERS)
+    devices: int | None = option("number of local devices that share the work (all)", metavar="N")
+    process: tuple[int, int] = option(
+        "index of this process, and number of processes, that share the clips", (0, 1), ("I", "N")
+    )
+    dtype: str | None = option("dtype of the computation (float32 on CPUs, else bfloat16)", choices=DTYPES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InverseModelOptions:
+    """Estimated G-buffers."""
+
+    passes: tuple[str, ...] = option("G-buffers to estimate", DEFAULT_PASSES, "NAME")
+    normals: str = option("axes of the written normals; directx has y down", "opengl", choices=NORMALS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightOptions:
+    """Arguments of `Lights`."""
+
+    environment: tuple[str, ...] = option(
+        ".hdr, .exr or LDR lat-long maps, folders with a map per frame, or built-in maps: "
+        f"{', '.join(assets.environments())}",
+        assets.LIGHTS, "HDR", type=cli.path,
+    )  # fmt: skip
+    environment_size: tuple[int, int] | None = option(
+        "size of the encoded maps, in pixels (the model's)", metavar=("H", "W")
+    )
+    rotation: float = option("rotation of the map to the right, in degrees", 180.0, "DEGREES")
+    flip: bool = option("mirror the map before its rotation", False)
+    yaw: float = option("rotation of the light from ahead to the right, in degrees", 0.0, "DEGREES")
+    pitch: float = option("rotation of the light from ahead upward, in degrees", 0.0, "DEGREES")
+    roll: float = option("rotation of the light from above to the right, in degrees", 0.0, "DEGREES")
+    strength: float = option("factor on the light", 1.0, "X")
+    exposure: float | str = option(
+        "exposure of the light, in stops; auto gives it a usual mean", 0.0, "STOPS", type=stops
+    )
+    blur: float = option("blur of the light, in degrees of standard deviation", 0.0, "DEGREES")
+    rotate_light: bool = option("turn the light once over the clip, in the direction of --yaw", False)
+    elevation: float = option("elevation of the fixed camera, in degrees", 0.0, "DEGREES")
+    elevation_sign: str = option(
+        "meaning of a positive elevation: up raises the camera, released lights the clip as if it were lowered",
+        "released", choices=ELEVATION_SIGNS,
+    )  # fmt: skip
+    poses: str | None = option(
+        "transforms.json with a camera-to-world pose per frame, for a moving camera", metavar="JSON"
+    )
+    projection: str = option("projection of the maps", "frame", choices=PROJECTIONS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardModelOptions:
+    """The forward renderer."""
+
+    lora_scale: float = option("scale of the LoRA: 0.25 suits real footage, 0 synthetic objects", 0.25, "X")
+    drop: tuple[str, ...] = option("conditions to leave out", (), "NAME")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkOptions:
+    """Chunks and sizes."""
+
+    frames: int | None = option("frames per window or chunk (the model's)", metavar="N")
+    overlap: int | None = option(
+        "frames that neighboring windows or chunks share (6, at most half of --frames)", metavar="N"
+    )
+    chunks: str = option(
+        "blend: all frames in one chunk of blended windows; or as released: all, only the first, all but an "
+        "incomplete last",
+        "blend", choices=MODES,
+    )  # fmt: skip
+    size: tuple[int, int] | None = option(
+        "size in pixels that frames are fitted to, rounded up to multiples of 64 (the model's)", metavar=("H", "W")
+    )
+    fit: str = option(
+        "fit to the size: cover it, be contained in it (padded, and cropped again), or be stretched to it",
+        "cover", choices=FIT_MODES,
+    )  # fmt: skip
+    output_size: str = option("size of the results: the model's or the source's", "model", choices=OUTPUTS)
+
+
+# Names and types are those of `Sampling`; None leaves the choice to the renderer.
+SAMPLER_HELP = {
+    "num_steps": ("number of denoising steps (20; 1 for one-step models)", {"name": "--steps", "metavar": "N"}),
+    "sampler": ("sampler (euler); heun calls the network twice per step", {}),
+    "rho": ("exponent of the noise levels (7)", {"metavar": "X"}),
+    "sigma_min": ("lowest noise level (the model's)", {"metavar": "X"}),
+    "sigma_max": ("highest noise level (the model's)", {"metavar": "X"}),
+    "guidance": (
+        "guidance scale of the first and last frame (forward: 1.2 1.2)",
+        {"type": float, "nargs": 2, "metavar": ("FIRST", "LAST")},
+    ),
+    "dynamic_guidance": ("let the guidance grow over the steps", {}),
+    "fps": ("frame rate that the model is conditioned on (7)", {"metavar": "X"}),
+    "motion_bucket_id": ("amount of motion that the model is conditioned on (127)", {"metavar": "X"}),
+    "noise_aug_strength": ("standard deviation of noise added to the conditions (0)", {"metavar": "X"}),
+    "decode_chunk_size": ("frames that the VAE decodes together (8)", {"metavar": "N"}),
+    "decode_overlap": ("frames over which decoded runs fade (0; 2 in blended windows)", {"metavar": "N"}),
+    "seed": ("seed of the initial noise (0)", {"metavar": "N"}),
+    "deterministic": (
+        "take one step from zeros, for models trained so (the model's)", {"action": argparse.BooleanOptionalAction},
+    ),
+}  # fmt: skip
+SamplerOptions = dataclasses.make_dataclass(
+    "SamplerOptions",
+    [
+        (
+            name,
+            typing.get_type_hints(Sampling)[name] | None,
+            option(help, False if name == "dynamic_guidance" else None, **arguments),
+        )
+        for name, (help, arguments) in SAMPLER_HELP.items()
+    ],
+    frozen=True,
+    kw_only=True,
+)
+
+
+# --- commands ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class InverseOptions(SamplerOptions, ChunkOptions, InverseModelOptions, ImageOptions, FileOptions, CheckpointOptions):
+    """RGB clips to G-buffers."""
+
+    lora_scale: float = option("scale of the LoRA, if the checkpoint has one", 1.0, "X")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardOptions(
+    SamplerOptions, ChunkOptions, ForwardModelOptions, LightOptions, ImageOptions, FileOptions, CheckpointOptions
+):
+    """G-buffers to RGB clips under another light."""
+
+    input: str | None = option(GBUFFERS, metavar="PATH")
+    frames: int | None = option(
+        "frames per window or chunk (the model's); unless blended, G-buffers in several chunks keep theirs", metavar="N"
+    )
+    size: tuple[int, int] | None = option(
+        "size in pixels that frames are fitted to, rounded up to multiples of 64 (their own)", metavar=("H", "W")
+    )
+    fixed_frame: int | None = option("index of a frame of the clip to repeat for --frames frames", metavar="I")
+    input_transfer: str | None = option(
+        "transfer curve of colors in files that do not state it (srgb; linear in .exr and .hdr)", choices=TRANSFERS
+    )
+    input_normals: str = option("axes of normals in files that do not state them", "opengl", choices=NORMALS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelightOptions(
+    SamplerOptions, ChunkOptions, InverseModelOptions, ForwardModelOptions, LightOptions, ImageOptions, FileOptions,
+    CheckpointsOptions,
+):  # fmt: skip
+    """RGB clips to G-buffers to RGB clips under another light."""

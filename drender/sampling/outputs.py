@@ -1,14 +1,16 @@
-"""What a run writes: frames, a record of what is complete, and a video that shows the clip's images side by side.
+"""Outputs of a run for one clip: frames, a record of what is complete, a side-by-side video and a contact sheet.
 
-A clip's results lie in `O/{clip}/{chunk:04d}.{frame:04d}.{label}.png`, as the released scripts name them; the record
-beside them lets an interrupted run go on where it stopped.
+Frames are `O/{clip}/{chunk:04d}.{frame:04d}.{label}.png`, named as by the released scripts. The record beside them lets
+an interrupted run resume.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from drender.errors import InputError
 from drender.files import atomic_write, first_difference
@@ -17,44 +19,55 @@ from drender.media.gbuffers import frame_path
 from drender.media.resize import ResizePlan
 from drender.media.video import write_video
 from drender.renderers.windows import WindowedLatents
-from drender.sampling.inputs import Chunk
-from drender.sampling.record import read_record
+from drender.sampling.inputs import Chunk, Frame
+from drender.sampling.record import InputFiles, read_record
+from drender.sampling.report import Reader
 
 PNG = ImageFormat()
 
 
 class ClipOutput:
-    """The folder of one clip's results, with the record of what is complete.
+    """The folder of a clip's results.
 
     Args:
-      output: the run's folder; the clip's is `output/name`.
-      command: "inverse" or "forward"; a folder may hold the results of one run of each.
-      labels: of the images that the run writes.
-      settings: what the results depend on, as JSON. Results of other settings are not mixed with these.
-      overwrite: replace such results once there is something to replace them with, instead of raising InputError.
+      root: the run's output folder.
+      name: of the clip.
+      command: "inverse" or "forward", which names the record; a folder may hold the results of one run of each.
+      labels: of the images that the run writes, in the order in which they are shown.
+      settings: JSON values that the results depend on; results of other settings are never mixed with these.
+      inputs: files that the results depend on, likewise.
+      overwrite: replace other results once the first new file is written, instead of raising InputError.
       format: of the images.
+      below: a folder between the run's and the clip's.
+    Raises:
+      InputError: the folder holds other results, and not `overwrite`.
     """
 
     def __init__(
-        self, output: Path, name: str, command: str, labels: Iterable[str], settings: dict, overwrite: bool = False,
-        format: ImageFormat = PNG,
+        self, root: Path, name: str, command: str, labels: Sequence[str], settings: dict,
+        inputs: InputFiles | None = None, overwrite: bool = False, format: ImageFormat = PNG, below: str = "",
     ):  # fmt: skip
-        self.format = format
-        self.output, self.name = Path(output), name
-        self.path = self.output / name
+        self.root, self.name, self.labels, self.format = Path(root), name, tuple(labels), format
+        self.path = self.root / below / name
         self._record_path = self.path / f"{command}.json"
-        settings = json.loads(json.dumps(settings))  # as it will be read back: lists for tuples
-        self._record = {"settings": settings, "labels": sorted(labels), "chunks": [], "finished": False}
-        found = read_record(self._record_path)
-        # Is what lies in the folder of this run?
-        self._continued = found.get("settings") == settings
+        self._inputs = inputs or InputFiles()
+        settings = json.loads(json.dumps(settings))  # as the record gives them back: lists for tuples
+        self._record = {"settings": settings, "labels": sorted(labels), "chunks": [], "finished": False, "inputs": {}}
+        existing = read_record(self._record_path)
+        same_settings = existing.get("settings") == settings
+        self._continued = same_settings and self._inputs.match(existing.get("inputs", {}))
         if self._continued:
-            self._record |= found
+            self._record |= existing
         elif overwrite:
-            self._record["labels"] = sorted({*self._record["labels"], *found.get("labels", [])})
-        elif found:
+            self._record["labels"] = sorted({*labels, *existing.get("labels", [])})
+        elif same_settings:
             raise InputError(
-                f"{self.path} holds results made with {first_difference(found['settings'], settings)}; "
+                f"{self.path} holds results made from other contents of the same input files; "
+                "give another --output, or --overwrite"
+            )
+        elif existing:
+            raise InputError(
+                f"{self.path} holds results made with {first_difference(existing['settings'], settings)}; "
                 "give another --output, or --overwrite"
             )
         elif images := self._images():
@@ -62,39 +75,42 @@ class ClipOutput:
                 f"{self.path} holds {images[0].name} and no record of a run that wrote it; "
                 "give another --output, or --overwrite"
             )
-
-    @property
-    def finished(self) -> bool:
-        return self._record["finished"]
-
-    @property
-    def video(self) -> Path:
-        """Where the side-by-side video is, or will be."""
-        return self.output / f"{self.name}.viz.mp4"
+        # `inverse` and `forward` may write to one folder; the second one's previews then have its command in the name.
+        if not self._continued and self._preview_is_taken():
+            self._record["command_in_preview"] = True
+        stem = f"{name}.{command}" if self._record.get("command_in_preview") is True else name
+        self.video = self.path.with_name(f"{stem}.viz.mp4")
+        self.sheet = self.root / f"{stem}.contact.png"
 
     @property
     def done(self) -> set[int]:
-        """Indices of the chunks whose files are all there."""
+        """Return the indices of the chunks whose files are complete."""
         return set(self._record["chunks"])
 
-    def remember(self, chunk: Chunk, label: str) -> WindowedLatents | None:
-        """What was sampled of an image kind before the run was stopped, if it was."""
+    def is_finished(self, with_video: bool = False) -> bool:
+        return self._record["finished"] and (self.video.exists() or not with_video)
+
+    # --- latents of an interrupted run ---
+
+    def load_latents(self, chunk: Chunk, label: str) -> WindowedLatents | None:
+        """Return the latents saved by an interrupted run, or None."""
         if not self._continued:
             return None
         try:
             with np.load(self._latents_path(chunk, label)) as found:
                 windows = [slice(int(start), int(stop)) for start, stop in found["windows"].tolist()]
-                pieces = list(found["pieces"])
-            lengths = [piece.shape[1] for piece in pieces if piece.ndim == 5 and piece.dtype.kind == "f"]
+                latents = list(found["pieces"])
+            lengths = [piece.shape[1] for piece in latents if piece.ndim == 5 and piece.dtype.kind == "f"]
             fit = lengths == [window.stop - window.start for window in windows] and windows[-1].stop == chunk.length
-            return WindowedLatents(windows, pieces) if fit else None
-        except Exception:  # of a damaged file numpy and zipfile raise nearly anything; what is lost is only time
+            return WindowedLatents(windows, latents) if fit else None
+        except Exception:  # numpy and zipfile raise nearly anything for a damaged file, which only costs time
             return None
 
-    def sampled(self, chunk: Chunk, label: str, latents: WindowedLatents) -> WindowedLatents:
-        """Keeps what was sampled until the clip is finished, should the run be stopped: it took the longest.
+    def save_latents(self, chunk: Chunk, label: str, latents: WindowedLatents) -> WindowedLatents:
+        """Save sampled latents until the chunk is complete, because sampling takes longest.
 
-        Returns it as `remember` will, on the host: a device may round what follows otherwise.
+        Returns:
+          the latents on the host, as `load_latents` returns them: a device would round the next operations differently.
         """
         self._begin()
         windows = [(window.start, window.stop) for window in latents.windows]
@@ -103,80 +119,87 @@ class ClipOutput:
             np.savez(file, windows=np.array(windows), pieces=np.stack(pieces))
         return WindowedLatents(latents.windows, pieces)
 
+    # --- images ---
+
     def write(
-        self, chunk: Chunk, label: str, runs: Iterable[np.ndarray], placement: ResizePlan
+        self, chunk: Chunk, label: str, batches: Iterable[np.ndarray], resize: ResizePlan
     ) -> Iterator[np.ndarray]:
-        """Writes frames, `1 n h w 3` at a time, of one image kind, without the repeated ones, and hands them on.
-
-        They are of the network's size; the `placement` makes them what is written.
-        """
+        """Write batches `1 n h w 3` of one label at the output's size, without repeated frames, and pass them on."""
         frame = 0
-        for run in runs:
-            for image in run[0, : chunk.num_frames - frame]:
-                self.put(chunk, frame, label, placement.restore(image, label), self.format)
+        for batch in batches:
+            for image in batch[0, : chunk.num_frames - frame]:
+                self.write_frame(chunk, frame, label, resize.restore(image, label), self.format)
                 frame += 1
-            yield run
+            yield batch
+        print(f"{self.name}: {label}, frames {chunk.start} to {chunk.stop - 1}, written", flush=True)
 
-    def put(self, chunk: Chunk, frame: int, label: str, image: np.ndarray, format: ImageFormat) -> None:
-        """Writes one image `h w 3`, in a format of the folder's kind."""
+    def write_frame(
+        self, chunk: Chunk, frame: int, label: str, image: Float[np.ndarray, "h w 3"], format: ImageFormat
+    ) -> None:
         self._begin()
         format.write(self._file(chunk, frame, label), image, label)
 
-    def complete(self, chunk: Chunk) -> None:
-        """Records that all files of the chunk are there."""
-        self._save(chunks=sorted(self.done | {chunk.index}))
-        self._forget(f".{chunk.index:04d}.*.latents.npz")
-
-    def read(self, chunk: Chunk, frame: int, label: str) -> np.ndarray:
-        """A frame that was written, as it is in memory."""
+    def read(self, chunk: Chunk, frame: int, label: str) -> Float[np.ndarray, "h w 3"]:
+        """Return a frame that was written, in the encoding of memory."""
         return read_labeled(self._file(chunk, frame, label), label)
 
+    def readers(self, frames: Sequence[Frame]) -> dict[str, Reader]:
+        """Return label -> function that reads the i-th of these frames."""
+
+        def read_shown(label: str, i: int) -> np.ndarray:
+            return self.read(*frames[i], label)
+
+        return {label: partial(read_shown, label) for label in self.labels}
+
+    # --- progress ---
+
+    def complete(self, chunk: Chunk) -> None:
+        """Record that all files of the chunk are written."""
+        self._save(chunks=sorted(self.done | {chunk.index}))
+        self._remove(f".{chunk.index:04d}.*.latents.npz")
+
     def finish(self, frames: Iterable[np.ndarray] | None, fps: float, quality: float) -> None:
-        """Writes the video of `frames`, if any, and records the clip as finished, with its frame rate."""
+        """Write the video of `frames`, if any, and record the clip as finished, with its frame rate."""
         if frames is not None:
             write_video(self.video, frames, fps, quality)
-        self._forget(".*.latents.npz")  # of chunks after whose completion a run was killed at once
+        self._remove(".*.latents.npz")  # a run killed right after `complete` wrote its record leaves them
         self._save(finished=True, fps=fps)
+
+    def _begin(self) -> None:
+        """Remove the results of other settings or inputs before the first new file is written."""
+        if self._continued:
+            return
+        self._continued = True
+        if existing := read_record(self._record_path):  # if this is interrupted, the rest must not count as complete
+            self._write_record(existing | {"chunks": [], "finished": False})
+        for path in (*self._images(), self.video, self.sheet):
+            path.unlink(missing_ok=True)
+        self._remove(".*.latents.npz", ".*.part.*")
+        self._save()
+
+    def _preview_is_taken(self) -> bool:
+        others = [read_record(path) for path in self.path.glob("*.json") if path != self._record_path]
+        return any(record and not record.get("command_in_preview") for record in others)
 
     def _file(self, chunk: Chunk, frame: int, label: str) -> Path:
         return frame_path(self.path, chunk.index, frame, label, self.format.kind)
 
-    def _begin(self) -> None:
-        """Removes, when there is something to write, what a run of other settings left: it is not to be mixed in."""
-        if self._continued:
-            return
-        self._continued = True
-        if found := read_record(self._record_path):  # should this be stopped half-way, it is not taken for whole
-            self._write_record(found | {"chunks": [], "finished": False})
-        for path in self._images():
-            path.unlink()
-        self._forget(".*.latents.npz", ".*.part.*")
-        self._save()
-
-    def _forget(self, *patterns: str) -> None:
-        """Removes hidden files."""
-        for pattern in patterns:
-            for path in self.path.glob(pattern):
-                path.unlink()
-
     def _latents_path(self, chunk: Chunk, label: str) -> Path:
         return self.path / f".{chunk.index:04d}.{label}.latents.npz"
-
-    def _save(self, **changes) -> None:
-        self._record |= changes
-        self._write_record(self._record)
-
-    def _write_record(self, record: dict) -> None:
-        with atomic_write(self._record_path) as temporary:
-            temporary.write_text(json.dumps(record, indent=1))
 
     def _images(self) -> list[Path]:
         names = [f"*.{label}.{kind}" for label in self._record["labels"] for kind in KINDS]
         return [path for name in names for path in sorted(self.path.glob(name))]
 
+    def _remove(self, *patterns: str) -> None:
+        for pattern in patterns:
+            for path in self.path.glob(pattern):
+                path.unlink()
 
-def unique_frames(chunks: list[Chunk], overlap: int) -> Iterator[tuple[Chunk, int]]:
-    """Every frame of the clip once: those that two chunks share are taken from the first."""
-    for chunk in chunks:
-        for i in range(overlap if chunk.index else 0, chunk.num_frames):
-            yield chunk, i
+    def _save(self, **changes) -> None:
+        self._record |= changes | {"inputs": self._inputs.to_json()}
+        self._write_record(self._record)
+
+    def _write_record(self, record: dict) -> None:
+        with atomic_write(self._record_path) as temporary:
+            temporary.write_text(json.dumps(record, indent=1))

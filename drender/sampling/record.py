@@ -1,28 +1,97 @@
-"""TODO."""
+"""The record beside a clip's results: what they were made from, and which of their chunks are complete."""
 
+import functools
+import hashlib
 import json
+import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
-RECORD = {"settings": dict, "labels": list, "chunks": list, "finished": bool}
+from drender.errors import InputError
 
-
-WORD = re.compile(r"\w+")  # a label, with which files are looked for that are removed
+FIELD_TYPES = {"settings": dict, "labels": list, "chunks": list, "finished": bool}
+LABEL = re.compile(r"\w+")  # labels become glob patterns of the files that are deleted
+HASHED_WHOLE = 2**24  # bytes; of larger files, which are videos and weights, evenly spaced blocks are hashed
+BLOCK, NUM_BLOCKS = 2**16, 256
 
 
 def read_record(path: Path) -> dict:
-    """The record of an earlier run; nothing where there is none, or none that can be read."""
+    """Return the record of an earlier run, or {} if there is none or it is invalid."""
     try:
         record = json.loads(path.read_text())
-        whole = all(isinstance(record[key], kind) for key, kind in RECORD.items())
-        whole = whole and all(isinstance(label, str) and WORD.fullmatch(label) for label in record["labels"])
-        whole = whole and all(_is_count(index) for index in record["chunks"])
-        whole = whole and _is_count(record["settings"].get("overlap", 0))
-        whole = whole and 1e-3 <= record.get("fps", 1) <= 1e6
+        valid = all(isinstance(record[key], kind) for key, kind in FIELD_TYPES.items())
+        valid = valid and all(isinstance(label, str) and LABEL.fullmatch(label) for label in record["labels"])
+        valid = valid and all(_is_count(index) for index in record["chunks"])
+        valid = valid and _is_count(record["settings"].get("overlap", 0))
+        valid = valid and 1e-3 <= record.get("fps", 1) <= 1e6
+        valid = valid and isinstance(record.get("inputs", {}), dict)
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {}
-    return record if whole else {}
+    return record if valid else {}
 
 
 def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**31
+
+
+class InputFiles:
+    """The files that results depend on, compared by content.
+
+    Files are hashed only if their size or modification time has changed since the record was written.
+
+    Args:
+      paths: files, and folders, which stand for all files below them.
+    """
+
+    def __init__(self, paths: Iterable[Path] = ()):
+        self._files = []  # and their names, which for files in folders are relative to these
+        for path in map(Path, paths):
+            if path.is_dir():
+                files = sorted(file for file in path.rglob("*") if file.is_file())
+                self._files += [(file, str(file.relative_to(path))) for file in files]
+            else:
+                self._files.append((path, path.name))
+
+    @functools.cached_property
+    def state(self) -> str:
+        """Return a hash of the files' paths, sizes and modification times."""
+        return _digest(json.dumps([str(file.absolute()), *_size_and_time(file)]) for file, _ in self._files)
+
+    @functools.cached_property
+    def content(self) -> str:
+        """Return a hash of the files' names and contents."""
+        return _digest(json.dumps([name, _content_hash(file, *_size_and_time(file))]) for file, name in self._files)
+
+    def match(self, recorded: dict) -> bool:
+        """Return whether the files are those of a record's `inputs`."""
+        return recorded.get("state") == self.state or recorded.get("content") == self.content
+
+    def to_json(self) -> dict:
+        return {"state": self.state, "content": self.content}
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+
+
+def _size_and_time(file: Path) -> tuple[int, int]:
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from error
+    return status.st_size, status.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=2**16)  # checkpoints and environments are shared by all clips of a run
+def _content_hash(file: Path, size: int, mtime_ns: int) -> str:
+    digest = hashlib.sha256(str(size).encode())
+    step = max(BLOCK, (size - BLOCK) // (NUM_BLOCKS - 1)) if size > HASHED_WHOLE else BLOCK
+    try:
+        with file.open("rb") as stream:
+            for start in range(0, size, step):
+                stream.seek(start, os.SEEK_SET)
+                digest.update(stream.read(BLOCK))
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from error
+    return digest.hexdigest()

@@ -1,6 +1,6 @@
-"""A page to look at a run's results: one HTML file with the frames inside, that needs no server, network or other file.
+"""The HTML page of a run: one file with all frames inside, which needs no server, network or other file.
 
-`assets/page.html` is the page itself, of no clips; what is written here are the clips it shows.
+`assets/page.html` is the template; this module adds the clips.
 """
 
 import base64
@@ -22,15 +22,15 @@ from drender.files import atomic_write
 from drender.media.images import to_integers
 from drender.media.resize import fit_cover
 
-MAX_FRAMES = 120  # of a clip; of a longer one every second, third, … is shown
+MAX_FRAMES = 120  # per clip; longer clips show every second, third, … frame
 MAX_SIDE = 512  # pixels; larger frames are scaled down
-# Of all images together: six relit clips of 24 frames of 512×512 have as many. A pixel takes 0.15 bytes of the page in
-# a rendered video and its buffers, 0.4 in a photograph: 60 to 150 MB, which browsers open without ado.
+# Pixels of all images together: those of six relit clips of 24 frames of 512×512. A pixel takes 0.15 bytes in rendered
+# video and buffers, 0.4 in photographs, so the page has 60 to 150 MB, which browsers open easily.
 MAX_PIXELS = 1500 * MAX_SIDE**2
-POSTER_SIDE = 96  # pixels; of the small picture that stands for a clip
-QUALITY = 3  # of JPEG, as FFmpeg counts: 2 is best, 31 worst
+POSTER_SIDE = 96  # pixels; of the thumbnail of a clip
+QUALITY = 3  # of JPEG on FFmpeg's scale: 2 is best, 31 worst
 
-# How the values of an image are to be read; what is not here explains itself.
+# Meaning of an image's values, by label; other labels have no note.
 NOTES = {
     "rgb": "The source, as the renderer saw it.",
     "basecolor": "sRGB-encoded; of the metallic-roughness model.",
@@ -42,12 +42,12 @@ NOTES = {
     "depth": "Relative: black is near (0), white is far (1), and so is the background.",
 }
 
-Reader = Callable[[int], Float[np.ndarray, "h w 3"]]  # frame number -> the image, in [0, 1], as it is to be shown
+Reader = Callable[[int], Float[np.ndarray, "h w 3"]]  # frame index -> image in [0, 1], ready for display
 
 
 @dataclass(frozen=True)
 class PageLight:
-    """An environment that a clip is relit under: what it is called, and its thumbnail for every frame."""
+    """An environment that a clip is relit under: its name, and its thumbnail at every frame."""
 
     name: str
     thumbnail: Reader
@@ -60,10 +60,10 @@ class PageClip:
     Attributes:
       name: any text.
       fps: frames per second.
-      num_frames: of every image kind.
-      frames: label, such as "rgb" or "normal" -> reader; the first is what others are compared with. Images of a frame
-        may differ in size, and are shown at the same.
-      lights: the labels among those which are results of an environment.
+      num_frames: per label.
+      frames: label, such as "rgb" or "normal" -> reader. Others are compared with the first label. The images of a
+        frame may differ in size and are displayed at one size.
+      lights: label -> environment, for the labels that are relit frames.
     """
 
     name: str
@@ -74,32 +74,32 @@ class PageClip:
 
 
 def write_page(path: str | Path, title: str, clips: Sequence[PageClip], settings: dict[str, Any]) -> None:
-    """Writes the page of a run. The same frames give the same bytes.
+    """Write the page of a run. The same frames give the same bytes.
 
-    Images are read one by one; memory holds the JPEGs of one buffer of a clip. Of a clip at most MAX_FRAMES frames are
-    shown, evenly spaced, and at most MAX_SIDE pixels along the longer side. All images together have at most MAX_PIXELS
-    pixels, of which every clip gets the same share: first there are fewer frames of it, then, of one, fewer pixels. The
-    page says so, and takes at most about 150 MB, or 1 GB if the pictures are noise.
+    Images are read one by one; memory holds the JPEGs of one label of a clip. A clip shows at most MAX_FRAMES evenly
+    spaced frames, of at most MAX_SIDE pixels along the longer side. All images together have at most MAX_PIXELS pixels,
+    and every clip gets the same share: the number of frames is reduced first, then the size of a single frame. The page
+    states this. It takes at most about 150 MB, or 1 GB for images of noise.
 
     Args:
       path: of the HTML file.
-      title: says what run it is.
+      title: of the page.
       clips: one or more.
-      settings: name -> value, shown but for those that are off: None, False or nothing.
+      settings: name -> value; None, False and empty values are not shown.
     Raises:
-      InputError: a frame that cannot be read, or a page that cannot be written; then nothing is left behind.
+      InputError: a frame cannot be read or the page cannot be written; no partial file is left.
     """
     template = (ASSETS / "page.html").read_text("utf-8")
     head, tail = template.split("{{clips}}")
-    said = {name.replace("_", " "): _said(value) for name, value in settings.items()}
+    texts = {name.replace("_", " "): _setting_text(value) for name, value in settings.items()}
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", errors="replace") as page:
         page.write(head.replace("{{title}}", html.escape(title)))
-        page.write(_script("run", {"title": title, "settings": {x: text for x, text in said.items() if text}}))
+        page.write(_script("run", {"title": title, "settings": {name: text for name, text in texts.items() if text}}))
         for clip in clips:
             sizes = {label: read(0).shape[:2] for label, read in clip.frames.items()}
             shown, scales = _selection(clip.num_frames, sizes, MAX_PIXELS // len(clips))
             page.write(_script("clip", _description(clip, shown, sizes)))
-            # A clip's images are parsed only when it is chosen; hence not in the description.
+            # The page parses a clip's images only when it is chosen, so they are not in the description.
             page.write('<script type="application/json" class="images">{')
             for number, (label, read) in enumerate(clip.frames.items()):
                 images = ",".join(json.dumps(_data_uri(_scaled(read(i), scales[label]))) for i in shown)
@@ -109,18 +109,18 @@ def write_page(path: str | Path, title: str, clips: Sequence[PageClip], settings
 
 
 def _selection(num_frames: int, sizes: dict[str, tuple[int, int]], share: int) -> tuple[range, dict[str, float]]:
-    """The frames of a clip that fit into its share of the page's pixels, and the factor on the sides of every image."""
+    """Return the frames of a clip that fit into its share of the page's pixels, and each label's scale."""
     scales = {label: min(1.0, MAX_SIDE / max(size)) for label, size in sizes.items()}
     pixels = sum(h * w * scales[label] ** 2 for label, (h, w) in sizes.items())  # of one frame
-    most = max(1, min(MAX_FRAMES, int(share / pixels)))
+    max_frames = max(1, min(MAX_FRAMES, int(share / pixels)))
     shrink = min(1.0, math.sqrt(share / pixels))
-    return range(0, num_frames, math.ceil(num_frames / most)), {
+    return range(0, num_frames, math.ceil(num_frames / max_frames)), {
         label: scale * shrink for label, scale in scales.items()
     }
 
 
 def _description(clip: PageClip, shown: range, sizes: dict[str, tuple[int, int]]) -> dict:
-    """What the page needs to know of a clip before its images."""
+    """Return everything that the page needs before a clip's images."""
     first = next(iter(clip.frames.values()))(0)
     lights = {}
     for label, light in clip.lights.items():
@@ -140,12 +140,12 @@ def _description(clip: PageClip, shown: range, sizes: dict[str, tuple[int, int]]
     }
 
 
-def _said(value: Any) -> str:
-    """A setting as text, of one that is off none; what comes with the package is called so, wherever that lies."""
+def _setting_text(value: Any) -> str:
+    """Return a setting as text, "" if it is off, with paths of built-in files relative to the package."""
     if value is None or isinstance(value, bool):
         return "yes" if value else ""
     if isinstance(value, list | tuple):
-        return ", ".join(map(_said, value))
+        return ", ".join(map(_setting_text, value))
     return f"{value:g}" if isinstance(value, float) else str(value).replace(str(ASSETS), "drender/assets")
 
 
@@ -154,17 +154,17 @@ def _script(kind: str, content: Any) -> str:
 
 
 def _json(content: Any) -> str:
-    """JSON that no text in it can break out of the script element with."""
+    """Return JSON in which no text can end the surrounding script element."""
     return json.dumps(content).replace("<", "\\u003c")
 
 
 def _scaled(image: Float[np.ndarray, "h w 3"], scale: float) -> Float[np.ndarray, "H W 3"]:
-    """The image with its sides multiplied by `scale`, at most 1."""
+    """Return the image with its sides multiplied by `scale`, at most 1."""
     return fit_cover(image, tuple(max(1, int(side * scale + 1e-6)) for side in image.shape[:2]), multiple=1)
 
 
 def _data_uri(image: Float[np.ndarray, "h w 3"]) -> str:
-    """The image as JPEG without chroma subsampling, which would smear normals and the pixels of small frames."""
+    """Return the image as a JPEG without chroma subsampling, which would smear normals and small frames."""
     encoder = av.CodecContext.create("mjpeg", "w")
     encoder.height, encoder.width = image.shape[:2]
     encoder.pix_fmt, encoder.color_range, encoder.time_base = "yuv444p", 2, Fraction(1)  # 2: full, as in JFIF

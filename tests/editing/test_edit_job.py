@@ -147,6 +147,19 @@ def test_edits_resume_reject_mixing_and_overwrite(run, tmp_path):
     assert read_image(frame_path(tmp_path / "out/b", 0, 0, "roughness")).max() == 0
 
 
+def test_a_changed_mask_is_not_taken_for_finished(run, tmp_path):
+    clip = write_gbuffers(tmp_path / "walk")
+    write_png(tmp_path / "mask.png", np.ones((8, 8, 3), np.float32))
+    where = ("--input", clip, "--output", tmp_path / "out", "--set", "roughness", 1, "--mask", tmp_path / "mask.png")
+    assert run("edit", *where)[0] == 0
+    write_png(tmp_path / "mask.png", np.eye(8, dtype=np.float32)[..., None].repeat(3, -1))
+    code, _, err = run("edit", *where)
+    assert code == 2 and "other contents of the same input files" in err
+    assert run("edit", *where, "--overwrite")[0] == 0
+    roughness = read_image(frame_path(tmp_path / "out/walk", 0, 0, "roughness"))
+    assert (roughness.diagonal() == 1).all() and (roughness < 1).any()
+
+
 def test_unknown_buffers_are_passed_through(run, tmp_path):
     clip = write_gbuffers(tmp_path / "walk", labels=("basecolor", "glossiness"), record={"overlap": 6})
     record = json.loads((clip / "inverse.json").read_text())

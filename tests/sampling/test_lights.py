@@ -37,7 +37,7 @@ def read(monkeypatch):
     return names
 
 
-def test_several_environments_that_turn_in_one_run():
+def test_lights_equal_environment_maps():
     names = ("forest", "night")
     paths = [assets.environment(name) for name in names]
     lights = Lights(paths, rotate_light=True, exposure="auto", roll=20.0, elevation=10.0, elevation_sign="up")
@@ -60,7 +60,7 @@ def test_a_folder_lights_every_frame_by_its_own_map(tmp_path):
             same({label: images[i : i + 1] for label, images in found.items()}, environment_maps(image, 1, SIZE))
 
 
-def test_hundreds_of_maps_are_not_read_before_they_are_wanted(read, tmp_path):
+def test_maps_of_a_folder_are_read_when_needed(read, tmp_path):
     lights = Lights([write_maps(tmp_path / "sky", np.linspace(0.1, 1, 300))])
     lights.check("walk", 300)
     assert read == ["sky0.png"]
@@ -69,7 +69,7 @@ def test_hundreds_of_maps_are_not_read_before_they_are_wanted(read, tmp_path):
     assert read == ["sky0.png", "sky298.png", "sky299.png", "sky0.png"]  # one is held
 
 
-def test_a_folder_and_an_array_of_frames_are_alike_and_turn(tmp_path):
+def test_a_folder_equals_an_array_of_maps(tmp_path):
     rng = np.random.default_rng(0)
     maps = rng.random((3, 8, 16, 3)).astype(np.float32)
     found = environment_maps(maps, 2, SIZE, rotate_light=True, exposure=1.0)  # the third is not used
@@ -91,7 +91,7 @@ def test_a_light_that_changes_is_exposed_as_one(tmp_path):
     assert maps[0].mean() < environment_maps(np.full((1, 2, 3), 0.6, np.float32), 1, SIZE)["env_ldr"].mean()
 
 
-def test_too_few_maps_are_one_error(tmp_path):
+def test_too_few_maps_are_an_error(tmp_path):
     folder = write_maps(tmp_path / "sky", (0.5, 0.5))
     lights = Lights([folder])
     lights.check("walk", 2)
@@ -104,7 +104,7 @@ def test_too_few_maps_are_one_error(tmp_path):
         environment_maps(np.zeros((0, 4, 8, 3), np.float32), 1, SIZE)
 
 
-def test_a_damaged_map_is_named_when_its_turn_comes(tmp_path):
+def test_a_damaged_map_is_named_when_it_is_read(tmp_path):
     folder = write_maps(tmp_path / "sky", (0.5, 0.5, 0.5))
     (folder / "sky1.png").write_bytes((folder / "sky1.png").read_bytes()[:60])
     lights = Lights([folder])
@@ -113,9 +113,22 @@ def test_a_damaged_map_is_named_when_its_turn_comes(tmp_path):
         lights.maps(0, np.array([1]), 3, SIZE)
 
 
-def test_a_light_that_cannot_be_shown_is_told_once_by_its_name(tmp_path):
+def test_a_dark_map_is_a_warning_that_names_it_once(tmp_path):
     folder = write_maps(tmp_path / "sky", (0.5, 0.02, 0.03))
     lights = Lights([folder])
-    with pytest.warns(UserWarning, match=r"sky1\.png is dark: mean luminance 0.0015, and 100% .* --exposure") as told:
+    with pytest.warns(UserWarning, match=r"sky1\.png is dark: mean luminance 0.0015, and 100% .* --exposure") as warned:
         lights.maps(0, np.arange(3), 3, SIZE)
-    assert len(told) == 1
+    assert len(warned) == 1
+
+
+def test_displayed_maps_of_a_still_light_are_computed_once(monkeypatch):
+    lights = [Lights([assets.environment("night")], rotate_light=turning) for turning in (False, True)]
+    for light, count in zip(lights, (1, 3), strict=True):
+        computed, maps = [], light.maps
+        monkeypatch.setattr(
+            light, "maps", lambda *args, maps=maps, calls=computed: (calls.append(args), maps(*args))[1]
+        )
+        shown = [light.displayed(0, frame, 4, (8, 8)) for frame in (0, 1, 2, 1)]
+        assert len(computed) == count
+        for frame, image in zip((0, 1, 2, 1), shown, strict=True):
+            np.testing.assert_array_equal(image, maps(0, np.array([frame]), 4, (8, 8))["env_ldr"][0])

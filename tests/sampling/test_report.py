@@ -1,4 +1,4 @@
-"""The page of a run: what is in the file."""
+"""Contents of the HTML page of a run."""
 
 import re
 
@@ -13,13 +13,13 @@ from drender.assets import ASSETS
 from drender.sampling import report
 from drender.sampling.report import PageClip, write_page
 
-NO_TEXT = "\udcff"  # as Python has a byte of a file name that is no UTF-8
+NOT_UTF8 = "\udcff"  # Python's form of a byte of a file name that is not UTF-8
 
 
-def test_the_page_holds_the_frames_and_asks_for_nothing_else(tmp_path):
+def test_page_holds_all_frames_and_links_nothing(tmp_path):
     write_page(tmp_path / "index.html", "Relighting", [clip(), clip("two", count=1)], {"steps": 20})
     found = Page(tmp_path / "index.html")
-    assert found.links == ["data:,"]  # the icon: none
+    assert found.links == ["data:,"]  # no icon
     assert not re.search(r"https?:|url\(|@import|fetch\(|XMLHttp|import\(", (ASSETS / "page.html").read_text("utf-8"))
     assert [entry["name"] for entry in found.data["clip"]] == ["ball", "two"]
     assert found.data["clip"][0]["shown"] == [0, 1, 2, 3, 4]
@@ -31,17 +31,17 @@ def test_the_page_holds_the_frames_and_asks_for_nothing_else(tmp_path):
                 np.testing.assert_allclose(decode(uri), frame(label, i), atol=0.03)
 
 
-def test_sharp_colours_stay_apart(tmp_path):
-    """Chroma is not subsampled: one red column between blue ones stays red."""
+def test_chroma_is_not_subsampled(tmp_path):
+    """One red column between blue ones stays red."""
     stripes = np.zeros((16, 16, 3), np.float32)
     stripes[:, ::2, 0] = stripes[:, 1::2, 2] = 1
     write_page(tmp_path / "p.html", "", [PageClip("a", 1.0, 1, {"rgb": lambda i: stripes})], {})
     assert np.abs(decode(Page(tmp_path / "p.html").data["images"][0]["rgb"][0]) - stripes).mean() < 0.05
 
 
-def test_names_and_settings_are_text_whatever_they_hold(tmp_path):
+def test_names_and_settings_are_escaped(tmp_path):
     write_page(tmp_path / "plain.html", "t", [clip()], {"input": "x"})
-    name = HOSTILE + NO_TEXT
+    name = HOSTILE + NOT_UTF8
     write_page(tmp_path / "p.html", name, [clip(name)], {"input": name})
     plain, found = Page(tmp_path / "plain.html"), Page(tmp_path / "p.html")
     assert found.tags == plain.tags  # nothing broke out
@@ -59,7 +59,7 @@ def test_settings_that_are_off_are_not_shown(tmp_path):
     }  # fmt: skip
 
 
-def test_lights_have_thumbnails_one_per_frame_if_they_turn(tmp_path):
+def test_lights_that_turn_have_a_thumbnail_per_frame(tmp_path):
     write_page(tmp_path / "p.html", "t", [clip()], {})
     lights = Page(tmp_path / "p.html").data["clip"][0]["lights"]
     assert [light["name"] for light in lights.values()] == ["still", "turning"]
@@ -90,7 +90,7 @@ sides = st.tuples(st.integers(1, 3000), st.integers(1, 3000))
 
 
 @given(st.integers(1, 5000), st.lists(sides, min_size=1, max_size=12), st.integers(1, 800))
-def test_the_page_stays_within_its_size(count, sizes, clips):
+def test_page_stays_within_its_pixel_limits(count, sizes, clips):
     sizes = {str(label): size for label, size in enumerate(sizes)}
     shown, scales = report._selection(count, sizes, report.MAX_PIXELS // clips)
     assert shown[0] == 0 and len(shown) <= report.MAX_FRAMES and shown[-1] < count
@@ -103,7 +103,7 @@ def test_the_page_stays_within_its_size(count, sizes, clips):
         assert all(longest[label] >= min(max(size), report.MAX_SIDE) - 1e-6 for label, size in sizes.items())
 
 
-def test_a_page_is_whole_or_not_there_and_always_the_same(tmp_path):
+def test_page_is_written_atomically_and_reproducibly(tmp_path):
     path = tmp_path / "p.html"
     write_page(path, "t", [clip()], {})
     before = path.read_bytes()

@@ -1,4 +1,4 @@
-"""The page of a run: what a browser makes of it. Skipped where there is no Chromium with its driver."""
+"""Behavior of the HTML page of a run in a browser. Skipped if Chromium or its driver is not installed."""
 
 import base64
 import io
@@ -97,7 +97,7 @@ def path(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("scheme", ("light", "dark"))
 @pytest.mark.parametrize("width", (360, 1280))
-def test_it_fits_its_window_in_both_schemes(browser, path, width, scheme):
+def test_page_fits_its_window_in_both_schemes(browser, path, width, scheme):
     viewer = Viewer(browser, path, width, scheme=scheme)
     viewer.drawn("env0000 0")
     assert viewer.js("document.documentElement.scrollWidth") <= width
@@ -119,7 +119,7 @@ def test_it_fits_its_window_in_both_schemes(browser, path, width, scheme):
 
 
 @pytest.mark.parametrize("scheme", ("light", "dark"))
-def test_text_stands_out(browser, path, scheme):
+def test_text_has_enough_contrast(browser, path, scheme):
     """WCAG AA: a contrast of 4.5 to 1 of every text."""
     viewer = Viewer(browser, path, 1280, scheme=scheme)
     viewer.drawn("env0000 0")
@@ -153,7 +153,7 @@ def test_every_control_has_a_name(browser, path):
             found.setdefault(node["role"]["value"], []).append(node.get("name", {}).get("value", ""))
     assert len(found["radio"]) == 4 and found["radio"][2:] == ["still", "turning"]
     assert {"Play", "Previous frame", "Next frame"} <= set(found["button"])
-    assert sorted(found["slider"]) == ["Divider of the two pictures", "Frame"]
+    assert sorted(found["slider"]) == ["Divider of the two images", "Frame"]
     for role in ("button", "radio", "slider", "combobox", "image"):
         assert all(found.get(role, [])), (role, found.get(role))
 
@@ -249,7 +249,7 @@ def test_the_divider_follows_a_finger_that_can_still_scroll(browser, path):
     assert viewer.js("scrollY") > 50
 
 
-def test_clips_are_changed_and_frames_that_are_left_out_are_said(browser, path):
+def test_clips_are_changed_and_omitted_frames_are_stated(browser, path):
     viewer = Viewer(browser, path, 1280)
     viewer.drawn("env0000 0")
     assert viewer.js("[...document.querySelectorAll('#clips bdi')].map(x => x.textContent)") == [HOSTILE, "long"]
@@ -260,6 +260,6 @@ def test_clips_are_changed_and_frames_that_are_left_out_are_said(browser, path):
     assert viewer.js("document.getElementById('number').textContent") == "3 / 299"
     np.testing.assert_allclose(viewer.shown("after"), frame("env0000", 3), atol=0.03)
     said = viewer.js("document.getElementById('extent').textContent")
-    assert "300 frames at 5 a second, of which this page holds every 3rd" in said
+    assert "300 frames at 5 per second, of which this page holds every 3rd" in said
     assert viewer.js("document.querySelectorAll('b').length") == 1  # the caption's own, not the name's
     assert viewer.errors() == []

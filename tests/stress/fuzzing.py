@@ -369,7 +369,7 @@ def make_readers() -> dict[str, Callable[[Path], bool]]:
     def remembered(path: Path) -> bool:
         folder = ClipOutput(path.parents[1], path.parent.name, "inverse", ("normal",), {}, overwrite=True)
         folder._continued = True
-        found = folder.remember(Chunk(0, 0, 3, 3), "normal")
+        found = folder.load_latents(Chunk(0, 0, 3, 3), "normal")
         return found is None or (isinstance(found, WindowedLatents) and found.blended().shape[1] == 3)
 
     def poses(path: Path) -> bool:

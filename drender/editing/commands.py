@@ -1,0 +1,169 @@
+"""The commands `edit` and `insert`: options to jobs."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from drender import assets, cli
+from drender.editing.insertion import FileObject, RenderedObject
+from drender.editing.jobs import EditingJob, EditJob, EditStep, InsertJob
+from drender.errors import InputError
+from drender.sampling.commands import NOT_RECORDED, check_quality
+from drender.sampling.execute import execute
+from drender.sampling.inputs import ChunkConfig
+from drender.sampling.jobs import RunConfig
+from drender.sampling.options import GBUFFERS, FileOptions, add_options, option
+
+DEFAULT_OVERLAP = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditingOptions(FileOptions):
+    """Options of both commands."""
+
+    input: str | None = option(GBUFFERS, metavar="PATH")
+    bits: int | None = option("bits per channel of the PNG files (those of the input)", choices=(8, 16))
+    overlap: int | None = option(
+        f"frames that neighboring chunks share, where no record gives it ({DEFAULT_OVERLAP})", metavar="N"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditOptions(EditingOptions):
+    """G-buffers to G-buffers of other materials; several edits with --then between them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InsertOptions(EditingOptions):
+    """An object into G-buffers, by depth and mask."""
+
+    object: str = option(
+        "folder of G-buffers with masks, mesh (.ply .obj .gltf .glb), or shape: cube, torus, knot, …", "sphere", "WHAT"
+    )
+    object_frame: int | None = option("index of a frame of the object's folder to hold", metavar="I")
+    position: tuple[float, float] | None = option(
+        "center of a mesh or shape in the image, from 0 0 (upper left) to 1 1 (0.5 0.5)", metavar=("X", "Y")
+    )
+    height: float | None = option("height of a mesh or shape, as a fraction of the image's (0.4)", metavar="H")
+    turn: tuple[float, float, float] | None = option(
+        "rotation of a mesh or shape, in degrees (0 0 0)", metavar=("YAW", "PITCH", "ROLL")
+    )
+    fov: float | None = option("vertical field of view of a mesh or shape, in degrees (40)", metavar="DEGREES")
+    depth: tuple[float, ...] | None = option(
+        "depth of the object in the clip, 0 to 1, or of its center only (that of what it stands on)",
+        metavar=("NEAR", "FAR"),
+    )
+    basecolor: tuple[str, ...] | None = option("color of the whole object: #rrggbb, or numbers 0 to 1", metavar="COLOR")
+    roughness: tuple[str] | None = option("roughness of the whole object, 0 to 1", metavar="X")
+    metallic: tuple[str] | None = option("metallic of the whole object, 0 to 1", metavar="X")
+    guide: bool = option("write pictures of the object over the RGB too, in a plain light without shadows", False)
+
+
+def add_commands(add: Callable[..., cli.Parser]) -> None:
+    """Add the commands to a parser whose `add_commands` returned `add`; `args.run(args)` runs the chosen one."""
+    for name, options, build in (("edit", EditOptions, build_edit), ("insert", InsertOptions, build_insert)):
+        command = add(name, help=options.__doc__.rstrip("."))
+        add_options(command, options)
+        command.set_defaults(run=lambda args, build=build: run(args, build))
+        if name == "edit":
+            add_edit_options(command)
+
+
+def run(args: Any, build: Callable[[RunConfig, Any], EditingJob]) -> None:
+    """Run a command. It needs no models, and leaves accelerators to those that do."""
+    jax.config.update("jax_platforms", "cpu")
+    check_quality(args.quality)
+    args.input = args.input or str(assets.GBUFFERS)
+    args.output = args.output or str(Path("outputs") / args.command)
+    settings = {name: value for name, value in sorted(vars(args).items()) if name not in NOT_RECORDED}
+    overlap = DEFAULT_OVERLAP if args.overlap is None else args.overlap
+    config = RunConfig(
+        Path(args.input), Path(args.output), {"command": args.command, **settings}, dependencies=dependencies(args),
+        chunks=ChunkConfig(sys.maxsize, overlap, "all"),  # chunks as they are
+        video=args.video, quality=args.quality, overwrite=args.overwrite, html=args.html,
+    )  # fmt: skip
+    execute(build(config, args), lambda devices: (), jax.local_devices()[:1])
+
+
+def dependencies(args: Any) -> tuple[Path, ...]:
+    """Return the files and folders of masks, textures and the object."""
+    edits = getattr(args, "edits", None) or []
+    words = [edit[name] for edit in edits for name in ("mask",) if name in edit]
+    words += [" ".join(words[1:]) for edit in edits for words in edit.get("replace", [])]
+    words += [args.object] if args.command == "insert" else []
+    return tuple(Path(word) for word in words if Path(word).exists())
+
+
+# --- edit ---
+
+
+class OfEdit(argparse.Action):
+    """Collect options into `args.edits`, a dictionary per edit; `--then` begins the next."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        edits = namespace.edits = namespace.edits or [{}]
+        if self.dest == "then":
+            edits.append({})
+        elif self.dest in ("set", "scale", "replace"):
+            edits[-1].setdefault(self.dest, []).append(values)
+        else:
+            edits[-1][self.dest] = True if self.nargs == 0 else values
+
+
+def add_edit_options(command: cli.Parser) -> None:
+    def add(name: str, help: str, **arguments) -> None:
+        command.add_argument(name, help=help, action=OfEdit, default=argparse.SUPPRESS, **arguments)
+
+    command.set_defaults(edits=None)
+    named = {"nargs": "+"}
+    add(
+        "--set",
+        "new value of basecolor, roughness or metallic: #rrggbb, or numbers 0 to 1",
+        metavar=("NAME", "VALUE"),
+        **named,
+    )
+    add("--scale", "factor on a buffer, for a basecolor on linear light", metavar=("NAME", "FACTOR"), **named)
+    add("--replace", "image or clip that takes a buffer's place", metavar=("NAME", "PATH"), **named)
+    add("--mask", "area of the edit: an image, or a clip of as many frames", type=cli.path, metavar="PATH")
+    add(
+        "--color-range",
+        "area of the edit: basecolors within a distance of a color",
+        metavar=("COLOR", "DISTANCE"),
+        **named,
+    )
+    add("--depth-range", "area of the edit: depths in a range, 0 to 1", type=float, nargs=2, metavar=("NEAR", "FAR"))
+    add("--invert", "edit the area outside of the masks instead", nargs=0)
+    add("--feather", "half width of soft edges of the area, in pixels", type=float, metavar="PIXELS")
+    add("--then", "begin another edit, with masks of its own", nargs=0)
+
+
+def build_edit(config: RunConfig, args: Any) -> EditJob:
+    steps = [EditStep.parse(**edit) for edit in args.edits or [{}]]
+    return EditJob(config, args.bits, steps=steps)
+
+
+# --- insert ---
+
+
+def build_insert(config: RunConfig, args: Any) -> InsertJob:
+    labels = [label for label in ("basecolor", "roughness", "metallic") if getattr(args, label) is not None]
+    material = {label: " ".join(getattr(args, label)) for label in labels}
+    place = args.depth and tuple(args.depth)
+    inserted = build_object(args)
+    return InsertJob(config, args.bits, inserted=inserted, place=place, material=material, guide=args.guide)
+
+
+def build_object(args: Any) -> FileObject | RenderedObject:
+    names = [name for name in ("position", "height", "turn", "fov") if getattr(args, name) is not None]
+    if Path(args.object).is_dir():
+        if names:
+            raise InputError(f"--{names[0]} is for meshes and shapes; --object {args.object} is a folder")
+        return FileObject(args.object, args.object_frame)
+    if args.object_frame is not None:
+        raise InputError(f"--object-frame is for folders of G-buffers; --object {args.object} is none")
+    return RenderedObject(args.object, **{name: getattr(args, name) for name in names})

@@ -1,0 +1,81 @@
+"""Formats of the written files: EXR, 16 bits, transfer curves, frame rates and video quality."""
+
+import numpy as np
+import pytest
+from helpers.runs import (
+    QUICK,
+    check_one_line,
+    pictures,
+    write_frames,
+)
+
+from drender.media.color import srgb_to_linear
+from drender.media.images import read_image, write_png
+from drender.media.video import find_clips, write_video
+
+
+@pytest.mark.parametrize("options", [("--format", "exr"), ("--bits", 16), ("--bits", 16, "--transfer", "linear")])
+def test_forward_reads_every_format_alike(run, forward, models, tmp_path, options):
+    write_frames(tmp_path / "walk", 1)
+    relit = []
+    for normals in ("opengl", "directx"):
+        arguments = ("--checkpoint", models["inverse"], *QUICK, "--input", tmp_path / "walk", "--normals", normals)
+        assert run("inverse", *arguments, "--output", tmp_path / normals, *options)[0] == 0
+        assert forward("--input", tmp_path / normals, "--output", tmp_path / f"{normals}-relit", "--bits", 16)[0] == 0
+        relit.append(read_image(tmp_path / f"{normals}-relit/walk/0000.0000.env0000.png"))
+    np.testing.assert_allclose(*relit, atol=4e-5)
+    if "exr" in options:
+        assert {path.suffix for path in (tmp_path / "opengl/walk").iterdir()} == {".exr", ".json"}
+        return
+    # The same PNG files without what they say of themselves.
+    for path in (tmp_path / "directx/walk").glob("*.png"):
+        write_png(path, read_image(path), bits=16)
+    said = ("--input-normals", "directx", "--input-transfer", "linear" if "linear" in options else "srgb")
+    assert forward("--input", tmp_path / "directx", "--output", tmp_path / "said", "--bits", 16, *said)[0] == 0
+    assert forward("--input", tmp_path / "directx", "--output", tmp_path / "unsaid", "--bits", 16)[0] == 0
+    said, unsaid = (read_image(tmp_path / name / "walk/0000.0000.env0000.png") for name in ("said", "unsaid"))
+    np.testing.assert_array_equal(said, relit[1])
+    assert np.abs(unsaid - relit[1]).max() > 0.02
+
+
+def test_relit_exr_is_linear_light(relight, tmp_path):
+    write_frames(tmp_path / "walk", 1)
+    for name, options in (("exr", ("--format", "exr")), ("png", ("--bits", 16))):
+        assert relight("--input", tmp_path / "walk", "--output", tmp_path / name, *options)[0] == 0
+    linear = read_image(tmp_path / "exr/relit/walk/0000.0000.env0000.exr")
+    np.testing.assert_allclose(
+        linear, srgb_to_linear(read_image(tmp_path / "png/relit/walk/0000.0000.env0000.png")), rtol=2**-10, atol=2e-5
+    )
+    videos = [next(find_clips(tmp_path / name / "relit/walk.viz.mp4")[0].frames()) for name in ("exr", "png")]
+    assert np.abs(videos[0] - videos[1]).mean() < 2 / 255  # of noise, through H.264; a curve too many would be 50
+
+
+def test_videos_have_the_frame_rate_of_the_source(run, forward, relight, models, tmp_path):
+    write_video(tmp_path / "pan.mp4", pictures(2), 24000 / 1001)
+    arguments = ("--checkpoint", models["inverse"], *QUICK, "--input", tmp_path / "pan.mp4")
+    assert run("inverse", *arguments, "--output", tmp_path / "buffers")[0] == 0
+    assert forward("--input", tmp_path / "buffers", "--output", tmp_path / "lit")[0] == 0
+    assert relight("--input", tmp_path / "pan.mp4", "--output", tmp_path / "both")[0] == 0
+    for video in ("buffers/pan", "lit/pan", "both/gbuffers/pan", "both/relit/pan"):
+        assert find_clips(tmp_path / f"{video}.viz.mp4")[0].fps == 24000 / 1001
+
+
+def test_video_quality_sets_the_size(inverse, tmp_path):
+    write_frames(tmp_path / "walk", 2)
+    sizes = []
+    for quality in (1, 7, 10):
+        assert inverse("--input", tmp_path / "walk", "--output", tmp_path / "out", "--quality", quality)[0] == 0
+        sizes.append((tmp_path / "out/walk.viz.mp4").stat().st_size)
+        (tmp_path / "out/walk.viz.mp4").unlink()  # then only the video is made again, with another quality
+    assert sizes == sorted(set(sizes))
+
+
+def test_overwriting_with_another_format_removes_the_files(inverse, tmp_path):
+    write_frames(tmp_path / "walk", 2)
+    arguments = ("--input", tmp_path / "walk", "--output", tmp_path / "out")
+    assert inverse(*arguments)[0] == 0
+    check_one_line(inverse(*arguments, "--format", "exr"), "another format ('png', now 'exr')", "--overwrite")
+    assert inverse(*arguments, "--format", "exr", "--overwrite")[0] == 0
+    assert not list((tmp_path / "out/walk").glob("*.png"))
+    assert inverse(*arguments, "--overwrite")[0] == 0
+    assert not list((tmp_path / "out/walk").glob("*.exr"))
