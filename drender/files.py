@@ -28,6 +28,14 @@ def list_dir(folder: Path) -> list[Path]:
     return sorted(entries, key=lambda entry: natural_order(entry.name))
 
 
+def expand_home(path: str | Path) -> Path:
+    """Return the path with `~` or `~user` replaced by the home directory; raise InputError if there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{path}: no such home directory; give the whole path") from error
+
+
 def require_file(path: Path) -> None:
     """Raise InputError if `path` is missing, unreadable or not valid UTF-8."""
     if not path.is_file():
@@ -107,7 +115,7 @@ def check_destination(path: str | Path, overwrite: bool, replaceable: Callable[[
     Raises:
       InputError: the path exists, and either not `overwrite` or not replaceable.
     """
-    folder = Path(path).expanduser().resolve()
+    folder = expand_home(path).resolve()
     if not folder.exists():
         return
     if not overwrite:
@@ -125,7 +133,7 @@ def atomic_dir(path: str | Path, overwrite: bool, replaceable: Callable[[Path], 
     Raises:
       InputError: as from `check_destination`, or the folder cannot be written.
     """
-    folder = Path(path).expanduser().resolve()
+    folder = expand_home(path).resolve()
     partial, old = (folder.parent / f".{folder.name}.{suffix}" for suffix in ("partial", "old"))
     _clean_up(folder, partial, old)  # after a process that was killed
     check_destination(path, overwrite, replaceable)

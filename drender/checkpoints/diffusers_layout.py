@@ -30,6 +30,7 @@ from drender.config import (
     to_dict,
 )
 from drender.errors import InputError, first_line
+from drender.files import expand_home
 
 MODEL_INDEX = "model_index.json"
 STEMS = dict.fromkeys(("unet", "vae", "env_encoder"), "diffusion_pytorch_model") | {"lora": "pytorch_lora_weights"}
@@ -190,7 +191,7 @@ def find(source: str, log: Log) -> Path:
     Raises:
       InputError: neither a folder, nor a repository that can be fetched.
     """
-    folder = Path(source).expanduser()
+    folder = expand_home(source)
     if folder.is_dir():
         return folder
     if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):

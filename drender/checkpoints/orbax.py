@@ -19,6 +19,7 @@ from orbax.checkpoint import v1 as ocp
 from drender import files
 from drender.config import RendererConfig, from_dict, to_dict
 from drender.errors import InputError, first_line
+from drender.files import expand_home
 from drender.models.params import flatten, unflatten
 
 COMPONENTS = ("unet", "vae", "env_encoder", "lora")
@@ -83,7 +84,7 @@ def load(path: str | Path, component: str, abstract: dict | None = None, dtype: 
       InputError: no such checkpoint or component, a damaged one, or parameters that do not fit.
     """
     load_config(path)
-    folder = Path(path).expanduser().resolve() / component
+    folder = expand_home(path).resolve() / component
     if not folder.is_dir():
         raise InputError(f"{path}: no component {component!r}; it has {', '.join(components(path))}")
     stored = _stored(folder)
@@ -124,7 +125,7 @@ def load_config(path: str | Path) -> RendererConfig:
     Raises:
       InputError: no such folder, or no checkpoint of ours.
     """
-    folder = Path(path).expanduser()
+    folder = expand_home(path)
     if not folder.is_dir():
         raise InputError(f"{path}: no such folder; give one that convert_weights.py wrote")
     if (folder / "model_index.json").is_file():
@@ -141,7 +142,7 @@ def load_config(path: str | Path) -> RendererConfig:
 
 def components(path: str | Path) -> list[str]:
     """The names of the components that a checkpoint holds."""
-    return [name for name in COMPONENTS if (Path(path).expanduser() / name).is_dir()]
+    return [name for name in COMPONENTS if (expand_home(path) / name).is_dir()]
 
 
 def _check(folder: Path, wanted: dict[str, tuple], found: dict[str, tuple]) -> None:

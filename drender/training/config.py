@@ -15,6 +15,7 @@ import yaml
 from drender.config import from_dict
 from drender.data.config import DataConfig
 from drender.errors import InputError
+from drender.files import expand_home
 from drender.sharding import MeshConfig
 
 
@@ -226,7 +227,7 @@ def read(path: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
       InputError: no such file, no YAML, an unknown key (with the nearest known one), or a value of the wrong type.
     """
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        text = expand_home(path).read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError:

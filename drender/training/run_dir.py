@@ -28,7 +28,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from drender.config import RendererConfig, from_dict, to_dict
 from drender.errors import InputError, first_line
-from drender.files import atomic_write
+from drender.files import atomic_write, expand_home
 from drender.media.images import write_png
 from drender.models.params import flatten
 from drender.training.config import TrainConfig
@@ -54,12 +54,12 @@ jax.tree_util.register_dataclass(TrainState, ["params", "ema", "optimizer"], [])
 
 
 def is_run(path: str | Path) -> bool:
-    return (Path(path).expanduser() / RECORD).is_file()
+    return (expand_home(path) / RECORD).is_file()
 
 
 def read(path: str | Path) -> tuple[TrainConfig, RendererConfig]:
     """What the run at `path` is; InputError if it cannot be read."""
-    file = Path(path).expanduser() / RECORD
+    file = expand_home(path) / RECORD
     try:
         record = json.loads(file.read_text())
         train, model = record["train"], record["model"]
@@ -70,7 +70,7 @@ def read(path: str | Path) -> tuple[TrainConfig, RendererConfig]:
 
 def last_step(path: str | Path) -> int:
     """The step of the last checkpoint of a run; InputError if there is none yet."""
-    folder = Path(path).expanduser().resolve() / CHECKPOINTS
+    folder = expand_home(path).resolve() / CHECKPOINTS
     if folder.is_dir():
         with ocp.training.Checkpointer(folder) as checkpointer:
             if checkpointer.latest is not None:
@@ -81,7 +81,7 @@ def last_step(path: str | Path) -> int:
 def load_average(path: str | Path, component: str) -> dict[str, jax.Array]:
     """The averaged weights of a component that learnt, by dotted name, from the last checkpoint of a run."""
     step = last_step(path)
-    with _readable(path, step), ocp.training.Checkpointer(Path(path).expanduser().resolve() / CHECKPOINTS) as found:
+    with _readable(path, step), ocp.training.Checkpointer(expand_home(path).resolve() / CHECKPOINTS) as found:
         stored = found.checkpointables_metadata(step).metadata["ema"]
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         take = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
@@ -103,7 +103,7 @@ class RunFolder:
     """
 
     def __init__(self, config: TrainConfig, model: RendererConfig):
-        self.path = Path(config.output).expanduser().resolve()
+        self.path = expand_home(config.output).resolve()
         self.config, self.model = config, model
         self.leads = jax.process_index() == 0
         self.last = None

@@ -80,6 +80,7 @@ BAD_OPTIONS = [
     ("inverse", ("--see", 3), "unknown option '--see'; did you mean '--seed'?"),
     ("inverse", ("--environment", "a.hdr"), "unknown option '--environment'"),
     ("inverse", ("--checkpoint", "/nowhere"), "/nowhere: no such folder"),
+    ("inverse", ("--checkpoint", "~nobody.here/c"), "~nobody.here/c: no such home directory"),
     ("forward", ("--drop", "rough"), "unknown condition to drop 'rough'; did you mean 'roughness'?"),
     ("forward", ("--environment-size", 0, 64), "environment size 0x64 is not positive"),
     ("forward", ("--strength", -1), "environment strength -1.0"),
