@@ -6,7 +6,8 @@ from drender import cli
 from drender.checkpoints import convert
 from drender.config import DTYPES
 from drender.errors import InputError
-from drender.training import run_dir, weights
+from drender.training import run_dir
+from drender.training.export import export
 
 
 def main() -> None:
@@ -17,7 +18,7 @@ def main() -> None:
     if args.to_torch:
         convert.to_released(args.source, args.destination, args.overwrite)
     elif run_dir.is_run(args.source):
-        weights.export(args.source, args.destination, args.overwrite, args.dtype)
+        export(args.source, args.destination, args.overwrite, args.dtype)
     else:
         convert.from_released(args.source, args.destination, args.overwrite)
 

@@ -18,10 +18,10 @@ from drender.training.loop import train
 def main() -> int:
     options, overrides = split(sys.argv[1:])
     args = parser().parse_args(options)
-    config = training_config.read(args.config, overrides)
+    config = training_config.read_config(args.config, overrides)
     sharding.join_hosts(args.coordinator, args.num_processes, args.process_id)
     cache_compilations()
-    with oom_guard("give a smaller data.batch or data.frames, a larger optimizer.accumulate, or remat=true"):
+    with oom_guard("give a smaller data.batch or data.frames, a larger optimizer.grad_accum_steps, or remat=true"):
         return train(config)
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from drender.config import bounded
 from drender.errors import InputError, first_line
 
 AXES = ("data", "fsdp", "frames")
@@ -76,9 +77,9 @@ class MeshConfig:
       frames: devices that share the frames of a row.
     """
 
-    data: int = 1
-    fsdp: int | None = None
-    frames: int = 1
+    data: int = bounded(1, at_least=1)
+    fsdp: int | None = bounded(None, at_least=1)
+    frames: int = bounded(1, at_least=1)
 
 
 def make_mesh(config: MeshConfig, batch: int, grad_accum_steps: int, devices: list[jax.Device] | None = None) -> Mesh:

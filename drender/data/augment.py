@@ -1,4 +1,4 @@
-"""TODO."""
+"""Augmentation of a clip's images and its light together, as if the world itself had changed."""
 
 from dataclasses import dataclass
 
@@ -6,36 +6,36 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
+from drender.config import bounded, check_ranges
 from drender.errors import InputError
 from drender.media.color import linear_to_srgb_jnp, srgb_to_linear
 from drender.sharding import on_cpu
 
-# What an 8-bit file stores as 255, and so may have been brighter.
+# The lowest value that an 8-bit file stores as 255. The scene may have been brighter than such a pixel.
 CLIPPED = 1 - 1 / 510
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to a clip's images and light together.
+    """One change of a clip.
 
     Attributes:
-      mirrored: the world is: images and light from left to right, normals with −x.
-      intensity: factor on the radiance of light and image.
-      turn: degrees by which the light is turned against what the clip says, which is no more than an estimate; the
-        images stay.
+      mirrored: flip the world from left to right; normals negate their x.
+      exposure: factor on the radiance of light and image.
+      light_turn: degrees by which the light, which is only estimated, is turned while the images stay.
     """
 
     mirrored: bool = False
-    intensity: float = 1.0
-    turn: float = 0.0
+    exposure: float = 1.0
+    light_turn: float = 0.0
 
     def image(self, label: str, frames: Float32[np.ndarray, "f h w 3"]) -> Float32[np.ndarray, "f h w 3"]:
-        """A clip's frames of one label. (What depends on strength and turn of the light, `TrainingClip` does.)"""
-        if label == "rgb" and self.intensity != 1:
-            frames = exposed(frames, self.intensity)
+        """Augment the frames of one label; `LabeledClip.environment` applies exposure and turn to the light."""
+        if label == "rgb" and self.exposure != 1:
+            frames = expose(frames, self.exposure)
         if self.mirrored:
             frames = frames[:, :, ::-1]
-            # Every direction of camera space keeps its place in the environment's images, so env_nrm stays as it is.
+            # Every direction of camera space keeps its place in the environment images, so env_nrm is unchanged.
             if label == "normal":
                 frames = np.concatenate([1 - frames[..., :1], frames[..., 1:]], axis=-1)
         return frames
@@ -43,39 +43,37 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """What augmentations are drawn from.
+    """The distribution of augmentations.
 
     Attributes:
-      flip: probability that the world is mirrored.
-      intensity: least and greatest factor on the radiance, log-uniform between.
-      rotation: degrees up to which the light is turned, either way.
+      flip: probability of mirroring.
+      exposure_range: lowest and highest exposure, drawn log-uniformly.
+      rotation: largest turn of the light in degrees, in either direction.
     """
 
-    flip: float = 0.0
-    intensity: tuple[float, float] = (1.0, 1.0)
-    rotation: float = 0.0
+    flip: float = bounded(0.0, at_least=0, at_most=1)
+    exposure_range: tuple[float, float] = bounded((1.0, 1.0), above=0)
+    rotation: float = bounded(0.0, at_least=0)
 
     def __post_init__(self):
-        if not 0 <= self.flip <= 1:
-            raise InputError(f"flip is {self.flip}; it is a probability, from 0 to 1")
-        if not 0 < self.intensity[0] <= self.intensity[1] < np.inf:
-            raise InputError(f"intensity is {self.intensity}; expected a least and a greatest factor over 0")
-        if not 0 <= self.rotation < np.inf:
-            raise InputError(f"rotation is {self.rotation}; it must be 0 degrees or more")
+        check_ranges(self)
+        if self.exposure_range[0] > self.exposure_range[1]:
+            raise InputError(f"exposure_range: expected the lowest factor first, got {self.exposure_range}")
 
     def draw(self, rng: np.random.Generator) -> Augmentation:
+        """Draw an augmentation."""
         mirrored = rng.random() < self.flip
-        low, high = np.log(self.intensity)
-        intensity, turn = np.exp(rng.uniform(low, high)), rng.uniform(-self.rotation, self.rotation)
-        return Augmentation(bool(mirrored), float(intensity), float(turn))
+        exposure = np.exp(rng.uniform(*np.log(self.exposure_range)))
+        light_turn = rng.uniform(-self.rotation, self.rotation)
+        return Augmentation(bool(mirrored), float(exposure), float(light_turn))
 
 
-def exposed(rgb: Float32[np.ndarray, "f h w 3"], factor: float) -> Float32[np.ndarray, "f h w 3"]:
-    """sRGB images as they would have come out under `factor` times the light.
+def expose(rgb: Float32[np.ndarray, "f h w 3"], factor: float) -> Float32[np.ndarray, "f h w 3"]:
+    """Return sRGB images as if under `factor` times the light.
 
-    A channel that is clipped stays so where they become darker: what it was is unknown, and grey suns would be wrong.
+    Clipped channels stay clipped in darker images: their radiance is unknown, and gray suns would be wrong.
     """
     linear = np.clip(srgb_to_linear(rgb) * np.float32(factor), 0, 1)
     with on_cpu():
-        result = np.asarray(linear_to_srgb_jnp(jnp.asarray(linear)))
-    return np.where((rgb >= CLIPPED) & (factor < 1), rgb, result)
+        exposed = np.asarray(linear_to_srgb_jnp(jnp.asarray(linear)))
+    return np.where((rgb >= CLIPPED) & (factor < 1), rgb, exposed)

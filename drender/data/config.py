@@ -1,8 +1,9 @@
-"""TODO."""
+"""The part of a training configuration that describes its data."""
 
 from dataclasses import dataclass
 
-from drender.config import DEFAULT_PASSES
+from drender.config import DEFAULT_PASSES, bounded, check_ranges
+from drender.errors import InputError
 
 OBJECTIVES = ("inverse", "forward", "environment", "vae")
 
@@ -13,41 +14,54 @@ class Source:
 
     Attributes:
       path: the folder.
-      weight: how often it is drawn from, relative to the other sources.
-      real: auto-labelled footage, on which the LoRA factors are active; synthetic data has exact labels.
+      weight: sampling frequency relative to the other sources.
+      real: auto-labeled footage. LoRA factors that train beside other weights act on its rows only.
     """
 
     path: str
-    weight: float = 1.0
+    weight: float = bounded(1.0, above=0)
     real: bool = False
+
+    def __post_init__(self):
+        check_ranges(self, f"data.sources: {self.path}: ")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What a step is fed.
+    """The rows that a training step reads.
+
+    Augmentation (`flip`, `exposure_range`, `rotation`) needs pixels. Cached latents are augmented when they are made,
+    by `encode --variants`.
 
     Attributes:
-      sources: mixed by weight. All hold clips, or all hold cached latents.
-      batch: rows per step, over all devices and accumulated parts.
-      frames: per row; longer clips give a random window.
-      size: height and width of the pixels, to cover, then cropped around the centre; cached latents have theirs.
-      passes: the G-buffers of which the inverse objective draws one per row, and the VAE's one image kind per row; one
-        that is named twice is drawn twice as often.
-      images: share of rows whose frames are unrelated images, with the temporal branches switched off.
-      flip: probability of a horizontal flip of images, normals and light together. (This and the two below are of
-        pixels: cached latents have theirs from `encode --variants`.)
-      intensity: range of the factor on the radiance of light and image together (0.7 to 1.4 in related work).
-      rotation: degrees up to which the light of real sources, which is estimated, is turned against the clip's.
-      threads: that read ahead.
+      sources: mixed by weight. Either all hold clips, or all hold cached latents.
+      batch: rows per step, over all devices and microbatches.
+      frames: frames per row; longer clips give a random window.
+      size: height and width in pixels. Frames are scaled to cover it and center-cropped. None: the model's size.
+        Cached latents have their own.
+      passes: the G-buffers of which the inverse objective draws one per row, and the VAE's one image kind per row. A
+        pass that is listed twice is drawn twice as often.
+      image_fraction: fraction of rows whose frames are unrelated images, with the temporal branches switched off.
+      flip: probability of a horizontal flip of images, normals and light together.
+      exposure_range: lowest and highest factor on the radiance of light and image (0.7 to 1.4 in related work).
+      rotation: largest angle in degrees by which the estimated light of real sources is turned.
+      num_workers: threads that read ahead.
     """
 
     sources: tuple[Source, ...]
-    batch: int = 32
-    frames: int = 24
-    size: tuple[int, int] = (512, 512)
+    batch: int = bounded(32, at_least=1)
+    frames: int = bounded(24, at_least=1)
+    size: tuple[int, int] | None = None
     passes: tuple[str, ...] = DEFAULT_PASSES
-    images: float = 0.0
-    flip: float = 0.5
-    intensity: tuple[float, float] = (1.0, 1.0)
-    rotation: float = 0.0
-    threads: int = 8
+    image_fraction: float = bounded(0.0, at_least=0, at_most=1)
+    flip: float = bounded(0.5, at_least=0, at_most=1)
+    exposure_range: tuple[float, float] = bounded((1.0, 1.0), above=0)
+    rotation: float = bounded(0.0, at_least=0)
+    num_workers: int = bounded(8, at_least=1)
+
+    def __post_init__(self):
+        check_ranges(self, "data.")
+        if not self.sources:
+            raise InputError("data.sources: empty; give at least one folder of clips or set of cached latents")
+        if not self.passes:
+            raise InputError("data.passes: empty; give at least one G-buffer")

@@ -1,4 +1,4 @@
-"""The auto-labelled set: real clips with the G-buffers that an inverse renderer estimates, and with estimated light."""
+"""Make training clips of real footage: G-buffers estimated by an inverse renderer, and links to estimated light."""
 
 import os
 from collections.abc import Sequence
@@ -34,24 +34,24 @@ def label(
     devices: Sequence[jax.Device] | None = None,
     process: tuple[int, int] = (0, 1),
 ) -> None:
-    """Runs an inverse renderer over RGB clips; what an earlier run with the same arguments finished is kept.
+    """Estimate the G-buffers of RGB clips. Clips that an earlier run with the same arguments finished are kept.
 
     Args:
       source: image, video, folder of frames, or folder of such.
-      destination: a folder, for a folder per clip.
+      destination: folder, to hold a folder per clip.
       checkpoint: of the inverse renderer.
       passes: G-buffers to estimate.
-      frames: per chunk; None: the model's. Chunks share none, and what is left at the end of a clip is left out.
-      size: height and width to cover, the sides rounded up to multiples of 64; None: the model's.
-      num_steps: calls of the network per pass; None: the renderer's choice.
-      seed, dtype: as for sampling.
-      environments: a folder with the estimated light of clip NAME in NAME.hdr or NAME.exr, to which the clip gets a
-        `light.json`, unless it has one.
+      frames: frames per chunk; None: the model's. Chunks do not overlap, and an incomplete last chunk is dropped.
+      size: height and width to cover, with sides rounded up to multiples of 64; None: the model's.
+      num_steps: network evaluations per pass; None: the renderer's default.
+      seed, dtype: see `drender.config.Sampling` and `Renderer.load`.
+      environments: folder with the estimated light of clip NAME in NAME.hdr or NAME.exr. The clip gets a `light.json`
+        that refers to it, unless it has one.
       overwrite: replace results of other arguments.
-      devices: that share the work; None: all local ones.
-      process: which of how many processes that share the clips this is.
+      devices: devices that share the work; None: all local ones.
+      process: index of this process, and number of processes that share the clips.
     Raises:
-      InputError: as from `execute`, and for a clip without an environment.
+      InputError: invalid arguments or clips, or a clip without an environment.
     """
     config = InverseRenderer.load_config(checkpoint)
     frames, size = config.frames if frames is None else frames, size or config.size
@@ -79,17 +79,17 @@ def label(
         for name, file in lights.items():
             folder = run.output / name
             if read_record(folder / "inverse.json").get("finished") and not (folder / LIGHT_FILE).exists():
-                # (A link to a file stays one; `..` through a linked folder would lead elsewhere.)
+                # `..` through a linked folder leads elsewhere, so resolve the folders. A linked file stays a link.
                 write_light(folder, Light(os.path.relpath(file.parent.resolve() / file.name, folder.resolve())))
 
 
 def _lights(job: InverseJob, environments: Path) -> dict[str, Path]:
-    """The environment of every clip that can be read; of the others `execute` will tell."""
+    """Return the environment file of every readable clip; `execute` reports the unreadable ones."""
     files = {}
     for clip in job.discover(lambda _: None):
         names = [clip.name + suffix for suffix in HDR_SUFFIXES]
         found = [environments / name for name in names if (environments / name).is_file()]
         if not found:
-            raise InputError(f"{environments} has no {' or '.join(names)} to light the clip {clip.name!r}; add it")
+            raise InputError(f"{environments}: no {' or '.join(names)} for clip {clip.name!r}; add the file")
         files[clip.name] = found[0]
     return files

@@ -1,12 +1,14 @@
-"""What is learnt: the losses of the four objectives, as functions of parameters, a batch and a key.
+"""The losses of the four objectives, as pure functions of parameters, a batch and a random key.
 
-    inverse      G-buffers from RGB, one random buffer per row           (Liang et al. 2025, section 4.2)
-    forward      RGB from G-buffers and light, the light's encoder frozen (section 4.1)
+    inverse      G-buffers from RGB, one random buffer per row                     (Liang et al. 2025, section 4.2)
+    forward      RGB from G-buffers and light, with the light's encoder frozen     (section 4.1)
     environment  that encoder, as the first half of an auto-encoder of environment images
     vae          the auto-encoder of frames, with its temporal decoder
 
-Parameters are nested dicts per component, in the dtype that is computed in; losses are float32. A batch is what
-`data.py` yields; its images are pixels in [0, 1] or, from cached latents, unscaled VAE means.
+Parameters are a nested dict per component in the dtype of the computation; losses are float32. A batch is what
+`drender.data.loader` yields. Its images are pixels in [0, 1] or, from cached latents, unscaled VAE means.
+
+Shapes: b rows, i conditions, e environment images, f frames, h w latent grid, H W pixels, c channels.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,25 +32,24 @@ from drender.training.config import LossConfig
 
 Params = Mapping[str, dict]
 Batch = Mapping[str, Array]
-Loss = tuple[Float[Array, ""], dict[str, Float[Array, ""]]]
+Loss = tuple[Float[Array, ""], dict[str, Float[Array, ""]]]  # the value to minimize, and metrics to log
 
-
-# Frames per second − 1, motion bucket and noise: what the samplers tell the network too.
+# SVD's micro-conditioning, as the samplers set it: frames per second − 1, motion bucket, noise augmentation.
 MICRO_CONDITIONING = (6.0, 127.0, 0.0)
 
 
 @dataclass(frozen=True)
 class LossContext:
-    """Networks and how they are computed, without their parameters.
+    """Everything static that a loss depends on.
 
     Attributes:
       config: the renderer.
-      loss: the loss's numbers.
-      latent: images of a batch are cached latents.
-      images_only: every row is of unrelated images: temporal branches are not computed at all.
+      loss: weights and noise levels.
+      latent: batches hold cached latents instead of pixels.
+      images_only: every row holds unrelated images, so that temporal branches are not computed at all.
       remat: recompute blocks in the backward pass.
-      mesh: whose `frames` axis shares the frames of a row.
-      lora_on_all_rows: LoRA factors act on all rows, and not only on those of real footage.
+      mesh: mesh whose `frames` axis shards the frames of a row.
+      lora_on_all_rows: LoRA factors act on all rows instead of those of real sources only.
     """
 
     config: RendererConfig
@@ -60,22 +61,22 @@ class LossContext:
     lora_on_all_rows: bool = False
 
     def network(self, params: Params, name: str) -> nnx.Module:
-        """One network with its parameters."""
+        """Return a network with its parameters."""
         return nnx.merge(abstract_module(*network_of(self.config, name))[0], params[name])
 
     def latents(self, params: Params, images: Float[Array, "b *i f h w c"]) -> Float[Array, "b *i f h8 w8 d"]:
-        """Unscaled VAE means of images in [0, 1]; cached ones are what they are."""
+        """Return the unscaled VAE means of images in [0, 1]; cached latents are returned as they are."""
         if self.latent:
-            return self.spread(images.astype(jnp.float32))
+            return self.shard(images.astype(jnp.float32))
         vae = self.network(params, "vae")
         flat = images.reshape(images.shape[0], -1, *images.shape[-3:])
-        # One image of every row at a time: memory stays bounded, and every device encodes its own rows.
+        # Encode one image of every row at a time: memory is bounded, and every device encodes its own rows.
         means = jax.lax.map(lambda x: vae.encode(x[:, None] * 2 - 1)[:, 0], rearrange(flat, "b n h w c -> n b h w c"))
         means = rearrange(means, "n b h w c -> b n h w c").reshape(*images.shape[:-3], *means.shape[-3:])
-        return self.spread(jax.lax.stop_gradient(means))
+        return self.shard(jax.lax.stop_gradient(means))
 
-    def spread(self, latents: Float[Array, "b *i f h w c"]) -> Float[Array, "b *i f h w c"]:
-        """Latents with their rows and frames spread over the mesh."""
+    def shard(self, latents: Float[Array, "b *i f h w c"]) -> Float[Array, "b *i f h w c"]:
+        """Shard the rows and frames of latents over the mesh."""
         if self.mesh is None or self.mesh.shape["frames"] == 1:
             return latents
         spec = P(ROWS, *[None] * (latents.ndim - 5), "frames")
@@ -85,177 +86,199 @@ class LossContext:
 # --- the renderers ---------------------------------------------------------------------------------------------------
 
 
-def inverse_loss(model: LossContext, params: Params, batch: Batch, key: Key[Array, ""]) -> Loss:
-    """batch: rgb, buffer [b, f, h, w, C], domain [b], image_only, real [b]."""
-    keys = jax.random.split(key, 3)
-    config = model.config
-    rgb, strength = condition_noise(model.loss, batch["rgb"][:, None], keys[0])
-    latents = model.latents(params, jnp.concatenate([rgb, batch["buffer"][:, None]], axis=1))
-    condition, target = latents[:, :1], latents[:, 1]
-    condition = (
-        condition * condition_keep_mask(model.loss, keys[1], condition.shape[:2])[0][..., None, None, None, None]
-    )
-    context = jnp.zeros((len(target), 1, 1, config.unet.cross_attention_dim[-1]))
-    return denoising_loss(model, params, target, condition, context, batch["domain"], strength, batch, keys[2])
+def inverse_loss(context: LossContext, params: Params, batch: Batch, key: Key[Array, ""]) -> Loss:
+    """Return the denoising loss of a G-buffer, conditioned on RGB and on the buffer's domain embedding.
+
+    Args:
+      batch: rgb, buffer [b, f, H, W, 3]; domain [b]; image_only, real [b].
+    """
+    noise_key, dropout_key, denoising_key = jax.random.split(key, 3)
+    rgb, noise_std = add_condition_noise(context.loss, batch["rgb"][:, None], noise_key)
+    latents = context.latents(params, jnp.concatenate([rgb, batch["buffer"][:, None]], axis=1))
+    conditions, target = latents[:, :1], latents[:, 1]
+    keep, _ = condition_keep_mask(context.loss, dropout_key, conditions.shape[:2])
+    conditions = conditions * keep[..., None, None, None, None]
+    tokens = jnp.zeros((len(target), 1, 1, context.config.unet.cross_attention_dim[-1]))
+    return denoising_loss(context, params, target, conditions, tokens, batch["domain"], noise_std, batch, denoising_key)
 
 
-def forward_loss(model: LossContext, params: Params, batch: Batch, key: Key[Array, ""]) -> Loss:
-    """batch: rgb [b, f, h, w, C], conditions [b, i, f, h, w, C], environment [b, e, f, H, W, C], image_only, real."""
-    keys = jax.random.split(key, 3)
-    noisy, strength = condition_noise(model.loss, batch["conditions"], keys[0])
-    latents = model.latents(params, jnp.concatenate([noisy, batch["rgb"][:, None]], axis=1))
+def forward_loss(context: LossContext, params: Params, batch: Batch, key: Key[Array, ""]) -> Loss:
+    """Return the denoising loss of RGB, conditioned on G-buffers and on the features of the environment images.
+
+    Args:
+      batch: rgb [b, f, H, W, 3]; conditions [b, i, f, H, W, 3]; environment [b, e, f, H, W, 3]; image_only, real [b].
+    """
+    noise_key, dropout_key, denoising_key = jax.random.split(key, 3)
+    noisy, noise_std = add_condition_noise(context.loss, batch["conditions"], noise_key)
+    latents = context.latents(params, jnp.concatenate([noisy, batch["rgb"][:, None]], axis=1))
     conditions, target = latents[:, :-1], latents[:, -1]
-    kept, kept_light = condition_keep_mask(model.loss, keys[1], conditions.shape[:2])
-    conditions = conditions * kept[..., None, None, None, None]
-    tokens = light_tokens(model, params, batch["environment"])
-    # Attention over zeros is attention over no light at all, as the sampler leaves it out.
-    context = [level * kept_light[:, None, None, None] for level in tokens]
-    return denoising_loss(model, params, target, conditions, context, None, strength, batch, keys[2])
+    keep, keep_light = condition_keep_mask(context.loss, dropout_key, conditions.shape[:2])
+    conditions = conditions * keep[..., None, None, None, None]
+    # Attention over zeros equals the sampler's unconditional branch, which skips the cross-attention.
+    features = light_features(context, params, batch["environment"])
+    tokens = [level * keep_light[:, None, None, None] for level in features]
+    return denoising_loss(context, params, target, conditions, tokens, None, noise_std, batch, denoising_key)
 
 
 def denoising_loss(
-    model: LossContext,
+    context: LossContext,
     params: Params,
     target: Float[Array, "b f h w c"],
     conditions: Float[Array, "b i f h w c"],
-    context: Array | list[Array],
+    tokens: Array | list[Array],
     domain: Array | None,
-    strength: Float[Array, " b"],
+    noise_std: Float[Array, " b"],
     batch: Batch,
     key: Key[Array, ""],
 ) -> Loss:
-    """EDM's loss with v-prediction: the mean of (F − v)², at a noise level per row (Karras et al. 2022, section 5).
+    """Return EDM's loss with v-prediction (Karras et al. 2022, section 5, with one noise level σ per row):
 
-    The deterministic variant asks for −x₀ from zeros at the highest level instead, where v is −x₀ (to one in 10⁵).
+        ln σ ~ N(log_sigma_mean, log_sigma_std²)
+        x = (x₀ + σ ε) / √(σ² + 1),   v = (ε − σ x₀) / √(σ² + 1)
+        loss = mean (F(x, ln σ / 4) − v)²
 
-    With `loss.temporal`, so much of the mean square is added of what the error changes from a frame to the next:
-    temporal gradient matching (Chen et al. 2025, Video Depth Anything). An error that stays weighs less than one that
-    flickers.
+    A one-step model has x = 0 and ε = 0 at σ = sigma_max instead, where v is −x₀ to within 10⁻⁶.
+
+    With weight w = `loss.temporal_gradient` the loss matches temporal gradients too (Chen et al. 2025, Video Depth
+    Anything): loss + w · mean (Δ(F − v))², where Δ is the difference between neighboring frames. A constant error then
+    costs less than one that flickers.
 
     Args:
       target, conditions: unscaled latents.
-      context, domain: as `UNet` takes them.
-      strength: of the noise added to the conditions, which the network is told.
+      tokens, domain: context of the cross-attention and domain, as `UNet` takes them.
+      noise_std: standard deviation of the noise in the conditions, part of the micro-conditioning.
     """
-    config, loss = model.config, model.loss
-    target = target * config.vae.scaling_factor
+    config, loss = context.config, context.loss
+    x0 = target * config.vae.scaling_factor
     if config.scale_cond_latents:
         conditions = conditions * config.vae.scaling_factor
-    b = len(target)
-    if loss.deterministic:
-        sigma, x, aim = jnp.full((b,), config.scheduler.sigma_max), jnp.zeros_like(target), -target
+    b = len(x0)
+    if loss.one_step:
+        sigma, x, v = jnp.full((b,), config.scheduler.sigma_max), jnp.zeros_like(x0), -x0
     else:
-        keys = jax.random.split(key)
-        sigma = jnp.exp(loss.log_sigma_mean + loss.log_sigma_std * jax.random.normal(keys[0], (b,)))
-        noise, level = jax.random.normal(keys[1], target.shape), sigma[:, None, None, None, None]
-        x = diffusion.scale_model_input(diffusion.add_noise(target, noise, level), level)
-        aim = diffusion.v_target(target, noise, level)
-    unet = model.network(params, "unet")
+        sigma_key, noise_key = jax.random.split(key)
+        sigma = jnp.exp(loss.log_sigma_mean + loss.log_sigma_std * jax.random.normal(sigma_key, (b,)))
+        noise, level = jax.random.normal(noise_key, x0.shape), sigma[:, None, None, None, None]
+        x = diffusion.scale_model_input(diffusion.add_noise(x0, noise, level), level)
+        v = diffusion.v_target(x0, noise, level)
+    unet = context.network(params, "unet")
     if "lora" in params:
-        gate = jnp.ones(b) if model.lora_on_all_rows else batch["real"].astype(jnp.float32)
+        gate = jnp.ones(b) if context.lora_on_all_rows else batch["real"].astype(jnp.float32)
         lora.adapt(unet, params["lora"], gate)
-    micro = jnp.broadcast_to(jnp.asarray(MICRO_CONDITIONING), (b, 3)).at[:, 2].set(strength)
+    micro_conditioning = jnp.broadcast_to(jnp.asarray(MICRO_CONDITIONING), (b, 3)).at[:, 2].set(noise_std)
     prediction = unet(
-        model.spread(jnp.concatenate([x, rearrange(conditions, "b i f h w c -> b f h w (i c)")], axis=-1)),
+        context.shard(jnp.concatenate([x, rearrange(conditions, "b i f h w c -> b f h w (i c)")], axis=-1)),
         diffusion.c_noise(sigma),
-        context,
-        micro,
+        tokens,
+        micro_conditioning,
         domain,
-        True if model.images_only else batch["image_only"],
-        model.remat,
+        True if context.images_only else batch["image_only"],
+        context.remat,
     )
-    error = prediction - aim
+    error = prediction - v
     value = jnp.mean(error**2)
-    if not loss.temporal:
+    if not loss.temporal_gradient:
         return value, {"loss": value}
-    flicker = jnp.diff(error, axis=1) * ~batch["image_only"][:, None, None, None, None]
-    flicker = jnp.mean(flicker**2)
-    return value + loss.temporal * flicker, {"loss": value, "flicker": flicker}
+    is_clip = ~batch["image_only"][:, None, None, None, None]
+    flicker = jnp.mean((jnp.diff(error, axis=1) * is_clip) ** 2)
+    return value + loss.temporal_gradient * flicker, {"loss": value, "flicker": flicker}
 
 
 def condition_keep_mask(
     loss: LossConfig, key: Key[Array, ""], shape: tuple[int, int]
 ) -> tuple[Float[Array, "b i"], Float[Array, " b"]]:
-    """Which of i conditions of b rows, and whose light, stay: 1, or 0 for those dropped alone or all together."""
-    keys = jax.random.split(key)
-    alone = jax.random.bernoulli(keys[0], 1 - loss.condition_dropout, (shape[0], shape[1] + 1))
-    together = jax.random.bernoulli(keys[1], 1 - loss.all_dropout, (shape[0], 1))
-    kept = (alone & together).astype(jnp.float32)
-    return kept[:, :-1], kept[:, -1]
+    """Draw the condition dropout: 1 to keep and 0 to drop, for every condition of every row and for the row's light.
+
+    Args:
+      shape: (b, i).
+    """
+    single_key, all_key = jax.random.split(key)
+    keep_single = jax.random.bernoulli(single_key, 1 - loss.condition_dropout, (shape[0], shape[1] + 1))
+    keep_all = jax.random.bernoulli(all_key, 1 - loss.all_dropout, (shape[0], 1))
+    keep = (keep_single & keep_all).astype(jnp.float32)
+    return keep[:, :-1], keep[:, -1]
 
 
-def condition_noise(
+def add_condition_noise(
     loss: LossConfig, images: Float[Array, "b i f h w c"], key: Key[Array, ""]
 ) -> tuple[Float[Array, "b i f h w c"], Float[Array, " b"]]:
-    """The conditions' pixels with noise of a random strength per row, and that strength."""
+    """Return the conditions with Gaussian noise, and the noise's standard deviation per row, for pixels in [-1, 1]."""
     b = len(images)
     if loss.condition_noise is None:
         return images, jnp.full((b,), MICRO_CONDITIONING[2])
-    mean, deviation = loss.condition_noise
-    keys = jax.random.split(key)
-    strength = jnp.exp(mean + deviation * jax.random.normal(keys[0], (b,)))
-    # Pixels in [0, 1] have half the range that the strength is told for.
-    noise = jax.random.normal(keys[1], images.shape) * (strength / 2)[:, None, None, None, None, None]
-    return images + noise, strength
+    log_mean, log_std = loss.condition_noise
+    std_key, noise_key = jax.random.split(key)
+    noise_std = jnp.exp(log_mean + log_std * jax.random.normal(std_key, (b,)))
+    # These pixels are in [0, 1], half the range.
+    noise = jax.random.normal(noise_key, images.shape) * (noise_std / 2)[:, None, None, None, None, None]
+    return images + noise, noise_std
 
 
-def light_tokens(
-    model: LossContext, params: Params, environment: Float[Array, "b e f H W C"]
+def light_features(
+    context: LossContext, params: Params, environment: Float[Array, "b e f H W C"]
 ) -> list[Float[Array, "b f _ _"]]:
-    """The frozen encoder's features of the environment images, per level."""
-    if model.config.env_encoder.latent_encoder:
-        images = model.latents(params, environment) * model.config.vae.scaling_factor
+    """Return the environment encoder's features of the environment images, one array per UNet level."""
+    if context.config.env_encoder.latent_encoder:
+        images = context.latents(params, environment) * context.config.vae.scaling_factor
     else:
         images = environment * 2 - 1
-    return model.network(params, "env_encoder")(rearrange(images, "b e f h w c -> b f h w (e c)"))
+    return context.network(params, "env_encoder")(rearrange(images, "b e f h w c -> b f h w (e c)"))
 
 
 # --- the environment's encoder ---------------------------------------------------------------------------------------
 
 
-def environment_loss(model: LossContext, params: Params, batch: Batch, key: Key[Array, ""]) -> Loss:
-    """‖h − D(E(h), E_dir(n))‖², h the latents of the light's images, n those of its directions (section 4.1).
+def environment_loss(context: LossContext, params: Params, batch: Batch, key: Key[Array, ""]) -> Loss:
+    """Return the auto-encoder's loss mean (h − D(E(h, n), E_dir(n)))² (Liang et al. 2025, section 4.1).
 
-    batch: environment [b, e, f, H, W, C], in the order of `in_labels`. The metric `relative` is 1 for a decoder that
-    knows no more than the mean.
+    E is the environment encoder, h are the latents of `env_ldr` and `env_log`, and n those of the directions `env_nrm`.
+    The metric `relative` is 1 for a decoder that predicts the mean.
+
+    Args:
+      batch: environment [b, e, f, H, W, 3], in the order of `in_labels`.
     """
-    latents = model.latents(params, batch["environment"]) * model.config.vae.scaling_factor
-    light = jnp.concatenate([labelled(model, latents, label) for label in ("env_ldr", "env_log")], axis=-1)
-    value = jnp.mean((decoded_light(model, params, latents) - light) ** 2)
+    latents = context.latents(params, batch["environment"]) * context.config.vae.scaling_factor
+    light = jnp.concatenate([select_label(context, latents, label) for label in ("env_ldr", "env_log")], axis=-1)
+    value = jnp.mean((decode_light(context, params, latents) - light) ** 2)
     return value, {"loss": value, "relative": value / jnp.var(light)}
 
 
-def decoded_light(
-    model: LossContext, params: Params, latents: Float[Array, "b e f h w c"]
+def decode_light(
+    context: LossContext, params: Params, latents: Float[Array, "b e f h w c"]
 ) -> Float[Array, "b f h w c2"]:
-    """What the decoder makes of the encoder's features: scaled latents of env_ldr and env_log."""
-    light = model.network(params, "env_encoder").features(
-        rearrange(latents, "b e f h w c -> b f h w (e c)"), model.remat
+    """Return the scaled latents of env_ldr and env_log, reconstructed from the encoder's features."""
+    encoder, direction_encoder, decoder = (
+        context.network(params, name) for name in ("env_encoder", "nrm_encoder", "env_decoder")
     )
-    asked = model.network(params, "nrm_encoder").features(labelled(model, latents, "env_nrm"), model.remat)
-    return model.network(params, "env_decoder")(light, asked, model.remat)
+    features = encoder.features(rearrange(latents, "b e f h w c -> b f h w (e c)"), context.remat)
+    directions = direction_encoder.features(select_label(context, latents, "env_nrm"), context.remat)
+    return decoder(features, directions, context.remat)
 
 
-def labelled(model: LossContext, latents: Float[Array, "b e f h w c"], label: str) -> Float[Array, "b f h w c"]:
-    return latents[:, model.config.env_encoder.in_labels.index(label)]
+def select_label(context: LossContext, latents: Float[Array, "b e f h w c"], label: str) -> Float[Array, "b f h w c"]:
+    """Return the latents of one environment image."""
+    return latents[:, context.config.env_encoder.in_labels.index(label)]
 
 
 # --- the auto-encoder of frames --------------------------------------------------------------------------------------
 
 
-def vae_loss(model: LossContext, params: Params, batch: Batch, key: Key[Array, ""]) -> Loss:
-    """Mean absolute and squared error of the reconstruction, and the weighted divergence from a unit Gaussian.
+def vae_loss(context: LossContext, params: Params, batch: Batch, key: Key[Array, ""]) -> Loss:
+    """Return mean |x̂ − x| + mean (x̂ − x)² + kl · KL(N(μ, σ²) ‖ N(0, 1)) for images x and reconstructions x̂.
 
-    batch: images [b, f, h, w, 3]. The metric `latent_std` tells the `scaling_factor` to set afterwards: its inverse.
+    The inverse of the metric `latent_std` is the `scaling_factor` to configure afterwards.
+
+    Args:
+      batch: images [b, f, H, W, 3].
     """
-    vae = model.network(params, "vae")
+    vae = context.network(params, "vae")
     images = batch["images"] * 2 - 1
-    mean, log_variance = vae.moments(images, model.remat)
+    mean, log_variance = vae.moments(images, context.remat)
     latents = mean + jnp.exp(log_variance / 2) * jax.random.normal(key, mean.shape)
-    error = vae.decode(latents, model.remat, model.images_only) - images
+    error = vae.decode(latents, context.remat, context.images_only) - images
     divergence = jnp.mean(mean**2 + jnp.exp(log_variance) - 1 - log_variance) / 2
     absolute, squared = jnp.mean(jnp.abs(error)), jnp.mean(error**2)
-    value = absolute + squared + model.loss.kl * divergence
+    value = absolute + squared + context.loss.kl * divergence
     psnr = -10 * jnp.log10(squared / 4)
     return value, {"loss": value, "kl": divergence, "psnr": psnr, "latent_std": jnp.std(mean)}
 
@@ -265,13 +288,13 @@ def vae_loss(model: LossContext, params: Params, batch: Batch, key: Key[Array, "
 
 @dataclass(frozen=True)
 class Objective:
-    """An objective.
+    """An objective and its components.
 
     Attributes:
-      loss: (model, params, batch, key) -> value and metrics.
-      kind: of the renderer whose parts are trained.
-      trained: components that learn unless told otherwise.
-      frozen: components that are computed with and do not learn; the VAE is among them unless latents are cached.
+      loss: (context, params, batch, key) -> value and metrics.
+      kind: kind of the renderer to which the components belong.
+      trained: components that train by default.
+      frozen: components that only compute. Cached latents do without the VAE.
     """
 
     loss: Callable[[LossContext, Params, Batch, Array], Loss]

@@ -1,18 +1,20 @@
-"""A training run on disk: what it is, its checkpoints, what it measured.
+"""A training run on disk: its configuration, its checkpoints, its metrics.
 
-    run.json         the configuration and the renderer's, both complete
-    checkpoints/N/   after N steps: `params`, `ema` and `optimizer`, through Orbax; written in the background
-    metrics.jsonl    a line per log and per evaluation; TensorBoard's files beside it, in tensorboard/
+    run.json         the configurations of the run and of its renderer, both complete, and a record of every start
+    checkpoints/N/   after N steps: `params`, `ema` and `optimizer`, written by Orbax in the background
+    metrics.jsonl    one line per log and per evaluation; also as TensorBoard files in tensorboard/
     pictures/        of evaluations
 
-The place in the data needs no file: rows are a function of the seed and the step.
+The place in the data needs no file, because rows are a function of the seed and the step.
 """
 
 import contextlib
+import datetime
 import errno
 import json
 import os
 import shutil
+import subprocess
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,40 +38,51 @@ from drender.training.config import TrainConfig
 RECORD = "run.json"
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
+# A run with other values of these is another run; other differences are reported when it is resumed.
+FIXED = ("objective", "trainable", "lora")
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """What a step changes, a pytree. Parameters and averages are flat dicts from dotted name to float32 array."""
+    """Everything that a step changes, as a pytree: float32 arrays by dotted parameter name, and optax's state."""
 
     params: dict[str, Any]
     ema: dict[str, Any]
     optimizer: Any
 
     def items(self) -> dict[str, Any]:
+        """Return the three parts as Orbax's checkpointables."""
         return {"params": self.params, "ema": self.ema, "optimizer": self.optimizer}
 
 
 jax.tree_util.register_dataclass(TrainState, ["params", "ema", "optimizer"], [])
 
 
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
 def is_run(path: str | Path) -> bool:
+    """Whether a folder is a training run."""
     return (expand_home(path) / RECORD).is_file()
 
 
-def read(path: str | Path) -> tuple[TrainConfig, RendererConfig]:
-    """What the run at `path` is; InputError if it cannot be read."""
+def read_run(path: str | Path) -> tuple[TrainConfig, RendererConfig]:
+    """Return the configurations of a run and of its renderer; raise InputError if they cannot be read."""
+    record, file = _read_record(path), expand_home(path) / RECORD
+    return from_dict(TrainConfig, record["train"], str(file)), from_dict(RendererConfig, record["model"], str(file))
+
+
+def _read_record(path: str | Path) -> dict[str, Any]:
     file = expand_home(path) / RECORD
     try:
         record = json.loads(file.read_text())
-        train, model = record["train"], record["model"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return {"train": record["train"], "model": record["model"], "starts": record.get("starts", [])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file}: unreadable ({error}); is {path} a training run?") from error
-    return from_dict(TrainConfig, train, str(file)), from_dict(RendererConfig, model, str(file))
 
 
 def last_step(path: str | Path) -> int:
-    """The step of the last checkpoint of a run; InputError if there is none yet."""
+    """Return the step of a run's last checkpoint; raise InputError if there is none yet."""
     folder = expand_home(path).resolve() / CHECKPOINTS
     if folder.is_dir():
         with ocp.training.Checkpointer(folder) as checkpointer:
@@ -78,26 +91,34 @@ def last_step(path: str | Path) -> int:
     raise InputError(f"{path}: the run has no checkpoint yet")
 
 
-def load_average(path: str | Path, component: str) -> dict[str, jax.Array]:
-    """The averaged weights of a component that learnt, by dotted name, from the last checkpoint of a run."""
+def load_ema(path: str | Path, component: str) -> dict[str, jax.Array]:
+    """Return the EMA of a component's trained parameters, by dotted name, from the last checkpoint of a run."""
     step = last_step(path)
-    with _readable(path, step), ocp.training.Checkpointer(expand_home(path).resolve() / CHECKPOINTS) as found:
-        stored = found.checkpointables_metadata(step).metadata["ema"]
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        take = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
-        target = {name: take(x) if name.startswith(f"{component}.") else ... for name, x in stored.items()}
-        loaded = found.load_checkpointables(step, {"ema": target})["ema"]
+    folder = expand_home(path).resolve() / CHECKPOINTS
+    with _damage_as_input_error(path, step), ocp.training.Checkpointer(folder) as checkpointer:
+        stored = checkpointer.checkpointables_metadata(step).metadata["ema"]
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = dict.fromkeys(stored, ...) | {
+            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device)
+            for name, x in stored.items()
+            if name.startswith(f"{component}.")
+        }
+        loaded = checkpointer.load_checkpointables(step, {"ema": target})["ema"]
         return {name: x for name, x in loaded.items() if x is not ...}
 
 
+# --- training --------------------------------------------------------------------------------------------------------
+
+
 class RunFolder:
-    """The folder of a run that trains. A context manager: leaving it waits for what is being written.
+    """The folder of a run that trains. As a context manager it waits, on exit, for pending writes.
 
     Args:
       config: the run; its `output` is the folder. Nothing is written there before `begin`.
       model: the renderer that is trained.
     Attributes:
-      last: the step of the last checkpoint, or None.
+      last: step of the last checkpoint, or None.
+      changes: a line per option with another value than before, of a run that is resumed.
     Raises:
       InputError: the folder holds something else, or a run of another objective or model.
     """
@@ -105,50 +126,58 @@ class RunFolder:
     def __init__(self, config: TrainConfig, model: RendererConfig):
         self.path = expand_home(config.output).resolve()
         self.config, self.model = config, model
-        self.leads = jax.process_index() == 0
-        self.last = None
+        self.is_main = jax.process_index() == 0
+        self.last: int | None = None
+        self.changes: list[str] = []
         if self.path.exists() and not is_run(self.path) and not (self.path.is_dir() and not any(self.path.iterdir())):
-            raise InputError(f"output {config.output}: holds something that is no training run; give another folder")
-        keep = ocp.training.preservation_policies.LatestN(config.keep)
+            raise InputError(f"output {config.output}: holds something other than a training run; give another folder")
+        policy = ocp.training.preservation_policies.LatestN(config.keep_checkpoints)
         self._open = lambda: ocp.training.Checkpointer(
-            self.path / CHECKPOINTS, preservation_policy=keep, cleanup_tmp_directories=True
+            self.path / CHECKPOINTS, preservation_policy=policy, cleanup_tmp_directories=True
         )
         self._checkpointer = self._board = None
         if (self.path / CHECKPOINTS).is_dir():
             self._checkpointer = self._open()
             if self._checkpointer.latest is not None:
                 self.last = self._checkpointer.latest.step
-                self._check_same(config, model)
+                self._compare_with_record()
+
+    def _compare_with_record(self) -> None:
+        """Fill `changes`; raise InputError if the folder's run is another one."""
+        before, before_model = read_run(self.path)
+        old, new = to_dict(before), to_dict(self.config)
+        fixed_old, fixed_new = (
+            {name: values[name] for name in FIXED} | flatten(to_dict(model))
+            for values, model in ((old, before_model), (new, self.model))
+        )
+        for name in fixed_old | fixed_new:
+            if fixed_old.get(name) != fixed_new.get(name):
+                raise InputError(
+                    f"output {self.config.output}: holds a run with {name} {fixed_old.get(name)!r}, not "
+                    f"{fixed_new.get(name)!r}; give another output, or start a new run with init_from that run"
+                )
+        self.changes = list(_differences(old, new))
 
     def begin(self) -> None:
-        """Makes the folder, or takes it up again after the last checkpoint: later lines of metrics.jsonl go."""
+        """Create the folder, or continue it after the last checkpoint: later lines of metrics.jsonl are dropped."""
+        step = self.last or 0
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if self.leads:
-                record = {"train": to_dict(self.config), "model": to_dict(self.model)}
+            if self.is_main:
+                starts = _read_record(self.path)["starts"] if is_run(self.path) else []
+                starts.append({"step": step, "time": _now(), "commit": _commit(), "changes": self.changes})
+                record = {"train": to_dict(self.config), "model": to_dict(self.model), "starts": starts}
                 with atomic_write(self.path / RECORD) as temporary:
                     temporary.write_text(json.dumps(record, indent=1) + "\n")
-                self._forget_after(self.last or 0)
-                self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=(self.last or 0) + 1)
+                self._drop_metrics_after(step)
+                self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
             if self._checkpointer is None:
                 self._checkpointer = self._open()
         except OSError as error:
             raise InputError(f"output {self.config.output}: cannot be written ({error.strerror})") from error
 
-    def _check_same(self, config: TrainConfig, model: RendererConfig) -> None:
-        before, before_model = read(self.path)
-        old, new = ({"objective": c.objective, "trainable": c.trainable, "lora": c.lora} for c in (before, config))
-        old |= flatten(to_dict(before_model))
-        new |= flatten(to_dict(model))
-        for name in old | new:
-            if old.get(name) != new.get(name):
-                raise InputError(
-                    f"output {config.output}: holds a run with {name} {old.get(name)!r}, not {new.get(name)!r}; "
-                    "give another output, or start from that run"
-                )
-
-    def _forget_after(self, step: int) -> None:
-        """Drops lines of steps that will be done again, of a run that was killed after them."""
+    def _drop_metrics_after(self, step: int) -> None:
+        """Drop lines of steps that will be repeated, left by a run that was killed after its last checkpoint."""
         file = self.path / METRICS
         lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
@@ -163,36 +192,37 @@ class RunFolder:
         if self._board is not None:
             self._board.close()
         if self._checkpointer is not None:
-            # An error that is on its way says more than what it did to the checkpoint being written.
-            with self._writable() if kind is None else contextlib.suppress(OSError, ValueError):
+            # An exception in flight takes precedence over its consequences for the pending checkpoint.
+            with self._write_as_input_error() if kind is None else contextlib.suppress(OSError, ValueError):
                 self._checkpointer.close()
 
     def save(self, step: int, state: TrainState) -> None:
-        """Writes a checkpoint in the background, once the one before it is written."""
-        with self._writable():
+        """Write a checkpoint in the background, once the previous one is complete."""
+        with self._write_as_input_error():
             self._checkpointer.wait()
             if self.last != step:
-                # Orbax would find out too, but in a hundred lines.
+                # Orbax reports a full disk too, but in a hundred lines.
                 if shutil.disk_usage(self.path).free < sum(x.nbytes for x in jax.tree.leaves(state)):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 self._checkpointer.save_checkpointables_async(step, state.items(), force=True)
                 self.last = step
 
     def restore(self, abstract: TrainState) -> TrainState:
-        """The last checkpoint, placed as the abstract state's shardings say, whatever mesh it was written on.
+        """Return the last checkpoint with the abstract state's shardings, whatever mesh wrote it.
 
-        InputError where its shapes are not those asked for.
+        Raises:
+          InputError: the checkpoint is damaged, or its shapes differ.
         """
-        with _readable(self.config.output, self.last):
+        with _damage_as_input_error(self.config.output, self.last):
             return TrainState(**self._checkpointer.load_checkpointables(self.last, abstract.items()))
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Append a line to metrics.jsonl and a point to each of TensorBoard's curves."""
-        if not self.leads:
+        if not self.is_main:
             return
-        with self._writable(), (self.path / METRICS).open("a") as file:
+        with self._write_as_input_error(), (self.path / METRICS).open("a") as file:
             file.write(json.dumps({"step": step} | values) + "\n")
-        with _illustrates("TensorBoard's curves"):
+        with _failure_as_warning("TensorBoard's curves"):
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
             self._board.flush()
@@ -200,9 +230,9 @@ class RunFolder:
     def draw(self, step: int, image: Float[np.ndarray, "h w 3"]) -> None:
         """Write an evaluation's picture, in [0, 1], to pictures/ and to TensorBoard."""
         file = self.path / "pictures" / f"{step:08d}.png"
-        with _illustrates(f"the picture {file}"):
+        with _failure_as_warning(f"the picture {file}"):
             write_png(file, image)
-            # tensorboardX's `add_image` needs Pillow to encode the PNG, which is written already.
+            # tensorboardX's `add_image` would need Pillow to encode the PNG, which exists already.
             height, width, channels = image.shape
             encoded = Summary.Image(
                 height=height, width=width, colorspace=channels, encoded_image_string=file.read_bytes()
@@ -211,34 +241,59 @@ class RunFolder:
             self._board.file_writer.add_summary(Summary(value=[value]), step)
 
     @contextlib.contextmanager
-    def _writable(self) -> Iterator[None]:
-        """Turns what the system, Orbax and TensorStore say of a full disk and the like into one line."""
+    def _write_as_input_error(self) -> Iterator[None]:
+        """Turn errors of the system, Orbax and TensorStore, such as a full disk, into one line."""
         try:
             yield
         except InputError:
             raise
         except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or first_line(error)
+            reason = getattr(error, "strerror", None) or first_line(error)
             raise InputError(
-                f"output {self.config.output}: cannot be written ({why}); free space and run the same command again"
+                f"output {self.config.output}: cannot be written ({reason}); free space and run the same command again"
             ) from error
 
 
 @contextlib.contextmanager
-def _illustrates(what: str) -> Iterator[None]:
-    """Turn any failure into a warning: the run does not depend on its illustrations."""
+def _failure_as_warning(thing: str) -> Iterator[None]:
+    """Turn any error into a warning, because training does not depend on its illustrations."""
     try:
         yield
     except Exception as error:
-        warnings.warn(f"{what}: not written ({first_line(error)}); training continues", stacklevel=3)
+        warnings.warn(f"{thing}: not written ({first_line(error)}); training continues", stacklevel=3)
 
 
 @contextlib.contextmanager
-def _readable(path: str | Path, step: int) -> Iterator[None]:
+def _damage_as_input_error(path: str | Path, step: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
         folder = Path(path) / CHECKPOINTS / str(step)
         raise InputError(
-            f"{folder}: damaged ({first_line(error)}); remove this folder to go on from the checkpoint before it"
+            f"{folder}: damaged ({first_line(error)}); remove this folder to resume from the checkpoint before it"
         ) from error
+
+
+# --- the record ------------------------------------------------------------------------------------------------------
+
+
+def _differences(before: Any, after: Any, name: str = "") -> Iterator[str]:
+    """Yield a line per option whose value differs, such as `optimizer.steps: 20 (was 10)`."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in before | after:
+            yield from _differences(before.get(key), after.get(key), f"{name}.{key}" if name else key)
+    elif before != after:
+        yield f"{name}: {after!r} (was {before!r})"
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _commit() -> str | None:
+    """Return the commit of this code, or None outside of a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,4 +1,4 @@
-"""TODO."""
+"""One training step: gradient, AdamW and EMA, jitted over the mesh with the state donated."""
 
 from collections.abc import Callable, Mapping
 
@@ -11,108 +11,130 @@ from jaxtyping import Array
 
 from drender import sharding
 from drender.models.params import unflatten
-from drender.sharding import compiler_options
 from drender.training.config import OptimizerConfig, TrainConfig
 from drender.training.losses import OBJECTIVES, Batch, LossContext
 from drender.training.run_dir import TrainState
 
-# By dotted name; shapes will do where nothing is computed.
+# By dotted name. Shapes suffice where nothing is computed.
 Arrays = Mapping[str, Array | jax.ShapeDtypeStruct]
+Metrics = Mapping[str, Array]
 
 
 def learning_rate(config: OptimizerConfig) -> optax.Schedule:
-    """Linear warm-up, then constant or down to 0 at the last step."""
-    after = max(1, config.steps - config.warmup)
-    decays = {
+    """Return the schedule: linear warm-up, then constant, or linear or cosine decay to 0 at the last step."""
+    decay_steps = max(1, config.steps - config.warmup)
+    schedules = {
         "constant": optax.constant_schedule(config.learning_rate),
-        "linear": optax.linear_schedule(config.learning_rate, 0, after),
-        "cosine": optax.cosine_decay_schedule(config.learning_rate, after),
+        "linear": optax.linear_schedule(config.learning_rate, 0, decay_steps),
+        "cosine": optax.cosine_decay_schedule(config.learning_rate, decay_steps),
     }
-    rise = optax.linear_schedule(config.learning_rate / max(1, config.warmup), config.learning_rate, config.warmup - 1)
-    return optax.join_schedules([rise, decays[config.decay]], [config.warmup])
+    first = config.learning_rate / max(1, config.warmup)
+    warmup = optax.linear_schedule(first, config.learning_rate, config.warmup - 1)
+    return optax.join_schedules([warmup, schedules[config.lr_schedule]], [config.warmup])
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """AdamW on clipped gradients; only kernels decay."""
-    kernels = lambda params: {name: name.endswith((".kernel", ".lora_A", ".lora_B")) for name in params}
+    """Return AdamW on clipped gradients, with weight decay on kernels only."""
+
+    def is_kernel(params: Arrays) -> dict[str, bool]:
+        return {name: name.endswith((".kernel", ".lora_A", ".lora_B")) for name in params}
+
     return optax.chain(
-        optax.clip_by_global_norm(config.clip),
-        optax.adamw(learning_rate(config), *config.betas, weight_decay=config.weight_decay, mask=kernels),
+        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.adamw(learning_rate(config), *config.betas, weight_decay=config.weight_decay, mask=is_kernel),
     )
 
 
-def make_step(model: LossContext, config: TrainConfig, optimizer: optax.GradientTransformation) -> Callable:
-    """(state, frozen, batch, step) -> (state, metrics), to be jitted with the state donated.
+def make_step(context: LossContext, config: TrainConfig, optimizer: optax.GradientTransformation) -> Callable:
+    """Return the training step (state, frozen, batch, step number from 0) -> (state, metrics), to be jitted.
 
-    A batch is rows, and `stop`, of which the greatest is handed on. The gradient is the mean over `accumulate` parts of
-    the rows. Randomness is a function of seed, step and part.
+    The batch holds rows, and under `stop` a number per device, of which the metrics report the largest. Random numbers
+    are a function of the seed, the step and the microbatch.
     """
-    loss, parts, dtype = OBJECTIVES[config.objective].loss, config.optimizer.accumulate, jnp.dtype(config.dtype)
+    schedule, dtype = learning_rate(config.optimizer), jnp.dtype(config.dtype)
+    num_microbatches = config.optimizer.grad_accum_steps
 
-    def gradient(params: Arrays, frozen: Arrays, batch: Batch, key: Array):
-        def value(params):
-            # Kept where it is, so that what is gathered over the devices is the rounded copy.
-            computed = sharding.constrain_params({name: x.astype(dtype) for name, x in params.items()}, model.mesh)
-            with sharding.use_mesh(model.mesh):
-                return loss(model, unflatten(computed | dict(frozen)), batch, key)
+    def gradient(params: Arrays, frozen: Arrays, batch: Batch, key: Array) -> tuple[Arrays, Metrics]:
+        def loss(params: Arrays) -> tuple[Array, Metrics]:
+            # Constrain the rounded copy to the parameters' sharding, so that it, not float32, is all-gathered.
+            rounded = sharding.constrain_params({name: x.astype(dtype) for name, x in params.items()}, context.mesh)
+            with sharding.use_mesh(context.mesh):
+                return OBJECTIVES[config.objective].loss(context, unflatten(rounded | dict(frozen)), batch, key)
 
-        (_, metrics), gradients = jax.value_and_grad(value, has_aux=True)(params)
-        return sharding.constrain_params(gradients, model.mesh), metrics
+        (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        return sharding.constrain_params(gradients, context.mesh), metrics
 
-    def step(state: TrainState, frozen: Arrays, batch: Batch, number: Array):
+    def mean_gradient(params: Arrays, frozen: Arrays, batch: Batch, key: Array) -> tuple[Arrays, Metrics]:
+        """Average gradient and metrics over the microbatches."""
+        if num_microbatches == 1:
+            return gradient(params, frozen, batch, key)
+
+        def add_microbatch(total, microbatch):
+            rows, i = microbatch
+            return jax.tree.map(jnp.add, total, gradient(params, frozen, rows, jax.random.fold_in(key, i))), None
+
+        # Every device keeps its rows: microbatch i takes every num_microbatches-th row of each.
+        rows = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, num_microbatches, *x.shape[1:]), 0, 1), batch)
+        shapes = jax.eval_shape(gradient, params, frozen, jax.tree.map(lambda x: x[0], rows), key)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        total, _ = jax.lax.scan(add_microbatch, zeros, (rows, jnp.arange(num_microbatches, dtype=jnp.uint32)))
+        return jax.tree.map(lambda x: x / num_microbatches, total)
+
+    def step(state: TrainState, frozen: Arrays, batch: Batch, number: Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), number)
-        stop, batch = batch["stop"].max(), {name: x for name, x in batch.items() if name != "stop"}
-        if parts == 1:
-            gradients, metrics = gradient(state.params, frozen, batch, key)
-        else:
-            # Each device keeps its rows: a part takes every parts-th row of each.
-            split = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), batch)
-            one = lambda part: gradient(state.params, frozen, part[0], jax.random.fold_in(key, part[1]))
-            add = lambda total, part: (jax.tree.map(jnp.add, total, one(part)), None)
-            zeros = jax.tree.map(
-                lambda x: jnp.zeros(x.shape, x.dtype),
-                jax.eval_shape(one, (jax.tree.map(lambda x: x[0], split), jnp.uint32(0))),
-            )
-            total, _ = jax.lax.scan(add, zeros, (split, jnp.arange(parts, dtype=jnp.uint32)))
-            gradients, metrics = jax.tree.map(lambda x: x / parts, total)
+        rows = {name: x for name, x in batch.items() if name != "stop"}
+        gradients, metrics = mean_gradient(state.params, frozen, rows, key)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        # An average that begins as a copy and looks back no further than the run is long.
-        decay = jnp.minimum(config.optimizer.ema, (1 + number) / (10 + number))
+        # The EMA begins as a copy. The cap on its decay keeps its memory within the length of the run so far.
+        decay = jnp.minimum(config.optimizer.ema_decay, (1 + number) / (10 + number))
         ema = jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, state.ema, params)
-        metrics |= {"gradient_norm": optax.tree.norm(gradients), "learning_rate": rate(number)}
-        return TrainState(params, ema, optimizer_state), metrics | {"stop": stop}
+        metrics |= {"gradient_norm": optax.tree.norm(gradients), "learning_rate": schedule(number)}
+        return TrainState(params, ema, optimizer_state), metrics | {"stop": batch["stop"].max()}
 
-    rate = learning_rate(config.optimizer)
     return step
 
 
-def first_state(params: Mapping[str, np.ndarray], optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state before the first step, on the mesh: the average is a copy, the optimizer has seen nothing."""
-    placed = sharding.device_put_global(params, sharding.param_sharding(params, mesh))
-    begin = lambda params: TrainState(params, jax.tree.map(jnp.copy, params), optimizer.init(params))
-    return jax.jit(begin, out_shardings=sharding.param_sharding(jax.eval_shape(begin, placed), mesh))(placed)
+# --- on the mesh -----------------------------------------------------------------------------------------------------
+
+
+def init_state(params: Mapping[str, np.ndarray], optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Return the state before the first step, sharded: the EMA is a copy, the optimizer's moments are zero."""
+    params = sharding.device_put_global(params, sharding.param_sharding(params, mesh))
+
+    def init(params: Arrays) -> TrainState:
+        return TrainState(params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+
+    return jax.jit(init, out_shardings=sharding.param_sharding(jax.eval_shape(init, params), mesh))(params)
 
 
 def abstract_state(params: Arrays, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The shapes of that state, with where they go."""
+    """Return the shapes and shardings of that state."""
     shapes = jax.eval_shape(lambda params: TrainState(params, params, optimizer.init(params)), params)
-    place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-    return jax.tree.map(place, shapes, sharding.param_sharding(shapes, mesh))
+
+    def with_sharding(x: jax.ShapeDtypeStruct, placement: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement)
+
+    return jax.tree.map(with_sharding, shapes, sharding.param_sharding(shapes, mesh))
 
 
-def compile_step(step: Callable, state: TrainState, frozen: Arrays, batch: Arrays, mesh: Mesh):
-    """The step for this state and batch (arrays or shapes with shardings), on the mesh, its state donated.
+def compile_step(step: Callable, state: TrainState, frozen: Arrays, batch: Arrays, mesh: Mesh) -> jax.stages.Compiled:
+    """Compile the step for this state and batch: arrays, or shapes with shardings. The state is donated.
 
-    What has no sharding in the batch are rows.
+    Arrays of the batch without a sharding are rows.
     """
     platform = mesh.devices.flat[0].platform
-    options = compiler_options(platform)
+    options = sharding.compiler_options(platform)
     if platform == "cpu":
-        # XLA would merge what rematerialisation computes again with what it was to replace.
+        # XLA's CSE would otherwise undo rematerialization on CPU.
         options["xla_disable_hlo_passes"] = "cse_barrier_expander"
-    place = lambda x: getattr(x, "sharding", None) or sharding.batch_sharding(mesh)
-    placed = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)) for name, x in batch.items()}
-    results = (jax.tree.map(lambda leaf: leaf.sharding, state), sharding.replicated(mesh))
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=results)
-    return jitted.lower(state, frozen, placed, jax.ShapeDtypeStruct((), jnp.uint32)).compile(options or None)
+
+    def with_sharding(x: Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        placement = getattr(x, "sharding", None) or sharding.batch_sharding(mesh)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement)
+
+    out_shardings = (jax.tree.map(lambda leaf: leaf.sharding, state), sharding.replicated(mesh))
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
+    return jitted.lower(
+        state, frozen, jax.tree.map(with_sharding, dict(batch)), jax.ShapeDtypeStruct((), jnp.uint32)
+    ).compile(options or None)

@@ -1,14 +1,14 @@
-"""Where a run's model and weights come from: checkpoints, other runs, or random numbers.
+"""The model of a run and the weights that it begins with: from checkpoints, from other runs, or random.
 
-`start` names a checkpoint or a run, for all components or per component (`COMPONENTS`). A run counts as the averaged
-weights of its last checkpoint, with what it did not train from its own start.
+`init_from` names a checkpoint or a run, for all components or per component (`COMPONENTS`). A run stands for the EMA of
+its last checkpoint; components that it did not train come from its own `init_from`.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,232 +25,268 @@ from drender.training import init, run_dir
 from drender.training.config import TrainConfig
 from drender.training.losses import OBJECTIVES
 
-# What a sampling checkpoint can hold; the rest is only needed to train.
-KEPT = orbax.COMPONENTS
-COMPONENTS = (*KEPT, "nrm_encoder", "env_decoder")
+# Components of a sampling checkpoint, and those that only training needs.
+COMPONENTS = (*orbax.COMPONENTS, "nrm_encoder", "env_decoder")
+
 Log = Callable[[str], None]
+Arrays = Mapping[str, jax.Array | np.ndarray | jax.ShapeDtypeStruct]  # by dotted name
+
+
+def resolve_weights(config: TrainConfig) -> "Weights":
+    """Open the checkpoints and runs of `init_from`, and derive the model that is trained.
+
+    The model is that of the UNet's source (Stable Video Diffusion's without one), changed by `model`, and made to the
+    kind that the objective needs.
+
+    Raises:
+      InputError: `init_from` cannot be opened or lacks a component, or the model's parts do not fit together.
+    """
+    sources = _open_sources(config.init_from)
+    return Weights(config, sources, _renderer_config(config, sources))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The resolved weights of a run.
+
+    Attributes:
+      config: the run.
+      sources: the source of every component that has one; the others are randomly initialized.
+      model: the renderer that is trained.
+    """
+
+    config: TrainConfig
+    sources: Mapping[str, "WeightSource"]
+    model: RendererConfig
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The names of all components that the run computes with."""
+        objective = OBJECTIVES[self.config.objective]
+        return (*objective.trained, *self._lora, *objective.frozen)
+
+    @property
+    def _lora(self) -> tuple[str, ...]:
+        return ("lora",) if self.config.lora else ()
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The patterns of parameters that train."""
+        return self.config.trainable or (*OBJECTIVES[self.config.objective].trained, *self._lora)
+
+    @functools.cached_property
+    def only_lora_trains(self) -> bool:
+        """Whether nothing but the LoRA factors trains; they then act on all rows."""
+        trained = {name for name in self.components if any(map(self.trains, self.shapes(name)))}
+        return trained == {"lora"}
+
+    def shapes(self, name: str) -> dict[str, Any]:
+        """Return the shapes of a component's parameters by dotted name, such as "unet.conv_in.kernel"."""
+        params = self._fresh_lora() if name == "lora" else abstract_module(*network_of(self.model, name))[1]
+        return flatten({name: params})
+
+    def trains(self, parameter: str) -> bool:
+        """Whether a parameter trains."""
+        return any(_matches(parameter, pattern) for pattern in self.patterns)
+
+    def component(self, name: str, log: Log = lambda line: None) -> dict:
+        """Return a component before training as a nested dict: from its source, adapted to the model, or random."""
+        source = self.sources.get(name)
+        if source is None:
+            log(f"{name}: randomly initialized")
+            return self._fresh_lora() if name == "lora" else init.init_params(*self._network(name), self.config.seed)
+        where = f"init_from {source.path}: {name}"
+        if name == "lora":
+            return _require_same_shapes(self._fresh_lora(), source.load(name), where)
+        params, report = init.adapt_pretrained(*self._network(name), source.load(name), self.config.seed, where)
+        for line in report:
+            log(line)
+        return params
+
+    def split(
+        self, needs_vae: bool, resumed: bool, log: Log = lambda line: None
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Return (trained float32, frozen compute-dtype) parameters by dotted name.
+
+        Args:
+          needs_vae: include a frozen VAE; training on cached latents does without.
+          resumed: the trained parameters will come from the run's checkpoint, so return shapes instead.
+        Raises:
+          InputError: a pattern of `trainable` without a match, trained parameters that no row reaches, a frozen
+            component without a source, or a source that does not fit.
+        """
+        objective = OBJECTIVES[self.config.objective]
+        names = [name for name in self.components if needs_vae or name != "vae" or name in objective.trained]
+        shapes = {name: self.shapes(name) for name in names}
+        for pattern in self.patterns:
+            if not any(_matches(key, pattern) for leaves in shapes.values() for key in leaves):
+                raise InputError(f"trainable: {pattern!r} matches no parameter; names begin with {', '.join(names)}")
+        trained, frozen = {}, {}
+        for name in names:
+            trained_keys = {key for key in shapes[name] if self.trains(key)}
+            trained |= {key: leaf for key, leaf in shapes[name].items() if key in trained_keys}
+            if resumed and len(trained_keys) == len(shapes[name]):
+                continue
+            if not trained_keys and name not in self.sources:
+                raise InputError(
+                    f"objective {self.config.objective!r} computes with a {name} that does not train; give "
+                    f"init_from.{name}"
+                )
+            leaves = flatten({name: self.component(name, log)})
+            if not resumed:
+                trained |= {key: np.asarray(leaves[key], np.float32) for key in trained_keys}
+            frozen |= {key: np.asarray(x, self.config.dtype) for key, x in leaves.items() if key not in trained_keys}
+        self._require_rows(trained)
+        return trained, frozen
+
+    def _require_rows(self, trained: Arrays) -> None:
+        """Raise InputError if LoRA factors train that act on no row."""
+        has_rows = self.only_lora_trains or any(source.real for source in self.config.data.sources)
+        if any(key.startswith("lora.") for key in trained) and not has_rows:
+            raise InputError(
+                "lora: beside other weights the factors train on rows of sources with `real: true` only, but "
+                "data.sources has none; mark one as real, train the factors alone (trainable='[lora]'), or remove lora"
+            )
+
+    def check_latents(self, made_by: str) -> None:
+        """Raise InputError unless the run can train on latents of the VAE with the fingerprint `made_by`."""
+        if self.config.loss.condition_noise is not None:
+            raise InputError("loss.condition_noise is added to pixels, but data.sources holds latents; set it to null")
+        source = self.sources.get("vae")
+        if source is None:
+            raise InputError("init_from has no vae; name the VAE that made the cached latents as init_from.vae")
+        found = fingerprint(source.load("vae"))
+        if found != made_by:
+            raise InputError(
+                f"init_from.vae {source.path}: has the fingerprint {found}, but the cached latents were made with "
+                f"{made_by}; use that VAE, or encode the clips again"
+            )
+
+    def _network(self, name: str) -> tuple:
+        return network_of(self.model, name)
+
+    def _fresh_lora(self) -> dict:
+        unet, config = abstract_module(*self._network("unet"))[1], self.config.lora
+        return lora.init(unet, config.rank, config.targets, self.config.seed, config.alpha)
+
+
+def _matches(parameter: str, pattern: str) -> bool:
+    """Whether a pattern matches a dotted name, or one of the modules that it is in."""
+    return fnmatchcase(parameter, pattern) or fnmatchcase(parameter, f"{pattern}.*")
+
+
+def _require_same_shapes(expected: dict, found: dict, where: str) -> dict:
+    """Return `found` if its parameters have the expected shapes."""
+    expected_shapes, shapes = ({name: x.shape for name, x in flatten(tree).items()} for tree in (expected, found))
+    for name in expected_shapes | shapes:
+        if shapes.get(name) != expected_shapes.get(name):
+            raise InputError(
+                f"{where}: {name} is {shapes.get(name, 'missing')}, but `lora` needs "
+                f"{expected_shapes.get(name, 'no such factor')}; set its rank and targets to those of the source"
+            )
+    return found
+
+
+# --- sources ---------------------------------------------------------------------------------------------------------
 
 
 class WeightSource:
     """A checkpoint or a run to take components from.
 
     Attributes:
-      config: of its renderer.
-      components: the names of what it holds.
+      path: its folder.
+      config: its renderer.
+      components: names of the components that it holds.
     """
 
     def __init__(self, path: str):
-        self.path = path
-        self.train = None
+        self.path, self.run = path, None
         if run_dir.is_run(path):
-            self.train, self.config = run_dir.read(path)
-            self.components = components(self.train)
+            train_config, self.config = run_dir.read_run(path)
+            # What a run has not trained itself is opened when it is loaded.
+            self.run = train_config
+            self.components = Weights(train_config, {}, self.config).components
         else:
             self.config = orbax.load_config(path)
             self.components = tuple(orbax.components(path))
 
     def load(self, name: str) -> dict:
-        """One component as a nested dict of arrays."""
-        if self.train is None:
+        """Return a component as a nested dict of arrays."""
+        if self.run is None:
             return orbax.load(self.path, name)
-        trained = run_dir.load_average(self.path, name)
-        whole = abstract(self.train, self.config, name)
-        if len(trained) < len(whole):
-            trained = flatten({name: component(self.train, self.config, name)}) | trained
-        return unflatten(trained)[name]
+        leaves = run_dir.load_ema(self.path, name)
+        weights = Weights(self.run, {}, self.config)
+        if len(leaves) < len(weights.shapes(name)):
+            weights = dataclasses.replace(weights, sources=_open_sources(self.run.init_from))
+            leaves = flatten({name: weights.component(name)}) | leaves
+        return unflatten(leaves)[name]
 
 
-def resolve_sources(config: TrainConfig) -> dict[str, WeightSource]:
-    """The origin of every component that has one."""
-    if config.start is None:
+def _open_sources(init_from: str | Mapping[str, str] | None) -> dict[str, WeightSource]:
+    """Return the source of every component that has one; every folder is opened once."""
+    if init_from is None:
         return {}
-    if isinstance(config.start, str):
-        origin = _origin("start", config.start)
-        return dict.fromkeys(origin.components, origin)
-    origins = {}
-    for name, path in config.start.items():
+    if isinstance(init_from, str):
+        source = _open_source("init_from", init_from)
+        return dict.fromkeys(source.components, source)
+    for name in init_from:
         if name not in COMPONENTS:
-            raise unknown_name_error("component of start", name, COMPONENTS)
-        origins[name] = _origin(f"start.{name}", path)
-        if name not in origins[name].components:
-            raise InputError(f"start.{name} {path}: has no {name}; it holds {', '.join(origins[name].components)}")
-    return origins
+            raise unknown_name_error("component of init_from", name, COMPONENTS)
+    opened = {path: _open_source(f"init_from.{name}", path) for name, path in reversed(init_from.items())}
+    for name, path in init_from.items():
+        if name not in opened[path].components:
+            raise InputError(f"init_from.{name} {path}: has no {name}; it has {', '.join(opened[path].components)}")
+    return {name: opened[path] for name, path in init_from.items()}
 
 
-def _origin(option: str, path: str) -> WeightSource:
+def _open_source(option: str, path: str) -> WeightSource:
     try:
         return WeightSource(path)
     except InputError as error:
         raise InputError(f"{option}: {error}") from None
 
 
-def renderer_config(config: TrainConfig) -> RendererConfig:
-    """The model that a run trains: its start's (else Stable Video Diffusion's), changed by `model`, made to the kind
-    that the objective asks for.
-    """
-    origins = resolve_sources(config)
-    given = {name: getattr(origin.config, name) for name, origin in origins.items() if name in ("vae", "env_encoder")}
-    base = origins["unet"].config if "unet" in origins else RendererConfig("svd")
-    base = _changed(dataclasses.replace(base, **given), config.model)
+# --- the model -------------------------------------------------------------------------------------------------------
+
+
+def _renderer_config(config: TrainConfig, sources: Mapping[str, WeightSource]) -> RendererConfig:
+    """Return the model of a run, see `resolve_weights`."""
+    given = {name: getattr(sources[name].config, name) for name in ("vae", "env_encoder") if name in sources}
+    base = sources["unet"].config if "unet" in sources else RendererConfig("svd")
+    model = _merge_config(dataclasses.replace(base, **given), config.model)
     kind = OBJECTIVES[config.objective].kind
-    if kind in ("inverse", "forward") and base.kind != kind:
-        # What the kind implies follows from the changed sizes, unless it is given itself.
-        base = _changed(dataclasses.replace(init.renderer_config(kind, base), **given), config.model)
+    if kind in ("inverse", "forward") and model.kind != kind:
+        # The kind's changes follow from the sizes in `model`, and `model` overrides them.
+        model = _merge_config(dataclasses.replace(init.renderer_config(kind, model), **given), config.model)
     if config.objective in ("inverse", "forward"):
-        _check_widths(base)
-    return dataclasses.replace(base, deterministic=config.loss.deterministic)
+        _check_widths(model)
+    return dataclasses.replace(model, deterministic=config.loss.one_step)
 
 
 def _check_widths(model: RendererConfig) -> None:
-    """InputError where the UNet's widths are not those of what it is fed."""
-    images = 1 + (len(model.conditions) if model.kind == "forward" else 1)
-    if model.unet.in_channels != images * model.vae.latent_channels:
+    """Raise InputError where the UNet's widths differ from those of its inputs."""
+    num_images = 1 + (len(model.conditions) if model.kind == "forward" else 1)
+    in_channels = num_images * model.vae.latent_channels
+    if model.unet.in_channels != in_channels:
         raise InputError(
-            f"model.unet.in_channels is {model.unet.in_channels}, but {images} latents of {model.vae.latent_channels} "
-            f"channels enter; set it to {images * model.vae.latent_channels}"
+            f"model.unet.in_channels is {model.unet.in_channels}, but {num_images} latents of "
+            f"{model.vae.latent_channels} channels enter; set it to {in_channels}"
         )
     if model.kind == "forward" and model.unet.cross_attention_dim != model.env_encoder.channels:
         raise InputError(
             f"model.unet.cross_attention_dim is {list(model.unet.cross_attention_dim)}, but the environment encoder "
-            f"has channels {list(model.env_encoder.channels)}; make them the same"
+            f"has channels {list(model.env_encoder.channels)}; make them equal"
         )
 
 
-def _changed(base: RendererConfig, changes: Mapping[str, Any]) -> RendererConfig:
-    return from_dict(RendererConfig, _merged(to_dict(base), changes), "model")
+def _merge_config(base: RendererConfig, changes: Mapping[str, Any]) -> RendererConfig:
+    return from_dict(RendererConfig, _merge(to_dict(base), changes), "model")
 
 
-def _merged(values: dict, changes: Mapping[str, Any]) -> dict:
+def _merge(values: dict, changes: Mapping[str, Any]) -> dict:
+    """Return nested values with changes."""
     merged = dict(values)
     for key, value in changes.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value) if both else value
+        is_branch = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if is_branch else value
     return merged
-
-
-# --- weights ---------------------------------------------------------------------------------------------------------
-
-
-def components(config: TrainConfig) -> tuple[str, ...]:
-    """What a run's model is made of."""
-    objective = OBJECTIVES[config.objective]
-    return (*objective.trained, *(("lora",) if config.lora else ()), *objective.frozen)
-
-
-def abstract(config: TrainConfig, model: RendererConfig, name: str) -> dict[str, Any]:
-    """The shapes of a component's parameters by dotted name, which begins with the component's."""
-    if name == "lora":
-        return flatten({name: _fresh_factors(config, model)})
-    return flatten({name: abstract_module(*network_of(model, name))[1]})
-
-
-def component(config: TrainConfig, model: RendererConfig, name: str, log: Log = lambda line: None) -> dict:
-    """A component before training, as a nested dict of arrays: from its start, fitted to the model, or random."""
-    origin = resolve_sources(config).get(name)
-    if origin is None:
-        log(f"{name}: begins at random")
-    if name == "lora":
-        fresh = _fresh_factors(config, model)
-        return fresh if origin is None else _same_shapes(fresh, origin.load(name), f"start {origin.path}: lora")
-    if origin is None:
-        return init.init_params(*network_of(model, name), config.seed)
-    fitted, report = init.adapt_pretrained(
-        *network_of(model, name), origin.load(name), config.seed, f"start {origin.path}: {name}"
-    )
-    for line in report:
-        log(line)
-    return fitted
-
-
-def _fresh_factors(config: TrainConfig, model: RendererConfig) -> dict:
-    unet = abstract_module(*network_of(model, "unet"))[1]
-    return lora.init(unet, config.lora.rank, config.lora.targets, config.seed, config.lora.alpha)
-
-
-def _same_shapes(wanted: dict, found: dict, where: str) -> dict:
-    shapes, stored = ({name: x.shape for name, x in flatten(tree).items()} for tree in (wanted, found))
-    for name in shapes | stored:
-        if shapes.get(name) != stored.get(name):
-            raise InputError(
-                f"{where}: {name} is {stored.get(name, 'missing')}, but `lora` asks for {shapes.get(name, 'none')}; "
-                "set its rank and targets to those of the start"
-            )
-    return found
-
-
-def weights(
-    config: TrainConfig, model: RendererConfig, needs_vae: bool, resumed: bool, log: Log = lambda line: None
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The weights that learn, float32, and those that do not, in the dtype that is computed in, by dotted name.
-
-    Args:
-      needs_vae: with a frozen VAE; cached latents do without.
-      resumed: the learning ones will come from the run's checkpoint; their shapes are enough.
-    Raises:
-      InputError: a pattern of `trainable` that matches nothing, a start that does not fit, or none where one must be.
-    """
-    objective = OBJECTIVES[config.objective]
-    names = [name for name in components(config) if needs_vae or name != "vae" or name in objective.trained]
-    patterns = config.trainable or (*objective.trained, *(("lora",) if config.lora else ()))
-    shapes = {name: abstract(config, model, name) for name in names}
-    for pattern in patterns:
-        if not any(_matches(key, pattern) for leaves in shapes.values() for key in leaves):
-            raise InputError(f"trainable {pattern!r} matches no parameter; names begin with {', '.join(names)}")
-    trained, frozen = {}, {}
-    for name in names:
-        learns = {key for key in shapes[name] if any(_matches(key, pattern) for pattern in patterns)}
-        trained |= {key: leaf for key, leaf in shapes[name].items() if key in learns}
-        if resumed and len(learns) == len(shapes[name]):
-            continue
-        if not learns and name not in resolve_sources(config):
-            raise InputError(
-                f"objective {config.objective!r} computes with a {name} that does not learn; give start.{name}"
-            )
-        leaves = flatten({name: component(config, model, name, log)})
-        if not resumed:
-            trained |= {key: np.asarray(leaves[key], np.float32) for key in learns}
-        frozen |= {key: np.asarray(x, config.dtype) for key, x in leaves.items() if key not in learns}
-    has_real_rows = config.lora_alone or any(source.real for source in config.data.sources)
-    if any(key.startswith("lora.") for key in trained) and not has_real_rows:
-        raise InputError(
-            "lora: beside other weights the factors learn from rows of sources with `real: true` only, but "
-            "data.sources has none; mark one as real, train the factors alone (trainable='[lora]'), or remove lora"
-        )
-    return trained, frozen
-
-
-def check_latents(config: TrainConfig, made_by: str) -> None:
-    """InputError unless the run can be fed latents that the VAE with the fingerprint `made_by` has cached."""
-    if config.loss.condition_noise is not None:
-        raise InputError("loss.condition_noise is added to pixels, but data.sources holds latents; set it to null")
-    origin = resolve_sources(config).get("vae")
-    if origin is None:
-        raise InputError("start gives no vae; name the one that the cached latents were made with as start.vae")
-    found = fingerprint(origin.load("vae"))
-    if found != made_by:
-        raise InputError(
-            f"start.vae {origin.path}: has the fingerprint {found}, but the cached latents were made with {made_by}; "
-            "start with that VAE, or encode the clips anew"
-        )
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
-
-
-def export(
-    run: str | Path, destination: str | Path, overwrite: bool = False, dtype: str | None = None, log: Log = print
-) -> None:
-    """Writes the averaged weights of a run's last checkpoint, and the frozen ones beside them, as a checkpoint.
-
-    dtype: to store them in; None: as they are, float32 where they learnt.
-
-    InputError if there is no checkpoint yet, or `destination` exists or cannot be written.
-    """
-    orbax.check_destination(destination, overwrite)
-    train, model = run_dir.read(run)
-    origin, step = WeightSource(str(run)), run_dir.last_step(run)
-    cast = lambda name: jax.tree.map(lambda x: np.asarray(x, dtype), origin.load(name))
-    parts = {name: functools.partial(cast, name) for name in components(train) if name in KEPT}
-    orbax.save(destination, model, parts, overwrite)
-    log(f"wrote {destination}: {', '.join(parts)} of {run} after step {step}")

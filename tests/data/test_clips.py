@@ -8,7 +8,7 @@ from helpers.tiny_clips import LABELS, colour, write_clip, write_noise, write_sk
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drender.data.augment import Augmentation, AugmentationConfig, exposed
+from drender.data.augment import Augmentation, AugmentationConfig, expose
 from drender.data.clips import ClipDataset, open_clips
 from drender.errors import InputError
 from drender.lighting.camera import camera_rotations
@@ -116,14 +116,14 @@ def test_a_light_that_stands_still_looks_alike_in_all_frames(tmp_path, sky):
         np.testing.assert_array_equal(images, np.broadcast_to(expected[name], (3, *SIZE, 3)))
 
 
-def test_intensity_and_turn_of_the_light(tmp_path, sky):
+def test_exposure_and_turn_of_the_light(tmp_path, sky):
     (clip,) = open_clips(write_clip(tmp_path / "a", light=Light("../sky.hdr", strength=2.0)), ("env_ldr",))
     rotations, still = camera_rotations(3), np.zeros(3, np.float32)
-    brighter = clip.environment(SIZE, augmentation=Augmentation(intensity=1.5))
+    brighter = clip.environment(SIZE, augmentation=Augmentation(exposure=1.5))
     expected = project(load_environment(sky, strength=3.0), SIZE, rotations, still)
     np.testing.assert_allclose(brighter["env_log"], expected["env_log"], atol=1e-6)
     # A turn by whole columns is the same as rolling the lat-long image.
-    turned = clip.environment(SIZE, augmentation=Augmentation(turn=45.0))
+    turned = clip.environment(SIZE, augmentation=Augmentation(light_turn=45.0))
     expected = project(load_environment(sky, rotation=180.0 + 45, strength=2.0), SIZE, rotations, still)
     np.testing.assert_allclose(turned["env_ldr"], expected["env_ldr"], atol=2e-3)
     assert np.abs(turned["env_ldr"] - clip.environment(SIZE)["env_ldr"]).max() > 0.1
@@ -160,30 +160,30 @@ def test_mirrored_images_of_the_light_are_those_of_the_mirrored_world(tmp_path, 
 def test_exposure_at_known_values():
     # sRGB ½ is ((0.5 + 0.055)/1.055)^2.4 = 0.21404 linear (IEC 61966-2-1).
     grey = np.full((1, 1, 1, 3), 0.5, np.float32)
-    np.testing.assert_allclose(exposed(grey, 2.0), 1.055 * 0.4280821 ** (1 / 2.4) - 0.055, atol=1e-5)
-    np.testing.assert_allclose(exposed(grey, 0.5), 1.055 * 0.1070205 ** (1 / 2.4) - 0.055, atol=1e-5)
-    np.testing.assert_allclose(exposed(np.full((1, 1, 1, 3), 0.9, np.float32), 3.0), 1, atol=1e-6)
+    np.testing.assert_allclose(expose(grey, 2.0), 1.055 * 0.4280821 ** (1 / 2.4) - 0.055, atol=1e-5)
+    np.testing.assert_allclose(expose(grey, 0.5), 1.055 * 0.1070205 ** (1 / 2.4) - 0.055, atol=1e-5)
+    np.testing.assert_allclose(expose(np.full((1, 1, 1, 3), 0.9, np.float32), 3.0), 1, atol=1e-6)
 
 
 def test_what_was_clipped_stays_so_where_it_gets_darker():
     rgb = np.float32([[[[1.0, 254 / 255, 0.5]]]])
-    darker, brighter = exposed(rgb, 0.5), exposed(rgb, 2.0)
+    darker, brighter = expose(rgb, 0.5), expose(rgb, 2.0)
     assert darker[..., 0] == 1
     assert (darker[..., 1:] < rgb[..., 1:]).all()
     np.testing.assert_allclose(brighter[..., :2], 1, atol=1e-6)
 
 
-def test_only_rgb_is_exposed():
+def test_only_rgb_is_expose():
     image = RNG.random((1, 2, 2, 3), np.float32)
     for label in LABELS[1:]:
-        np.testing.assert_array_equal(Augmentation(intensity=0.5).image(label, image), image)
-    assert (Augmentation(intensity=0.5).image("rgb", image) < image).all()
+        np.testing.assert_array_equal(Augmentation(exposure=0.5).image(label, image), image)
+    assert (Augmentation(exposure=0.5).image("rgb", image) < image).all()
 
 
 @given(st.integers(0, 2**32 - 1))
 def test_augmentations_lie_in_their_range(seed):
     drawn = AugmentationConfig(0.5, (0.7, 1.4), 20.0).draw(np.random.default_rng(seed))
-    assert 0.7 <= drawn.intensity <= 1.4 and abs(drawn.turn) <= 20
+    assert 0.7 <= drawn.exposure <= 1.4 and abs(drawn.light_turn) <= 20
     assert AugmentationConfig().draw(np.random.default_rng(seed)) == Augmentation()
 
 
@@ -191,8 +191,8 @@ def test_drawn_augmentations_are_spread():
     rng = np.random.default_rng(0)
     drawn = [AugmentationConfig(0.25, (0.5, 2.0), 10.0).draw(rng) for _ in range(2000)]
     assert abs(np.mean([x.mirrored for x in drawn]) - 0.25) < 0.03
-    assert abs(np.mean([np.log(x.intensity) for x in drawn])) < 0.03
-    assert abs(np.mean([x.turn for x in drawn])) < 0.5
+    assert abs(np.mean([np.log(x.exposure) for x in drawn])) < 0.03
+    assert abs(np.mean([x.light_turn for x in drawn])) < 0.5
 
 
 def test_all_that_a_row_shows_is_augmented_alike(tmp_path, sky):
@@ -259,10 +259,10 @@ def test_bad_clips(tmp_path):
 
 @pytest.mark.parametrize(
     "bad",
-    [{"flip": 1.5}, {"intensity": (0.0, 1.0)}, {"intensity": (2.0, 1.0)}, {"rotation": -1.0}],
+    [{"flip": 1.5}, {"exposure_range": (0.0, 1.0)}, {"exposure_range": (2.0, 1.0)}, {"rotation": -1.0}],
 )
 def test_bad_ranges(bad):
-    with pytest.raises(InputError, match=f"{next(iter(bad))} is "):
+    with pytest.raises(InputError, match=f"^{next(iter(bad))}: expected "):
         AugmentationConfig(**bad)
 
 

@@ -17,7 +17,7 @@ from drender.config import ENVIRONMENT_LABELS
 from drender.data import encode as encoding
 from drender.data.augment import Augmentation, AugmentationConfig
 from drender.data.clips import open_clips
-from drender.data.latent_cache import LatentDataset, missing, read_recipe
+from drender.data.latent_cache import LatentDataset, missing_entries, read_manifest
 from drender.errors import InputError
 from drender.lighting.light_file import Light
 from drender.media.gbuffers import frame_path
@@ -66,7 +66,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def read_all(folder: Path) -> dict[str, np.ndarray]:
     """The arrays of a complete set."""
-    latents = LatentDataset(str(folder), read_recipe(folder).labels)
+    latents = LatentDataset(str(folder), read_manifest(folder).labels)
     return {label: array.read().result() for label, array in latents.arrays.items()}
 
 
@@ -88,13 +88,13 @@ def test_cached_latents_are_those_of_the_renderer(clips, vae, tmp_path):
 def test_variants_are_augmented_but_the_first(clips, vae, tmp_path):
     ranges = AugmentationConfig(0.5, (0.5, 2.0), 30.0)
     encode(clips, tmp_path / "set", vae, ALL, variants=3, augmentation=ranges, seed=7, **SIZES)
-    recipe, stored = read_recipe(tmp_path / "set"), read_all(tmp_path / "set")
-    assert recipe.entries == [(f"clip{i}", 0, variant) for i in range(3) for variant in range(3)]
+    manifest, stored = read_manifest(tmp_path / "set"), read_all(tmp_path / "set")
+    assert manifest.entries == [(f"clip{i}", 0, variant) for i in range(3) for variant in range(3)]
     encoder = encoding.Encoder.load(vae, None, jax.local_devices()[0])
     opened = {clip.name: clip for clip in open_clips(clips, ALL)}
     drawn = [ranges.draw(np.random.default_rng((7, index))) for index in range(9)]
     assert len({x.mirrored for x in drawn}) == 2
-    for index, (name, _, variant) in enumerate(recipe.entries):
+    for index, (name, _, variant) in enumerate(manifest.entries):
         augmentation = drawn[index] if variant else Augmentation()
         images = opened[name].images(ALL, slice(0, 2), (8, 8), (8, 8), augmentation)
         for label in ("rgb", "normal", "env_log"):
@@ -110,11 +110,11 @@ def test_long_clips_are_cut_into_windows_that_cover_them(vae, tmp_path):
         encode, tmp_path / "clips", labels=("depth",), checkpoint=vae, augmentation=PLAIN, size=(2, 2)
     )
     run(destination=tmp_path / "own")
-    recipe = read_recipe(tmp_path / "own")
-    assert recipe.frames == 4  # as many as every clip has
-    assert recipe.clips == {"a": (0,), "b": (0, 1, 8), "c": (0, 4, 7)}
+    manifest = read_manifest(tmp_path / "own")
+    assert manifest.frames == 4  # as many as every clip has
+    assert manifest.clips == {"a": (0,), "b": (0, 1, 8), "c": (0, 4, 7)}
     run(destination=tmp_path / "two", frames=2)
-    assert read_recipe(tmp_path / "two").clips == {"a": (0, 2), "b": (0, 2, 3, 5, 6, 8, 10), "c": (0, 2, 4, 6, 8, 9)}
+    assert read_manifest(tmp_path / "two").clips == {"a": (0, 2), "b": (0, 2, 3, 5, 6, 8, 10), "c": (0, 2, 4, 6, 8, 9)}
     with pytest.raises(InputError, match="clip 'a' has 4 frames, fewer than 5; lower --frames"):
         run(destination=tmp_path / "five", frames=5)
 
@@ -122,7 +122,7 @@ def test_long_clips_are_cut_into_windows_that_cover_them(vae, tmp_path):
 def test_the_last_window_shares_frames_with_the_one_before(vae, tmp_path):
     write_noise(tmp_path / "clips" / "a", frames=5, labels=("rgb",))
     encode(tmp_path / "clips", tmp_path / "set", vae, ("rgb",), augmentation=PLAIN, size=(8, 8), frames=2)
-    assert read_recipe(tmp_path / "set").clips == {"a": (0, 2, 3)}
+    assert read_manifest(tmp_path / "set").clips == {"a": (0, 2, 3)}
     stored = read_all(tmp_path / "set")["rgb"]
     np.testing.assert_array_equal(stored[1, 1], stored[2, 0])
     assert len({frame.tobytes() for frame in stored.reshape(6, -1)}) == 5
@@ -157,11 +157,11 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(clips, vae, tmp_path, monk
 
     monkeypatch.setattr(encoding._Writer, "write", stopped)
     with pytest.raises(KeyboardInterrupt):
-        encode(clips, tmp_path / "set", vae, ALL, threads=1, **how)
+        encode(clips, tmp_path / "set", vae, ALL, num_workers=1, **how)
     monkeypatch.undo()
-    absent = missing(tmp_path / "set", read_recipe(tmp_path / "set"))
+    absent = missing_entries(tmp_path / "set", read_manifest(tmp_path / "set"))
     assert 3 in absent and len(absent) < 6
-    with pytest.raises(InputError, match=f"{len(absent)} of 6 entries are not encoded yet; run the command"):
+    with pytest.raises(InputError, match=f"{len(absent)} of 6 entries are not encoded yet; run the same"):
         LatentDataset(str(tmp_path / "set"), ("rgb",))
     # As a process that was killed between two labels leaves an entry.
     (tmp_path / "set" / "normal" / "c.0.0.0.0.0").unlink()
@@ -183,7 +183,7 @@ def test_processes_and_devices_share_a_set(clips, vae, tmp_path, capsys):
     capsys.readouterr()
     encode(clips, tmp_path / "two", vae, ALL, **how, process=(1, 2))
     assert "3 entries left to other processes" in capsys.readouterr().out
-    assert missing(tmp_path / "two", read_recipe(tmp_path / "two")) == {0, 2, 4}
+    assert missing_entries(tmp_path / "two", read_manifest(tmp_path / "two")) == {0, 2, 4}
     encode(clips, tmp_path / "two", vae, ALL, **how, process=(0, 2), devices=jax.local_devices()[:2])
     assert "complete" in capsys.readouterr().out
     assert files(tmp_path / "two") == files(tmp_path / "one")
@@ -245,7 +245,7 @@ def test_bad_sets(clips, vae, tmp_path):
         LatentDataset(str(folder), ("depth",))
     encode(clips, folder, vae, ("rgb", "depth"), augmentation=PLAIN, size=(8, 8))
     (folder / "rgb" / "zarr.json").unlink()
-    with pytest.raises(InputError, match=r"rgb: no array of this set \(.*\); encode it anew"):
+    with pytest.raises(InputError, match=r"rgb: no array of this set \(.*\); encode it again"):
         LatentDataset(str(folder), ("rgb",))
     shutil.rmtree(folder / "rgb")
     with pytest.raises(InputError, match="3 of 3 entries"):
@@ -253,22 +253,22 @@ def test_bad_sets(clips, vae, tmp_path):
     values = json.loads((folder / "set.json").read_text())
     (folder / "set.json").write_text(json.dumps(values | {"frame": 3}))
     with pytest.raises(InputError, match=r"set\.json: unknown key 'frame'; did you mean 'frames'"):
-        read_recipe(folder)
+        read_manifest(folder)
     (folder / "set.json").write_text("{")
     with pytest.raises(InputError, match=r"set\.json: unreadable"):
-        read_recipe(folder)
+        read_manifest(folder)
 
 
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ({"size": (8, 7)}, "size 8 7: sides must be multiples of 2"),
-        ({"size": (0, 8)}, "size 0 8: sides must be multiples of 2"),
-        ({"environment_size": (3, 8)}, "environment size 3 8: sides must be multiples of 2"),
-        ({"frames": 0}, "frames is 0; it must be 1 or more"),
-        ({"variants": 0}, "variants is 0"),
-        ({"threads": 0}, "threads is 0"),
-        ({"seed": -1}, "seed is -1"),
+        ({"size": (8, 7)}, "size: expected sides that are multiples of 2, got 8 7"),
+        ({"size": (0, 8)}, "size: expected sides that are multiples of 2, got 0 8"),
+        ({"environment_size": (3, 8)}, "environment size: expected sides that are multiples of 2, got 3 8"),
+        ({"frames": 0}, "frames: expected at least 1, got 0"),
+        ({"variants": 0}, "variants: expected at least 1, got 0"),
+        ({"num_workers": 0}, "num_workers: expected at least 1, got 0"),
+        ({"seed": -1}, "seed: expected at least 0, got -1"),
         ({"process": (2, 2)}, "process: expected an index from 0 and a larger count, got 2 2"),
         ({"dtype": "float31"}, "did you mean 'float32'"),
     ],
@@ -294,8 +294,8 @@ def test_latents_that_are_not_finite(clips, tmp_path):
     params = small.random_params(VAE, small.VAE)
     params["quant_conv"]["bias"] = params["quant_conv"]["bias"] + 1e5
     orbax.save(tmp_path / "vae", small.forward_config(), {"vae": params})
-    with pytest.raises(InputError, match="clip 'clip0': the latents of its 'rgb' are not finite"):
-        encode(clips, tmp_path / "set", tmp_path / "vae", ("rgb",), augmentation=PLAIN, size=(8, 8), threads=1)
+    with pytest.raises(InputError, match="clip 'clip0': the latents of its 'rgb' are non-finite"):
+        encode(clips, tmp_path / "set", tmp_path / "vae", ("rgb",), augmentation=PLAIN, size=(8, 8), num_workers=1)
 
 
 def test_a_fingerprint_is_of_what_encodes():

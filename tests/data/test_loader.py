@@ -22,7 +22,7 @@ from drender.data import __main__, encode
 from drender.data.augment import AugmentationConfig
 from drender.data.clips import open_clips
 from drender.data.config import DataConfig, Source
-from drender.data.latent_cache import LatentDataset, read_recipe
+from drender.data.latent_cache import LatentDataset, read_manifest
 from drender.data.loader import open_data
 from drender.errors import InputError
 from drender.lighting.light_file import Light
@@ -32,7 +32,7 @@ from drender.models.vae import VAE
 from drender.renderers.inverse import InverseRenderer
 
 INVERSE, FORWARD = small.inverse_config(), small.forward_config()
-DEFAULTS = {"size": (2, 2), "flip": 0.0, "threads": 2}
+DEFAULTS = {"size": (2, 2), "flip": 0.0, "num_workers": 2}
 
 
 def config(*sources: Source | Path, **how) -> DataConfig:
@@ -167,7 +167,7 @@ def test_a_pass_that_is_named_twice_is_drawn_twice_as_often(clips):
 
 
 def test_image_rows_are_of_unrelated_clips(clips):
-    data = open_data(config(clips, frames=4, images=0.5), "inverse", INVERSE, rows=100, seed=0)
+    data = open_data(config(clips, frames=4, image_fraction=0.5), "inverse", INVERSE, rows=100, seed=0)
     batch = next(data.batches())
     assert 30 < batch["image_only"].sum() < 70
     for rgb, buffer, image_only in zip(batch["rgb"], batch["buffer"], batch["image_only"], strict=True):
@@ -176,15 +176,15 @@ def test_image_rows_are_of_unrelated_clips(clips):
         assert len({clip for clip, _ in found}) == (4 if image_only else 1)
         assert len({origin(frame)[0] for frame in buffer}) == 1
     # Images need no long clips; of fewer clips than frames, some come twice.
-    rows = open_data(config(clips, frames=8, images=1.0), "inverse", INVERSE, rows=2, seed=0)
+    rows = open_data(config(clips, frames=8, image_fraction=1.0), "inverse", INVERSE, rows=2, seed=0)
     assert {len({origin(frame)[1] for frame in row}) for row in next(rows.batches())["rgb"]} == {6}
 
 
-def test_flips_and_intensity_are_those_of_the_configuration(tmp_path):
+def test_flips_and_exposures_are_those_of_the_configuration(tmp_path):
     ramp = np.broadcast_to(np.float32([[0.2], [0.4]]), (2, 2, 3))
     write_png(frame_path(tmp_path / "clips" / "a", 0, 0, "rgb"), ramp, bits=16)
     write_png(frame_path(tmp_path / "clips" / "a", 0, 0, "depth"), ramp, bits=16)
-    flipped = config(tmp_path / "clips", frames=1, flip=0.5, passes=("depth",), intensity=(0.5, 0.9))
+    flipped = config(tmp_path / "clips", frames=1, flip=0.5, passes=("depth",), exposure_range=(0.5, 0.9))
     batch = next(open_data(flipped, "inverse", INVERSE, rows=100, seed=0).batches())
     mirrored = batch["rgb"][:, 0, 0, 0, 0] > batch["rgb"][:, 0, 0, 1, 0]
     np.testing.assert_array_equal(mirrored, batch["buffer"][:, 0, 0, 0, 0] > batch["buffer"][:, 0, 0, 1, 0])
@@ -199,7 +199,7 @@ def test_only_an_estimated_light_is_turned(lit):
     exact = [clip.environment((16, 16), [0])["env_log"] for clip in open_clips(lit, LABELS)]
     for environment, real in zip(batch["environment"], batch["real"], strict=True):
         assert any((environment[1] == one).all() for one in exact) != real
-    with pytest.raises(InputError, match=r"data\.rotation is 90\.0, but no source is real"):
+    with pytest.raises(InputError, match=r"data\.rotation: expected 0 without real sources, got 90\.0"):
         open_data(config(lit, **how), "forward", FORWARD, rows=4, seed=0)
 
 
@@ -208,7 +208,7 @@ def test_only_an_estimated_light_is_turned(lit):
 
 def test_cached_latents_take_the_place_of_pixels(cached):
     data = open_data(config(cached, frames=1), "forward", FORWARD, rows=3, seed=0)
-    assert data.latent and data.fingerprint == read_recipe(cached).weights
+    assert data.latent and data.fingerprint == read_manifest(cached).weights
     batch = next(data.batches())
     assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
         "rgb": ((3, 1, 8, 8, 4), np.float16),
@@ -223,7 +223,7 @@ def test_cached_latents_take_the_place_of_pixels(cached):
         (place,) = [i for i in range(4) if (stored["rgb"][i] == rgb[0]).all()]
         for labels, found in ((CONDITIONS, conditions), (ENVIRONMENT_LABELS, light)):
             np.testing.assert_array_equal(found[:, 0], np.stack([stored[label][place] for label in labels]))
-    rows = next(open_data(config(cached, frames=2, images=1.0), "inverse", INVERSE, rows=2, seed=0).batches())
+    rows = next(open_data(config(cached, frames=2, image_fraction=1.0), "inverse", INVERSE, rows=2, seed=0).batches())
     assert rows["image_only"].all() and rows["buffer"].shape == (2, 2, 8, 8, 4)
 
 
@@ -240,7 +240,7 @@ def test_latents_that_do_not_suit(cached, lit, vae, tmp_path):
     assert "the vae objective needs pixels" in said(objective="vae")
     pixels = dataclasses.replace(FORWARD, env_encoder=EnvEncoderConfig(channels=(32, 64), latent_encoder=False))
     assert "environment encoder takes pixels" in said(objective="forward", model=pixels)
-    assert "data.intensity and data.rotation need clips" in said(intensity=(0.5, 2.0))
+    assert "data.exposure_range and data.rotation need clips" in said(exposure_range=(0.5, 2.0))
     assert "has no latents of 'diffuse_albedo'" in said(passes=("diffuse_albedo",))
     assert "has 2 frames per entry, fewer than 3" in said(frames=3)
     assert f"{lit} holds clips and {cached} cached latents; encode both" in said(cached, lit)
@@ -268,7 +268,14 @@ def same(batch, other) -> bool:
 @pytest.fixture
 def stream(clips):
     """open(**shares) -> data whose rows are drawn in every way there is."""
-    how = config(clips, Source(str(clips), weight=0.5, real=True), frames=3, images=0.3, flip=0.5, intensity=(0.7, 1.4))
+    how = config(
+        clips,
+        Source(str(clips), weight=0.5, real=True),
+        frames=3,
+        image_fraction=0.3,
+        flip=0.5,
+        exposure_range=(0.7, 1.4),
+    )
     return lambda rows=4, seed=0, **share: open_data(how, "inverse", INVERSE, rows, seed, **share)
 
 
@@ -299,7 +306,7 @@ def test_the_seed_decides(stream):
     assert same(next(stream(seed=1).batches()), next(stream(seed=1).batches()))
     assert not same(next(stream(seed=1).batches()), next(stream(seed=2).batches()))
     next(stream(seed=2**31 - 1).batches())
-    with pytest.raises(InputError, match="seed is -1"):
+    with pytest.raises(InputError, match=r"seed: expected 0 to 2\*\*31 - 1, got -1"):
         stream(seed=-1)
 
 
@@ -319,24 +326,29 @@ def test_processes_share_the_rows_of_a_step(stream, processes):
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ({"frames": 0}, "data.frames is 0"),
-        ({"threads": 0}, "data.threads is 0"),
-        ({"images": 1.5}, "data.images is 1.5; it is a share"),
+        ({"frames": 0}, "data.frames: expected at least 1, got 0"),
+        ({"num_workers": 0}, "data.num_workers: expected at least 1, got 0"),
+        ({"image_fraction": 1.5}, "data.image_fraction: expected at least 0 and at most 1, got 1.5"),
         ({"passes": ("normals",)}, "unknown pass in data.passes 'normals'; did you mean 'normal'"),
-        ({"passes": ()}, "data.passes is empty"),
-        ({"size": (2, 3)}, "data.size is 2 3: sides must be multiples of 2"),
-        ({"size": (0, 2)}, "data.size is 0 2"),
-        ({"flip": 2.0}, "flip is 2.0"),
-        ({"intensity": (0.0, 1.0)}, "intensity is (0.0, 1.0)"),
+        ({"passes": ()}, "data.passes: empty"),
+        ({"size": (2, 3)}, "data.size: expected sides that are multiples of 2, got 2 3"),
+        ({"size": (0, 2)}, "data.size: expected sides that are multiples of 2, got 0 2"),
+        ({"flip": 2.0}, "data.flip: expected at least 0 and at most 1, got 2.0"),
+        ({"exposure_range": (0.0, 1.0)}, "data.exposure_range: expected above 0, got (0.0, 1.0)"),
         ({"frames": 6}, "clip 'clip0' has 5 frames, fewer than 6; lower data.frames"),
         ({"passes": ("diffuse_albedo",)}, "clip 'clip0' has no 'diffuse_albedo'"),
-        ({"sources": ()}, "data.sources is empty"),
-        ({"sources": (Source("clips", weight=0.0),)}, "clips has weight 0.0; it must be over 0"),
-        ({"sources": (Source("/nowhere"),)}, "/nowhere does not exist"),
+        ({"sources": ()}, "data.sources: empty"),
+        (
+            {"sources": ({"path": "clips", "weight": 0.0},)},
+            "data.sources: clips: weight: expected above 0, got 0.0",
+        ),
+        ({"sources": ({"path": "/nowhere"},)}, "/nowhere does not exist"),
     ],
 )
 def test_bad_configurations(clips, how, said):
     with pytest.raises(InputError) as error:
+        if "sources" in how:
+            how = {"sources": tuple(Source(**source) for source in how["sources"])}
         open_data(dataclasses.replace(config(clips, frames=2), **how), "inverse", INVERSE, rows=1, seed=0)
     assert said in str(error.value) and "\n" not in str(error.value)
 
@@ -347,10 +359,10 @@ def test_bad_objectives(clips):
         opened(config(clips), "inverted", INVERSE)
     with pytest.raises(InputError, match="needs a model with an environment encoder"):
         opened(config(clips), "forward", INVERSE)
-    with pytest.raises(InputError, match=r"data\.images is 0\.5, but rows of the vae objective are all images or none"):
-        opened(config(clips, images=0.5), "vae", FORWARD)
-    with pytest.raises(InputError, match=r"data\.images is 1\.0, but the environment objective has no image rows"):
-        opened(config(clips, images=1.0), "environment", FORWARD)
+    with pytest.raises(InputError, match=r"data\.images : expected 0 or 1 for the vae objective, got 0\.5"):
+        opened(config(clips, image_fraction=0.5), "vae", FORWARD)
+    with pytest.raises(InputError, match=r"data\.images : the environment objective has no image rows, got 1\.0"):
+        opened(config(clips, image_fraction=1.0), "environment", FORWARD)
     with pytest.raises(InputError, match=r"clip 'clip0' has no light\.json"):
         opened(config(clips, frames=2), "forward", FORWARD)
 
@@ -391,18 +403,18 @@ def inverse_model(tmp_path, monkeypatch) -> Path:
 
 def test_encode_and_train(run, lit, vae, tmp_path):
     arguments = ("encode", lit, tmp_path / "set", "--checkpoint", vae, "--size", 16, 16, "--labels", "rgb", "normal")
-    code, out, err = run(*arguments, "--variants", 2, "--intensity", 0.5, 2)
+    code, out, err = run(*arguments, "--variants", 2, "--exposure-range", 0.5, 2)
     assert (code, err) == (0, "") and "4 of 4 entries to encode" in out and "complete" in out
-    recipe = read_recipe(tmp_path / "set")
-    assert recipe.labels == ("rgb", "normal", *ENVIRONMENT_LABELS)
-    assert recipe.environment_size == FORWARD.environment_size and recipe.augmentation.intensity == (0.5, 2.0)
+    manifest = read_manifest(tmp_path / "set")
+    assert manifest.labels == ("rgb", "normal", *ENVIRONMENT_LABELS)
+    assert manifest.environment_size == FORWARD.environment_size and manifest.augmentation.exposure_range == (0.5, 2.0)
     data = open_data(config(tmp_path / "set", passes=("normal",), frames=2), "inverse", INVERSE, rows=2, seed=0)
     assert next(data.batches())["buffer"].shape == (2, 2, 8, 8, 4)
     code, out, err = run(*arguments, "--variants", 3)
     assert code == 2 and err.count("\n") == 1 and "holds latents made with another variants (2, now 3)" in err
     code, _, err = run("encode", lit, tmp_path / "plain", "--checkpoint", vae, "--size", 16, 16, "--no-environment")
     assert (code, err) == (0, "")
-    assert read_recipe(tmp_path / "plain").labels == LABELS
+    assert read_manifest(tmp_path / "plain").labels == LABELS
 
 
 def test_label_makes_clips_to_train_on(run, inverse_model, tmp_path):
@@ -448,8 +460,8 @@ def test_label_makes_clips_to_train_on(run, inverse_model, tmp_path):
         (("lable",), "did you mean 'label'"),
         (("encode", "a", "b", "--checkpiont", "c"), "did you mean '--checkpoint'"),
         (("encode", "a", "b", "--checkpoint", "/nowhere"), "/nowhere: no such folder"),
-        (("encode", "a", "b", "--checkpoint", "c", "--devices", "0"), "--devices 0: must be 1 or more"),
-        (("encode", "a", "b", "--checkpoint", "c", "--flip", "2"), "flip is 2.0; it is a probability"),
+        (("encode", "a", "b", "--checkpoint", "c", "--devices", "0"), "--devices: expected at least 1, got 0"),
+        (("encode", "a", "b", "--checkpoint", "c", "--flip", "2"), "flip: expected at least 0 and at most 1, got 2.0"),
         (("label", "a", "b", "--checkpoint", "/nowhere"), "/nowhere: no such folder"),
     ],
 )
@@ -463,7 +475,7 @@ def test_bad_labels(run, inverse_model, vae, tmp_path):
     (tmp_path / "skies").mkdir()
     label = functools.partial(run, "label", tmp_path / "walk.png", tmp_path / "set", "--checkpoint")
     for arguments, said in (
-        ((inverse_model, "--environments", tmp_path / "skies"), "has no walk.hdr or walk.exr to light the clip 'walk'"),
+        ((inverse_model, "--environments", tmp_path / "skies"), "no walk.hdr or walk.exr for clip 'walk'"),
         ((inverse_model, "--passes", "normals"), "unknown pass 'normals'; did you mean 'normal'"),
         ((inverse_model, "--frames", 0), "frames per chunk is 0"),
         ((inverse_model, "--size", 0, 64), "size is 0 64"),

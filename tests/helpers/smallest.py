@@ -19,7 +19,7 @@ from drender.models.registry import network_of
 from drender.sharding import MeshConfig
 from drender.training import losses, weights
 from drender.training.config import TrainConfig
-from drender.training.step import compile_step, first_state, make_optimizer, make_step
+from drender.training.step import compile_step, init_state, make_optimizer, make_step
 
 SIZE = 16
 UNET = {
@@ -36,7 +36,7 @@ UNET = {
     "norm_num_groups": 4,
 }
 VAE = {"block_out_channels": [8, 8], "layers_per_block": 1, "norm_num_groups": 4}
-EXACT = {"deterministic": True, "condition_dropout": 0.0, "all_dropout": 0.0}
+EXACT = {"one_step": True, "condition_dropout": 0.0, "all_dropout": 0.0}
 
 
 def settings(objective: str, clips: Path | str, output: Path | str, /, **changes) -> dict:
@@ -127,15 +127,15 @@ def batch(rows: int, frames: int = 2, seed: int = 0) -> dict[str, np.ndarray]:
 
 def steps(config: TrainConfig, mesh: MeshConfig, devices: list[jax.Device], number: int = 2) -> dict[str, np.ndarray]:
     """What some steps of the inverse objective give: losses, gradients' moments and parameters, by name."""
-    mesh = sharding.make_mesh(mesh, config.data.batch, config.optimizer.accumulate, devices)
+    mesh = sharding.make_mesh(mesh, config.data.batch, config.optimizer.grad_accum_steps, devices)
     renderer = weights.renderer_config(config)
-    model = losses.LossContext(renderer, config.loss, images_only=config.data.images == 1, mesh=mesh)
+    model = losses.LossContext(renderer, config.loss, images_only=config.data.image_fraction == 1, mesh=mesh)
     params = {name: random_params(*network_of(renderer, name)) for name in ("unet", "vae")}
     leaves = flatten(params)
     learns = lambda name: any(weights._matches(name, pattern) for pattern in config.trainable or ("unet",))
     trained, frozen = ({name: x for name, x in leaves.items() if learns(name) is take} for take in (True, False))
     optimizer = make_optimizer(config.optimizer)
-    state = first_state(trained, optimizer, mesh)
+    state = init_state(trained, optimizer, mesh)
     frozen = sharding.device_put_global(frozen, sharding.param_sharding(frozen, mesh))
     rows = sharding.make_global_batch(batch(config.data.batch, config.data.frames), mesh) | {
         "stop": sharding.per_process_value(0, mesh)

@@ -340,8 +340,7 @@ def make_readers() -> dict[str, Callable[[Path], bool]]:
     from drender.renderers.windows import WindowedLatents
     from drender.sampling.inputs import BufferChunks, Chunk, ChunkConfig
     from drender.sampling.outputs import ClipOutput
-    from drender.training.config import TrainConfig
-    from drender.training.config import read as read_config
+    from drender.training.config import TrainConfig, read_config
 
     def is_image(image) -> bool:
         return isinstance(image, np.ndarray) and image.dtype == np.float32 and image.ndim == 3 and image.shape[2] == 3

@@ -79,7 +79,14 @@ def rows_of(steps: int, seed: int = 0) -> list[dict]:
 
 def test_a_step_is_adamw_on_clipped_gradients_whose_kernels_decay(toy):
     config = OptimizerConfig(
-        steps=9, learning_rate=0.1, warmup=3, betas=(0.8, 0.9), weight_decay=0.5, clip=0.7, ema=0.5, decay="linear"
+        steps=9,
+        learning_rate=0.1,
+        warmup=3,
+        betas=(0.8, 0.9),
+        weight_decay=0.5,
+        max_grad_norm=0.7,
+        ema_decay=0.5,
+        lr_schedule="linear",
     )
     rows = rows_of(9)
     states = toy(config, rows)
@@ -103,7 +110,7 @@ def test_a_step_is_adamw_on_clipped_gradients_whose_kernels_decay(toy):
 
 
 def test_the_average_of_a_short_run_looks_back_no_further_than_the_run(toy):
-    states = toy(OptimizerConfig(steps=3, warmup=0, ema=0.9999), rows_of(3))
+    states = toy(OptimizerConfig(steps=3, warmup=0, ema_decay=0.9999), rows_of(3))
     expected = states[0].params["a.kernel"]
     for decay, state in zip((1 / 10, 2 / 11, 3 / 12), states[1:], strict=True):
         expected = decay * expected + (1 - decay) * state.params["a.kernel"]
@@ -111,20 +118,20 @@ def test_the_average_of_a_short_run_looks_back_no_further_than_the_run(toy):
 
 
 @pytest.mark.parametrize(
-    ("decay", "rates"),
+    ("schedule", "rates"),
     [
         ("constant", [0.5, 1, 1, 1, 1, 1]),
         ("linear", [0.5, 1, 1, 0.75, 0.5, 0.25]),
         ("cosine", [0.5, 1, 1, (1 + np.sqrt(0.5)) / 2, 0.5, (1 - np.sqrt(0.5)) / 2]),
     ],
 )
-def test_learning_rates(decay, rates):
-    rate = learning_rate(OptimizerConfig(steps=6, learning_rate=2e-3, warmup=2, decay=decay))
+def test_learning_rates(schedule, rates):
+    rate = learning_rate(OptimizerConfig(steps=6, learning_rate=2e-3, warmup=2, lr_schedule=schedule))
     np.testing.assert_allclose([rate(i) for i in range(6)], 2e-3 * np.array(rates), rtol=1e-6)
 
 
 def test_without_warm_up_the_first_step_is_a_full_one():
-    rate = learning_rate(OptimizerConfig(steps=4, learning_rate=1.0, warmup=0, decay="linear"))
+    rate = learning_rate(OptimizerConfig(steps=4, learning_rate=1.0, warmup=0, lr_schedule="linear"))
     np.testing.assert_allclose([rate(i) for i in range(4)], [1, 0.75, 0.5, 0.25])
 
 
@@ -134,7 +141,12 @@ def test_lora_alone_learns_from_plain_sources(tmp_path):
     renderer = weights.renderer_config(config)
     parts = {name: random_params(*network_of(renderer, name)) for name in ("unet", "vae")}
     orbax.save(tmp_path / "start", renderer, parts)
-    fine_tuning = {"lora": LoraConfig(rank=2), "trainable": ("lora",), "start": str(tmp_path / "start"), "model": {}}
+    fine_tuning = {
+        "lora": LoraConfig(rank=2),
+        "trainable": ("lora",),
+        "init_from": str(tmp_path / "start"),
+        "model": {},
+    }
     assert loop.train(dataclasses.replace(config, **fine_tuning)) == 0
     lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert all(line["gradient_norm"] > 0 for line in lines)
@@ -202,9 +214,9 @@ def test_eight_devices_compute_what_one_does(one_device, eight_devices):
 
 
 def test_parts_of_a_batch_give_its_gradient():
-    exact = {"data.images": 1.0, "data.frames": 1, "trainable": SOME, "loss": smallest.EXACT, "data.batch": 8}
+    exact = {"data.image_fraction": 1.0, "data.frames": 1, "trainable": SOME, "loss": smallest.EXACT, "data.batch": 8}
     results = {}
     for parts in (1, 2):
-        config = smallest.config("inverse", "", "", **exact, **{"optimizer.accumulate": parts})
+        config = smallest.config("inverse", "", "", **exact, **{"optimizer.grad_accum_steps": parts})
         results[parts] = smallest.steps(config, MeshConfig(data=2), jax.devices())
     assert_same_steps(results[2], results[1])

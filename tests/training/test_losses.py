@@ -17,7 +17,7 @@ from drender.training import losses as objectives
 from drender.training.config import LossConfig
 from drender.training.losses import OBJECTIVES, LossContext
 
-EXACT = LossConfig(deterministic=True, condition_dropout=0.0, all_dropout=0.0)
+EXACT = LossConfig(one_step=True, condition_dropout=0.0, all_dropout=0.0)
 KEY = jax.random.key(0)
 
 
@@ -83,7 +83,7 @@ def test_a_network_that_predicts_nothing_has_the_energy_of_the_target(inverse, r
 
 def test_the_temporal_weight_is_on_what_the_error_changes_between_frames_of_a_clip(inverse, random):
     model, params = inverse
-    model = dataclasses.replace(model, latent=True, loss=dataclasses.replace(EXACT, temporal=3.0))
+    model = dataclasses.replace(model, latent=True, loss=dataclasses.replace(EXACT, temporal_gradient=3.0))
     batch = as_latents(model, params, inverse_batch(random, f=3), ["rgb", "buffer"])
     target, silent = np.asarray(batch["buffer"]) * 0.18215, with_weights(params, 0)  # the error is the target
     value, metrics = loss_of("inverse", model, silent, batch)
@@ -165,7 +165,7 @@ def test_a_dropped_light_is_one_that_the_sampler_leaves_out(forward, random):
 def test_condition_noise_has_the_strength_that_is_told():
     images = jnp.full((64, 2, 3, 16, 16, 3), 0.5)
     loss = LossConfig(condition_noise=(-3.0, 0.5))
-    noisy, strength = objectives.condition_noise(loss, images, KEY)
+    noisy, strength = objectives.add_condition_noise(loss, images, KEY)
     measured = jnp.std((noisy * 2 - 1).reshape(64, -1), axis=1)
     np.testing.assert_allclose(measured, strength, rtol=0.06)
     np.testing.assert_allclose(jnp.log(strength).mean(), -3, atol=0.2)
@@ -193,7 +193,7 @@ def test_factors_act_on_real_rows_only(inverse, random):
 def test_lora_trained_alone_acts_on_all_rows(inverse, random):
     model, params = inverse
     batch = inverse_batch(random)
-    factors = lora.init(abstract_module(*objectives.network_of(model.config, "unet"))[1], 2, ("to_q", "to_out"), 0)
+    factors = lora.init(abstract_module(*network_of(model.config, "unet"))[1], 2, ("to_q", "to_out"), 0)
     params = params | {"lora": jax.tree.map(lambda x: jnp.asarray(x) + 0.1, factors)}
     on_real, _ = loss_of("inverse", model, params, batch | {"real": jnp.ones(2, bool)})
     on_all, _ = loss_of("inverse", dataclasses.replace(model, lora_on_all_rows=True), params, batch)

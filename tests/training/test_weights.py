@@ -31,7 +31,7 @@ def same(a: dict, b: dict) -> bool:
 
 
 def test_a_released_model_is_taken_as_it_is(inverse_checkpoint):
-    config = smallest.config("inverse", "", "", start=str(inverse_checkpoint), model={})
+    config = smallest.config("inverse", "", "", init_from=str(inverse_checkpoint), model={})
     assert weight_sources.renderer_config(config) == orbax.load_config(inverse_checkpoint)
     told = []
     trained, frozen = weights(config, log=told.append)
@@ -43,7 +43,7 @@ def test_a_released_model_is_taken_as_it_is(inverse_checkpoint):
 
 
 def test_what_does_not_learn_is_in_the_dtype_that_is_computed_in(inverse_checkpoint):
-    config = smallest.config("inverse", "", "", start=str(inverse_checkpoint), model={}, dtype="bfloat16")
+    config = smallest.config("inverse", "", "", init_from=str(inverse_checkpoint), model={}, dtype="bfloat16")
     trained, frozen = weights(config)
     assert {x.dtype.name for x in trained.values()} == {"float32"}
     assert {x.dtype.name for x in frozen.values()} == {"bfloat16"}
@@ -51,24 +51,28 @@ def test_what_does_not_learn_is_in_the_dtype_that_is_computed_in(inverse_checkpo
 
 def test_only_what_the_patterns_match_learns(inverse_checkpoint):
     patterns = ["unet.*.temporal_res_block", "unet.conv_out"]
-    config = smallest.config("inverse", "", "", start=str(inverse_checkpoint), model={}, trainable=patterns)
+    config = smallest.config("inverse", "", "", init_from=str(inverse_checkpoint), model={}, trainable=patterns)
     trained, frozen = weights(config)
     assert trained and all(".temporal_res_block." in name or "conv_out." in name for name in trained)
     assert "unet.conv_in.kernel" in frozen
 
 
 def test_factors_alone_leave_the_base_frozen(forward_checkpoint):
-    how = {"start": str(forward_checkpoint), "model": {}, "trainable": ["lora"], "lora": {"rank": 2}}
+    how = {"init_from": str(forward_checkpoint), "model": {}, "trainable": ["lora"], "lora": {"rank": 2}}
     with pytest.raises(InputError, match=r"lora: .* is \(\d+, \d+\), but `lora` asks for \(\d+, 2\)"):
         weights(smallest.config("forward", "", "", **how))
     parts = {name: str(forward_checkpoint) for name in ("unet", "vae", "env_encoder")}
-    trained, frozen = weights(smallest.config("forward", "", "", **(how | {"start": parts})))
+    trained, frozen = weights(smallest.config("forward", "", "", **(how | {"init_from": parts})))
     assert {name.split(".")[0] for name in trained} == {"lora"}
     assert {name.split(".")[0] for name in frozen} == {"unet", "vae", "env_encoder"}
 
 
 def test_factors_beside_a_learning_base_need_real_rows(inverse_checkpoint):
-    how = {"start": {"unet": str(inverse_checkpoint), "vae": str(inverse_checkpoint)}, "model": {}, "lora": {"rank": 2}}
+    how = {
+        "init_from": {"unet": str(inverse_checkpoint), "vae": str(inverse_checkpoint)},
+        "model": {},
+        "lora": {"rank": 2},
+    }
     for trainable in (None, ["unet.conv_out", "lora"], ["*"]):
         with pytest.raises(InputError, match=r"lora: .* `real: true` only, but data\.sources has none; mark one as"):
             weights(smallest.config("inverse", "", "", trainable=trainable, **how))
@@ -78,14 +82,14 @@ def test_factors_beside_a_learning_base_need_real_rows(inverse_checkpoint):
 
 
 def test_a_resumed_run_only_needs_the_shapes_of_what_learns(inverse_checkpoint):
-    config = smallest.config("inverse", "", "", start=str(inverse_checkpoint), model={})
+    config = smallest.config("inverse", "", "", init_from=str(inverse_checkpoint), model={})
     trained, _ = weights(config, resumed=True)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in trained.values())
 
 
 def test_an_input_convolution_and_a_domain_table_grow(inverse_checkpoint):
     model = {"domains": {"glossiness": 20}, "unet": {"context_vocab_size": 24}}
-    config = smallest.config("inverse", "", "", start=str(inverse_checkpoint), model=model)
+    config = smallest.config("inverse", "", "", init_from=str(inverse_checkpoint), model=model)
     renderer = weight_sources.renderer_config(config)
     assert renderer.domains["glossiness"] == 20 and renderer.domains["normal"] == 3
     trained, _ = weights(config)
@@ -97,26 +101,26 @@ def test_an_input_convolution_and_a_domain_table_grow(inverse_checkpoint):
 @pytest.mark.parametrize(
     ("objective", "how", "message"),
     [
-        ("inverse", {}, "objective 'inverse' computes with a vae that does not learn; give start.vae"),
-        ("inverse", {"start": "nowhere"}, r"start: nowhere: no such folder"),
-        ("inverse", {"start": {"vea": "x"}}, "unknown component of start 'vea'; did you mean 'vae'"),
-        ("inverse", {"start": {"lora": "CHECKPOINT"}}, "start.lora .*: has no lora; it holds unet, vae"),
-        ("inverse", {"start": "CHECKPOINT", "trainable": ["unet.conv_on"]}, "trainable 'unet.conv_on' matches no"),
+        ("inverse", {}, "objective 'inverse' computes with a vae that does not learn; give init_from.vae"),
+        ("inverse", {"init_from": "nowhere"}, r"start: nowhere: no such folder"),
+        ("inverse", {"init_from": {"vea": "x"}}, "unknown component of start 'vea'; did you mean 'vae'"),
+        ("inverse", {"init_from": {"lora": "CHECKPOINT"}}, "init_from.lora .*: has no lora; it holds unet, vae"),
+        ("inverse", {"init_from": "CHECKPOINT", "trainable": ["unet.conv_on"]}, "trainable 'unet.conv_on' matches no"),
         ("inverse", {"model": {"unet": {"in_channel": 8}}}, "model: unet: unknown key 'in_channel'; did you mean"),
         (
             "inverse",
-            {"model": {"unet": {"in_channels": 12}}, "start": "CHECKPOINT"},
+            {"model": {"unet": {"in_channels": 12}}, "init_from": "CHECKPOINT"},
             "in_channels is 12, .* set it to 8",
         ),
-        ("forward", {"start": "CHECKPOINT"}, "start is of kind 'inverse'; to train kind 'forward', start with"),
+        ("forward", {"init_from": "CHECKPOINT"}, "start is of kind 'inverse'; to train kind 'forward', start with"),
     ],
 )
 def test_starts_that_make_no_sense(inverse_checkpoint, objective, how, message):
     put = lambda value: str(inverse_checkpoint) if value == "CHECKPOINT" else value
-    if "start" in how:
-        start = how["start"]
-        how = how | {"start": {key: put(x) for key, x in start.items()} if isinstance(start, dict) else put(start)}
-    if "model" not in how and "start" in how:
+    if "init_from" in how:
+        start = how["init_from"]
+        how = how | {"init_from": {key: put(x) for key, x in start.items()} if isinstance(start, dict) else put(start)}
+    if "model" not in how and "init_from" in how:
         how = how | {"model": {}}
     with pytest.raises(InputError, match=message):
         weights(smallest.config(objective, "", "", **how))
@@ -125,7 +129,7 @@ def test_starts_that_make_no_sense(inverse_checkpoint, objective, how, message):
 def test_both_shapes_of_a_start_that_does_not_fit_are_told(inverse_checkpoint):
     model = {"unet": {"block_out_channels": [32, 32, 64, 32]}}
     with pytest.raises(InputError, match=r"is \(64,\), but the model to train asks for \(32,\)") as error:
-        weights(smallest.config("inverse", "", "", start=str(inverse_checkpoint), model=model))
+        weights(smallest.config("inverse", "", "", init_from=str(inverse_checkpoint), model=model))
     assert "\n" not in str(error.value)
 
 
@@ -148,7 +152,7 @@ def run(tmp_path_factory, vae):
         "inverse",
         clips,
         folder / "run",
-        start={"vae": str(vae)},
+        init_from={"vae": str(vae)},
         trainable=["unet.conv_out"],
         **{
             "model.domains": {"glossiness": 6},
@@ -156,7 +160,7 @@ def run(tmp_path_factory, vae):
             "optimizer.steps": 1,
             "optimizer.warmup": 0,
             "evaluation.path": str(clips),
-            "loss.deterministic": True,
+            "loss.one_step": True,
         },
     )
     assert loop.train(config) == 0
@@ -202,7 +206,7 @@ def test_the_released_layout_and_back(exported, tmp_path):
 
 
 def test_a_run_is_a_start(run, exported):
-    config = smallest.config("inverse", "", "", start=run.output, model={})
+    config = smallest.config("inverse", "", "", init_from=run.output, model={})
     trained, frozen = weights(config)
     assert same(trained | frozen, stored(exported, "unet", "vae"))
     assert weight_sources.renderer_config(config).domains["glossiness"] == 6
@@ -215,7 +219,7 @@ def test_latents_of_another_vae_are_refused(run, vae):
         weight_sources.check_latents(run, "0123")
     with pytest.raises(InputError, match="start gives no vae"):
         weight_sources.check_latents(smallest.config("inverse", "", ""), made_by)
-    noisy = smallest.config("inverse", "", "", start={"vae": str(vae)}, **{"loss.condition_noise": [-3, 0.5]})
+    noisy = smallest.config("inverse", "", "", init_from={"vae": str(vae)}, **{"loss.condition_noise": [-3, 0.5]})
     with pytest.raises(InputError, match="condition_noise is added to pixels"):
         weight_sources.check_latents(noisy, made_by)
 

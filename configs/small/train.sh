@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Trains the small renderers that come with the package, from nothing, on synthetic clips: bash configs/train_small.sh
+# Trains the small renderers that come with the package, from nothing, on synthetic clips: bash configs/small/train.sh
 #
 # Every step can be interrupted; the same command goes on. On two CPU cores it takes about four hours (see
 # README.md); the two renderers learn side by side. DATA, RUNS and OUT change the folders.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 data=${DATA:-data} runs=${RUNS:-runs} out=${OUT:-checkpoints}
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$runs/xla}
 # Wide vectors, and pages that stay mapped: faster on a CPU.
@@ -17,7 +17,7 @@ python -m drender.synthetic "$data/clips" --split train --clips 500 --frames 8 -
 python -m drender.synthetic "$data/held-out" --split test --clips 64 --frames 8 --seed 1 --lights 2
 
 # --- the auto-encoder, on two make-believe devices, which is how JAX uses two cores; then everything as latents, once
-JAX_NUM_CPU_DEVICES=2 python train.py --config configs/small-vae.yaml output="$runs/small-vae" \
+JAX_NUM_CPU_DEVICES=2 python train.py --config configs/small/vae.yaml output="$runs/small-vae" \
     data.sources="[{path: $data/images}]" evaluation.path="$data/held-out" mesh.data=2 mesh.fsdp=1
 test -d "$out/small-vae" || python convert_weights.py "$runs/small-vae" "$out/small-vae"
 for set in images clips; do
@@ -28,14 +28,14 @@ done
 # --- the renderers, on all frames as images; then the inverse one's temporal layers, on clips
 sources="[{path: $data/images-latents, weight: 0.8}, {path: $data/clips-latents, weight: 0.2}]"
 renderer() {
-    python train.py --config "configs/small-$1.yaml" output="$runs/small-$1" start="{vae: $out/small-vae}" \
-        data.sources="$sources" evaluation.path="$data/held-out" data.threads=2
+    python train.py --config "configs/small/$1.yaml" output="$runs/small-$1" init_from="{vae: $out/small-vae}" \
+        data.sources="$sources" evaluation.path="$data/held-out" data.num_workers=2
 }
 trap 'jobs -p | xargs -r kill' EXIT # where the one stops, the other is to stop and save
 renderer forward &
 renderer inverse
-python train.py --config configs/small-inverse-clips.yaml output="$runs/small-inverse-clips" data.threads=2 \
-    start="$runs/small-inverse" data.sources="[{path: $data/clips-latents}]" evaluation.path="$data/held-out"
+python train.py --config configs/small/inverse_clips.yaml output="$runs/small-inverse-clips" data.num_workers=2 \
+    init_from="$runs/small-inverse" data.sources="[{path: $data/clips-latents}]" evaluation.path="$data/held-out"
 wait %1
 test -d "$out/small-inverse" || python convert_weights.py "$runs/small-inverse-clips" "$out/small-inverse" --dtype bfloat16
 test -d "$out/small-forward" || python convert_weights.py "$runs/small-forward" "$out/small-forward" --dtype bfloat16

@@ -1,0 +1,42 @@
+"""Export a training run as a checkpoint to sample from."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from drender.checkpoints import orbax
+from drender.training import run_dir
+from drender.training.weights import WeightSource
+
+
+def export(
+    run: str | Path,
+    destination: str | Path,
+    overwrite: bool = False,
+    dtype: str | None = None,
+    log: Callable[[str], None] = print,
+) -> None:
+    """Write the EMA weights of a run's last checkpoint, with the frozen components, as a checkpoint.
+
+    Args:
+      run: folder of the run.
+      destination: folder to make.
+      overwrite: replace a checkpoint at `destination`.
+      dtype: of the stored weights; None: as they are, float32 where they were trained.
+      log: receives a line about the result.
+    Raises:
+      InputError: the run has no checkpoint yet, or `destination` exists or cannot be written.
+    """
+    orbax.check_destination(destination, overwrite)
+    _, model = run_dir.read_run(run)
+    source, step = WeightSource(str(run)), run_dir.last_step(run)
+
+    def load(name: str) -> dict:
+        return jax.tree.map(lambda x: np.asarray(x, dtype), source.load(name))
+
+    components = {name: functools.partial(load, name) for name in source.components if name in orbax.COMPONENTS}
+    orbax.save(destination, model, components, overwrite)
+    log(f"wrote {destination}: {', '.join(components)} of {run} after step {step}")
