@@ -27,8 +27,8 @@ UNET = {
 def main() -> None:
     args = parser().parse_args()
     vae = prefixed("model.vae", block_out_channels=[32, 32], latent_channels=4, scaling_factor=args.scaling_factor)
-    run(args, "vae", vae | {"data.images": 1.0, "data.frames": 1, "data.batch": 6})
-    rest = vae | {"start": {"vae": str(Path(args.output) / "vae")}, "model.environment_size": [16, 16]}
+    run(args, "vae", vae | {"data.image_fraction": 1.0, "data.frames": 1, "data.batch": 6})
+    rest = vae | {"init_from": {"vae": str(Path(args.output) / "vae")}, "model.environment_size": [16, 16]}
     run(args, "inverse", rest | prefixed("model.unet", **UNET) | {"data.batch": 5})
     forward = prefixed("model.unet", **UNET | {"in_channels": 24, "cross_attention_dim": [32, 64]})
     run(args, "forward", rest | forward | prefixed("model.env_encoder", in_channels=12, channels=[32, 64]))
@@ -46,10 +46,10 @@ def run(args, objective: str, changes: dict) -> None:
         "data.sources": [{"path": args.clip}],
         "data.batch": 2,
         "data.frames": 2,
-        "data.images": 0.0,
+        "data.image_fraction": 0.0,
         "data.size": [16, 16],
         "data.flip": 0.0,
-        "loss.deterministic": False,
+        "loss.one_step": False,
         "optimizer.steps": args.steps,
         "optimizer.learning_rate": 2e-3,
         "evaluation.path": args.clip,
@@ -57,7 +57,7 @@ def run(args, objective: str, changes: dict) -> None:
         "log_every": 100,
     } | changes
     overrides = [f"{name}={json.dumps(value)}" for name, value in changes.items()]
-    loop.train(config.read(CONFIGS / f"small-{objective}.yaml", overrides))
+    loop.train(config.read_config(CONFIGS / "small" / f"{objective}.yaml", overrides))
     lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
     last = [line for line in lines if any(name.startswith("evaluation") for name in line)][-1]
     print(f"--- {objective} after {last.pop('step')} steps: " + ", ".join(f"{k[11:]} {v:.4g}" for k, v in last.items()))

@@ -34,11 +34,11 @@ from drender.models import attention
 from drender.models.params import unflatten
 from drender.training import config as training_config
 from drender.training import flops, loop
-from drender.training import weights as origins
 from drender.training.config import TrainConfig
 from drender.training.losses import OBJECTIVES, LossContext
 from drender.training.run_dir import TrainState
-from drender.training.step import abstract_state, compile_step, first_state, make_optimizer, make_step
+from drender.training.step import abstract_state, compile_step, init_state, make_optimizer, make_step
+from drender.training.weights import Weights, resolve_weights
 
 # Target description for compiling without the GPU: an H100 SXM of 80 GB, of which 79.1 GiB are usable.
 H100 = """
@@ -64,13 +64,15 @@ GIB = 2**30
 def memory(config: TrainConfig, kind: str, pixels: bool, compiles: bool) -> None:
     """Print what a step of the configuration needs per device."""
     # Shapes need no weights. Without init_from the networks have the sizes of Stable Video Diffusion.
-    config = dataclasses.replace(config, start=None)
+    config = dataclasses.replace(config, init_from=None)
     count = config.mesh.data * (config.mesh.fsdp or 1) * config.mesh.frames
-    mesh = sharding.make_mesh(config.mesh, config.data.batch, config.optimizer.accumulate, find_devices(kind, count))
-    renderer = origins.renderer_config(config)
-    model = LossContext(renderer, config.loss, not pixels, config.data.images == 1, config.remat, mesh)
-    trained, frozen = abstract_weights(config, renderer, pixels)
-    batch = abstract_batch(config, renderer, pixels)
+    mesh = sharding.make_mesh(
+        config.mesh, config.data.batch, config.optimizer.grad_accum_steps, find_devices(kind, count)
+    )
+    weights = resolve_weights(config)
+    model = loop.make_context(config, weights, not pixels, mesh)
+    trained, frozen = abstract_weights(weights, pixels)
+    batch = abstract_batch(config, weights.model, pixels)
     print(f"{config.objective}, {count} × {kind}: data {config.mesh.data} × fsdp {config.mesh.fsdp or 1} × frames "
           f"{config.mesh.frames}; batch {config.data.batch} × {config.data.frames} frames {config.data.size}, "
           f"{'pixels' if pixels else 'cached latents'}, {config.dtype}, remat {config.remat}")  # fmt: skip
@@ -118,15 +120,13 @@ def find_devices(kind: str, count: int) -> list[jax.Device]:
     return topologies.get_topology_desc(platform="cuda", topology=f"1x1x{count}", target_config=H100).devices
 
 
-def abstract_weights(config: TrainConfig, renderer: RendererConfig, needs_vae: bool) -> tuple[dict, dict]:
-    """Return the shapes of the trainable and of the frozen parameters."""
-    patterns = config.trainable or (*OBJECTIVES[config.objective].trained, *(("lora",) if config.lora else ()))
-    names = [name for name in origins.components(config) if needs_vae or name != "vae"]
-    leaves = {key: x for name in names for key, x in origins.abstract(config, renderer, name).items()}
-    trainable = {key for key in leaves if any(origins._matches(key, pattern) for pattern in patterns)}
-    trained = {key: jax.ShapeDtypeStruct(x.shape, "float32") for key, x in leaves.items() if key in trainable}
-    frozen = {key: jax.ShapeDtypeStruct(x.shape, config.dtype) for key, x in leaves.items() if key not in trainable}
-    return trained, frozen
+def abstract_weights(weights: Weights, needs_vae: bool) -> tuple[dict, dict]:
+    """Return the shapes of what `Weights.split` returns: trained and frozen parameters."""
+    names = [name for name in weights.components if needs_vae or name != "vae"]
+    leaves = {key: x for name in names for key, x in weights.shapes(name).items()}
+    of = lambda x, dtype: jax.ShapeDtypeStruct(x.shape, dtype)
+    trained = {key: of(x, "float32") for key, x in leaves.items() if weights.trains(key)}
+    return trained, {key: of(x, weights.config.dtype) for key, x in leaves.items() if key not in trained}
 
 
 def abstract_batch(config: TrainConfig, renderer: RendererConfig, pixels: bool) -> dict[str, jax.ShapeDtypeStruct]:
@@ -161,7 +161,7 @@ def residual_bytes(model: LossContext, config: TrainConfig, trained, frozen, bat
 
     They are counted on the jaxpr, independent of the backend. The mesh's `frames` axis is assumed to divide all.
     """
-    parts = config.optimizer.accumulate * model.mesh.shape["data"] * model.mesh.shape["fsdp"]
+    parts = config.optimizer.grad_accum_steps * model.mesh.shape["data"] * model.mesh.shape["fsdp"]
     rows = {name: jax.ShapeDtypeStruct((len(x) // parts, *x.shape[1:]), x.dtype) for name, x in batch.items()}
     computed = {name: jax.ShapeDtypeStruct(x.shape, config.dtype) for name, x in trained.items()}
     loss, alone = OBJECTIVES[config.objective].loss, dataclasses.replace(model, mesh=None)
@@ -193,13 +193,13 @@ class Feed:
     def __init__(self, name: str, config: TrainConfig, source: Source):
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=(source,)))
         self.name, self.rows = name, config.data.batch
-        mesh = sharding.make_mesh(config.mesh, config.data.batch, config.optimizer.accumulate)
-        renderer = origins.renderer_config(config)
-        data = open_data(config.data, config.objective, renderer, self.rows, config.seed)
-        model = LossContext(renderer, config.loss, data.latent, config.data.images == 1, config.remat, mesh)
+        mesh = sharding.make_mesh(config.mesh, config.data.batch, config.optimizer.grad_accum_steps)
+        weights = resolve_weights(config)
+        data = open_data(config.data, config.objective, weights.model, self.rows, config.seed)
+        model = loop.make_context(config, weights, data.latent, mesh)
         optimizer = make_optimizer(config.optimizer)
-        trained, frozen = origins.weights(config, renderer, not data.latent, False)
-        self.state = first_state(trained, optimizer, mesh)
+        trained, frozen = weights.split(not data.latent, resumed=False)
+        self.state = init_state(trained, optimizer, mesh)
         self.frozen = sharding.device_put_global(frozen, sharding.param_sharding(frozen, mesh))
         batch = data.abstract_batch() | {"stop": jax.ShapeDtypeStruct((self.rows,), "float32")}
         self.flops = loop.flops_of_step(model, config, trained, self.frozen, batch)
@@ -226,7 +226,7 @@ def latents(config: TrainConfig, vae: TrainConfig, clips: str, steps: int, round
     """Print the samples per second of a step fed from pixels and from cached latents, and their ratio."""
     with tempfile.TemporaryDirectory() as folder:
         config = with_random_start(config, vae, f"{folder}/start")
-        renderer = origins.renderer_config(config)
+        renderer = resolve_weights(config).model
         labels = ("rgb", *(renderer.conditions if config.objective == "forward" else config.data.passes))
         labels += environment_labels(renderer) if config.objective == "forward" else ()
         size = {"size": config.data.size, "environment_size": renderer.environment_size, "frames": config.data.frames}
@@ -256,11 +256,11 @@ def latents(config: TrainConfig, vae: TrainConfig, clips: str, steps: int, round
 def with_random_start(config: TrainConfig, vae: TrainConfig, path: str) -> TrainConfig:
     """Return the run with random frozen networks saved at `path`: the VAE of the run `vae`, and the encoder."""
     model = config.model | {"vae": vae.model["vae"] | config.model.get("vae", {})}
-    drawn = dataclasses.replace(config, start=None, model=model)
-    renderer = origins.renderer_config(drawn)
-    frozen = {name: origins.component(drawn, renderer, name) for name in OBJECTIVES[config.objective].frozen}
-    orbax.save(path, renderer, frozen)
-    return dataclasses.replace(config, start=dict.fromkeys(frozen, path))
+    drawn = dataclasses.replace(config, init_from=None, model=model)
+    weights = resolve_weights(drawn)
+    frozen = {name: weights.component(name) for name in OBJECTIVES[config.objective].frozen}
+    orbax.save(path, weights.model, frozen)
+    return dataclasses.replace(config, init_from=dict.fromkeys(frozen, path))
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
@@ -268,11 +268,13 @@ def with_random_start(config: TrainConfig, vae: TrainConfig, path: str) -> Train
 
 def main() -> None:
     args = parser().parse_args()
-    config = training_config.read(args.config, args.overrides)
+    config = training_config.read_config(args.config, args.overrides)
+    size = config.data.size or RendererConfig("svd").size
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, size=size))
     if args.command == "memory":
         memory(config, args.on, args.pixels, args.compile)
     else:
-        latents(config, training_config.read(args.vae), args.clips, args.steps, args.rounds)
+        latents(config, training_config.read_config(args.vae), args.clips, args.steps, args.rounds)
 
 
 def parser() -> cli.Parser:

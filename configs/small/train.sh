@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Trains the small renderers that come with the package, from nothing, on synthetic clips: bash configs/small/train.sh
+# Trains the built-in small renderers from scratch on synthetic clips: bash configs/small/train.sh
 #
-# Every step can be interrupted; the same command goes on. On two CPU cores it takes about four hours (see
-# README.md); the two renderers learn side by side. DATA, RUNS and OUT change the folders.
+# Rerun the same command to resume. On two CPU cores it takes about four hours (see README.md); the two renderers train
+# side by side. DATA, RUNS and OUT change the folders.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 data=${DATA:-data} runs=${RUNS:-runs} out=${OUT:-checkpoints}
@@ -11,12 +11,12 @@ export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$runs/xla}
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_cpu_prefer_vector_width=512"
 export GLIBC_TUNABLES=glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=8589934592
 
-# --- scenes: many of one frame to learn from, some in motion, and held-out ones, which share no shape or map with them
+# --- scenes: many single frames, some clips in motion, and held-out clips, which share no shape or map with the others
 python -m drender.synthetic "$data/images" --split train --clips 13000 --frames 1
 python -m drender.synthetic "$data/clips" --split train --clips 500 --frames 8 --seed 2
 python -m drender.synthetic "$data/held-out" --split test --clips 64 --frames 8 --seed 1 --lights 2
 
-# --- the auto-encoder, on two make-believe devices, which is how JAX uses two cores; then everything as latents, once
+# --- the auto-encoder, on two simulated devices, so that JAX uses two cores; then all latents, once
 JAX_NUM_CPU_DEVICES=2 python train.py --config configs/small/vae.yaml output="$runs/small-vae" \
     data.sources="[{path: $data/images}]" evaluation.path="$data/held-out" mesh.data=2 mesh.fsdp=1
 test -d "$out/small-vae" || python convert_weights.py "$runs/small-vae" "$out/small-vae"
@@ -25,13 +25,13 @@ for set in images clips; do
         --checkpoint "$out/small-vae" --environment-size 64 64
 done
 
-# --- the renderers, on all frames as images; then the inverse one's temporal layers, on clips
+# --- the renderers, on all frames as images; then the temporal layers of the inverse renderer, on clips
 sources="[{path: $data/images-latents, weight: 0.8}, {path: $data/clips-latents, weight: 0.2}]"
 renderer() {
     python train.py --config "configs/small/$1.yaml" output="$runs/small-$1" init_from="{vae: $out/small-vae}" \
         data.sources="$sources" evaluation.path="$data/held-out" data.num_workers=2
 }
-trap 'jobs -p | xargs -r kill' EXIT # where the one stops, the other is to stop and save
+trap 'jobs -p | xargs -r kill' EXIT # if one stops, stop and save the other
 renderer forward &
 renderer inverse
 python train.py --config configs/small/inverse_clips.yaml output="$runs/small-inverse-clips" data.num_workers=2 \

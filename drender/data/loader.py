@@ -11,7 +11,7 @@ import grain
 import jax
 import numpy as np
 
-from drender.config import RendererConfig
+from drender.config import ENVIRONMENT_LABELS, RendererConfig
 from drender.data.augment import AugmentationConfig
 from drender.data.clips import ClipDataset, check_size, open_clips
 from drender.data.config import OBJECTIVES, DataConfig
@@ -227,7 +227,8 @@ def _open_clips(data: DataConfig, model: RendererConfig, labels: Sequence[str]) 
         augmentation = AugmentationConfig(data.flip, data.exposure_range, rotation)
         clips = open_clips(source.path, labels)
         sources.append(ClipDataset(source.path, clips, size, model.environment_size, augmentation))
-        sources[-1].warn_if_enlarged()
+        if not set(labels) <= set(ENVIRONMENT_LABELS):
+            sources[-1].warn_if_enlarged()
     return sources
 
 

@@ -1,7 +1,7 @@
-"""How much arithmetic a function is: the floating-point operations of its matrix products and convolutions.
+"""Count the floating-point operations of a function's matrix products and convolutions.
 
-They are counted on the function's jaxpr, so that nothing is computed and full-size networks need no memory. A product
-and a sum are two operations. What is elementwise is left out, as it is in published counts.
+The count walks the function's jaxpr, so nothing is computed and full-size networks need no memory. A multiply-add
+counts as two operations. Elementwise operations are left out, as in published counts.
 """
 
 import math
@@ -13,15 +13,14 @@ from jax.extend import core
 
 
 def count(fn: Callable, *arguments: Any) -> float:
-    """Floating-point operations of `fn(*arguments)`.
+    """Return the floating-point operations of `fn(*arguments)`.
 
-    Loops count as often as they run; one whose length is only known while it runs (`while_loop`) counts as one turn. Of
-    the branches of a condition, or of those for different devices, the largest counts. What `jax.checkpoint` computes
-    again in a backward pass counts again.
+    A `scan` counts its length, a `while_loop` one iteration. Of the branches of a condition, or of those for different
+    platforms, the largest counts. Rematerialization by `jax.checkpoint` counts again.
 
     Args:
-      fn: any function that jax can trace.
-      arguments: its arguments; shapes (`jax.ShapeDtypeStruct`) will do for arrays.
+      fn: any function that JAX can trace.
+      arguments: its arguments; `jax.ShapeDtypeStruct` suffices for arrays.
     """
     return _total(jax.make_jaxpr(fn)(*arguments).jaxpr)
 
@@ -44,8 +43,9 @@ def _operations(eqn: core.JaxprEqn) -> float:
 
 
 def _convolution(eqn: core.JaxprEqn) -> float:
-    """Every output against every tap of its kernel, padding included, as is usual; taps between the rows of a dilated
-    input, which the gradient of a strided convolution has, are no work.
+    """Count every output times every tap of its kernel, padding included.
+
+    Taps on the zeros of a dilated input, as in the gradient of a strided convolution, do not count.
     """
     dimensions = eqn.params["dimension_numbers"]
     _, inputs, *window = (eqn.invars[1].aval.shape[i] for i in dimensions.rhs_spec)

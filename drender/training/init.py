@@ -1,6 +1,6 @@
-"""What a training run begins with: parameters drawn at random, or taken from a checkpoint of another configuration.
+"""Initial parameters: random, or from a checkpoint whose configuration differs as a renderer's does from its base.
 
-Everything here is numpy on the host: drawing 1.5 billion parameters under `jit` takes minutes to compile.
+Everything here is numpy on the host, because compiling the draw of 1.5 billion parameters takes minutes.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ from drender.errors import InputError
 from drender.models.params import abstract_module, flatten, unflatten
 from drender.models.unet import MAX_DOMAIN_NORM
 
-# Layers that begin at zero. A temporal branch then hands on what the spatial one gives it, so that a model trained on
-# images becomes a model of videos without harm; a UNet's transformers hand on what they get, and its output is zero,
-# the mean of what it is to predict (Karras et al. 2022, section 5, and the code of Dhariwal & Nichol 2021).
+# Layers that are initialized with zeros. Temporal branches then pass the spatial branch through, so that a model
+# trained on images is a model of videos. A UNet's transformers pass their input through, and its output is zero, the
+# mean of its target (Karras et al. 2022, section 5; the code of Dhariwal & Nichol 2021).
 ZERO = re.compile(
     r"^conv_out\."
     r"|\.attentions\.\d+\.(proj_out|time_pos_embed\.linear_2)\."
@@ -31,20 +31,22 @@ ZERO = re.compile(
     r"|\.temporal_transformer_blocks\.\d+\.(attn\d\.to_out\.0|ff_in\.net\.2|ff\.net\.2)\."
 )
 DOMAIN_TABLE = "context_embedding.embedding"
-# The projections of a context, whose width is the start's.
+# Projections of the context. Their input width may differ from the checkpoint's.
 CONTEXT = re.compile(r"\.attn2\.to_[kv]\.kernel$")
-# What a start may have and a model lack: cross-attention over time, and domains.
+# Parameters of a checkpoint that a model may lack: cross-attention over time, and domains.
 OPTIONAL = re.compile(r"\.temporal_transformer_blocks\.\d+\.(attn2|norm2)\.|^context_embedding\.")
 
+Shape = tuple[int, ...]
 
-# --- at random -------------------------------------------------------------------------------------------------------
+
+# --- random ----------------------------------------------------------------------------------------------------------
 
 
 def init_params(network: type[nnx.Module], config: Any, seed: int) -> dict:
-    """Parameters to train a network from scratch with.
+    """Draw parameters to train a network from scratch.
 
-    Kernels are normal with variance 1/inputs, biases zero, norms the identity; `ZERO` says what else begins at zero.
-    A decoder's last convolution, over time, is the identity. A parameter's numbers depend on `seed` and its name alone.
+    Kernels are normal with variance 1/inputs, biases zero, norms the identity, and `ZERO` lists further zeros. A
+    decoder's last convolution, over time, is the identity. A parameter depends on `seed` and its name alone.
 
     Returns:
       nested dict of float32 numpy arrays.
@@ -55,10 +57,10 @@ def init_params(network: type[nnx.Module], config: Any, seed: int) -> dict:
     return unflatten(dict(zip(shapes, arrays, strict=True)))
 
 
-def _draw(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+def _draw(name: str, shape: Shape, seed: int) -> np.ndarray:
     leaf = name.rpartition(".")[2]
     if leaf == "mix_factor":
-        # As SVD begins: its decoder at even shares, its UNet a little on the spatial side.
+        # SVD's initialization: equal shares in its decoder, a little more of the spatial side in its UNet.
         return np.full(shape, 0 if name.startswith("decoder.") else 0.5, np.float32)
     if leaf in ("scale", "bias") or ZERO.search(name):
         return np.full(shape, leaf == "scale", np.float32)
@@ -67,7 +69,7 @@ def _draw(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
         kernel[shape[0] // 2, 0] = np.eye(*shape[2:])
         return kernel
     x = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(shape, np.float32)
-    if leaf == "embedding":  # no longer than they are looked up
+    if leaf == "embedding":  # the lookup would clip longer ones
         x *= np.minimum(1, MAX_DOMAIN_NORM / np.linalg.norm(x, axis=-1, keepdims=True))
     else:
         x /= np.float32(math.sqrt(math.prod(shape[:-1])))
@@ -80,87 +82,88 @@ def _draw(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 def adapt_pretrained(
     network: type[nnx.Module], config: Any, stored: Mapping, seed: int, where: str
 ) -> tuple[dict, list[str]]:
-    """The parameters of a network, taken from those of one that differs in what a renderer changes of its start.
+    """Fit pretrained parameters to a network that differs from theirs as a renderer differs from its base.
 
     Tensors of the same shape are kept. The first convolution grows by zeros for more input channels, the domain table
-    by new rows. The projections of a context of another width are new, and so is a missing domain table. Domains and
-    cross-attention over time that this network does not have are dropped.
+    by random rows. Projections of a context of another width, and a missing domain table, are random. Domains and
+    cross-attention over time that this network lacks are dropped.
 
     Args:
-      network, config: what to make.
-      stored: nested dict of the start's arrays.
-      seed: of what is new, which is as in `initial`.
-      where: names the start in errors and in the report.
+      network, config: the network to make parameters for.
+      stored: nested dict of the pretrained arrays.
+      seed: of random parameters, drawn as in `init_params`.
+      where: name of the checkpoint in errors and in the report.
     Returns:
-      nested dict of float32 numpy arrays (those of `stored` where they are float32 on the host), and a report of what
-      was kept, grown, new and dropped, a line each.
+      nested dict of float32 numpy arrays (those of `stored` where they are float32 on the host), and a report with a
+      line each about kept, grown, new and dropped tensors.
     Raises:
       InputError: any other difference.
     """
     shapes = {name: leaf.shape for name, leaf in flatten(abstract_module(network, config)[1]).items()}
     old = flatten(stored)
-    params, told = {}, {"kept": [], "grown": [], "new": [], "dropped": []}
+    params, changes = {}, {"kept": [], "grown": [], "new": [], "dropped": []}
     for name, shape in shapes.items():
-        found = old.pop(name, None)
-        how = _difference(name, shape, None if found is None else found.shape)
-        if how is None:
-            raise _misfit(where, name, "missing" if found is None else found.shape, shape)
-        told[how].append(name)
-        params[name] = _draw(name, shape, seed) if how == "new" else np.asarray(found, np.float32)
-        if how == "grown":
-            params[name] = _grown(params[name], name, shape, seed)
-    for name, found in old.items():
+        x = old.pop(name, None)
+        change = _change(name, shape, None if x is None else x.shape)
+        if change is None:
+            raise _mismatch(where, name, "missing" if x is None else x.shape, shape)
+        changes[change].append(name)
+        params[name] = _draw(name, shape, seed) if change == "new" else np.asarray(x, np.float32)
+        if change == "grown":
+            params[name] = _grow(params[name], name, shape, seed)
+    for name, x in old.items():
         if not OPTIONAL.search(name):
-            raise _misfit(where, name, found.shape, "no such parameter")
-        told["dropped"].append(name)
-    report = [f"{where}: {_summary(how, names)}" for how, names in told.items() if names]
+            raise _mismatch(where, name, x.shape, "no such parameter")
+        changes["dropped"].append(name)
+    report = [f"{where}: {_summarize(change, names)}" for change, names in changes.items() if names]
     return unflatten(params), report
 
 
-def _difference(name: str, shape: tuple[int, ...], found: tuple[int, ...] | None) -> str | None:
-    """How a parameter of `shape` comes from one of shape `found`; None: it does not."""
-    if found == shape:
+def _change(name: str, shape: Shape, stored: Shape | None) -> Literal["kept", "grown", "new"] | None:
+    """Return how a parameter is made from a stored one, or None if it cannot be."""
+    if stored == shape:
         return "kept"
-    if found is None:
+    if stored is None:
         return "new" if name == DOMAIN_TABLE else None
-    if name == "conv_in.kernel" and (*found[:2], found[3]) == (*shape[:2], shape[3]) and found[2] < shape[2]:
+    if name == "conv_in.kernel" and (*stored[:2], stored[3]) == (*shape[:2], shape[3]) and stored[2] < shape[2]:
         return "grown"
-    if name == DOMAIN_TABLE and found[1] != shape[1]:
+    if name == DOMAIN_TABLE and stored[1] != shape[1]:
         return "new"
-    if name == DOMAIN_TABLE and found[0] < shape[0]:
+    if name == DOMAIN_TABLE and stored[0] < shape[0]:
         return "grown"
-    return "new" if CONTEXT.search(name) and found[1] == shape[1] else None
+    return "new" if CONTEXT.search(name) and stored[1] == shape[1] else None
 
 
-def _grown(x: np.ndarray, name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """`x` in the corner of an array of zeros, or of fresh rows where it is the domain table."""
-    whole = _draw(name, shape, seed) if name == DOMAIN_TABLE else np.zeros(shape, np.float32)
-    whole[tuple(map(slice, x.shape))] = x
-    return whole
+def _grow(x: np.ndarray, name: str, shape: Shape, seed: int) -> np.ndarray:
+    """Return `x` in the corner of a larger array of zeros, or of random rows for the domain table."""
+    grown = _draw(name, shape, seed) if name == DOMAIN_TABLE else np.zeros(shape, np.float32)
+    grown[tuple(map(slice, x.shape))] = x
+    return grown
 
 
-def _misfit(where: str, name: str, found: Any, wanted: Any) -> InputError:
+def _mismatch(where: str, name: str, found: Any, expected: Any) -> InputError:
     return InputError(
-        f"{where}: {name} is {found}, but the model to train asks for {wanted}; "
-        "choose another start, or sizes in `model` that are those of this one"
+        f"{where}: {name} is {found}, but the model to train needs {expected}; "
+        "choose another init_from, or give its sizes in `model`"
     )
 
 
-def _summary(how: str, names: list[str]) -> str:
-    """One line, such as `dropped 16 × temporal_transformer_blocks.attn2.to_q`: names that differ in numbers are one."""
-    if how == "kept":
+def _summarize(change: str, names: list[str]) -> str:
+    """Return a line such as `dropped 16 × temporal_transformer_blocks.attn2.to_q`, without numbers in names."""
+    if change == "kept":
         return f"kept {len(names)} tensors"
     modules = (re.sub(r"\.\d+|\.kernel$|\.embedding$", "", name) for name in names)
     counts = Counter(re.sub(r".*\.(?=\w*transformer_blocks)", "", module) for module in modules)
-    return f"{how} " + ", ".join(name if count == 1 else f"{count} × {name}" for name, count in counts.items())
+    return f"{change} " + ", ".join(name if count == 1 else f"{count} × {name}" for name, count in counts.items())
 
 
 # --- configurations --------------------------------------------------------------------------------------------------
 
 
 def renderer_config(kind: Literal["inverse", "forward", "svd"], base: RendererConfig) -> RendererConfig:
-    """The configuration of a model that begins with `base`: that of one of its kind as it is, and that of Stable Video
-    Diffusion changed as the released renderers are.
+    """Return the configuration of a renderer that is initialized from a model with the configuration `base`.
+
+    A base of the same kind is unchanged. Stable Video Diffusion's is changed as the released renderers' is.
 
     Raises:
       InputError: the base is a renderer of another kind.
@@ -168,7 +171,9 @@ def renderer_config(kind: Literal["inverse", "forward", "svd"], base: RendererCo
     if base.kind == kind:
         return base
     if base.kind != "svd":
-        raise InputError(f"the start is of kind {base.kind!r}; to train kind {kind!r}, start with {kind!r} or 'svd'")
+        raise InputError(
+            f"init_from: expected a model of kind {kind!r} or 'svd' to train kind {kind!r}, got kind {base.kind!r}"
+        )
     latents, levels = base.vae.latent_channels, base.unet.block_out_channels
     if kind == "inverse":
         unet = dataclasses.replace(base.unet, in_channels=2 * latents, context_embedding_type="clip")
@@ -183,7 +188,7 @@ def renderer_config(kind: Literal["inverse", "forward", "svd"], base: RendererCo
     encoder = EnvEncoderConfig(
         in_channels=latents * len(ENVIRONMENT_LABELS), channels=levels, norm_num_groups=base.unet.norm_num_groups
     )
-    # So the released forward sampler scales its first noise; see `diffusion.initial_scale`.
+    # The released forward sampler scales its initial noise this way, see `diffusion.initial_scale`.
     scheduler = dataclasses.replace(base.scheduler, timestep_spacing="trailing")
     return dataclasses.replace(
         base, kind=kind, unet=unet, env_encoder=encoder, scheduler=scheduler, scale_cond_latents=True

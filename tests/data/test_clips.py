@@ -1,15 +1,13 @@
-"""Clips for training: frames, light, and that images and light are augmented as the world would be."""
+"""Clips for training: frames, windows, light, and errors."""
 
 import json
 
 import numpy as np
 import pytest
-from helpers.tiny_clips import LABELS, colour, write_clip, write_noise, write_sky
-from hypothesis import given
-from hypothesis import strategies as st
+from helpers.tiny_clips import LABELS, colour, light_with_poses, random_poses, write_clip
 
-from drender.data.augment import Augmentation, AugmentationConfig, expose
-from drender.data.clips import ClipDataset, open_clips
+from drender.data.augment import Augmentation
+from drender.data.clips import open_clips
 from drender.errors import InputError
 from drender.lighting.camera import camera_rotations
 from drender.lighting.environment import load_environment
@@ -20,30 +18,13 @@ from drender.media.gbuffers import frame_path
 from drender.media.images import read_image, write_png
 
 RNG = np.random.default_rng(0)
-SIZE = (8, 16)  # of environment maps, always the same to compile once
+SIZE = (8, 16)  # of environment images; one size, so that the projection compiles once
 
 
-def poses(count: int, seed: int = 0) -> np.ndarray:
-    """Random camera-to-world matrices."""
-    rotations = [np.linalg.qr(m)[0] for m in np.random.default_rng(seed).normal(size=(count, 3, 3))]
-    result = np.tile(np.eye(4), (count, 1, 1))
-    result[:, :3, :3] = [r * np.sign(np.linalg.det(r)) for r in rotations]
-    return result
+# --- frames -----------------------------------------------------------------------------------------------------------
 
 
-def as_light(matrices: np.ndarray, **how) -> Light:
-    return Light("../sky.hdr", poses=tuple(tuple(map(tuple, matrix)) for matrix in matrices.tolist()), **how)
-
-
-@pytest.fixture
-def sky(tmp_path):
-    return write_sky(tmp_path / "sky.hdr")
-
-
-# ---- Frames ----
-
-
-def test_frames_are_counted_through_the_chunks(tmp_path):
+def test_frames_are_numbered_through_the_chunks(tmp_path):
     (clip,) = open_clips(write_clip(tmp_path / "walk", clip=4, chunks=(3, 5)), LABELS)
     assert (clip.name, clip.num_frames, clip.longest) == ("walk", 8, 5)
     for frames, expected in ((slice(None), range(8)), (slice(2, 5), (2, 3, 4)), ([6, 0, 3], (6, 0, 3))):
@@ -61,7 +42,7 @@ def test_no_window_spans_two_chunks(tmp_path):
     assert clip.windows(6) == []
 
 
-def test_frames_cover_the_size_and_are_cropped_around_the_centre(tmp_path):
+def test_frames_cover_the_size_and_are_center_cropped(tmp_path):
     # A ramp from left to right stays one when its size is halved.
     ramp = np.broadcast_to((np.arange(16, dtype=np.float32)[:, None] + 0.5) / 16, (8, 16, 3))
     write_png(frame_path(tmp_path / "ramp", 0, 0, "rgb"), ramp, bits=16)
@@ -81,7 +62,7 @@ def test_resized_normals_are_unit_vectors(tmp_path):
     np.testing.assert_allclose(same[0], encode_normal(normals), atol=1e-5)
 
 
-def test_other_layouts_of_a_clip_have_their_light_beside_them(tmp_path, sky):
+def test_other_layouts_have_their_light_in_the_clip_folder(tmp_path, sky):
     for frame in range(2):
         for label in ("rgb", "depth"):
             write_png(tmp_path / "tree" / label / f"{frame}.png", np.full((2, 2, 3), 0.5, np.float32))
@@ -93,12 +74,12 @@ def test_other_layouts_of_a_clip_have_their_light_beside_them(tmp_path, sky):
         assert clip.light() == Light("../sky.hdr")
 
 
-# ---- Light ----
+# --- light ------------------------------------------------------------------------------------------------------------
 
 
 def test_environment_is_that_of_light_json(tmp_path, sky):
-    matrices, angles = poses(3), (0.1, 1.0, 2.0)
-    light = as_light(matrices, rotation=90.0, flip=True, strength=2.5, angles=angles)
+    matrices, angles = random_poses(3), (0.1, 1.0, 2.0)
+    light = light_with_poses(matrices, rotation=90.0, flip=True, strength=2.5, angles=angles)
     (clip,) = open_clips(write_clip(tmp_path / "a", chunks=(2, 1), light=light), ("env_ldr",))
     expected = project(
         load_environment(sky, 90.0, True, 2.5), SIZE, camera_rotations(3, poses=matrices), np.float32(angles)
@@ -109,7 +90,7 @@ def test_environment_is_that_of_light_json(tmp_path, sky):
             np.testing.assert_allclose(found[name], np.asarray(images)[frames], atol=1e-6)
 
 
-def test_a_light_that_stands_still_looks_alike_in_all_frames(tmp_path, sky):
+def test_a_static_light_is_equal_in_all_frames(tmp_path, sky):
     (clip,) = open_clips(write_clip(tmp_path / "a", light=Light(str(sky))), ("env_ldr",))  # an absolute path
     expected = project(load_environment(sky), SIZE, camera_rotations(1), np.zeros(1, np.float32))
     for name, images in clip.environment(SIZE).items():
@@ -129,88 +110,7 @@ def test_exposure_and_turn_of_the_light(tmp_path, sky):
     assert np.abs(turned["env_ldr"] - clip.environment(SIZE)["env_ldr"]).max() > 0.1
 
 
-# ---- Augmentation ----
-
-
-@pytest.mark.parametrize("label", LABELS)
-def test_a_mirrored_image(label):
-    image = RNG.random((2, 3, 4, 3), np.float32)
-    found = Augmentation(mirrored=True).image(label, image)
-    expected = image[:, :, ::-1].copy()
-    if label == "normal":
-        expected[..., 0] = 1 - expected[..., 0]  # n·½ + ½ of −n
-    np.testing.assert_array_equal(found, expected)
-
-
-def test_mirrored_images_of_the_light_are_those_of_the_mirrored_world(tmp_path, sky):
-    """The world mirrored in the camera's x: E'(d) = E(M d), R' = M R M, and the light turns the other way."""
-    matrices, angles, mirror = poses(3, seed=1), np.float32([0.3, 1.0, 2.0]), np.diag([-1.0, 1.0, 1.0, 1.0])
-    light = as_light(matrices, rotation=112.5, angles=tuple(angles.tolist()), strength=3.0)
-    (clip,) = open_clips(write_clip(tmp_path / "a", light=light), ("env_ldr",))
-    found = clip.environment(SIZE, augmentation=Augmentation(mirrored=True))
-    world = load_environment(sky, rotation=-112.5, flip=True, strength=3.0)
-    expected = project(world, SIZE, camera_rotations(3, poses=mirror @ matrices @ mirror), -angles)
-    for name in ("env_ldr", "env_log", "env_nrm"):
-        np.testing.assert_allclose(found[name], expected[name], atol=5e-4)
-    unmirrored = clip.environment(SIZE)
-    assert np.abs(found["env_ldr"] - unmirrored["env_ldr"]).max() > 0.1
-    np.testing.assert_array_equal(found["env_nrm"], unmirrored["env_nrm"])
-
-
-def test_exposure_at_known_values():
-    # sRGB ½ is ((0.5 + 0.055)/1.055)^2.4 = 0.21404 linear (IEC 61966-2-1).
-    grey = np.full((1, 1, 1, 3), 0.5, np.float32)
-    np.testing.assert_allclose(expose(grey, 2.0), 1.055 * 0.4280821 ** (1 / 2.4) - 0.055, atol=1e-5)
-    np.testing.assert_allclose(expose(grey, 0.5), 1.055 * 0.1070205 ** (1 / 2.4) - 0.055, atol=1e-5)
-    np.testing.assert_allclose(expose(np.full((1, 1, 1, 3), 0.9, np.float32), 3.0), 1, atol=1e-6)
-
-
-def test_what_was_clipped_stays_so_where_it_gets_darker():
-    rgb = np.float32([[[[1.0, 254 / 255, 0.5]]]])
-    darker, brighter = expose(rgb, 0.5), expose(rgb, 2.0)
-    assert darker[..., 0] == 1
-    assert (darker[..., 1:] < rgb[..., 1:]).all()
-    np.testing.assert_allclose(brighter[..., :2], 1, atol=1e-6)
-
-
-def test_only_rgb_is_expose():
-    image = RNG.random((1, 2, 2, 3), np.float32)
-    for label in LABELS[1:]:
-        np.testing.assert_array_equal(Augmentation(exposure=0.5).image(label, image), image)
-    assert (Augmentation(exposure=0.5).image("rgb", image) < image).all()
-
-
-@given(st.integers(0, 2**32 - 1))
-def test_augmentations_lie_in_their_range(seed):
-    drawn = AugmentationConfig(0.5, (0.7, 1.4), 20.0).draw(np.random.default_rng(seed))
-    assert 0.7 <= drawn.exposure <= 1.4 and abs(drawn.light_turn) <= 20
-    assert AugmentationConfig().draw(np.random.default_rng(seed)) == Augmentation()
-
-
-def test_drawn_augmentations_are_spread():
-    rng = np.random.default_rng(0)
-    drawn = [AugmentationConfig(0.25, (0.5, 2.0), 10.0).draw(rng) for _ in range(2000)]
-    assert abs(np.mean([x.mirrored for x in drawn]) - 0.25) < 0.03
-    assert abs(np.mean([np.log(x.exposure) for x in drawn])) < 0.03
-    assert abs(np.mean([x.light_turn for x in drawn])) < 0.5
-
-
-def test_all_that_a_row_shows_is_augmented_alike(tmp_path, sky):
-    write_noise(tmp_path / "set" / "a", size=(4, 4), light=Light("../../sky.hdr"))
-    labels = (*LABELS, "env_ldr", "env_nrm")
-    clips = open_clips(tmp_path / "set", labels)
-    found = ClipDataset("", clips, (4, 4), SIZE, AugmentationConfig(flip=1.0)).draw(
-        0, 2, labels, np.random.default_rng(0)
-    )
-    plain = ClipDataset("", clips, (4, 4), SIZE).draw(0, 2, labels, np.random.default_rng(0))
-    for label in labels:
-        mirrored = plain[label][:, :, ::-1] if label != "env_nrm" else plain[label]
-        channels = slice(1, 3) if label == "normal" else slice(None)
-        np.testing.assert_array_equal(found[label][..., channels], mirrored[..., channels])
-    np.testing.assert_array_equal(found["normal"][..., 0], 1 - plain["normal"][:, :, ::-1, 0])
-
-
-# ---- Bad input ----
+# --- bad input --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -242,6 +142,25 @@ def test_bad_lights(tmp_path, sky, values, said):
     assert len(open_clips(folder, ("rgb",))) == 1  # who wants no light needs none
 
 
+def test_unrelated_stills_are_not_the_frames_of_a_clip(tmp_path):
+    for stem in ("kitchen", "garden"):
+        write_png(tmp_path / "stills" / f"{stem}.rgb.png", np.zeros((2, 2, 3), np.float32))
+    with pytest.raises(InputError, match="clip 'stills': 'garden' and 'kitchen' are not numbered frames of one seq"):
+        open_clips(tmp_path / "stills", ("rgb",))
+    for stem in ("walk_1_left", "walk_2_left", "walk_10_left"):
+        write_png(tmp_path / "walk" / f"{stem}.rgb.png", np.zeros((2, 2, 3), np.float32))
+    (clip,) = open_clips(tmp_path / "walk", ("rgb",))
+    assert clip.num_frames == 3
+
+
+def test_labels_of_a_clip_have_one_size(tmp_path):
+    write_clip(tmp_path / "a", labels=("rgb",), size=(4, 4))
+    write_clip(tmp_path / "a", labels=("depth",), size=(2, 4))
+    (clip,) = open_clips(tmp_path / "a", ("rgb", "depth"))
+    with pytest.raises(InputError, match="clip 'a': its 'depth' has 2x4 pixels, other labels 4x4; give all labels"):
+        clip.images(("rgb", "depth"), slice(0, 1), (2, 2), (2, 2))
+
+
 def test_bad_clips(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no G-buffers found"):
@@ -257,17 +176,8 @@ def test_bad_clips(tmp_path):
         clips[0].read("depth", slice(None), (2, 2))
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [{"flip": 1.5}, {"exposure_range": (0.0, 1.0)}, {"exposure_range": (2.0, 1.0)}, {"rotation": -1.0}],
-)
-def test_bad_ranges(bad):
-    with pytest.raises(InputError, match=f"^{next(iter(bad))}: expected "):
-        AugmentationConfig(**bad)
-
-
-def test_light_is_written_as_it_is_read(tmp_path, sky):
-    light = as_light(poses(3), angles=(0.0, 0.5, 1.0), strength=0.25)
+def test_light_round_trip(tmp_path, sky):
+    light = light_with_poses(random_poses(3), angles=(0.0, 0.5, 1.0), strength=0.25)
     folder = write_clip(tmp_path / "a", light=light)
     assert open_clips(folder, ("env_log",))[0].light() == light
     write_light(folder, Light("../sky.hdr"))

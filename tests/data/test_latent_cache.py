@@ -33,14 +33,6 @@ PLAIN = AugmentationConfig()
 encode = functools.partial(encoding.encode, devices=jax.local_devices()[:1])  # on one, which compiles half as much
 
 
-@pytest.fixture(scope="session")
-def vae(tmp_path_factory) -> Path:
-    """A checkpoint with nothing but a VAE."""
-    folder = tmp_path_factory.mktemp("vae") / "checkpoint"
-    orbax.save(folder, small.forward_config(), {"vae": small.random_params(VAE, small.VAE)})
-    return folder
-
-
 load = functools.cache(encoding.Encoder.load)
 
 
@@ -70,10 +62,10 @@ def read_all(folder: Path) -> dict[str, np.ndarray]:
     return {label: array.read().result() for label, array in latents.arrays.items()}
 
 
-# ---- What a set holds ----
+# --- what a set holds -------------------------------------------------------------------------------------------------
 
 
-def test_cached_latents_are_those_of_the_renderer(clips, vae, tmp_path):
+def test_cached_latents_match_the_renderer(clips, vae, tmp_path):
     encode(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
     renderer = Renderer(small.forward_config(), {"vae": small.random_params(VAE, small.VAE)})
     stored = read_all(tmp_path / "set")
@@ -85,7 +77,7 @@ def test_cached_latents_are_those_of_the_renderer(clips, vae, tmp_path):
             np.testing.assert_allclose(stored[label][i], expected, rtol=2**-11, atol=1e-4)
 
 
-def test_variants_are_augmented_but_the_first(clips, vae, tmp_path):
+def test_all_variants_but_the_first_are_augmented(clips, vae, tmp_path):
     ranges = AugmentationConfig(0.5, (0.5, 2.0), 30.0)
     encode(clips, tmp_path / "set", vae, ALL, variants=3, augmentation=ranges, seed=7, **SIZES)
     manifest, stored = read_manifest(tmp_path / "set"), read_all(tmp_path / "set")
@@ -102,7 +94,7 @@ def test_variants_are_augmented_but_the_first(clips, vae, tmp_path):
             np.testing.assert_allclose(stored[label][index], expected, rtol=2**-11, atol=1e-4)
 
 
-def test_long_clips_are_cut_into_windows_that_cover_them(vae, tmp_path):
+def test_windows_cover_long_clips(vae, tmp_path):
     write_clip(tmp_path / "clips" / "a", chunks=(4,))
     write_clip(tmp_path / "clips" / "b", chunks=(5, 3, 4))
     write_clip(tmp_path / "clips" / "c", chunks=(11,))
@@ -119,7 +111,7 @@ def test_long_clips_are_cut_into_windows_that_cover_them(vae, tmp_path):
         run(destination=tmp_path / "five", frames=5)
 
 
-def test_the_last_window_shares_frames_with_the_one_before(vae, tmp_path):
+def test_the_last_window_may_overlap_the_previous_one(vae, tmp_path):
     write_noise(tmp_path / "clips" / "a", frames=5, labels=("rgb",))
     encode(tmp_path / "clips", tmp_path / "set", vae, ("rgb",), augmentation=PLAIN, size=(8, 8), frames=2)
     assert read_manifest(tmp_path / "set").clips == {"a": (0, 2, 3)}
@@ -142,10 +134,10 @@ def test_windows_and_frames_are_drawn_from_the_clip(vae, tmp_path):
         latents.require(4)
 
 
-# ---- Stopped and shared ----
+# --- stopped and shared -----------------------------------------------------------------------------------------------
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bytes(clips, vae, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_to_identical_bytes(clips, vae, tmp_path, monkeypatch):
     how = {"variants": 2, "augmentation": AugmentationConfig(0.5, (0.5, 2.0), 30.0), **SIZES}
     encode(clips, tmp_path / "whole", vae, ALL, **how)
     write = encoding._Writer.write
@@ -169,7 +161,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(clips, vae, tmp_path, monk
     assert files(tmp_path / "set") == files(tmp_path / "whole")
 
 
-def test_what_is_there_is_not_encoded_again(clips, vae, tmp_path, monkeypatch, capsys):
+def test_existing_entries_are_not_encoded_again(clips, vae, tmp_path, monkeypatch, capsys):
     encode(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
     monkeypatch.setattr(encoding._Writer, "write", lambda *_: pytest.fail("encoded again"))
     capsys.readouterr()
@@ -189,7 +181,7 @@ def test_processes_and_devices_share_a_set(clips, vae, tmp_path, capsys):
     assert files(tmp_path / "two") == files(tmp_path / "one")
 
 
-def test_a_broken_clip_stops_the_run_with_its_name(clips, vae, tmp_path):
+def test_a_damaged_clip_is_named(clips, vae, tmp_path):
     file = frame_path(clips / "clip1", 0, 1, "normal")
     sound = file.read_bytes()
     file.write_bytes(sound[:-20])
@@ -201,7 +193,7 @@ def test_a_broken_clip_stops_the_run_with_its_name(clips, vae, tmp_path):
     assert len(LatentDataset(str(tmp_path / "set"), ALL)) == 3
 
 
-# ---- Bad input ----
+# --- bad input --------------------------------------------------------------------------------------------------------
 
 
 def test_a_set_of_other_contents_is_kept(clips, vae, tmp_path):
@@ -290,7 +282,7 @@ def test_missing_things_are_named(clips, vae, tmp_path):
         encode(clips, tmp_path / "file", vae, ("rgb",), augmentation=PLAIN, size=(8, 8))
 
 
-def test_latents_that_are_not_finite(clips, tmp_path):
+def test_non_finite_latents_are_refused(clips, tmp_path):
     params = small.random_params(VAE, small.VAE)
     params["quant_conv"]["bias"] = params["quant_conv"]["bias"] + 1e5
     orbax.save(tmp_path / "vae", small.forward_config(), {"vae": params})
@@ -298,7 +290,7 @@ def test_latents_that_are_not_finite(clips, tmp_path):
         encode(clips, tmp_path / "set", tmp_path / "vae", ("rgb",), augmentation=PLAIN, size=(8, 8), num_workers=1)
 
 
-def test_a_fingerprint_is_of_what_encodes():
+def test_the_fingerprint_covers_the_encoder_only():
     params = small.random_params(VAE, small.VAE)
     print_of = fingerprint(params)
     changed = jax.tree.map(lambda x: x, params)
@@ -311,10 +303,10 @@ def test_a_fingerprint_is_of_what_encodes():
         assert fingerprint(params | {name: other[name]}) != print_of
 
 
-# ---- What learns from it ----
+# --- what learns from it ----------------------------------------------------------------------------------------------
 
 
-def test_what_is_learnt_from_latents_is_evaluated_at_their_size(clips, vae, tmp_path):
+def test_evaluation_uses_the_size_of_cached_latents(clips, vae, tmp_path):
     encode(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
     config = smallest.config("inverse", tmp_path / "set", tmp_path / "run", **{"data.size": [512, 512]})
     model = losses.LossContext(small.inverse_config(), config.loss, latent=True)

@@ -1,35 +1,28 @@
-"""What training is fed: rows of every objective, mixing, hosts, resuming; the commands; what is said of bad data."""
+"""The stream of training rows: objectives, mixing, processes, resuming, and errors."""
 
 import collections
 import dataclasses
 import functools
 import itertools
 import json
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from helpers import small
-from helpers.stand_ins import InverseStandIn
-from helpers.tiny_clips import LABELS, write_clip, write_noise, write_sky
+from helpers.tiny_clips import LABELS, write_clip
 
-from drender import cli
-from drender.checkpoints import orbax
 from drender.config import CONDITIONS, ENVIRONMENT_LABELS, EnvEncoderConfig, VAEConfig
-from drender.data import __main__, encode
+from drender.data import encode
 from drender.data.augment import AugmentationConfig
 from drender.data.clips import open_clips
 from drender.data.config import DataConfig, Source
 from drender.data.latent_cache import LatentDataset, read_manifest
 from drender.data.loader import open_data
 from drender.errors import InputError
-from drender.lighting.light_file import Light
-from drender.media.gbuffers import find_gbuffer_clips, frame_path
-from drender.media.images import read_image, write_png
-from drender.models.vae import VAE
-from drender.renderers.inverse import InverseRenderer
+from drender.media.gbuffers import frame_path
+from drender.media.images import write_png
 
 INVERSE, FORWARD = small.inverse_config(), small.forward_config()
 DEFAULTS = {"size": (2, 2), "flip": 0.0, "num_workers": 2}
@@ -55,24 +48,6 @@ def clips(tmp_path) -> Path:
 
 
 @pytest.fixture
-def lit(tmp_path) -> Path:
-    """Two clips of noise, of 16×16 pixels and two frames, under a sky."""
-    write_sky(tmp_path / "sky.exr")
-    for i in range(2):
-        write_noise(
-            tmp_path / "lit" / f"clip{i}", seed=i, size=(16, 16), light=Light("../../sky.exr", strength=1.0 + i)
-        )
-    return tmp_path / "lit"
-
-
-@pytest.fixture(scope="session")
-def vae(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("vae") / "checkpoint"
-    orbax.save(folder, FORWARD, {"vae": small.random_params(VAE, small.VAE)})
-    return folder
-
-
-@pytest.fixture
 def cached(lit, vae, tmp_path) -> Path:
     encode.encode(
         lit, tmp_path / "set", vae, (*LABELS, *ENVIRONMENT_LABELS), size=(16, 16), environment_size=(16, 16),
@@ -81,7 +56,7 @@ def cached(lit, vae, tmp_path) -> Path:
     return tmp_path / "set"
 
 
-# ---- Rows ----
+# --- rows -------------------------------------------------------------------------------------------------------------
 
 
 def test_inverse_rows(clips):
@@ -142,7 +117,7 @@ def test_windows_are_drawn_from_everywhere(clips):
     assert firsts.keys() == {0, 1, 2} and min(firsts.values()) > 15
 
 
-def test_every_clip_comes_once_before_any_comes_again(clips):
+def test_every_clip_is_drawn_once_before_any_repeats(clips):
     rows = next(open_data(config(clips, frames=1), "vae", FORWARD, rows=18, seed=0).batches())["images"]
     epochs = np.reshape([origin(row[0])[1] for row in rows], (3, 6))
     np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(6), (3, 1)))
@@ -160,7 +135,7 @@ def test_sources_are_mixed_by_weight(clips, tmp_path):
         assert batch["real"].sum() == 10  # to the row: sources are interleaved, not drawn
 
 
-def test_a_pass_that_is_named_twice_is_drawn_twice_as_often(clips):
+def test_a_pass_listed_twice_is_drawn_twice_as_often(clips):
     passes = config(Source(str(clips)), frames=1, passes=("normal", "normal", "depth"))
     (batch,) = itertools.islice(open_data(passes, "inverse", INVERSE, rows=300, seed=0).batches(), 1)
     assert 180 < (batch["domain"] == INVERSE.domains["normal"]).sum() < 220
@@ -203,10 +178,10 @@ def test_only_an_estimated_light_is_turned(lit):
         open_data(config(lit, **how), "forward", FORWARD, rows=4, seed=0)
 
 
-# ---- Latents ----
+# --- latents ----------------------------------------------------------------------------------------------------------
 
 
-def test_cached_latents_take_the_place_of_pixels(cached):
+def test_cached_latents_replace_pixels(cached):
     data = open_data(config(cached, frames=1), "forward", FORWARD, rows=3, seed=0)
     assert data.latent and data.fingerprint == read_manifest(cached).weights
     batch = next(data.batches())
@@ -227,7 +202,7 @@ def test_cached_latents_take_the_place_of_pixels(cached):
     assert rows["image_only"].all() and rows["buffer"].shape == (2, 2, 8, 8, 4)
 
 
-def test_latents_that_do_not_suit(cached, lit, vae, tmp_path):
+def test_unsuitable_latents_are_refused(cached, lit, vae, tmp_path):
     def said(*sources, objective="inverse", model=INVERSE, **how):
         with pytest.raises(InputError) as error:
             open_data(config(*(sources or [cached]), **({"frames": 2} | how)), objective, model, rows=1, seed=0)
@@ -258,7 +233,7 @@ def test_latents_that_do_not_suit(cached, lit, vae, tmp_path):
         assert what in said(cached, twin)
 
 
-# ---- Resuming and sharing ----
+# --- resuming and sharing ---------------------------------------------------------------------------------------------
 
 
 def same(batch, other) -> bool:
@@ -279,7 +254,7 @@ def stream(clips):
     return lambda rows=4, seed=0, **share: open_data(how, "inverse", INVERSE, rows, seed, **share)
 
 
-def test_a_restored_iterator_goes_on_with_the_same_batches(stream):
+def test_a_restored_iterator_yields_the_same_batches(stream):
     iterator = stream().batches()
     first = [next(iterator) for _ in range(3)]
     state = json.loads(json.dumps(iterator.get_state()))
@@ -292,7 +267,7 @@ def test_a_restored_iterator_goes_on_with_the_same_batches(stream):
     assert all(map(same, (next(fresh) for _ in range(3)), following))
 
 
-def test_a_step_is_a_place_in_the_stream(stream):
+def test_batches_are_a_function_of_the_step(stream):
     batches = list(itertools.islice(stream().batches(), 6))
     for step in (0, 1, 5):
         iterator = stream().batches(step)
@@ -320,7 +295,7 @@ def test_processes_share_the_rows_of_a_step(stream, processes):
             np.testing.assert_array_equal(np.concatenate([share[name] for share in shares]), rows)
 
 
-# ---- Bad input ----
+# --- bad input --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -353,6 +328,17 @@ def test_bad_configurations(clips, how, said):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
+def test_the_size_is_that_of_the_model_by_default(clips):
+    model = dataclasses.replace(INVERSE, size=(2, 2))
+    batch = next(open_data(config(clips, frames=1, size=None), "inverse", model, rows=1, seed=0).batches())
+    assert batch["rgb"].shape == (1, 1, 2, 2, 3)
+
+
+def test_enlarging_clips_is_a_warning(clips):
+    with pytest.warns(UserWarning, match="clip 'clip0' of 2x2 pixels is enlarged to 4x2; set data.size to the size"):
+        open_data(config(clips, frames=1, size=(4, 2)), "inverse", INVERSE, rows=1, seed=0)
+
+
 def test_bad_objectives(clips):
     opened = functools.partial(open_data, rows=1, seed=0)
     with pytest.raises(InputError, match="unknown objective 'inverted'; did you mean 'inverse'"):
@@ -367,121 +353,9 @@ def test_bad_objectives(clips):
         opened(config(clips, frames=2), "forward", FORWARD)
 
 
-def test_a_frame_that_breaks_during_training_is_named(clips):
+def test_a_frame_damaged_during_training_is_named(clips):
     data = open_data(config(clips, frames=1), "vae", FORWARD, rows=30, seed=0)
     for file in clips.glob("clip3/*.png"):
         file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(InputError, match=r"clip3/0000\.000.*: truncated or damaged"):
         next(data.batches())
-
-
-# ---- Commands ----
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """run(*arguments) -> (exit code, stdout, stderr) of `python -m drender.data`, on one device."""
-
-    def call(*arguments) -> tuple[int, str, str]:
-        words = [str(word) for word in arguments]
-        words += ["--devices", "1"] * ("--devices" not in words and len(words) > 1)
-        monkeypatch.setattr(sys, "argv", ["data.py", *words])
-        with pytest.raises(SystemExit) as stopped:
-            cli.run(__main__.main)
-        return (stopped.value.code, *capsys.readouterr())
-
-    return call
-
-
-@pytest.fixture
-def inverse_model(tmp_path, monkeypatch) -> Path:
-    """A checkpoint that is not loaded: the stand-in takes its place."""
-    orbax.save(tmp_path / "inverse", INVERSE, {})
-    monkeypatch.setattr(InverseRenderer, "load", lambda *_: InverseStandIn())
-    return tmp_path / "inverse"
-
-
-def test_encode_and_train(run, lit, vae, tmp_path):
-    arguments = ("encode", lit, tmp_path / "set", "--checkpoint", vae, "--size", 16, 16, "--labels", "rgb", "normal")
-    code, out, err = run(*arguments, "--variants", 2, "--exposure-range", 0.5, 2)
-    assert (code, err) == (0, "") and "4 of 4 entries to encode" in out and "complete" in out
-    manifest = read_manifest(tmp_path / "set")
-    assert manifest.labels == ("rgb", "normal", *ENVIRONMENT_LABELS)
-    assert manifest.environment_size == FORWARD.environment_size and manifest.augmentation.exposure_range == (0.5, 2.0)
-    data = open_data(config(tmp_path / "set", passes=("normal",), frames=2), "inverse", INVERSE, rows=2, seed=0)
-    assert next(data.batches())["buffer"].shape == (2, 2, 8, 8, 4)
-    code, out, err = run(*arguments, "--variants", 3)
-    assert code == 2 and err.count("\n") == 1 and "holds latents made with another variants (2, now 3)" in err
-    code, _, err = run("encode", lit, tmp_path / "plain", "--checkpoint", vae, "--size", 16, 16, "--no-environment")
-    assert (code, err) == (0, "")
-    assert read_manifest(tmp_path / "plain").labels == LABELS
-
-
-def test_label_makes_clips_to_train_on(run, inverse_model, tmp_path):
-    for name, frames in (("walk", 5), ("run", 4)):
-        for i in range(frames):
-            write_png(tmp_path / "real" / name / f"{i}.png", np.full((64, 64, 3), (10 * i + 1) / 255, np.float32))
-    for file in ("walk.hdr", "run.exr"):
-        write_sky(tmp_path / "skies" / file)
-    arguments = ("label", tmp_path / "real", tmp_path / "set", "--checkpoint", inverse_model, "--frames", 2)
-    arguments += ("--size", 64, 64, "--passes", "normal", "depth")
-    code, _, err = run(*arguments)
-    assert (code, err) == (0, "")
-    assert not (tmp_path / "set" / "walk" / "light.json").exists()
-    code, out, err = run(*arguments, "--environments", tmp_path / "skies")
-    assert (code, err) == (0, "") and out.count("finished before, skipped") == 2
-    light = json.loads((tmp_path / "set" / "run" / "light.json").read_text())
-    assert light["environment"] == "../../skies/run.exr"
-    run_clip, walk = open_clips(tmp_path / "set", ("rgb", "normal", "depth", "env_ldr"))
-    # Whole chunks only, one after the other.
-    assert (run_clip.buffers.chunks, walk.buffers.chunks) == ({0: 2, 1: 2}, {0: 2, 1: 2})
-    frames = [round(float(frame[0, 0, 0]) * 255) for frame in walk.read("rgb", slice(None), (64, 64))]
-    assert frames == [1, 11, 21, 31]
-    assert walk.light() == Light("../../skies/walk.hdr")
-    # A light that was mended by hand stays.
-    (walk.folder / "light.json").write_text('{"environment": "../../skies/walk.hdr", "strength": 2}')
-    run(*arguments, "--environments", tmp_path / "skies")
-    assert walk.light().strength == 2
-    # Stopped before the end: the missing chunk is made, the other kept.
-    record = json.loads((walk.folder / "inverse.json").read_text())
-    (walk.folder / "inverse.json").write_text(json.dumps(record | {"finished": False, "chunks": [0]}))
-    before = frame_path(walk.folder, 0, 0, "depth").stat().st_mtime_ns
-    code, out, _ = run(*arguments)
-    assert code == 0 and "walk: depth, frames 2 to 3, written" in out and "walk: frames 0 to 1" not in out
-    assert frame_path(walk.folder, 0, 0, "depth").stat().st_mtime_ns == before
-    assert len(find_gbuffer_clips(tmp_path / "set", ("depth",))) == 2
-    assert read_image(frame_path(walk.folder, 0, 1, "depth")).shape == (64, 64, 3)
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ((), "expected a command; known: label, encode"),
-        (("lable",), "did you mean 'label'"),
-        (("encode", "a", "b", "--checkpiont", "c"), "did you mean '--checkpoint'"),
-        (("encode", "a", "b", "--checkpoint", "/nowhere"), "/nowhere: no such folder"),
-        (("encode", "a", "b", "--checkpoint", "c", "--devices", "0"), "--devices: expected at least 1, got 0"),
-        (("encode", "a", "b", "--checkpoint", "c", "--flip", "2"), "flip: expected at least 0 and at most 1, got 2.0"),
-        (("label", "a", "b", "--checkpoint", "/nowhere"), "/nowhere: no such folder"),
-    ],
-)
-def test_bad_commands(run, words, said):
-    code, _, err = run(*words)
-    assert code == 2 and said in err and err.count("\n") == 1
-
-
-def test_bad_labels(run, inverse_model, vae, tmp_path):
-    write_png(tmp_path / "walk.png", np.full((64, 64, 3), 0.5, np.float32))
-    (tmp_path / "skies").mkdir()
-    label = functools.partial(run, "label", tmp_path / "walk.png", tmp_path / "set", "--checkpoint")
-    for arguments, said in (
-        ((inverse_model, "--environments", tmp_path / "skies"), "no walk.hdr or walk.exr for clip 'walk'"),
-        ((inverse_model, "--passes", "normals"), "unknown pass 'normals'; did you mean 'normal'"),
-        ((inverse_model, "--frames", 0), "frames per chunk is 0"),
-        ((inverse_model, "--size", 0, 64), "size is 0 64"),
-        ((inverse_model, "--steps", 0), "num_steps: expected at least 1, got 0"),
-        ((vae,), "holds a 'forward' model, but the inverse renderer needs 'inverse'"),
-    ):
-        code, _, err = label(*arguments)
-        assert code == 2 and said in err and err.count("\n") == 1
-    assert not (tmp_path / "set").exists()

@@ -1,5 +1,7 @@
 """The smallest of what trains: networks of one level and clips of 16×16 pixels. Compiling is all that they cost."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -17,9 +19,11 @@ from drender.media.images import write_png
 from drender.models.params import flatten
 from drender.models.registry import network_of
 from drender.sharding import MeshConfig
-from drender.training import losses, weights
+from drender.training import loop
 from drender.training.config import TrainConfig
+from drender.training.run_dir import RunFolder
 from drender.training.step import compile_step, init_state, make_optimizer, make_step
+from drender.training.weights import resolve_weights
 
 SIZE = 16
 UNET = {
@@ -71,9 +75,18 @@ def write_config(path: Path, *run, **changes) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def begin_run(output: Path) -> Iterator[RunFolder]:
+    """The folder of an auto-encoder's run that has begun, without any step."""
+    run = config("vae", "", output)
+    with RunFolder(run, resolve_weights(run).model) as folder:
+        folder.begin()
+        yield folder
+
+
 def write_vae(folder: Path, seed: int = 0) -> Path:
     """A checkpoint of nothing but an auto-encoder, with random parameters."""
-    model = weights.renderer_config(config("vae", "", ""))
+    model = resolve_weights(config("vae", "", "")).model
     orbax.save(folder, model, {"vae": random_params(*network_of(model, "vae"), seed)})
     return folder
 
@@ -128,19 +141,18 @@ def batch(rows: int, frames: int = 2, seed: int = 0) -> dict[str, np.ndarray]:
 def steps(config: TrainConfig, mesh: MeshConfig, devices: list[jax.Device], number: int = 2) -> dict[str, np.ndarray]:
     """What some steps of the inverse objective give: losses, gradients' moments and parameters, by name."""
     mesh = sharding.make_mesh(mesh, config.data.batch, config.optimizer.grad_accum_steps, devices)
-    renderer = weights.renderer_config(config)
-    model = losses.LossContext(renderer, config.loss, images_only=config.data.image_fraction == 1, mesh=mesh)
-    params = {name: random_params(*network_of(renderer, name)) for name in ("unet", "vae")}
-    leaves = flatten(params)
-    learns = lambda name: any(weights._matches(name, pattern) for pattern in config.trainable or ("unet",))
-    trained, frozen = ({name: x for name, x in leaves.items() if learns(name) is take} for take in (True, False))
+    weights = resolve_weights(config)
+    context = loop.make_context(config, weights, latent=False, mesh=mesh)
+    leaves = flatten({name: random_params(*network_of(weights.model, name)) for name in ("unet", "vae")})
+    trained = {name: x for name, x in leaves.items() if weights.trains(name)}
+    frozen = {name: x for name, x in leaves.items() if name not in trained}
     optimizer = make_optimizer(config.optimizer)
     state = init_state(trained, optimizer, mesh)
     frozen = sharding.device_put_global(frozen, sharding.param_sharding(frozen, mesh))
     rows = sharding.make_global_batch(batch(config.data.batch, config.data.frames), mesh) | {
         "stop": sharding.per_process_value(0, mesh)
     }
-    step = compile_step(make_step(model, config, optimizer), state, frozen, rows, mesh)
+    step = compile_step(make_step(context, config, optimizer), state, frozen, rows, mesh)
     results = {}
     for i in range(number):
         state, metrics = step(state, frozen, rows, np.uint32(i))

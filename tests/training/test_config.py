@@ -1,4 +1,4 @@
-"""Training configurations: YAML, overrides, and what is said of a wrong one."""
+"""Training configurations: YAML files, overrides and their errors."""
 
 from pathlib import Path
 
@@ -21,11 +21,11 @@ def file(tmp_path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(FOLDER)))
-def test_the_files_in_configs(path):
+def test_configs_are_valid(path):
     assert isinstance(training_config.read_config(path), TrainConfig)
 
 
-def test_there_is_one_of_each_objective_and_size():
+def test_configs_cover_every_objective_in_both_sizes():
     objectives = {"inverse", "forward", "environment", "vae"}
     for folder in (FOLDER, FOLDER / "small"):
         assert {training_config.read_config(path).objective for path in folder.glob("*.yaml")} == objectives
@@ -104,13 +104,13 @@ def test_a_bad_key_of_the_file_names_the_file(file):
         training_config.read_config(file, ["optimizer.steps=1"])
 
 
-def test_factors_belong_to_a_unet(file):
+def test_lora_needs_a_unet(file):
     with pytest.raises(InputError, match="lora belongs to the UNet, which objective 'vae' does not train"):
         training_config.read_config(file, ["objective=vae", "lora={rank: 4}"])
 
 
 @pytest.mark.parametrize("single", ["data.frames=1", "data.image_fraction=1.0"])
-def test_single_images_have_no_change_to_learn_from(file, single):
+def test_temporal_gradient_needs_clips(file, single):
     with pytest.raises(
         InputError, match=r"loss\.temporal is 2\.0, but every row is of single images; give it data\.fram"
     ):

@@ -59,7 +59,7 @@ def test_arithmetic(fn, arguments, expected):
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("stride", [1, 2])
-def test_gradients_of_convolutions_are_those_that_torch_counts(stride):
+def test_gradients_of_convolutions_match_torch(stride):
     gradient = jax.grad(lambda x, w: jnp.sum(convolve(x, w, stride) ** 2), (0, 1))
     x, w = torch.ones(2, 6, 8, 12, requires_grad=True), torch.ones(10, 6, 3, 3, requires_grad=True)
     with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
@@ -68,7 +68,7 @@ def test_gradients_of_convolutions_are_those_that_torch_counts(stride):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_gradients_of_grouped_convolutions_are_two_more_of_them(stride):
+def test_gradients_of_grouped_convolutions_triple_the_count(stride):
     """As PyTorch computes and miscounts them."""
     call = lambda x, w: jnp.sum(convolve(x, w, stride, groups=2) ** 2)
     arguments = array(2, 8, 12, 6), array(3, 3, 3, 10)
@@ -76,7 +76,7 @@ def test_gradients_of_grouped_convolutions_are_two_more_of_them(stride):
 
 
 @pytest.mark.oracle
-def test_the_vae_is_as_much_work_as_that_of_diffusers():
+def test_vae_matches_diffusers():
     options = {"block_out_channels": (32, 64), "layers_per_block": 1}
     oracle = diffusers.AutoencoderKLTemporalDecoder(**options, down_block_types=("DownEncoderBlock2D",) * 2)
     images = torch.zeros(3, 3, 16, 24)

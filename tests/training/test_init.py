@@ -1,4 +1,4 @@
-"""What a run begins with: how parameters are drawn, and what of another model is kept, grown, new or refused."""
+"""Initial parameters: random draws, and pretrained ones that are kept, grown, replaced or refused."""
 
 import dataclasses
 
@@ -44,7 +44,7 @@ def with_random(params: dict, *names: str) -> dict:
 @pytest.mark.parametrize(
     ("cls", "config"), [(UNet, SVD.unet), (VAE, small.VAE), (EnvEncoder, small.forward_config().env_encoder)]
 )
-def test_every_parameter_is_drawn_in_its_shape(cls, config):
+def test_parameters_have_shape_variance_and_seed(cls, config):
     params, again = (flatten(init.init_params(cls, config, seed=3)) for _ in range(2))
     assert {name: x.shape for name, x in params.items()} == {
         name: leaf.shape for name, leaf in flatten(abstract_module(cls, config)[1]).items()
@@ -60,7 +60,7 @@ def test_every_parameter_is_drawn_in_its_shape(cls, config):
             assert (x == name.endswith(".scale")).all()
 
 
-def test_mix_factors_and_domains_begin_as_in_stable_video_diffusion():
+def test_mix_factors_and_domains_are_initialized_as_in_svd():
     factors = lambda params: {float(x[0]) for name, x in flatten(params).items() if name.endswith("mix_factor")}
     config = dataclasses.replace(small.inverse_config().unet, cross_attention_dim=(24, 400))
     params = init.init_params(UNet, config, seed=0)
@@ -70,7 +70,7 @@ def test_mix_factors_and_domains_begin_as_in_stable_video_diffusion():
     assert np.std(narrow) == pytest.approx(1, abs=0.15)
 
 
-def test_a_fresh_unet_treats_a_video_as_images():
+def test_initial_unet_treats_a_video_as_images():
     config = small.inverse_config().unet
     params, call = init.init_params(UNet, config, seed=0), method(UNet, config)
     inputs = array(2, 3, 4, 4, 8), array(2), array(2, 1, 1, 24), array(2, 3), np.int32([0, 3])
@@ -81,7 +81,7 @@ def test_a_fresh_unet_treats_a_video_as_images():
     np.testing.assert_allclose(video, images, atol=1e-5)
 
 
-def test_a_fresh_decoder_treats_a_video_as_images():
+def test_initial_decoder_treats_a_video_as_images():
     params, decode = init.init_params(VAE, small.VAE, seed=0), method(VAE, small.VAE, "decode")
     latents = array(1, 3, 4, 4, 4)
     video = decode(params, latents)
@@ -98,7 +98,7 @@ def svd() -> dict:
     return small.random_params(UNet, SVD.unet)
 
 
-def test_an_inverse_renderer_begins_as_svd(svd):
+def test_inverse_renderer_is_initialized_as_svd(svd):
     """Without a domain it computes what the start does."""
     config = init.renderer_config("inverse", SVD).unet
     params, report = init.adapt_pretrained(UNet, config, svd, 0, "svd/unet")
@@ -110,7 +110,7 @@ def test_an_inverse_renderer_begins_as_svd(svd):
     jax.tree.map(np.testing.assert_array_equal, new, flatten(svd))
 
 
-def test_a_forward_renderer_begins_as_svd_that_sees_no_buffers(svd):
+def test_forward_renderer_is_initialized_as_svd_without_buffers(svd):
     config = init.renderer_config("forward", SVD).unet
     params, report = init.adapt_pretrained(UNet, config, svd, 0, "svd/unet")
     assert report[1:3] == [
@@ -151,10 +151,10 @@ def test_half_precision_is_widened_and_float32_is_not_copied(svd):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"in_channels": 4}, r"conv_in.kernel is \(3, 3, 8, 32\), but the model to train asks for \(3, 3, 4, 32\)"),
-        ({"block_out_channels": (32, 96)}, r"is \(\d*,? ?64\S*, but the model to train asks for .*96"),
-        ({"layers_per_block": 2}, "is missing, but the model to train asks for"),
-        ({"down_block_types": ("DownBlockSpatioTemporal",) * 2}, "asks for no such parameter"),
+        ({"in_channels": 4}, r"conv_in.kernel is \(3, 3, 8, 32\), but the model to train needs \(3, 3, 4, 32\)"),
+        ({"block_out_channels": (32, 96)}, r"is \(\d*,? ?64\S*, but the model to train needs .*96"),
+        ({"layers_per_block": 2}, "is missing, but the model to train needs"),
+        ({"down_block_types": ("DownBlockSpatioTemporal",) * 2}, "needs no such parameter"),
     ],
 )
 def test_other_differences_are_refused(svd, change, message):
@@ -185,11 +185,13 @@ def test_full_size_renderers_are_the_released_ones():
     assert (inverse.env_encoder, forward.env_encoder) == (None, EnvEncoderConfig())
 
 
-def test_a_base_of_the_same_kind_stays_as_it_is():
+def test_a_base_of_the_same_kind_is_unchanged():
     for kind, config in (("inverse", small.inverse_config()), ("forward", small.forward_config()), ("svd", SVD)):
         assert init.renderer_config(kind, config) is config
 
 
 def test_a_base_of_another_kind_is_refused():
-    with pytest.raises(InputError, match="the start is of kind 'inverse'; to train kind 'forward', start with"):
+    with pytest.raises(
+        InputError, match=r"init_from: expected a model of kind 'forward' or 'svd' .*, got kind 'inverse'"
+    ):
         init.renderer_config("forward", small.inverse_config())

@@ -1,144 +1,218 @@
-"""The step: what it learns from a gradient, and that neither devices nor accumulation change what it computes."""
+"""Training runs: files, logs, and resuming to identical bits after kills and stops."""
 
 import dataclasses
+import datetime
+import functools
 import json
 import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import OpenImageIO as oiio
 import pytest
 from helpers import smallest
 from helpers.small import random_params
+from jax.experimental.compilation_cache import compilation_cache
+from orbax.checkpoint import v1 as ocp
 
-from drender import sharding
+from drender import InputError, sharding
 from drender.checkpoints import orbax
-from drender.config import RendererConfig
+from drender.media.gbuffers import frame_path
 from drender.models.registry import network_of
 from drender.sharding import MeshConfig
-from drender.training import loop, losses, run_dir, weights
-from drender.training.config import LoraConfig, OptimizerConfig
-from drender.training.run_dir import TrainState
-from drender.training.step import learning_rate, make_optimizer, make_step
+from drender.training import loop
+from drender.training.config import LoraConfig
+from drender.training.run_dir import RunFolder, load_ema
+from drender.training.step import abstract_state, make_optimizer
+from drender.training.weights import resolve_weights
 
-HERE = Path(__file__).parents[1]
-# Of every kind of layer some, for each parameter that learns is compiled.
-SOME = ("unet.*.attn1", "unet.*.conv1", "unet.conv_in", "unet.*.proj_out", "unet.*.time_mixer")
+ROOT = Path(__file__).parents[2]
+STEPS = 12
+# Few trained parameters, because each adds to the compilation. Frozen ones are drawn again when a run resumes.
+LEARNS = ("vae.encoder.conv_in", "vae.decoder.conv_in", "vae.decoder.mid_block.resnets.0")
+DYING = """
+import os, signal, sys
+import train
+from drender import cli, sharding
+from drender.training.loop import MetricLogger
 
-EIGHT = """
-import sys
-import jax, numpy
-from helpers import smallest
-from drender import sharding
-from drender.sharding import MeshConfig
 sharding.MAX_REPLICATED_SIZE = 8
-config = smallest.config("inverse", "", "", **{"data.batch": 8, "trainable": sys.argv[2:]})
-for data, fsdp, frames in ((2, 4, 1), (2, 2, 2)):
-    results = smallest.steps(config, MeshConfig(data, fsdp, frames), jax.devices())
-    numpy.savez(f"{sys.argv[1]}/{data}x{fsdp}x{frames}.npz", **results)
+last, read = int(sys.argv.pop(1)), MetricLogger.read
+
+def read_and_die(meter, step, metrics):
+    stop = read(meter, step, metrics)
+    if step == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return stop
+
+MetricLogger.read = read_and_die
+cli.run(train.main)
 """
 
 
-# --- a gradient ------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module", autouse=True)
+def shared(tmp_path_factory):
+    """What is compiled once serves all runs here, in whatever process; and small parameters are sharded too."""
+    with pytest.MonkeyPatch.context() as patch:
+        before, folder = jax.config.jax_compilation_cache_dir, str(tmp_path_factory.mktemp("xla"))
+        enabled = jax.config.jax_enable_compilation_cache
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
+        patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
+        patch.setattr(sharding, "MAX_REPLICATED_SIZE", 8)
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_enable_compilation_cache", True)
+        compilation_cache.reset_cache()
+        yield
+        jax.config.update("jax_compilation_cache_dir", before)
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        compilation_cache.reset_cache()
 
 
-@pytest.fixture
-def toy(monkeypatch):
-    """An objective whose gradient is the mean of the rows: (optimizer, batches) -> the states before and after each."""
-
-    def loss(model, params, batch, key):
-        value = params["a"]["kernel"] @ batch["a"].mean(0) + params["b"]["bias"] @ batch["b"].mean(0)
-        return value, {"loss": value}
-
-    known = losses.OBJECTIVES
-    monkeypatch.setitem(known, "inverse", dataclasses.replace(known["inverse"], loss=loss))
-    config = smallest.config("inverse", "", "")
-    model = losses.LossContext(RendererConfig("inverse"), config.loss)
-
-    def run(optimizer: OptimizerConfig, rows: list[dict]) -> list[TrainState]:
-        transform = make_optimizer(optimizer)
-        params = {"a.kernel": jnp.array([1.0, -2.0]), "b.bias": jnp.array([3.0])}
-        states = [TrainState(params, params, transform.init(params))]
-        step = jax.jit(make_step(model, dataclasses.replace(config, optimizer=optimizer), transform))
-        for number, batch in enumerate(rows):
-            state, metrics = step(states[-1], {}, batch | {"stop": jnp.zeros(1)}, np.uint32(number))
-            states.append(state)
-        run.metrics = metrics
-        return states
-
-    return run
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    return smallest.write_balls(tmp_path_factory.mktemp("clips"), clips=3, light=False)
 
 
-def rows_of(steps: int, seed: int = 0) -> list[dict]:
-    random = np.random.default_rng(seed)
-    return [{"a": random.normal(size=(4, 2)), "b": random.normal(size=(4, 1))} for _ in range(steps)]
+@pytest.fixture(scope="module")
+def settings(clips) -> Callable:
+    """settings(output, …): a run of an auto-encoder, with a checkpoint every third step."""
+    values = {"optimizer.steps": STEPS, "save_every": 3, "trainable": list(LEARNS)}
+    values |= {"evaluation.path": str(clips), "evaluation.clips": 1}
+    return lambda output, **changes: (("vae", clips, output), values | changes)
 
 
-def test_a_step_is_adamw_on_clipped_gradients_whose_kernels_decay(toy):
-    config = OptimizerConfig(
-        steps=9,
-        learning_rate=0.1,
-        warmup=3,
-        betas=(0.8, 0.9),
-        weight_decay=0.5,
-        max_grad_norm=0.7,
-        ema_decay=0.5,
-        lr_schedule="linear",
-    )
-    rows = rows_of(9)
-    states = toy(config, rows)
-    rates = [0.1 / 3, 0.2 / 3, 0.1, 0.1, 0.1 * 5 / 6, 0.1 * 4 / 6, 0.1 * 3 / 6, 0.1 * 2 / 6, 0.1 / 6]
-    x, average = np.array([1.0, -2.0, 3.0]), np.array([1.0, -2.0, 3.0])
-    first = second = np.zeros(3)
-    for i, (batch, rate) in enumerate(zip(rows, rates, strict=True)):
-        gradient = np.concatenate([batch["a"].mean(0), batch["b"].mean(0)])
-        norm = np.sqrt(np.sum(gradient**2))
-        gradient = gradient * min(1, 0.7 / norm)
-        first, second = 0.8 * first + 0.2 * gradient, 0.9 * second + 0.1 * gradient**2
-        direction = first / (1 - 0.8 ** (i + 1)) / (np.sqrt(second / (1 - 0.9 ** (i + 1))) + 1e-8)
-        x = x - rate * (direction + 0.5 * x * [1, 1, 0])
-        decay = min(0.5, (1 + i) / (10 + i))
-        average = decay * average + (1 - decay) * x
-        after = states[i + 1]
-        np.testing.assert_allclose(np.concatenate([after.params["a.kernel"], after.params["b.bias"]]), x, rtol=1e-5)
-        np.testing.assert_allclose(np.concatenate([after.ema["a.kernel"], after.ema["b.bias"]]), average, rtol=1e-5)
-    np.testing.assert_allclose(toy.metrics["gradient_norm"], norm, rtol=1e-5)  # as it was before clipping
-    np.testing.assert_allclose(toy.metrics["learning_rate"], 0.1 / 6, rtol=1e-5)
+@pytest.fixture(scope="module")
+def train(settings) -> Callable:
+    """train(output, …) -> its exit code, in this process."""
+
+    def call(output, **changes) -> int:
+        run, values = settings(output, **changes)
+        return loop.train(smallest.config(*run, **values))
+
+    return call
 
 
-def test_the_average_of_a_short_run_looks_back_no_further_than_the_run(toy):
-    states = toy(OptimizerConfig(steps=3, warmup=0, ema_decay=0.9999), rows_of(3))
-    expected = states[0].params["a.kernel"]
-    for decay, state in zip((1 / 10, 2 / 11, 3 / 12), states[1:], strict=True):
-        expected = decay * expected + (1 - decay) * state.params["a.kernel"]
-    np.testing.assert_allclose(states[-1].ema["a.kernel"], expected, rtol=1e-6)
+@pytest.fixture(scope="module")
+def whole(train, tmp_path_factory) -> Path:
+    """The run that nothing happens to."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert train(folder) == 0
+    return folder
 
 
-@pytest.mark.parametrize(
-    ("schedule", "rates"),
-    [
-        ("constant", [0.5, 1, 1, 1, 1, 1]),
-        ("linear", [0.5, 1, 1, 0.75, 0.5, 0.25]),
-        ("cosine", [0.5, 1, 1, (1 + np.sqrt(0.5)) / 2, 0.5, (1 - np.sqrt(0.5)) / 2]),
-    ],
-)
-def test_learning_rates(schedule, rates):
-    rate = learning_rate(OptimizerConfig(steps=6, learning_rate=2e-3, warmup=2, lr_schedule=schedule))
-    np.testing.assert_allclose([rate(i) for i in range(6)], 2e-3 * np.array(rates), rtol=1e-6)
+def processes(path: Path, settings: tuple, count: int, die_after: int = -1) -> list[int]:
+    """The exit codes of the processes that a run of train.py is made of; each kills itself after reading that step."""
+    file = smallest.write_config(path, *settings[0], **settings[1])
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(2 // count)}
+    command = [sys.executable, "-c", DYING, str(die_after), "--config", str(file)]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        hosts = ["--coordinator", f"localhost:{free.getsockname()[1]}", "--num-processes", str(count)]
+    hosts = [[*hosts, "--process-id", str(i)] for i in range(count)] if count > 1 else [[]]
+    started = [
+        subprocess.Popen([*command, *host], env=environment, stderr=subprocess.PIPE, text=True) for host in hosts
+    ]
+    ends = [(process.communicate()[1], process.returncode) for process in started]
+    assert all(not errors for errors, code in ends if code == 0), ends
+    return [code for _, code in ends]
 
 
-def test_without_warm_up_the_first_step_is_a_full_one():
-    rate = learning_rate(OptimizerConfig(steps=4, learning_rate=1.0, warmup=0, lr_schedule="linear"))
-    np.testing.assert_allclose([rate(i) for i in range(4)], [1, 0.75, 0.5, 0.25])
+def metrics(run: Path) -> dict[str, dict[int, float]]:
+    """The measured values by name and step."""
+    measured: dict[str, dict[int, float]] = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        values = json.loads(line)
+        step = values.pop("step")
+        for name, value in values.items():
+            assert step not in measured.setdefault(name, {}), f"{name} of step {step} is there twice"
+            measured[name][step] = value
+    return measured
+
+
+def saved(run: Path, step: int = STEPS) -> dict:
+    """A checkpoint, as it is."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    whole = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
+    with ocp.training.Checkpointer(run / "checkpoints") as checkpointer:
+        stored = checkpointer.checkpointables_metadata(step).metadata
+        return checkpointer.load_checkpointables(step, jax.tree.map(whole, dict(stored)))
+
+
+def checkpoints(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def signalled(monkeypatch, number: int, after: int) -> None:
+    """Sends this process a signal when the loop reads that step, once."""
+    read = loop.MetricLogger.read
+
+    def read_and_signal(meter, step, metrics):
+        if step == after:
+            os.kill(os.getpid(), number)
+        return read(meter, step, metrics)
+
+    monkeypatch.setattr(loop.MetricLogger, "read", read_and_signal)
+
+
+# --- runs ---------------------------------------------------------------------------------------------------------
+
+
+def test_files_of_a_run(whole):
+    assert checkpoints(whole) == ["12", "9"]  # the last two
+    measured = metrics(whole)
+    assert list(measured["loss"]) == list(range(1, STEPS + 1))
+    assert {"gradient_norm", "learning_rate", "step_seconds", "rows_per_second", "tflops_per_second"} < set(measured)
+    assert list(measured["evaluation/rgb/psnr"]) == [STEPS]
+    assert (whole / "pictures" / f"{STEPS:08d}.png").is_file() and any((whole / "tensorboard").iterdir())
+    record = json.loads((whole / "run.json").read_text())
+    assert record["train"]["optimizer"]["betas"] == [0.9, 0.999]  # complete, with what nobody gave
+    assert record["model"]["vae"]["block_out_channels"] == [8, 8]
+
+
+def test_a_killed_and_stopped_run_ends_with_identical_bits(whole, settings, train, monkeypatch, tmp_path):
+    run = tmp_path / "run"
+    assert processes(tmp_path / "run.yaml", settings(run), 1, die_after=8) == [-signal.SIGKILL]
+    assert set(checkpoints(run)) >= {"3"} and not (run / "checkpoints" / "9").exists()
+    for number, after, code in ((signal.SIGTERM, 8, 143), (signal.SIGINT, 10, 130)):
+        with monkeypatch.context() as patch:
+            signalled(patch, number, after)
+            assert train(run) == code
+        assert str(after + 1) in checkpoints(run)  # the step that it was at is saved
+    assert train(run) == 0
+    same, expected = saved(run), saved(whole)
+    assert set(same) == {"params", "ema", "optimizer"}
+    jax.tree.map(np.testing.assert_array_equal, same, expected)
+    ours, theirs = metrics(run), metrics(whole)
+    for name in ("loss", "gradient_norm", "evaluation/rgb/psnr", "evaluation/normal/angular_mean"):
+        assert ours[name] == theirs[name]
+
+
+def test_an_evaluation_needs_no_pillow(whole, settings, tmp_path):
+    """A plain `pip install -e .` brings none; so a process trains and evaluates whose imports of it fail."""
+    file = tmp_path / "run.yaml"
+    run, values = settings(tmp_path / "run")
+    smallest.write_config(file, *run, **values | {"optimizer.steps": 1})
+    code = "import sys; sys.modules['PIL'] = None\nfrom drender import cli; import train; cli.run(train.main)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
+    command = [sys.executable, "-c", code, "--config", str(file)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    picture = (tmp_path / "run" / "pictures" / "00000001.png").read_bytes()
+    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+    assert picture in events.read_bytes()
 
 
 def test_lora_alone_learns_from_plain_sources(tmp_path):
     clips = smallest.write_balls(tmp_path / "clips", light=False)
     config = smallest.config("inverse", clips, tmp_path / "run", **{"optimizer.steps": 2, "optimizer.warmup": 0})
-    renderer = weights.renderer_config(config)
+    renderer = resolve_weights(config).model
     parts = {name: random_params(*network_of(renderer, name)) for name in ("unet", "vae")}
     orbax.save(tmp_path / "start", renderer, parts)
     fine_tuning = {
@@ -150,73 +224,162 @@ def test_lora_alone_learns_from_plain_sources(tmp_path):
     assert loop.train(dataclasses.replace(config, **fine_tuning)) == 0
     lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert all(line["gradient_norm"] > 0 for line in lines)
-    factors = run_dir.load_average(tmp_path / "run", "lora")
+    factors = load_ema(tmp_path / "run", "lora")
     assert all(np.abs(x).max() > 0 for name, x in factors.items() if name.endswith("lora_B"))
 
 
-# --- devices ---------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def begun(tmp_path):
+    """The folder of a run that has begun."""
+    with smallest.begin_run(tmp_path / "run") as folder:
+        yield folder
 
 
-@pytest.fixture(scope="module", autouse=True)
-def eight_devices(tmp_path_factory):
-    """Where a process with eight devices leaves its results; it works while other tests do."""
-    folder = tmp_path_factory.mktemp("eight")
-    paths = os.pathsep.join([str(HERE.parent), str(HERE)])
-    process = subprocess.Popen(
-        [sys.executable, "-c", EIGHT, folder, *SOME],
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": paths},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        yield lambda: (folder, process.communicate()[1])
-        process.kill()
+def test_a_gradient_of_zero_is_a_warning(begun):
+    meter = loop.MetricLogger(begun.config, begun, 0.0)
+    metrics = {name: jax.numpy.float32(value) for name, value in {"loss": 1, "gradient_norm": 0, "stop": 0}.items()}
+    with pytest.warns(UserWarning, match="step 1: the gradient is exactly 0, so nothing learns"):
+        meter.read(1, metrics)
+    meter.read(2, metrics)  # warned once
 
 
-@pytest.fixture(scope="module")
-def one_device():
-    config = smallest.config("inverse", "", "", **{"data.batch": 8, "trainable": SOME})
-    return smallest.steps(config, MeshConfig(), jax.devices()[:1])
+def metrics_of(loss: float, rate: float = 1.0) -> dict:
+    """The metrics of a step as the logger reads them."""
+    values = {"loss": loss, "gradient_norm": 1.0, "learning_rate": rate, "stop": 0.0}
+    return {name: jax.numpy.float32(value) for name, value in values.items()}
 
 
-def assert_same_steps(results: dict, expected: dict) -> None:
-    for i in range(2):
-        np.testing.assert_allclose(results[f"loss {i}"], expected[f"loss {i}"], rtol=1e-5)
-        np.testing.assert_allclose(results[f"gradient_norm {i}"], expected[f"gradient_norm {i}"], rtol=1e-4)
-    for kind, tolerance in (("moment", 1e-4), ("parameter", 1e-5), ("average", 1e-5)):
-        join = lambda arrays, kind=kind: np.concatenate(
-            [arrays[name].ravel() for name in sorted(expected) if kind in name]
-        )
-        ours, theirs = join(results), join(expected)
-        assert np.linalg.norm(ours - theirs) < tolerance * np.linalg.norm(theirs), kind
+def test_logs_hold_mean_metrics_and_the_current_learning_rate(begun):
+    logger = loop.MetricLogger(dataclasses.replace(begun.config, log_every=2), begun, 0.0)
+    for step in (1, 2):
+        logger.read(step, metrics_of(loss=step, rate=step / 4))
+    assert (metrics(begun.path)["loss"], metrics(begun.path)["learning_rate"]) == ({2: 1.5}, {2: 0.5})
+
+
+def test_a_resumed_run_reports_and_records_its_changes(whole, train, monkeypatch, tmp_path, capsys):
+    run = shutil.copytree(whole, tmp_path / "run")
+    changes = {"optimizer.steps": 13, "optimizer.learning_rate": 5e-4, "seed": 7}
+    assert train(run, **changes) == 0
+    shown = capsys.readouterr().out
+    assert f"resuming {run} after step 12" in shown
+    for line in ("optimizer.learning_rate: 0.0005 (was 0.001)", "seed: 7 (was 0)", "optimizer.steps: 13 (was 12)"):
+        assert f"  changed {line}\n" in shown
+    assert "changed optimizer.warmup" not in shown
+    first, second = json.loads((run / "run.json").read_text())["starts"]
+    assert (first["step"], first["changes"]) == (0, [])
+    assert second["step"] == 12 and "seed: 7 (was 0)" in second["changes"]
+    assert len(second["commit"]) == 40 and datetime.datetime.fromisoformat(second["time"]).tzinfo is not None
+
+
+def test_a_stop_between_two_logs_keeps_the_metrics(whole, train, monkeypatch, tmp_path):
+    run = tmp_path / "run"
+    signalled(monkeypatch, signal.SIGTERM, 3)
+    assert train(run, log_every=5) == 143
+    expected, found = metrics(whole)["loss"], metrics(run)["loss"]
+    last = max(int(name) for name in checkpoints(run))
+    assert list(found) == [last] and last % 5
+    assert found[last] == pytest.approx(np.mean([expected[step] for step in range(1, last + 1)]), rel=1e-6)
+
+
+def test_a_step_is_timed_alone_where_every_step_is_logged(whole):
+    """A step that is saved or evaluated is no quicker than the others, because its metrics are read when it ends."""
+    seconds = metrics(whole)["step_seconds"]
+    assert min(seconds.values()) > np.median(list(seconds.values())) / 20
+
+
+def test_a_finished_run_ends_at_once(whole, train, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "compile_step", None)
+    before = (whole / "metrics.jsonl").read_text()
+    assert train(whole) == 0
+    assert capsys.readouterr().out.startswith(f"finished before: 12 steps; python convert_weights.py {whole}")
+    assert (whole / "metrics.jsonl").read_text() == before
+
+
+def test_a_second_ctrl_c_interrupts_at_once(capsys):
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), loop.PreemptionGuard() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert capsys.readouterr().out == "stopping after this step, which will be saved\n"
+
+
+def test_a_non_finite_loss_stops_and_keeps_the_checkpoint(whole, train, clips, tmp_path):
+    run, bad = shutil.copytree(whole, tmp_path / "run"), tmp_path / "bad"
+    for label in ("rgb", "basecolor", "normal", "depth", "roughness", "metallic"):
+        for frame in range(2):
+            path = frame_path(bad / "clip", 0, frame, label).with_suffix(".exr")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            output = oiio.ImageOutput.create(str(path))
+            assert output.open(str(path), oiio.ImageSpec(16, 16, 3, "float"))
+            assert output.write_image(np.full((16, 16, 3), 3e38, np.float32)) and output.close()
+    sources = {"data.sources": [{"path": str(bad)}], "optimizer.steps": 20}
+    with pytest.raises(InputError, match=f"^step 13: .*loss nan.*; {run} keeps the checkpoint after step 12; lower"):
+        train(run, **sources)
+    jax.tree.map(np.testing.assert_array_equal, saved(run), saved(whole))
+    with pytest.raises(InputError, match=f"^step 1: .*; {tmp_path / 'new'} has no checkpoint yet; lower"):
+        train(tmp_path / "new", **sources)
+
+
+# --- other devices----------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_restored_on_another_mesh(whole, settings):
+    run, values = settings(whole)
+    config = smallest.config(*run, **values)
+    weights = resolve_weights(config)
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=1), 4, 1)
+    optimizer = make_optimizer(config.optimizer)
+    expected = saved(whole)
+    assert r"null, \"fsdp\"]" in (whole / "checkpoints" / "12" / "params" / "_sharding").read_text()
+    with RunFolder(config, weights.model) as folder:
+        learn, _ = weights.split(needs_vae=True, resumed=True)
+        state = folder.restore(abstract_state(learn, optimizer, mesh))
+    assert {x.sharding for x in jax.tree.leaves(state)} == {sharding.replicated(mesh)}
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(state.items()), jax.tree.leaves(expected))
+
+
+def test_two_killed_processes_resume_as_two_or_as_one(whole, settings, train, tmp_path):
+    run, alone = tmp_path / "two", tmp_path / "one"
+    pair = functools.partial(processes, tmp_path / "run.yaml", settings(run), 2)
+    assert pair(die_after=8) == [-signal.SIGKILL] * 2
+    shutil.copytree(run, alone)
+    assert pair() == [0, 0]
+    assert train(alone) == 0
+    expected = metrics(whole)
+    for measured in (metrics(run), metrics(alone)):
+        assert measured["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert measured["evaluation/rgb/psnr"] == pytest.approx(expected["evaluation/rgb/psnr"], rel=1e-3)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("mesh", "shares"),
-    [(MeshConfig(data=2), False), (MeshConfig(fsdp=2), True), (MeshConfig(frames=2), False)],
-    ids=["data", "fsdp", "frames"],
+    ("change", "message"),
+    [
+        ({"model": {"vae": smallest.VAE | {"layers_per_block": 2}}}, "holds a run with vae.layers_per_block 1, not 2"),
+        ({"trainable": ["vae.decoder"]}, r"holds a run with trainable \('vae.*, not \('vae.decoder',\)"),
+        ({"objective": "inverse"}, "holds a run with objective 'vae', not 'inverse'"),
+    ],
 )
-def test_two_devices_compute_what_one_does(mesh, shares, one_device, monkeypatch):
-    monkeypatch.setattr(sharding, "MAX_REPLICATED_SIZE", 8)
-    config = smallest.config("inverse", "", "", **{"data.batch": 8, "trainable": SOME})
-    results = smallest.steps(config, mesh, jax.devices())
-    assert (results["sharded"] > 0) == shares
-    assert_same_steps(results, one_device)
+def test_a_run_of_another_model_is_not_resumed(whole, train, change, message):
+    with pytest.raises(InputError, match=f"{message}; give another output, or start a new run with init_from that run"):
+        train(whole, **change)
 
 
-def test_eight_devices_compute_what_one_does(one_device, eight_devices):
-    folder, errors = eight_devices()
-    for name in ("2x4x1", "2x2x2"):
-        assert (folder / f"{name}.npz").exists(), errors
-        results = dict(np.load(folder / f"{name}.npz"))
-        assert results["sharded"] > 10
-        assert_same_steps(results, one_device)
+def test_a_folder_that_is_not_a_run_is_refused(train, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(InputError, match="holds something other than a training run; give another folder"):
+        train(tmp_path)
 
 
-def test_parts_of_a_batch_give_its_gradient():
-    exact = {"data.image_fraction": 1.0, "data.frames": 1, "trainable": SOME, "loss": smallest.EXACT, "data.batch": 8}
-    results = {}
-    for parts in (1, 2):
-        config = smallest.config("inverse", "", "", **exact, **{"optimizer.grad_accum_steps": parts})
-        results[parts] = smallest.steps(config, MeshConfig(data=2), jax.devices())
-    assert_same_steps(results[2], results[1])
+@pytest.mark.parametrize("removed", ["ema/manifest.ocdbt", "ema/_METADATA", "params"])
+def test_a_damaged_checkpoint(whole, train, tmp_path, removed):
+    run = shutil.copytree(whole, tmp_path / "run")
+    gone = run / "checkpoints" / "12" / removed
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    with pytest.raises(InputError, match=r"run/checkpoints/12: damaged .*; remove this folder to resume from") as error:
+        train(run, **{"optimizer.steps": 20})
+    assert "\n" not in str(error.value)

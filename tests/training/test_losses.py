@@ -13,7 +13,7 @@ from drender import InverseRenderer
 from drender.models import lora
 from drender.models.params import abstract_module
 from drender.models.registry import network_of
-from drender.training import losses as objectives
+from drender.training import losses
 from drender.training.config import LossConfig
 from drender.training.losses import OBJECTIVES, LossContext
 
@@ -74,14 +74,14 @@ def as_latents(model, params, batch, names):
     return batch | {name: encode(batch[name]).reshape(*batch[name].shape[:-3], 8, 8, 4) for name in names}
 
 
-def test_a_network_that_predicts_nothing_has_the_energy_of_the_target(inverse, random):
+def test_loss_of_a_zero_network_is_the_energy_of_the_target(inverse, random):
     model, params = inverse
     batch = as_latents(model, params, inverse_batch(random), ["rgb", "buffer"])
     value, _ = loss_of("inverse", dataclasses.replace(model, latent=True), with_weights(params, 0), batch)
     np.testing.assert_allclose(value, np.mean((batch["buffer"] * 0.18215) ** 2), rtol=1e-6)
 
 
-def test_the_temporal_weight_is_on_what_the_error_changes_between_frames_of_a_clip(inverse, random):
+def test_temporal_gradient_penalizes_changes_of_the_error(inverse, random):
     model, params = inverse
     model = dataclasses.replace(model, latent=True, loss=dataclasses.replace(EXACT, temporal_gradient=3.0))
     batch = as_latents(model, params, inverse_batch(random, f=3), ["rgb", "buffer"])
@@ -95,16 +95,16 @@ def test_the_temporal_weight_is_on_what_the_error_changes_between_frames_of_a_cl
     np.testing.assert_allclose(metrics["flicker"], np.mean((target[1, 1:] - target[1, :-1]) ** 2) / 2, rtol=1e-5)
 
 
-def test_noise_levels_are_log_normal_and_the_target_has_unit_energy(inverse, random):
+def test_noise_levels_are_log_normal(inverse, random):
     # With x₀ = 0, v is ε/√(σ²+1): its mean square over rows is the mean of 1/(σ²+1).
     model, params = inverse
     model = dataclasses.replace(model, latent=True, loss=LossConfig(log_sigma_mean=-1.0, log_sigma_std=0.5))
     batch = as_latents(model, params, inverse_batch(random), ["rgb", "buffer"])
     batch["buffer"] *= 0
-    loss = jax.jit(lambda key: objectives.inverse_loss(model, with_weights(params, 0), batch, key)[0])
-    losses = [loss(jax.random.key(seed)) for seed in range(100)]
+    loss = jax.jit(lambda key: losses.inverse_loss(model, with_weights(params, 0), batch, key)[0])
+    values = [loss(jax.random.key(seed)) for seed in range(100)]
     sigma = np.exp(-1 + 0.5 * np.random.default_rng(0).standard_normal(100_000))
-    np.testing.assert_allclose(np.mean(losses), np.mean(1 / (sigma**2 + 1)), rtol=0.02)
+    np.testing.assert_allclose(np.mean(values), np.mean(1 / (sigma**2 + 1)), rtol=0.02)
 
 
 @pytest.mark.parametrize("objective", ["inverse", "forward"])
@@ -119,7 +119,7 @@ def test_cached_latents_give_the_loss_of_their_pixels(objective, request, random
     np.testing.assert_allclose(of_latents, of_pixels, rtol=1e-5)
 
 
-def test_the_deterministic_loss_is_that_of_the_one_step_sampler(inverse, random):
+def test_one_step_loss_is_that_of_the_one_step_sampler(inverse, random):
     model, params = inverse
     batch = inverse_batch(random)
     value, _ = loss_of("inverse", model, params, batch)
@@ -136,16 +136,16 @@ def test_the_deterministic_loss_is_that_of_the_one_step_sampler(inverse, random)
     np.testing.assert_allclose(value, expected, rtol=1e-4)
 
 
-def test_conditions_are_dropped_as_often_as_told():
+def test_condition_dropout_frequencies():
     loss = LossConfig(condition_dropout=0.2, all_dropout=0.1)
-    kept, light = objectives.condition_keep_mask(loss, KEY, (100_000, 5))
+    kept, light = losses.condition_keep_mask(loss, KEY, (100_000, 5))
     np.testing.assert_allclose(1 - kept.mean(axis=0), 1 - 0.8 * 0.9, atol=0.01)
     np.testing.assert_allclose(1 - light.mean(), 1 - 0.8 * 0.9, atol=0.01)
     together = (kept.sum(axis=1) == 0) & (light == 0)
     np.testing.assert_allclose(together.mean(), 0.1 + 0.9 * 0.2**6, atol=0.005)
 
 
-def test_a_dropped_light_is_one_that_the_sampler_leaves_out(forward, random):
+def test_dropped_light_equals_the_unconditional_branch(forward, random):
     model, params = forward
     batch = forward_batch(random)
     dark = dataclasses.replace(EXACT, condition_dropout=1.0)
@@ -156,29 +156,27 @@ def test_a_dropped_light_is_one_that_the_sampler_leaves_out(forward, random):
     rows = jnp.concatenate([rows[:1], rows])
     context = [jnp.ones((1, 1, 1, e)) for e in (32, 64)]
     time = jnp.full(3, jnp.log(700.0) / 4)
-    micro = jnp.tile(jnp.asarray(objectives.MICRO_CONDITIONING), (3, 1))
+    micro = jnp.tile(jnp.asarray(losses.MICRO_CONDITIONING), (3, 1))
     predict = jax.jit(lambda *arguments: model.network(params, "unet")(*arguments)[1:])
     prediction = predict(rows, time, context, micro)
     np.testing.assert_allclose(value, jnp.mean((prediction + latents) ** 2), rtol=1e-5)
 
 
-def test_condition_noise_has_the_strength_that_is_told():
+def test_condition_noise_has_the_returned_deviation():
     images = jnp.full((64, 2, 3, 16, 16, 3), 0.5)
     loss = LossConfig(condition_noise=(-3.0, 0.5))
-    noisy, strength = objectives.add_condition_noise(loss, images, KEY)
+    noisy, strength = losses.add_condition_noise(loss, images, KEY)
     measured = jnp.std((noisy * 2 - 1).reshape(64, -1), axis=1)
     np.testing.assert_allclose(measured, strength, rtol=0.06)
     np.testing.assert_allclose(jnp.log(strength).mean(), -3, atol=0.2)
 
 
-def test_factors_act_on_real_rows_only(inverse, random):
+def test_lora_acts_on_real_rows_only(inverse, random):
     model, params = inverse
     batch = inverse_batch(random)
     factors = lora.init(abstract_module(*network_of(model.config, "unet"))[1], 2, ("to_q", "to_out"), 0)
     factors = jax.tree.map(lambda x: jnp.asarray(x) + 0.1, factors)
-    loss = lambda factors, real: objectives.inverse_loss(
-        model, params | {"lora": factors}, batch | {"real": real}, KEY
-    )[0]
+    loss = lambda factors, real: losses.inverse_loss(model, params | {"lora": factors}, batch | {"real": real}, KEY)[0]
     without, _ = loss_of("inverse", model, params, batch)
     value_and_gradient = jax.jit(jax.value_and_grad(loss))
     (synthetic, synthetic_gradient), (real, real_gradient) = (

@@ -1,4 +1,4 @@
-"""Where a run's model and weights come from, and where they go: starts, what learns, exports."""
+"""The model and weights of a run: init_from, trainable, and exports."""
 
 import jax
 import numpy as np
@@ -12,11 +12,12 @@ from drender.media.gbuffers import frame_path
 from drender.media.images import write_png
 from drender.models.params import flatten
 from drender.training import loop
-from drender.training import weights as weight_sources
+from drender.training.export import export
+from drender.training.weights import resolve_weights
 
 
 def weights(config, resumed=False, log=lambda line: None):
-    return weight_sources.weights(config, weight_sources.renderer_config(config), True, resumed, log)
+    return resolve_weights(config).split(True, resumed, log)
 
 
 def stored(path, *names) -> dict:
@@ -27,29 +28,29 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
-# --- starts ----------------------------------------------------------------------------------------------------------
+# --- init_from -------------------------------------------------------------------------------------------------------
 
 
-def test_a_released_model_is_taken_as_it_is(inverse_checkpoint):
+def test_a_released_model_is_kept_exactly(inverse_checkpoint):
     config = smallest.config("inverse", "", "", init_from=str(inverse_checkpoint), model={})
-    assert weight_sources.renderer_config(config) == orbax.load_config(inverse_checkpoint)
-    told = []
-    trained, frozen = weights(config, log=told.append)
+    assert resolve_weights(config).model == orbax.load_config(inverse_checkpoint)
+    lines = []
+    trained, frozen = weights(config, log=lines.append)
     original = stored(inverse_checkpoint, "unet", "vae")
     assert same(trained | frozen, {name: np.asarray(x) for name, x in original.items()})
     assert {name.split(".")[0] for name in trained} == {"unet"}
     assert {name.split(".")[0] for name in frozen} == {"vae"}
-    assert all(f"{name}: kept" in line for name, line in zip(("unet", "vae"), told, strict=True))
+    assert all(f"{name}: kept" in line for name, line in zip(("unet", "vae"), lines, strict=True))
 
 
-def test_what_does_not_learn_is_in_the_dtype_that_is_computed_in(inverse_checkpoint):
+def test_frozen_parameters_have_the_compute_dtype(inverse_checkpoint):
     config = smallest.config("inverse", "", "", init_from=str(inverse_checkpoint), model={}, dtype="bfloat16")
     trained, frozen = weights(config)
     assert {x.dtype.name for x in trained.values()} == {"float32"}
     assert {x.dtype.name for x in frozen.values()} == {"bfloat16"}
 
 
-def test_only_what_the_patterns_match_learns(inverse_checkpoint):
+def test_only_matches_of_trainable_are_trained(inverse_checkpoint):
     patterns = ["unet.*.temporal_res_block", "unet.conv_out"]
     config = smallest.config("inverse", "", "", init_from=str(inverse_checkpoint), model={}, trainable=patterns)
     trained, frozen = weights(config)
@@ -57,9 +58,9 @@ def test_only_what_the_patterns_match_learns(inverse_checkpoint):
     assert "unet.conv_in.kernel" in frozen
 
 
-def test_factors_alone_leave_the_base_frozen(forward_checkpoint):
+def test_lora_alone_leaves_the_base_frozen(forward_checkpoint):
     how = {"init_from": str(forward_checkpoint), "model": {}, "trainable": ["lora"], "lora": {"rank": 2}}
-    with pytest.raises(InputError, match=r"lora: .* is \(\d+, \d+\), but `lora` asks for \(\d+, 2\)"):
+    with pytest.raises(InputError, match=r"lora: .* is \(\d+, \d+\), but `lora` needs \(\d+, 2\)"):
         weights(smallest.config("forward", "", "", **how))
     parts = {name: str(forward_checkpoint) for name in ("unet", "vae", "env_encoder")}
     trained, frozen = weights(smallest.config("forward", "", "", **(how | {"init_from": parts})))
@@ -67,7 +68,7 @@ def test_factors_alone_leave_the_base_frozen(forward_checkpoint):
     assert {name.split(".")[0] for name in frozen} == {"unet", "vae", "env_encoder"}
 
 
-def test_factors_beside_a_learning_base_need_real_rows(inverse_checkpoint):
+def test_lora_beside_a_trained_base_needs_real_rows(inverse_checkpoint):
     how = {
         "init_from": {"unet": str(inverse_checkpoint), "vae": str(inverse_checkpoint)},
         "model": {},
@@ -81,16 +82,16 @@ def test_factors_beside_a_learning_base_need_real_rows(inverse_checkpoint):
     assert {name.split(".")[0] for name in trained} == {"unet", "lora"}
 
 
-def test_a_resumed_run_only_needs_the_shapes_of_what_learns(inverse_checkpoint):
+def test_a_resumed_run_gets_shapes_of_trained_parameters(inverse_checkpoint):
     config = smallest.config("inverse", "", "", init_from=str(inverse_checkpoint), model={})
     trained, _ = weights(config, resumed=True)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in trained.values())
 
 
-def test_an_input_convolution_and_a_domain_table_grow(inverse_checkpoint):
+def test_input_convolution_and_domain_table_grow(inverse_checkpoint):
     model = {"domains": {"glossiness": 20}, "unet": {"context_vocab_size": 24}}
     config = smallest.config("inverse", "", "", init_from=str(inverse_checkpoint), model=model)
-    renderer = weight_sources.renderer_config(config)
+    renderer = resolve_weights(config).model
     assert renderer.domains["glossiness"] == 20 and renderer.domains["normal"] == 3
     trained, _ = weights(config)
     table = stored(inverse_checkpoint, "unet")["unet.context_embedding.embedding"]
@@ -101,21 +102,21 @@ def test_an_input_convolution_and_a_domain_table_grow(inverse_checkpoint):
 @pytest.mark.parametrize(
     ("objective", "how", "message"),
     [
-        ("inverse", {}, "objective 'inverse' computes with a vae that does not learn; give init_from.vae"),
-        ("inverse", {"init_from": "nowhere"}, r"start: nowhere: no such folder"),
-        ("inverse", {"init_from": {"vea": "x"}}, "unknown component of start 'vea'; did you mean 'vae'"),
+        ("inverse", {}, "objective 'inverse' computes with a vae that does not train; give init_from.vae"),
+        ("inverse", {"init_from": "nowhere"}, r"init_from: nowhere: no such folder"),
+        ("inverse", {"init_from": {"vea": "x"}}, "unknown component of init_from 'vea'; did you mean 'vae'"),
         ("inverse", {"init_from": {"lora": "CHECKPOINT"}}, "init_from.lora .*: has no lora; it holds unet, vae"),
-        ("inverse", {"init_from": "CHECKPOINT", "trainable": ["unet.conv_on"]}, "trainable 'unet.conv_on' matches no"),
+        ("inverse", {"init_from": "CHECKPOINT", "trainable": ["unet.conv_on"]}, "trainable: 'unet.conv_on' matches no"),
         ("inverse", {"model": {"unet": {"in_channel": 8}}}, "model: unet: unknown key 'in_channel'; did you mean"),
         (
             "inverse",
             {"model": {"unet": {"in_channels": 12}}, "init_from": "CHECKPOINT"},
             "in_channels is 12, .* set it to 8",
         ),
-        ("forward", {"init_from": "CHECKPOINT"}, "start is of kind 'inverse'; to train kind 'forward', start with"),
+        ("forward", {"init_from": "CHECKPOINT"}, "expected a model of kind 'forward' or 'svd' .*, got kind 'inverse'"),
     ],
 )
-def test_starts_that_make_no_sense(inverse_checkpoint, objective, how, message):
+def test_invalid_init_from_is_refused(inverse_checkpoint, objective, how, message):
     put = lambda value: str(inverse_checkpoint) if value == "CHECKPOINT" else value
     if "init_from" in how:
         start = how["init_from"]
@@ -126,9 +127,9 @@ def test_starts_that_make_no_sense(inverse_checkpoint, objective, how, message):
         weights(smallest.config(objective, "", "", **how))
 
 
-def test_both_shapes_of_a_start_that_does_not_fit_are_told(inverse_checkpoint):
+def test_a_mismatch_names_both_shapes(inverse_checkpoint):
     model = {"unet": {"block_out_channels": [32, 32, 64, 32]}}
-    with pytest.raises(InputError, match=r"is \(64,\), but the model to train asks for \(32,\)") as error:
+    with pytest.raises(InputError, match=r"is \(64,\), but the model to train needs \(32,\)") as error:
         weights(smallest.config("inverse", "", "", init_from=str(inverse_checkpoint), model=model))
     assert "\n" not in str(error.value)
 
@@ -170,11 +171,11 @@ def run(tmp_path_factory, vae):
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "checkpoint"
-    weight_sources.export(run.output, folder, log=lambda line: None)
+    export(run.output, folder, log=lambda line: None)
     return folder
 
 
-def test_an_export_is_the_average_beside_what_did_not_learn(run, exported, vae):
+def test_export_holds_the_ema_and_the_frozen_parameters(run, exported, vae):
     trained, frozen = weights(run)
     found = stored(exported, "unet", "vae")
     changed = {name for name, x in found.items() if not np.array_equal(x, (trained | frozen)[name])}
@@ -182,14 +183,14 @@ def test_an_export_is_the_average_beside_what_did_not_learn(run, exported, vae):
     assert same(stored(exported, "vae"), stored(vae, "vae"))
 
 
-def test_an_export_may_be_in_half_precision(run, exported, tmp_path):
-    weight_sources.export(run.output, tmp_path / "half", dtype="float16", log=lambda line: None)
+def test_export_in_half_precision(run, exported, tmp_path):
+    export(run.output, tmp_path / "half", dtype="float16", log=lambda line: None)
     half, whole = stored(tmp_path / "half", "unet", "vae"), stored(exported, "unet", "vae")
     assert {x.dtype for x in half.values()} == {np.dtype("float16")}
     assert same(half, {name: np.asarray(x, np.float16) for name, x in whole.items()})
 
 
-def test_a_new_kind_of_buffer_is_sampled_by_its_name(exported):
+def test_a_new_gbuffer_is_sampled_by_name(exported):
     inverse = InverseRenderer.load(exported)
     assert inverse.config.deterministic  # remembered: one step, whatever the number of steps
     rgb = np.random.default_rng(0).random((1, 2, 16, 16, 3), np.float32)
@@ -199,33 +200,33 @@ def test_a_new_kind_of_buffer_is_sampled_by_its_name(exported):
     assert not np.array_equal(frames, other)
 
 
-def test_the_released_layout_and_back(exported, tmp_path):
+def test_export_to_the_released_layout_and_back(exported, tmp_path):
     convert.to_released(exported, tmp_path / "released", log=lambda line: None)
     convert.from_released(str(tmp_path / "released"), tmp_path / "back", log=lambda line: None)
     assert same(stored(tmp_path / "back", "unet", "vae"), stored(exported, "unet", "vae"))
 
 
-def test_a_run_is_a_start(run, exported):
+def test_a_run_can_be_initialized_from(run, exported):
     config = smallest.config("inverse", "", "", init_from=run.output, model={})
     trained, frozen = weights(config)
     assert same(trained | frozen, stored(exported, "unet", "vae"))
-    assert weight_sources.renderer_config(config).domains["glossiness"] == 6
+    assert resolve_weights(config).model.domains["glossiness"] == 6
 
 
 def test_latents_of_another_vae_are_refused(run, vae):
     made_by = fingerprint(orbax.load(vae, "vae"))
-    weight_sources.check_latents(run, made_by)
+    resolve_weights(run).check_latents(made_by)
     with pytest.raises(InputError, match=rf"has the fingerprint {made_by}, but the cached latents were made with 0123"):
-        weight_sources.check_latents(run, "0123")
-    with pytest.raises(InputError, match="start gives no vae"):
-        weight_sources.check_latents(smallest.config("inverse", "", ""), made_by)
+        resolve_weights(run).check_latents("0123")
+    with pytest.raises(InputError, match="init_from has no vae"):
+        resolve_weights(smallest.config("inverse", "", "")).check_latents(made_by)
     noisy = smallest.config("inverse", "", "", init_from={"vae": str(vae)}, **{"loss.condition_noise": [-3, 0.5]})
     with pytest.raises(InputError, match="condition_noise is added to pixels"):
-        weight_sources.check_latents(noisy, made_by)
+        resolve_weights(noisy).check_latents(made_by)
 
 
-def test_nothing_is_exported_over_something_else(run, exported, tmp_path):
+def test_export_overwrites_nothing(run, exported, tmp_path):
     with pytest.raises(InputError, match="already exists"):
-        weight_sources.export(run.output, exported)
+        export(run.output, exported)
     with pytest.raises(InputError, match="a training run"):
-        weight_sources.export(tmp_path, tmp_path / "out")
+        export(tmp_path, tmp_path / "out")

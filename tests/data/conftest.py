@@ -1,0 +1,34 @@
+"""Fixtures of the data tests: a sky, lit clips, and a VAE to encode them."""
+
+from pathlib import Path
+
+import pytest
+from helpers import small
+from helpers.tiny_clips import write_noise, write_sky
+
+from drender.checkpoints import orbax
+from drender.lighting.light_file import Light
+from drender.models.vae import VAE
+
+
+@pytest.fixture
+def sky(tmp_path) -> Path:
+    return write_sky(tmp_path / "sky.hdr")
+
+
+@pytest.fixture
+def lit(tmp_path) -> Path:
+    """Two clips of noise, of 16×16 pixels and two frames, under a sky."""
+    write_sky(tmp_path / "sky.exr")
+    for i in range(2):
+        light = Light("../../sky.exr", strength=1.0 + i)
+        write_noise(tmp_path / "lit" / f"clip{i}", seed=i, size=(16, 16), light=light)
+    return tmp_path / "lit"
+
+
+@pytest.fixture(scope="session")
+def vae(tmp_path_factory) -> Path:
+    """A checkpoint that holds a VAE only."""
+    folder = tmp_path_factory.mktemp("vae") / "checkpoint"
+    orbax.save(folder, small.forward_config(), {"vae": small.random_params(VAE, small.VAE)})
+    return folder

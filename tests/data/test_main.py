@@ -1,0 +1,138 @@
+"""`python -m drender.data`: label and encode, from the command line to training rows."""
+
+import functools
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import small
+from helpers.stand_ins import InverseStandIn
+from helpers.tiny_clips import LABELS, write_sky
+
+from drender import cli
+from drender.checkpoints import orbax
+from drender.config import ENVIRONMENT_LABELS
+from drender.data import __main__
+from drender.data.clips import open_clips
+from drender.data.config import DataConfig, Source
+from drender.data.latent_cache import read_manifest
+from drender.data.loader import open_data
+from drender.lighting.light_file import Light
+from drender.media.gbuffers import find_gbuffer_clips, frame_path
+from drender.media.images import read_image, write_png
+from drender.renderers.inverse import InverseRenderer
+
+INVERSE, FORWARD = small.inverse_config(), small.forward_config()
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run(*arguments) -> (exit code, stdout, stderr) of `python -m drender.data`, on one device."""
+
+    def call(*arguments) -> tuple[int, str, str]:
+        words = [str(word) for word in arguments]
+        words += ["--devices", "1"] * ("--devices" not in words and len(words) > 1)
+        monkeypatch.setattr(sys, "argv", ["data.py", *words])
+        with pytest.raises(SystemExit) as stopped:
+            cli.run(__main__.main)
+        return (stopped.value.code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def inverse_model(tmp_path, monkeypatch) -> Path:
+    """A checkpoint that is not loaded: the stand-in takes its place."""
+    orbax.save(tmp_path / "inverse", INVERSE, {})
+    monkeypatch.setattr(InverseRenderer, "load", lambda *_: InverseStandIn())
+    return tmp_path / "inverse"
+
+
+def test_encode_and_train(run, lit, vae, tmp_path):
+    arguments = ("encode", lit, tmp_path / "set", "--checkpoint", vae, "--size", 16, 16, "--labels", "rgb", "normal")
+    code, out, err = run(*arguments, "--variants", 2, "--exposure-range", 0.5, 2)
+    assert (code, err) == (0, "") and "4 of 4 entries to encode" in out and "complete" in out
+    manifest = read_manifest(tmp_path / "set")
+    assert manifest.labels == ("rgb", "normal", *ENVIRONMENT_LABELS)
+    assert manifest.environment_size == FORWARD.environment_size and manifest.augmentation.exposure_range == (0.5, 2.0)
+    data = open_data(
+        DataConfig((Source(str(tmp_path / "set")),), frames=2, passes=("normal",)), "inverse", INVERSE, rows=2, seed=0
+    )
+    assert next(data.batches())["buffer"].shape == (2, 2, 8, 8, 4)
+    code, out, err = run(*arguments, "--variants", 3)
+    assert code == 2 and err.count("\n") == 1 and "holds latents made with another variants (2, now 3)" in err
+    code, _, err = run("encode", lit, tmp_path / "plain", "--checkpoint", vae, "--size", 16, 16, "--no-environment")
+    assert (code, err) == (0, "")
+    assert read_manifest(tmp_path / "plain").labels == LABELS
+
+
+def test_label_makes_training_clips(run, inverse_model, tmp_path):
+    for name, frames in (("walk", 5), ("run", 4)):
+        for i in range(frames):
+            write_png(tmp_path / "real" / name / f"{i}.png", np.full((64, 64, 3), (10 * i + 1) / 255, np.float32))
+    for file in ("walk.hdr", "run.exr"):
+        write_sky(tmp_path / "skies" / file)
+    arguments = ("label", tmp_path / "real", tmp_path / "set", "--checkpoint", inverse_model, "--frames", 2)
+    arguments += ("--size", 64, 64, "--passes", "normal", "depth")
+    code, _, err = run(*arguments)
+    assert (code, err) == (0, "")
+    assert not (tmp_path / "set" / "walk" / "light.json").exists()
+    code, out, err = run(*arguments, "--environments", tmp_path / "skies")
+    assert (code, err) == (0, "") and out.count("finished before, skipped") == 2
+    light = json.loads((tmp_path / "set" / "run" / "light.json").read_text())
+    assert light["environment"] == "../../skies/run.exr"
+    run_clip, walk = open_clips(tmp_path / "set", ("rgb", "normal", "depth", "env_ldr"))
+    # Whole chunks only, one after the other.
+    assert (run_clip.buffers.chunks, walk.buffers.chunks) == ({0: 2, 1: 2}, {0: 2, 1: 2})
+    frames = [round(float(frame[0, 0, 0]) * 255) for frame in walk.read("rgb", slice(None), (64, 64))]
+    assert frames == [1, 11, 21, 31]
+    assert walk.light() == Light("../../skies/walk.hdr")
+    # A light that was edited by hand is kept.
+    (walk.folder / "light.json").write_text('{"environment": "../../skies/walk.hdr", "strength": 2}')
+    run(*arguments, "--environments", tmp_path / "skies")
+    assert walk.light().strength == 2
+    # Stopped before the end: the missing chunk is made, the other kept.
+    record = json.loads((walk.folder / "inverse.json").read_text())
+    (walk.folder / "inverse.json").write_text(json.dumps(record | {"finished": False, "chunks": [0]}))
+    before = frame_path(walk.folder, 0, 0, "depth").stat().st_mtime_ns
+    code, out, _ = run(*arguments)
+    assert code == 0 and "walk: depth, frames 2 to 3, written" in out and "walk: frames 0 to 1" not in out
+    assert frame_path(walk.folder, 0, 0, "depth").stat().st_mtime_ns == before
+    assert len(find_gbuffer_clips(tmp_path / "set", ("depth",))) == 2
+    assert read_image(frame_path(walk.folder, 0, 1, "depth")).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "expected a command; known: label, encode"),
+        (("lable",), "did you mean 'label'"),
+        (("encode", "a", "b", "--checkpiont", "c"), "did you mean '--checkpoint'"),
+        (("encode", "a", "b", "--checkpoint", "/nowhere"), "/nowhere: no such folder"),
+        (("encode", "a", "b", "--checkpoint", "c", "--devices", "0"), "--devices: expected at least 1, got 0"),
+        (("encode", "a", "b", "--checkpoint", "c", "--flip", "2"), "flip: expected at least 0 and at most 1, got 2.0"),
+        (("label", "a", "b", "--checkpoint", "/nowhere"), "/nowhere: no such folder"),
+    ],
+)
+def test_bad_commands(run, words, said):
+    code, _, err = run(*words)
+    assert code == 2 and said in err and err.count("\n") == 1
+
+
+def test_bad_labels(run, inverse_model, vae, tmp_path):
+    write_png(tmp_path / "walk.png", np.full((64, 64, 3), 0.5, np.float32))
+    (tmp_path / "skies").mkdir()
+    label = functools.partial(run, "label", tmp_path / "walk.png", tmp_path / "set", "--checkpoint")
+    for arguments, said in (
+        ((inverse_model, "--environments", tmp_path / "skies"), "no walk.hdr or walk.exr for clip 'walk'"),
+        ((inverse_model, "--passes", "normals"), "unknown pass 'normals'; did you mean 'normal'"),
+        ((inverse_model, "--frames", 0), "frames per chunk is 0"),
+        ((inverse_model, "--size", 0, 64), "size is 0 64"),
+        ((inverse_model, "--steps", 0), "num_steps: expected at least 1, got 0"),
+        ((vae,), "holds a 'forward' model, but the inverse renderer needs 'inverse'"),
+    ):
+        code, _, err = label(*arguments)
+        assert code == 2 and said in err and err.count("\n") == 1
+    assert not (tmp_path / "set").exists()
