@@ -1,4 +1,4 @@
-"""Makes checkpoints of released torch weights and of training runs; `--to-torch` goes back to the released layout."""
+"""Convert released torch weights or a training run to a checkpoint, or a checkpoint back with `--to-torch`."""
 
 import jax
 
@@ -12,13 +12,13 @@ from drender.training.export import export
 
 def main() -> None:
     args = parser().parse_args()
-    jax.config.update("jax_platforms", "cpu")  # nothing here needs an accelerator
-    if args.dtype and not run_dir.is_run(args.source):
-        raise InputError(f"--dtype {args.dtype}: only for training runs; weights are converted bit for bit")
+    jax.config.update("jax_platforms", "cpu")  # a conversion is only file access
     if args.to_torch:
-        convert.to_released(args.source, args.destination, args.overwrite)
+        convert.to_released(args.source, args.destination, args.overwrite, args.dtype)
     elif run_dir.is_run(args.source):
         export(args.source, args.destination, args.overwrite, args.dtype)
+    elif args.dtype:
+        raise InputError(f"--dtype {args.dtype}: only for training runs and --to-torch; other weights keep their dtype")
     else:
         convert.from_released(args.source, args.destination, args.overwrite)
 
@@ -28,12 +28,15 @@ def parser() -> cli.Parser:
     top.add_argument(
         "source",
         type=cli.path,
-        help="folder in the released layout, Hugging Face name such as owner/name, or training run",
+        help="folder in the released layout, Hugging Face name such as owner/name, or training run; with --to-torch a "
+        "checkpoint",
     )
     top.add_argument("destination", type=cli.path, help="folder to write")
-    top.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is at the destination")
-    top.add_argument("--to-torch", action="store_true", help="from one of our checkpoints to the released layout")
-    top.add_argument("--dtype", choices=DTYPES, help="to store a training run's weights in (float32 where they learnt)")
+    top.add_argument("--overwrite", action="store_true", help="replace the checkpoint at the destination")
+    top.add_argument("--to-torch", action="store_true", help="convert a checkpoint to the released layout")
+    top.add_argument(
+        "--dtype", choices=DTYPES, help="dtype to store a training run's or --to-torch's weights in (as they are)"
+    )
     return top
 
 

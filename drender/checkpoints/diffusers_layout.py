@@ -1,20 +1,24 @@
-"""The layout of the released torch checkpoints: their folders, and what their JSON files say.
+"""The released torch layout: its folders, its JSON files, and the configuration that they and the tensors give.
 
     model_index.json
     unet/, vae/          config.json, diffusion_pytorch_model.safetensors
-    env_encoder/         the same, of a forward renderer
-    lora/                pytorch_lora_weights.safetensors, of some forward renderers
+    env_encoder/         the same; forward renderers only
+    lora/                pytorch_lora_weights.safetensors; some forward renderers
     scheduler/           scheduler_config.json
 
-What they say in JSON is not always so: where the tensors tell, they decide.
+The released JSON files are sometimes wrong. Where the tensors' names and shapes give a value, it overrules the JSON.
 """
 
 import dataclasses
+import functools
 import json
+import math
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from drender.checkpoints import orbax, torch_files
 from drender.checkpoints.torch_files import Tensor
@@ -29,10 +33,10 @@ from drender.config import (
     from_dict,
     to_dict,
 )
-from drender.errors import InputError, first_line
-from drender.files import expand_home
+from drender.errors import InputError
 
 MODEL_INDEX = "model_index.json"
+# Components, and the stem of their weight files.
 STEMS = dict.fromkeys(("unet", "vae", "env_encoder"), "diffusion_pytorch_model") | {"lora": "pytorch_lora_weights"}
 
 # Keys of the UNet that Stable Video Diffusion does not have.
@@ -42,8 +46,8 @@ RENDERER_KEYS = (
     "context_embedding_type",
     "context_vocab_size",
 )
-# What the scheduler's other keys say in this family of models; that is how we sample, whatever they say.
-SCHEDULER = {
+# The scheduler's other keys in this family of models. Sampling assumes these values, so others are reported as ignored.
+SCHEDULER_CONSTANTS = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
@@ -59,12 +63,16 @@ SCHEDULER = {
     "use_exponential_sigmas": False,
     "use_karras_sigmas": True,
 }
+# Keys of any config.json that have no consequence.
+DESCRIPTIVE_KEYS = ("_class_name", "_diffusers_version", "down_block_types")
+# Prefixes that torch.compile and DistributedDataParallel put before every name.
+WRAPPER_PREFIX = re.compile(r"(_orig_mod\.|module\.)*")
 
 Log = Callable[[str], None]
 
 
 def is_released(folder: Path) -> bool:
-    """Is this a folder in the released layout?"""
+    """Return whether a folder is in the released layout."""
     return (folder / MODEL_INDEX).is_file()
 
 
@@ -72,52 +80,43 @@ def is_released(folder: Path) -> bool:
 
 
 def read(folder: Path, log: Log) -> tuple[RendererConfig, dict[str, dict[str, Tensor]]]:
-    """The configuration of a released checkpoint, and its tensors by component and name, not yet in memory.
+    """Return the configuration of a released checkpoint, and its tensors by component and name, not yet in memory.
 
     Args:
-      folder: in the layout above; fp16 variants, shards and legacy pickles will do.
-      log: is told what is ignored, and where the tensors overrule a configuration.
+      folder: in the layout above; half-precision variants, shards and legacy pickles are read too.
+      log: receives a line about everything ignored, and wherever the tensors overrule a configuration.
     Raises:
-      InputError: no such layout, unreadable JSON, or missing or damaged weights.
+      InputError: another layout, unreadable JSON, or missing or damaged weights.
     """
     for name in ("unet", "vae"):
         if not (folder / name / "config.json").is_file():
             if (folder / orbax.CONFIG).is_file() and orbax.components(folder):
                 raise InputError(f"{folder}: converted already; --to-torch converts it back")
-            raise InputError(f"{folder}: no released checkpoint (it has no {name}/config.json)")
-    tensors = {name: torch_files.read(folder / name, STEMS[name]) for name in STEMS if (folder / name).is_dir()}
+            raise InputError(f"{folder}: not a released checkpoint (no {name}/config.json)")
+    tensors = {name: _read_component(folder, name, log) for name in STEMS if (folder / name).is_dir()}
     kind = _kind(folder, tensors)
     if kind != "forward":
         tensors = {name: tensors[name] for name in ("unet", "vae")}
+    elif "lora" in tensors:
+        tensors["lora"] |= _missing_alphas(folder / "lora", tensors["lora"], log)
     unused = {path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."} - {*tensors, "scheduler"}
     if unused:
-        log(f"left alone, inference does not use them: {', '.join(sorted(unused))}")
+        log(f"ignored folders, which inference does not use: {', '.join(sorted(unused))}")
     return _renderer_config(folder, kind, tensors, log), tensors
 
 
-def _renderer_config(folder: Path, kind: str, tensors: dict[str, dict[str, Tensor]], log: Log) -> RendererConfig:
-    unet = _config(UNetConfig, folder / "unet/config.json", _observed_unet(tensors["unet"], kind), log)
-    encoder, scheduler = None, SchedulerConfig()
-    if kind == "forward":
-        observed = _observed_encoder(tensors["env_encoder"])
-        encoder = _config(EnvEncoderConfig, folder / "env_encoder/config.json", observed, log)
-    if (folder / "scheduler").is_dir():
-        scheduler = _config(SchedulerConfig, folder / "scheduler/scheduler_config.json", {}, log)
-    index = _json(folder / MODEL_INDEX) if is_released(folder) else {}
-    scaled = index.get("scale_cond_latents")
-    return RendererConfig(
-        kind=kind,
-        unet=unet,
-        vae=_config(VAEConfig, folder / "vae/config.json", {}, log),
-        env_encoder=encoder,
-        scheduler=scheduler,
-        scale_cond_latents=scaled if isinstance(scaled, bool) else kind == "forward",
-        domains={name: row for name, row in DOMAINS.items() if row < unet.context_vocab_size},
-    )
+def _read_component(folder: Path, name: str, log: Log) -> dict[str, Tensor]:
+    """Return a component's tensors by name, without the prefixes of wrappers around the whole network."""
+    tensors = torch_files.read(folder / name, STEMS[name])
+    prefix = WRAPPER_PREFIX.match(next(iter(tensors), "")).group()
+    if not prefix or not all(key.startswith(prefix) for key in tensors):
+        return tensors
+    log(f"{name}: removed {prefix!r} from the names of all tensors")
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
 
 
 def _kind(folder: Path, tensors: dict[str, dict[str, Tensor]]) -> str:
-    """Only the inverse renderer has a domain table, and only the forward renderer an environment encoder."""
+    """Return the kind of renderer: the inverse one has a domain table, the forward one an environment encoder."""
     if "context_embedding.weight" in tensors["unet"]:
         return "inverse"
     if "env_encoder" in tensors:
@@ -128,117 +127,147 @@ def _kind(folder: Path, tensors: dict[str, dict[str, Tensor]]) -> str:
     return "svd"
 
 
-def _observed_unet(tensors: dict[str, Tensor], kind: str) -> dict[str, Any]:
-    """What the tensors tell of the UNet's configuration."""
-    observed: dict[str, Any] = {"multi_res_encoder_hidden_states": True} if kind == "forward" else {}
+# --- configurations --------------------------------------------------------------------------------------------------
+
+
+def _renderer_config(folder: Path, kind: str, tensors: dict[str, dict[str, Tensor]], log: Log) -> RendererConfig:
+    read = functools.partial(_component_config, folder, log)
+    unet = read(UNetConfig, "unet/config.json", _infer_unet(tensors["unet"], kind))
+    encoder, scheduler = None, SchedulerConfig()
+    if kind == "forward":
+        encoder = read(EnvEncoderConfig, "env_encoder/config.json", _infer_env_encoder(tensors["env_encoder"]))
+    if (folder / "scheduler").is_dir():
+        scheduler = read(SchedulerConfig, "scheduler/scheduler_config.json", {})
+    scaled = _read_json(folder / MODEL_INDEX).get("scale_cond_latents") if is_released(folder) else None
+    return RendererConfig(
+        kind=kind,
+        unet=unet,
+        vae=read(VAEConfig, "vae/config.json", {}),
+        env_encoder=encoder,
+        scheduler=scheduler,
+        scale_cond_latents=scaled if isinstance(scaled, bool) else kind == "forward",
+        domains={name: row for name, row in DOMAINS.items() if row < unet.context_vocab_size},
+    )
+
+
+def _infer_unet(tensors: dict[str, Tensor], kind: str) -> dict[str, Any]:
+    """Return the configuration values that the UNet's tensors determine."""
+    inferred: dict[str, Any] = {"multi_res_encoder_hidden_states": True} if kind == "forward" else {}
     if "conv_in.weight" in tensors:
-        observed["in_channels"] = tensors["conv_in.weight"].shape[1]
+        inferred["in_channels"] = tensors["conv_in.weight"].shape[1]
     if "context_embedding.weight" in tensors:
-        observed["context_embedding_type"] = "clip"
-        observed["context_vocab_size"] = tensors["context_embedding.weight"].shape[0]
+        inferred["context_embedding_type"] = "clip"
+        inferred["context_vocab_size"] = tensors["context_embedding.weight"].shape[0]
     temporal = [name for name in tensors if name.endswith("temporal_transformer_blocks.0.attn2.to_k.weight")]
-    observed["temporal_cross_attention_dim"] = tensors[temporal[0]].shape[1] if temporal else None
-    return observed
+    inferred["temporal_cross_attention_dim"] = tensors[temporal[0]].shape[1] if temporal else None
+    return inferred
 
 
-def _observed_encoder(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """What the tensors tell of the environment encoder's configuration: its stem, and what enters it."""
+def _infer_env_encoder(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the configuration values that the environment encoder's stem determines."""
     for name, latent in (("conv_in.weight", True), ("conv_in.conv_in.weight", False)):
         if name in tensors:
             return {"latent_encoder": latent, "in_channels": tensors[name].shape[1]}
     return {}
 
 
-def _config(cls: type, file: Path, observed: dict[str, Any], log: Log) -> Any:
-    """The configuration in a file, with what the tensors tell in place of what it says."""
-    values = _json(file)
-    short = f"{file.parent.name}/{file.name}"
-    usual = {"force_upcast": True} | (SCHEDULER if cls is SchedulerConfig else {})
-    known = {field.name: field.default for field in dataclasses.fields(cls)}
-    ignored = [f"{key} = {value!r}" for key, value in values.items() if not _expected(key, value, known, usual)]
+def _component_config(folder: Path, log: Log, cls: type, name: str, inferred: dict[str, Any]) -> Any:
+    """Return the configuration in the file `name`, overruled by the `inferred` values; report every difference."""
+    values = _read_json(folder / name)
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    constants = {"force_upcast": True} | (SCHEDULER_CONSTANTS if cls is SchedulerConfig else {})
+    ignored = [
+        f"{key} = {value!r}"
+        for key, value in values.items()
+        if key not in defaults and key not in DESCRIPTIVE_KEYS and not (key in constants and constants[key] == value)
+    ]
     if ignored:
-        log(f"{short}: ignored {', '.join(ignored)}")
-    for key, value in observed.items():
-        if values.get(key, known[key]) != value:
-            log(f"{short}: {key} is {values.get(key, 'not given')!r}; the tensors tell {value!r}, which counts")
-    # A null stands for the default, as an absent key does.
+        log(f"{name}: ignored {', '.join(ignored)}")
+    for key, value in inferred.items():
+        if values.get(key, defaults[key]) != value:
+            log(f"{name}: {key} is {values.get(key, 'absent')!r}; using {value!r}, which the tensors determine")
+    # A null means the default, as an absent key does.
     values = {key: value for key, value in values.items() if value is not None}
-    return from_dict(cls, values | observed, str(file), ignore_unknown=True)
+    return from_dict(cls, values | inferred, str(folder / name), ignore_unknown=True)
 
 
-def _expected(key: str, value: Any, known: Collection[str], usual: dict[str, Any]) -> bool:
-    """Is a key either used, or of no consequence?"""
-    described = ("_class_name", "_diffusers_version", "down_block_types")
-    return key in known or key in described or (key in usual and usual[key] == value)
-
-
-def _json(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> dict[str, Any]:
     try:
-        values = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: no JSON ({error}); download it again") from None
+        return _mapping(file.read_text(), str(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: unreadable ({error}); download it again") from None
+
+
+def _mapping(text: str, where: str) -> dict[str, Any]:
+    """Parse a JSON object; InputError, which names `where`, for anything else."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not valid JSON ({error}); download it again") from None
     if not isinstance(values, dict):
-        raise InputError(f"{file}: expected a mapping of names to values, found {type(values).__name__}")
+        raise InputError(f"{where}: expected a mapping of names to values, got {type(values).__name__}")
     return values
 
 
-# --- fetching --------------------------------------------------------------------------------------------------------
+# --- LoRA strength ---------------------------------------------------------------------------------------------------
 
 
-def find(source: str, log: Log) -> Path:
-    """The folder of a released checkpoint; fetched from Hugging Face unless it is a local one.
+def _missing_alphas(folder: Path, tensors: Mapping[str, Tensor], log: Log) -> dict[str, Tensor]:
+    """Return the `alpha` of LoRA modules that the tensors lack and PEFT's settings give.
 
-    Raises:
-      InputError: neither a folder, nor a repository that can be fetched.
+    The correction's strength is alpha/rank (with `use_rslora` alpha/√rank); without alpha it is 1.
     """
-    folder = expand_home(source)
-    if folder.is_dir():
-        return folder
-    if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
-        raise InputError(f"{source}: neither a folder nor a Hugging Face name of the form owner/name")
-    return _fetch(source, log)
+    settings, source = _lora_settings(folder)
+    alphas = {}
+    for name, tensor in tensors.items():
+        match = re.fullmatch(r"((?:unet\.)?(.+))\.(lora_A|lora\.down)\.weight", name)
+        if match is None or f"{match[1]}.alpha" in tensors:
+            continue
+        rank = tensor.shape[0]
+        if not settings.get("rank_pattern") and settings.get("r") not in (None, rank):
+            raise InputError(f"{source}: r is {settings['r']!r}, but {name} has rank {rank}; download both again")
+        alpha = _module_alpha(settings, match[2], rank, source)
+        if alpha != rank:
+            value = np.full((), alpha, np.float32)
+            alphas[f"{match[1]}.alpha"] = Tensor((), value.dtype, functools.partial(np.copy, value))
+    if alphas:
+        log(f"lora: alpha of {len(alphas)} modules from {source}")
+    return alphas
 
 
-def _fetch(name: str, log: Log) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+def _lora_settings(folder: Path) -> tuple[dict[str, Any], str]:
+    """Return PEFT's settings and where they are: the header of the weights, or else `adapter_config.json`."""
+    packed = torch_files.read_metadata(folder, STEMS["lora"]).get("lora_adapter_metadata")
+    file = folder / "adapter_config.json"
+    if packed is not None:
+        source = f"{folder}: lora_adapter_metadata"
+        return {key.removeprefix("unet."): value for key, value in _mapping(packed, source).items()}, source
+    return (_read_json(file), str(file)) if file.is_file() else ({}, str(file))
 
+
+def _module_alpha(settings: Mapping[str, Any], module: str, rank: int, source: str) -> float:
+    """Return the alpha that gives a module's strength as alpha/rank.
+
+    It is that of the first pattern that matches the end of the module's name, or else the default.
+    """
+    patterns = settings.get("alpha_pattern") or {}
     try:
-        try:
-            files = wanted([file.rfilename for file in HfApi().model_info(name).siblings])
-        except RepositoryNotFoundError:
-            raise
-        except Exception as error:  # of whichever HTTP library is underneath
-            log(f"Hugging Face cannot be reached ({type(error).__name__}); looking for an earlier download")
-            return Path(snapshot_download(name, local_files_only=True))
-        log(f"fetching {len(files)} files of {name} from Hugging Face")
-        return Path(snapshot_download(name, allow_patterns=files))
-    except GatedRepoError:
-        problem = f"accept its terms at https://huggingface.co/{name}, then run `hf auth login`"
-    except RepositoryNotFoundError:
-        problem = "neither a local folder nor a public repository on Hugging Face; check the name"
-    except LocalEntryNotFoundError:
-        problem = "no such folder, and no earlier download; check the path, or the network"
-    except Exception as error:
-        problem = f"could not be fetched ({first_line(error)}); try again"
-    raise InputError(f"{name}: {problem}")
-
-
-def wanted(files: list[str]) -> list[str]:
-    """Of a repository's files those that `read` needs: JSON files, and each component's weights in the best form."""
-    chosen = [name for name in files if name in (MODEL_INDEX, "scheduler/scheduler_config.json")]
-    for component, stem in STEMS.items():
-        chosen += [name for name in files if name == f"{component}/config.json"]
-        inside = [name.removeprefix(f"{component}/") for name in files if name.startswith(f"{component}/")]
-        chosen += [f"{component}/{name}" for name in torch_files.best(inside, stem)]
-    return chosen
+        matching = [value for pattern, value in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", module)]
+    except (AttributeError, re.error) as error:
+        raise InputError(f"{source}: alpha_pattern: expected numbers by pattern ({error}); download it again") from None
+    alpha = matching[0] if matching else settings.get("lora_alpha")
+    if alpha is None:
+        return float(rank)
+    if type(alpha) not in (int, float) or not math.isfinite(alpha):
+        raise InputError(f"{source}: lora_alpha: expected a number, got {alpha!r}; download it again")
+    return alpha * math.sqrt(rank) if settings.get("use_rslora") else float(alpha)
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
 def json_files(config: RendererConfig) -> dict[str, dict[str, Any]]:
-    """The released JSON files of a configuration, by path; `diffusers` reads those of its own classes."""
+    """Return the released JSON files of a configuration, by path; diffusers reads those of its own classes."""
     svd = config.kind == "svd"
     library = "diffusers" if svd else "src.models.custom_unet_st"
     unet_class = "UNetSpatioTemporalConditionModel" if svd else "UNetCustomSpatioTemporalConditionModel"
@@ -261,7 +290,7 @@ def json_files(config: RendererConfig) -> dict[str, dict[str, Any]]:
         },
         "scheduler/scheduler_config.json": {
             "_class_name": "EulerDiscreteScheduler",
-            **SCHEDULER,
+            **SCHEDULER_CONSTANTS,
             **_values(config.scheduler),
         },
     }
@@ -274,8 +303,9 @@ def json_files(config: RendererConfig) -> dict[str, dict[str, Any]]:
 
 
 def _values(config: Any) -> dict[str, Any]:
-    """A network's values; the number of norm groups is not in released files, where it is always the default."""
+    """Return a network's configuration as released files give it."""
     values = to_dict(config)
+    # Released files do not give the number of norm groups: it is always 32.
     if values.get("norm_num_groups") == 32:
         del values["norm_num_groups"]
     return values
@@ -283,7 +313,7 @@ def _values(config: Any) -> dict[str, Any]:
 
 def _unet_values(config: UNetConfig, svd: bool) -> dict[str, Any]:
     values = _values(config)
-    # One number where the release has one.
+    # A single number where all levels have the same, as in released files.
     for key in ("layers_per_block", "transformer_layers_per_block", "cross_attention_dim"):
         if len(set(values[key])) == 1:
             values[key] = values[key][0]

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Identify the VAE that cached latents were encoded with."""
 
 import hashlib
 
@@ -8,7 +8,7 @@ from drender.models.params import flatten
 
 
 def fingerprint(vae: dict) -> str:
-    """Tells apart the VAEs whose latents differ: a hash of the parameters that encode, as float32."""
+    """Return a hash of the VAE's parameters that encode, cast to float32; the decoder does not change latents."""
     digest = hashlib.sha256()
     for name, value in sorted(flatten(vae).items()):
         if not name.startswith("decoder."):

@@ -1,7 +1,7 @@
-"""Our checkpoints: a folder with `config.json` beside one Orbax directory per component.
+"""Checkpoints: a folder with `config.json` beside one Orbax directory per component.
 
-A component is a flat dictionary on disk, from the dotted path of a parameter ("down_blocks.0.resnets.1.conv1.kernel")
-to its array. Components are saved and loaded one at a time, so that memory is bounded by the largest.
+On disk a component is a flat dictionary, from the dotted path of a parameter ("down_blocks.0.resnets.1.conv1.kernel")
+to its array. Components are saved and loaded one at a time, so the largest one bounds the memory.
 """
 
 import errno
@@ -24,7 +24,7 @@ from drender.models.params import flatten, unflatten
 
 COMPONENTS = ("unet", "vae", "env_encoder", "lora")
 CONFIG = "config.json"
-# Bytes that loading holds beside the arrays themselves.
+# Bytes that loading holds in addition to the arrays.
 READ_AHEAD = 2**30
 
 
@@ -34,68 +34,68 @@ def save(
     components: Mapping[str, dict | Callable[[], dict]],
     overwrite: bool = False,
 ) -> None:
-    """Writes a checkpoint; `path` appears only when it is complete.
+    """Write a checkpoint; `path` appears only when it is complete.
 
     Args:
       path: the folder to make.
-      config: what the components are.
-      components: per name of `COMPONENTS` a nested dict of arrays, or a function that makes it when its turn comes.
-      overwrite: replace the checkpoint that is at `path`, once the new one is complete.
+      config: of the renderer.
+      components: per name of `COMPONENTS` a nested dict of arrays, or a function that returns it, called in turn.
+      overwrite: replace the checkpoint at `path`, once the new one is complete.
     Raises:
       InputError: `path` exists already, or cannot be written.
     """
     with files.atomic_dir(path, overwrite, _is_checkpoint) as folder:
         (folder / CONFIG).write_text(json.dumps(to_dict(config), indent=2) + "\n")
         for name, tree in components.items():
-            # No name holds the tree here: it is let go before the next one is made.
+            # Keep no reference to the tree, so that it is freed before the next one is made.
             _save_arrays(folder / name, flatten(tree() if callable(tree) else tree))
 
 
 def _save_arrays(folder: Path, arrays: dict[str, Any]) -> None:
-    # Orbax would find out too, but in a hundred lines.
+    # Orbax reports a full disk in a hundred lines, so check first.
     if shutil.disk_usage(folder.parent).free < sum(array.nbytes for array in arrays.values()):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     context = ocp.Context()
-    # Weights hardly compress, and uncompressed arrays are written from where they lie instead of from copies.
+    # Weights hardly compress, and uncompressed arrays are written without a copy.
     context.array.saving.use_compression = False
     context.memory.deepcopy_host_arrays = False
     try:
         with context:
-            writing = ocp.save_async(folder, arrays)
+            response = ocp.save_async(folder, arrays)
             try:
-                writing.result()
+                response.result()
             except KeyboardInterrupt:
-                writing.result()  # else its threads go on while the folder is removed
+                response.result()  # its threads would otherwise write into a folder that is being removed
                 raise
-    except ValueError as error:  # TensorStore's word for a full disk and the like
+    except ValueError as error:  # TensorStore raises it for a full disk, among others
         raise OSError(first_line(error)) from error
 
 
 def load(path: str | Path, component: str, abstract: dict | None = None, dtype: Any = None) -> dict:
-    """The parameters of one component, as jax arrays.
+    """Load the parameters of one component as a nested dict of jax arrays.
 
     Args:
       path: a checkpoint.
       component: one of `components(path)`.
-      abstract: nested dict of `jax.ShapeDtypeStruct` that the parameters must fit; where its leaves have a sharding,
-        that places them, else they go to the default device. None: take what is there, numbers in paths become ints.
-      dtype: cast to it while loading; None keeps what is stored.
+      abstract: nested dict of `jax.ShapeDtypeStruct` that the parameters must match in shape. Leaves with a sharding
+        are placed by it, others on the default device. None accepts any parameters.
+      dtype: to cast to while loading; None keeps the stored one.
     Raises:
-      InputError: no such checkpoint or component, a damaged one, or parameters that do not fit.
+      InputError: the checkpoint or component is missing or damaged, or parameters have other shapes.
     """
     load_config(path)
     folder = expand_home(path).resolve() / component
     if not folder.is_dir():
         raise InputError(f"{path}: no component {component!r}; it has {', '.join(components(path))}")
-    stored = _stored(folder)
+    stored = _stored_arrays(folder)
     abstract = unflatten(stored) if abstract is None else abstract
     leaves = flatten(abstract)
-    shapes = lambda leaves: {name: leaf.shape for name, leaf in leaves.items()}
-    _check(folder, shapes(leaves), shapes(stored))
+    _check_shapes(folder, leaves, stored)
     default = jnp.zeros(()).sharding
-    place = lambda leaf: getattr(leaf, "sharding", None) or default
     target = {
-        name: jax.ShapeDtypeStruct(leaf.shape, dtype or stored[name].dtype, sharding=place(leaf))
+        name: jax.ShapeDtypeStruct(
+            leaf.shape, dtype or stored[name].dtype, sharding=getattr(leaf, "sharding", None) or default
+        )
         for name, leaf in leaves.items()
     }
     context = ocp.Context()
@@ -108,22 +108,38 @@ def load(path: str | Path, component: str, abstract: dict | None = None, dtype: 
     return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in leaves])
 
 
-def _stored(folder: Path) -> dict[str, Any]:
-    """What a component has: things with shape and dtype, by dotted path."""
+def _stored_arrays(folder: Path) -> dict[str, Any]:
+    """Return the metadata of a component's arrays, with shape and dtype, by dotted path."""
     try:
         stored = ocp.metadata(folder).metadata
     except Exception as error:
         raise _damaged(folder, error) from error
     if not isinstance(stored, dict):
-        raise _damaged(folder, ValueError("its metadata is unreadable"))
+        raise _damaged(folder, ValueError("unreadable metadata"))
     return stored
 
 
+def _check_shapes(folder: Path, expected: dict[str, Any], stored: dict[str, Any]) -> None:
+    """Raise InputError that names the first parameter with another shape, and how many there are."""
+    shape = lambda leaves, name, absent: tuple(leaves[name].shape) if name in leaves else absent
+    names = sorted(expected.keys() | stored.keys())
+    wrong = [name for name in names if shape(expected, name, None) != shape(stored, name, None)]
+    if wrong:
+        raise InputError(
+            f"{folder}: {wrong[0]}: expected {shape(expected, wrong[0], 'no such parameter')}, got "
+            f"{shape(stored, wrong[0], 'none')} ({len(wrong)} such); convert the weights again"
+        )
+
+
+def _damaged(folder: Path, error: Exception) -> InputError:
+    return InputError(f"{folder}: damaged ({first_line(error)}); convert the weights again")
+
+
 def load_config(path: str | Path) -> RendererConfig:
-    """The configuration of a checkpoint.
+    """Return the configuration of a checkpoint.
 
     Raises:
-      InputError: no such folder, or no checkpoint of ours.
+      InputError: no such folder, or not a checkpoint.
     """
     folder = expand_home(path)
     if not folder.is_dir():
@@ -134,33 +150,15 @@ def load_config(path: str | Path) -> RendererConfig:
     try:
         values = json.loads(file.read_text())
     except FileNotFoundError:
-        raise InputError(f"{path}: no drender checkpoint (it has no {CONFIG}); convert_weights.py makes one") from None
+        raise InputError(f"{path}: not a drender checkpoint (no {CONFIG}); make one with convert_weights.py") from None
     except (ValueError, OSError) as error:
         raise InputError(f"{file}: unreadable ({first_line(error)}); convert the weights again") from None
     return from_dict(RendererConfig, values, str(file))
 
 
 def components(path: str | Path) -> list[str]:
-    """The names of the components that a checkpoint holds."""
+    """Return the names of the components in a checkpoint."""
     return [name for name in COMPONENTS if (expand_home(path) / name).is_dir()]
-
-
-def _check(folder: Path, wanted: dict[str, tuple], found: dict[str, tuple]) -> None:
-    """InputError naming the first parameter that does not fit, and how many do not."""
-    wrong = [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]
-    if wrong:
-        name = wrong[0]
-        raise InputError(
-            f"{folder}: {name} is {found.get(name, 'missing')}, but its configuration asks for "
-            f"{wanted.get(name, 'no such parameter')} ({len(wrong)} such); convert the weights again"
-        )
-
-
-def _damaged(folder: Path, error: Exception) -> InputError:
-    return InputError(f"{folder}: damaged ({first_line(error)}); convert the weights again")
-
-
-# --- folders that appear when they are complete ----------------------------------------------------------------------
 
 
 def check_destination(path: str | Path, overwrite: bool) -> None:

@@ -1,15 +1,18 @@
-"""Torch's weight files without torch: safetensors, one file or shards, read and written one tensor at a time.
+"""Weight files of torch without torch: safetensors, whole or sharded, read and written one tensor at a time.
 
 Legacy pickles (`.bin`) are read too, where torch is installed.
 """
 
+import contextlib
 import functools
+import itertools
 import json
 import math
+import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +22,15 @@ from safetensors import SafetensorError, safe_open
 
 from drender.errors import InputError, first_line
 
+# Importing JAX registers bfloat16 with numpy, so that safetensors can return it.
 DTYPES = {"F32": np.dtype("float32"), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype("float16")}
-# A folder may hold the same weights in several forms, here with the best first; each may be cut into shards, which an
-# index then lists.
-FORMS = (("safetensors", ""), ("safetensors", ".fp16"), ("bin", ""), ("bin", ".fp16"))
+# A folder may hold the same weights in several forms (extension, variant): the first of these is read.
+FORMS = tuple(itertools.product(("safetensors", "bin"), ("", "fp16", "bf16")))
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor in a file, or one that is to be written; `read` brings it into memory."""
+    """A tensor that is not yet in memory; `read` loads it."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -38,116 +41,164 @@ class Tensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read(folder: Path, stem: str) -> dict[str, Tensor]:
-    """All tensors of the weights `stem` in a folder.
+# --- which files -----------------------------------------------------------------------------------------------------
+
+
+def find_weights(names: Collection[str], stem: str) -> str | None:
+    """Return the file that holds the weights `stem` in the best form: one file, or the index of its shards."""
+    indices = {_index_form(name, stem): name for name in sorted(names)}
+    for extension, variant in FORMS:
+        whole = ".".join(filter(None, (stem, variant, extension)))
+        if whole in names:
+            return whole
+        if (extension, variant) in indices:
+            return indices[extension, variant]
+    return None
+
+
+def _index_form(name: str, stem: str) -> tuple[str, str] | None:
+    """Return (extension, variant) of an index of shards, or None for another file.
+
+    Libraries order the words differently: `.safetensors.index.fp16.json`, `.fp16.safetensors.index.json`, ….
+    """
+    words = name.removeprefix(f"{stem}.").split(".")
+    if not name.startswith(f"{stem}.") or words[-1] != "json" or "index" not in words:
+        return None
+    variant = ".".join(word for word in words if word not in ("safetensors", "bin", "index", "json"))
+    return "bin" if "bin" in words else "safetensors", variant
+
+
+def weight_files(folder: Path, stem: str) -> list[Path]:
+    """Return the files of the weights `stem` in a folder, shards in the order of their names.
 
     Raises:
-      InputError: no such weights, a missing shard, a damaged file, or a tensor of another dtype than `DTYPES`.
+      InputError: no such weights, a damaged index, or a missing shard.
     """
-    found = best([path.name for path in folder.iterdir()], stem)
-    if not found:
+    name = find_weights([path.name for path in folder.iterdir()], stem)
+    if name is None:
         raise InputError(f"{folder}: no weights; expected {stem}.safetensors")
-    first = folder / found[0]
+    if not name.endswith(".json"):
+        return [folder / name]
+    shards = [folder / shard for shard in shard_names(folder / name)]
+    for shard in shards:
+        if not shard.is_file():
+            raise InputError(f"{shard}: missing, although {name} lists it; download it again")
+    return shards
+
+
+def shard_names(index: Path) -> list[str]:
+    """Return the file names that an index of shards lists; InputError if it is damaged or they lie elsewhere."""
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise InputError(f"{index}: not an index of weight files; download it again") from None
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[^/\\]+\.(safetensors|bin)", name):
+            raise InputError(f"{index}: expected names of weight files beside it, got {name!r}; download it again")
+    return names
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read(folder: Path, stem: str) -> dict[str, Tensor]:
+    """Return all tensors of the weights `stem` in a folder, by name.
+
+    Raises:
+      InputError: no such weights, a missing shard, a damaged file, or a tensor whose dtype is not one of `DTYPES`.
+    """
     tensors = {}
-    for file in _shards(first) if first.suffix == ".json" else [first]:
-        if not file.is_file():
-            raise InputError(f"{file}: missing, though {first.name} lists it; download it again")
-        tensors |= read_pickle(file) if file.suffix == ".bin" else _read_safetensors(file)
+    for file in weight_files(folder, stem):
+        tensors |= _read_pickle(file) if file.suffix == ".bin" else _read_safetensors(file)
     return tensors
 
 
-def best(names: list[str], stem: str) -> list[str]:
-    """The files that hold the weights `stem` in the best form that there is: one file, or an index and its shards."""
-    for extension, variant in FORMS:
-        whole, index = f"{stem}{variant}.{extension}", f"{stem}.{extension}.index{variant}.json"
-        if whole in names:
-            return [whole]
-        if index in names:
-            shard = re.compile(rf"{re.escape(stem + variant)}-\d+-of-\d+\.{extension}")
-            return [index, *filter(shard.fullmatch, names)]
-    return []
+def read_metadata(folder: Path, stem: str) -> dict[str, str]:
+    """Return the free-form entries in the headers of safetensors files; errors as those of `read`."""
+    metadata = {}
+    for file in weight_files(folder, stem):
+        if file.suffix == ".safetensors":
+            with _open_safetensors(file) as handle:
+                metadata |= handle.metadata() or {}
+    return metadata
 
 
-def _shards(index: Path) -> list[Path]:
+@contextlib.contextmanager
+def _open_safetensors(file: Path) -> Iterator[safe_open]:
     try:
-        return [index.parent / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise InputError(f"{index}: not an index of weight files; download it again") from None
+        with safe_open(file, "numpy") as handle:  # checks the header and every offset
+            yield handle
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: damaged or not a safetensors file ({error}); download it again") from None
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(file, "numpy"):  # checks the header and every offset
-            pass
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: damaged or no safetensors file ({error}); download it again") from None
-    with open(file, "rb") as handle:
-        (size,) = struct.unpack("<Q", handle.read(8))
-        header = json.loads(handle.read(size))
     tensors = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        if entry["dtype"] not in DTYPES:
-            raise InputError(f"{file}: {name} is {entry['dtype']}; the weights must be {', '.join(DTYPES)}")
-        shape, dtype, offset = tuple(entry["shape"]), DTYPES[entry["dtype"]], 8 + size + entry["data_offsets"][0]
-        tensors[name] = Tensor(shape, dtype, functools.partial(_read_array, file, shape, dtype, offset))
+    with _open_safetensors(file) as handle:
+        for name in handle.keys():  # noqa: SIM118 (the handle is not iterable)
+            entry = handle.get_slice(name)
+            if entry.get_dtype() not in DTYPES:
+                raise InputError(f"{file}: {name} is {entry.get_dtype()}; expected {', '.join(DTYPES)}")
+            load = functools.partial(_load_tensor, file, name)
+            tensors[name] = Tensor(tuple(entry.get_shape()), DTYPES[entry.get_dtype()], load)
     return tensors
 
 
-def _read_array(file: Path, shape: tuple[int, ...], dtype: np.dtype, offset: int) -> np.ndarray:
-    # As bytes, because numpy reads no bfloat16. Not a memory map: its pages would stay in memory beside the copy that
-    # every change of layout makes.
-    try:
-        data = np.fromfile(file, np.uint8, math.prod(shape) * dtype.itemsize, offset=offset)
-        return data.view(dtype).reshape(shape)
-    except (OSError, ValueError, OverflowError) as error:
-        raise InputError(f"{file}: cannot be read ({error})") from None
+def _load_tensor(file: Path, name: str) -> np.ndarray:
+    # A handle maps the file, and pages once read stay in the process's memory: open one per tensor.
+    with _open_safetensors(file) as handle:
+        return handle.get_tensor(name)
 
 
-def read_pickle(file: Path) -> dict[str, Tensor]:
-    """All tensors of a state dict that torch saved.
+def _read_pickle(file: Path) -> dict[str, Tensor]:
+    """Return all tensors of a state dict that torch saved.
 
     Raises:
-      InputError: torch is not installed, a damaged file, one that holds anything else, or a tensor of another dtype
-        than `DTYPES`.
+      InputError: torch is not installed, the file is damaged or holds other objects, or a tensor's dtype is not one of
+        `DTYPES`.
     """
     try:
         import torch
     except ImportError:
         raise InputError(f"{file}: a pickle, which only torch can read; install torch, or get safetensors") from None
-    kinds = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-    bits = {2: torch.int16, 4: torch.int32}  # numpy has no bfloat16 to share with torch, but integers
+    codes = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+    integers = {2: torch.int16, 4: torch.int32}  # torch does not convert bfloat16 to numpy: pass its bits
     try:
-        # weights_only: else a pickle may run any program.
+        # weights_only: other pickles may run any program.
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-        dtypes = {name: DTYPES[kinds[tensor.dtype]] for name, tensor in loaded.items()}
+        dtypes = {name: DTYPES[codes[tensor.dtype]] for name, tensor in loaded.items()}
     except Exception as error:
-        raise InputError(f"{file}: damaged or no state dict of weights ({first_line(error)})") from None
+        # torch's own message advises to run the pickle's code: weights_only=False.
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        reason = "its pickle holds more than tensors" if unsafe else first_line(error)
+        raise InputError(f"{file}: damaged or not a state dict of weights ({reason}); get safetensors") from None
 
-    def array(name: str) -> np.ndarray:
-        dtype = dtypes[name]
-        return loaded[name].contiguous().view(bits[dtype.itemsize]).numpy().view(dtype)
+    def load(name: str) -> np.ndarray:
+        bits = loaded[name].contiguous().view(integers[dtypes[name].itemsize])
+        return bits.numpy().view(dtypes[name])
 
-    return {name: Tensor(tuple(t.shape), dtypes[name], functools.partial(array, name)) for name, t in loaded.items()}
+    return {name: Tensor(tuple(t.shape), dtypes[name], functools.partial(load, name)) for name, t in loaded.items()}
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
 
 
 def write(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes a safetensors file, with one tensor in memory at a time.
+    """Write a safetensors file with one tensor in memory at a time; the library needs all of them at once.
 
-    These files equal those of the safetensors library byte for byte: tensors are in the order of DTYPES, the widest
-    first so that all are aligned, then of their names.
+    The file equals the library's byte for byte: tensors in the order of `DTYPES`, the widest first so that all are
+    aligned, then of their names.
     """
     codes = {dtype: code for code, dtype in DTYPES.items()}
-    names = sorted(tensors, key=lambda name: (list(codes).index(tensors[name].dtype), name))
+    ranks = {dtype: rank for rank, dtype in enumerate(codes)}
+    ordered = dict(sorted(tensors.items(), key=lambda item: (ranks[item[1].dtype], item[0])))
     header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name in names:
-        start, end = end, end + tensors[name].nbytes
-        code = codes[tensors[name].dtype]
-        header[name] = {"dtype": code, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    for name, tensor in ordered.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": codes[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     with open(file, "wb") as handle:
         handle.write(struct.pack("<Q", len(text)) + text)
-        for name in names:
-            handle.write(np.ascontiguousarray(tensors[name].read()).reshape(-1).view(np.uint8))
+        for tensor in ordered.values():
+            handle.write(np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8))

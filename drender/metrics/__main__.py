@@ -1,4 +1,4 @@
-"""Compare folders of clips: `python -m drender.metrics PREDICTED TRUTH`."""
+"""Compare folders of clips, as sample.py writes them: `python -m drender.metrics PREDICTED TRUTH`."""
 
 import argparse
 
@@ -6,12 +6,12 @@ from tqdm import tqdm
 
 from drender import cli
 from drender.metrics.compare import compare, summarize, table, write_json
-from drender.metrics.lpips import LPIPS
+from drender.metrics.lpips import LPIPS, NETWORKS
 
 
 def main() -> None:
     args = parser().parse_args()
-    lpips = None if args.lpips is None else LPIPS.load(args.lpips)
+    lpips = None if args.lpips is None else LPIPS(args.lpips)
     clips = {}
     for comparison in tqdm(compare(args.predicted, args.truth, args.pair or (), args.mask), disable=None, leave=False):
         clips.setdefault(comparison.clip, {})[comparison.row] = comparison.scores(lpips)
@@ -23,16 +23,16 @@ def main() -> None:
 
 
 def parser() -> cli.Parser:
-    top = cli.Parser(prog="python -m drender.metrics", description="Compares predicted clips with true ones.")
+    top = cli.Parser(prog="python -m drender.metrics", description="Compare predicted clips with true ones.")
     top.add_argument("predicted", type=cli.path, help="folder of a clip or of clips, as sample.py writes them")
     top.add_argument("truth", type=cli.path, help="folder of the same clips")
     top.add_argument(
         "--pair", type=_pair, action="append", metavar="PREDICTED=TRUTH",
-        help="labels to compare beside those that both have, such as env0000=rgb; may be given again",
+        help="labels to compare besides those that both sides have, such as env0000=rgb; repeatable",
     )  # fmt: skip
-    top.add_argument("--mask", metavar="LABEL", help="of the truth's masks: only what is white in them counts")
-    top.add_argument("--lpips", type=cli.path, metavar="FOLDER", help="with torchvision's and lpips' weight files")
-    top.add_argument("--json", type=cli.path, metavar="FILE", help="to write, with the scores of every clip")
+    top.add_argument("--mask", metavar="LABEL", help="label of the truth's masks, white where pixels count")
+    top.add_argument("--lpips", choices=NETWORKS, help="network to measure LPIPS with; needs drender[metrics]")
+    top.add_argument("--json", type=cli.path, metavar="FILE", help="file to write all scores to, also of every clip")
     return top
 
 

@@ -1,8 +1,9 @@
-"""TODO."""
+"""Compare two folders of clips: match their clips, labels and frames, and average the scores."""
 
 import itertools
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,29 +14,34 @@ from drender.config import DOMAINS
 from drender.errors import InputError
 from drender.files import atomic_write, natural_order
 from drender.media.gbuffers import RELEASED_STEM, find_images, frame_path, read_frames
+from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES
 from drender.metrics.image import Scores, evaluate
 from drender.metrics.lpips import LPIPS
+
+Clip = dict[str, dict[str, Path]]  # label -> stem of the frame -> file
+# Labels of relit frames.
+RELIT = re.compile(r"env\d{4,}")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared of a clip: the files of one label, frame by frame."""
+    """The files of one label of a clip, predicted and true, frame by frame."""
 
     clip: str
-    row: str  # of the table: the label, or `PREDICTED=TRUTH` where the two sides differ in it
-    label: str  # what `evaluate` takes it for
+    row: str  # of the table: the label, or `PREDICTED=TRUTH` where the two sides name it differently
+    label: str  # the kind of image, for `evaluate`
     predicted: tuple[Path, ...]
     truth: tuple[Path, ...]
     masks: tuple[Path, ...] | None
 
     def scores(self, lpips: LPIPS | None = None) -> Scores:
-        """What `evaluate` gives, after the number of frames."""
-        predicted, truth = (np.stack(list(read_frames(x, self.label))) for x in (self.predicted, self.truth))
-        _require_size(self.predicted[0], predicted, self.truth[0], truth)
+        """Return the number of `frames`, and the scores of `evaluate`."""
+        predicted, truth = (np.stack(list(read_frames(files, self.label))) for files in (self.predicted, self.truth))
+        _require_same_size(self.predicted[0], predicted, self.truth[0], truth)
         mask = None
         if self.masks is not None:
             mask = np.stack(list(read_frames(self.masks, "mask")))
-            _require_size(self.masks[0], mask, self.truth[0], truth)
+            _require_same_size(self.masks[0], mask, self.truth[0], truth)
             mask = mask.mean(-1) > 0.5
         try:
             return {"frames": len(truth)} | evaluate(self.label, predicted, truth, mask, lpips)
@@ -43,48 +49,73 @@ class Comparison:
             raise InputError(f"clip {self.clip!r}: {error}") from error
 
 
+def _require_same_size(file: Path, images: np.ndarray, other: Path, others: np.ndarray) -> None:
+    if images.shape != others.shape:
+        sizes = [f"{array.shape[2]}x{array.shape[1]}" for array in (images, others)]
+        raise InputError(f"{file} has {sizes[0]} pixels, {other} {sizes[1]}; resize them to one size")
+
+
+# --- matching --------------------------------------------------------------------------------------------------------
+
+
 def compare(
     predicted: str | Path, truth: str | Path, pairs: Sequence[tuple[str, str]] = (), mask: str | None = None
 ) -> list[Comparison]:
-    """All that two folders of clips, in the layouts of `find_gbuffer_clips`, have in common, clip by clip.
+    """Match two folders of clips, in the layouts of `find_gbuffer_clips`.
 
-    Clips are matched by name, unless the folders are those of one clip each; frames by name, or by order where only one
-    side has the released names.
+    Clips are matched by name, unless both folders are those of a single clip. Frames are matched by name, or by order
+    where only one side has the released names.
 
     Args:
       predicted, truth: folders.
-      pairs: labels to compare, (predicted, truth), beside the G-buffers and `rgb` that both sides have.
+      pairs: labels to compare, (predicted, truth), besides all that both sides have.
       mask: the label of the truth's masks, white where pixels count.
+    Returns:
+      one comparison per clip and label.
     Raises:
-      InputError: nothing to compare; a clip, a label of a clip or a frame that one side lacks.
+      InputError: nothing to compare, or a clip, a label of a clip or a frame that one side lacks.
     """
-    known = (*DOMAINS, "rgb")
-    ours = _find(predicted, (*known, *(label for label, _ in pairs)))
-    theirs = _find(truth, (*known, *(label for _, label in pairs), *([] if mask is None else [mask])))
-    if list(ours) == [Path(predicted).resolve().name] and list(theirs) == [Path(truth).resolve().name]:
-        theirs = dict(zip(ours, theirs.values(), strict=True))
-    for name in sorted(ours.keys() ^ theirs.keys(), key=natural_order):
-        there, lacking = (predicted, truth) if name in ours else (truth, predicted)
-        raise InputError(f"{lacking} has no clip {name!r}, which {there} has; both need the same clips")
-    has = lambda side, label: any(label in files for files in side.values())
-    common = [(label, label) for label in known if has(ours, label) and has(theirs, label)]
-    if not (common or pairs):
+    known = tuple(dict.fromkeys((*DOMAINS, "rgb", *_other_labels(predicted), *_other_labels(truth))))
+    predicted_clips = _find(predicted, (*known, *(label for label, _ in pairs)))
+    true_clips = _find(truth, (*known, *(label for _, label in pairs), *([] if mask is None else [mask])))
+    if list(predicted_clips) == [Path(predicted).resolve().name] and list(true_clips) == [Path(truth).resolve().name]:
+        true_clips = dict(zip(predicted_clips, true_clips.values(), strict=True))
+    for name in sorted(predicted_clips.keys() ^ true_clips.keys(), key=natural_order):
+        with_clip, without = (predicted, truth) if name in predicted_clips else (truth, predicted)
+        raise InputError(f"{without} has no clip {name!r}, which {with_clip} has; both need the same clips")
+    shared = set().union(*predicted_clips.values()) & set().union(*true_clips.values()) - {mask}
+    compared = dict.fromkeys((*((label, label) for label in known if label in shared), *pairs))
+    if not compared:
         raise InputError(f"{predicted} and {truth} have no label in common; name two with --pair PREDICTED=TRUTH")
     comparisons = []
-    for name in ours:
-        for label, other in dict.fromkeys((*common, *pairs)):
-            images = _files(truth, name, theirs[name], other)
-            frames, masks = _match(_files(predicted, name, ours[name], label), images), None
-            if mask is not None:
-                masks = tuple(file for file, _ in _match(_files(truth, name, theirs[name], mask), images))
-            kind = label if other not in DOMAINS else other
-            row = label if label == other else f"{label}={other}"
-            comparisons.append(Comparison(name, row, kind, *zip(*frames, strict=True), masks))
+    for name, (label, true_label) in itertools.product(predicted_clips, compared):
+        true_files = _files(truth, name, true_clips[name], true_label)
+        frames = _match(_files(predicted, name, predicted_clips[name], label), true_files)
+        masks = None
+        if mask is not None:
+            masks = tuple(file for file, _ in _match(_files(truth, name, true_clips[name], mask), true_files))
+        kind = true_label if true_label in DOMAINS else label
+        row = label if label == true_label else f"{label}={true_label}"
+        comparisons.append(Comparison(name, row, kind, *zip(*frames, strict=True), masks))
     return comparisons
 
 
-def _find(path: str | Path, labels: Sequence[str]) -> dict[str, dict[str, dict[str, Path]]]:
-    """clip -> label -> stem of the frame -> file"""
+def _other_labels(path: str | Path) -> list[str]:
+    """Return labels in a folder of clips: all of files with released names, and those of relit frames in any layout."""
+    labels = set()
+    for entry in (*Path(path).glob("[!.]*"), *Path(path).glob("[!.]*/[!.]*")):
+        stem, _, label = entry.stem.rpartition(".")
+        if RELIT.fullmatch(entry.name) and entry.is_dir():
+            labels.add(entry.name)
+        elif entry.suffix.lower() not in IMAGE_SUFFIXES + HDR_SUFFIXES:
+            continue
+        elif RELEASED_STEM.fullmatch(stem) or (stem and RELIT.fullmatch(label)):
+            labels.add(label)
+    return sorted(labels, key=natural_order)
+
+
+def _find(path: str | Path, labels: Sequence[str]) -> dict[str, Clip]:
+    """Return the images of these labels by clip; InputError if there are none."""
     clips = dict(find_images(path, labels))
     if not clips:
         expected = frame_path("clip", 0, 0, "rgb")
@@ -94,33 +125,30 @@ def _find(path: str | Path, labels: Sequence[str]) -> dict[str, dict[str, dict[s
     return clips
 
 
-def _files(path: str | Path, clip: str, files: dict[str, dict[str, Path]], label: str) -> dict[str, Path]:
-    if label not in files:
-        raise InputError(f"{path}: clip {clip!r} has no {label!r}; it has {', '.join(files)}")
-    return files[label]
+def _files(path: str | Path, name: str, clip: Clip, label: str) -> dict[str, Path]:
+    """Return a clip's files of one label; InputError, which names the folder and the clip, if there are none."""
+    if label not in clip:
+        raise InputError(f"{path}: clip {name!r} has no {label!r}; it has {', '.join(clip)}")
+    return clip[label]
 
 
 def _match(first: dict[str, Path], second: dict[str, Path]) -> list[tuple[Path, Path]]:
-    """The files of the same frames, in order."""
+    """Return the files of the same frames, in order."""
     stems = [sorted(files, key=natural_order) for files in (first, second)]
     released = [all(map(RELEASED_STEM.fullmatch, names)) for names in stems]
     if released[0] != released[1] and len(first) == len(second):
         return [(first[a], second[b]) for a, b in zip(*stems, strict=True)]
     for stem in sorted(first.keys() ^ second.keys(), key=natural_order):
-        file, other = (first[stem], stems[1]) if stem in first else (second[stem], stems[0])
-        beside = (second if stem in first else first)[other[0]]
-        raise InputError(f"{file} has no counterpart beside {beside}; both sides need the same frames")
+        file, other = (first[stem], second[stems[1][0]]) if stem in first else (second[stem], first[stems[0][0]])
+        raise InputError(f"{file} has no counterpart beside {other}; both sides need the same frames")
     return [(first[stem], second[stem]) for stem in stems[0]]
 
 
-def _require_size(path: Path, images: np.ndarray, other: Path, others: np.ndarray) -> None:
-    if images.shape != others.shape:
-        sizes = [f"{array.shape[2]}x{array.shape[1]}" for array in (images, others)]
-        raise InputError(f"{path} has {sizes[0]} pixels, {other} {sizes[1]}; bring them to one size")
+# --- summaries -------------------------------------------------------------------------------------------------------
 
 
 def summarize(clips: dict[str, dict[str, Scores]]) -> dict[str, Scores]:
-    """Scores by clip and label, as means over clips by label, after the numbers of `clips` and `frames`."""
+    """Return, from scores by clip and label, the number of `clips` and `frames` and the means by label."""
     by_label = {}
     for scores in clips.values():
         for label, values in scores.items():
@@ -133,19 +161,19 @@ def summarize(clips: dict[str, dict[str, Scores]]) -> dict[str, Scores]:
 
 
 def table(summary: dict[str, Scores]) -> str:
-    """One line per label, with the names and values of its scores in columns."""
+    """Return one line per label, with the names and values of its scores in columns."""
     rows = [[label, *(f"{name} {value:.4g}" for name, value in row.items())] for label, row in summary.items()]
     widths = [max(map(len, column)) for column in itertools.zip_longest(*rows, fillvalue="")]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def write_json(path: str | Path, results: dict) -> None:
-    """Writes nested dicts of results; numbers that are not finite, which JSON has not, as null."""
+    """Write nested dicts of results; non-finite numbers, which JSON lacks, become null."""
 
-    def plain(value):
+    def finite(value):
         if isinstance(value, dict):
-            return {name: plain(item) for name, item in value.items()}
+            return {name: finite(item) for name, item in value.items()}
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(plain(results), indent=1) + "\n")
+        temporary.write_text(json.dumps(finite(results), indent=1) + "\n")

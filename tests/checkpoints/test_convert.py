@@ -1,4 +1,4 @@
-"""Conversion: the naming rule, the way there and back bit for bit, and strictness."""
+"""Conversion: the naming rule, bit-exact round trips, strictness, and the script."""
 
 import hashlib
 import json
@@ -8,6 +8,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import tiny
@@ -31,7 +32,7 @@ def sha(data: bytes) -> str:
 
 
 def converted(folder: Path) -> RendererConfig:
-    """Converts a released folder, to `converted` beside it; gives the configuration that is found there."""
+    """Convert a released folder, to `converted` beside it, and return the configuration there."""
     convert.from_released(str(folder), folder.parent / "converted", log=SILENT)
     return orbax.load_config(folder.parent / "converted")
 
@@ -49,7 +50,7 @@ def converted(folder: Path) -> RendererConfig:
         ("env_encoder", EnvEncoderConfig(in_channels=9, latent_encoder=False), 162_515_184, 90, "a00e93ec5e4b9f99"),
     ],
 )
-def test_full_size_networks_have_the_released_names_and_shapes(component, config, parameters, tensors, names):
+def test_full_size_networks_have_released_names_and_shapes(component, config, parameters, tensors, names):
     shapes = tiny.network_shapes(component, config)
     assert sum(map(math.prod, shapes.values())) == parameters
     assert len(shapes) == tensors
@@ -68,7 +69,7 @@ def test_full_size_networks_have_the_released_names_and_shapes(component, config
         ("forward", "lora", "8bf61a061288010a"),
     ],
 )
-def test_tiny_checkpoints_are_those_that_the_golden_results_were_made_with(originals, kind, component, expected):
+def test_tiny_checkpoints_are_those_of_the_golden_results(originals, kind, component, expected):
     (file,) = (originals[kind] / component).glob("*.safetensors")
     assert sha(file.read_bytes()) == expected
 
@@ -83,20 +84,20 @@ def test_layouts_invert_each_other(module, prefix, leaf, shape):
     if len(shape) == 3 or (prefix and len(shape) == 4):
         shape = [shape[0], 1, *shape[-2:]]  # over time
     name = f"{prefix}{module}.{leaf}"
-    ours = np.arange(math.prod(shape)).reshape(shape)
-    torch = convert.to_torch(name, ours)
+    parameter = np.arange(math.prod(shape)).reshape(shape)
+    torch = convert.to_torch(name, parameter)
     assert torch.shape[:2] == (shape[-1], shape[-2])
     assert torch.ndim == (5 if prefix and len(shape) == 4 else len(shape))
-    np.testing.assert_array_equal(convert.from_torch(name, torch), ours)
+    np.testing.assert_array_equal(convert.from_torch(name, torch), parameter)
 
 
-def test_lora_names_of_both_spellings():
+def test_lora_names_in_both_spellings():
     assert convert.torch_name("mid.to_out.0.lora_A") == "mid.to_out.0.lora_A.weight"
     assert convert.torch_name("mid.to_out.0.lora.down") == "mid.to_out.0.lora.down.weight"
     assert convert.torch_name("mid.to_out.0.alpha") == "mid.to_out.0.alpha"
 
 
-# --- the way there and back -------------------------------------------------------------------------------------------
+# --- round trips ------------------------------------------------------------------------------------------------------
 
 
 def test_round_trip_is_bit_for_bit(tmp_path):
@@ -115,7 +116,7 @@ def test_round_trip_is_bit_for_bit(tmp_path):
     assert lines == []
 
 
-def test_lora_with_alpha_and_of_convolutions_and_the_older_spelling(forward, tmp_path):
+def test_lora_of_convolutions_with_alpha_and_older_spelling(forward, tmp_path):
     resnet = "unet.down_blocks.0.resnets.0"
     to_q = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     factors = {
@@ -130,20 +131,39 @@ def test_lora_with_alpha_and_of_convolutions_and_the_older_spelling(forward, tmp
     save_file(tensors, tmp_path / "pytorch_lora_weights.safetensors")
     config, _ = diffusers_layout.read(forward, SILENT)
     unet = abstract_module(UNet, config.unet)[1]
-    pulled = convert.pull_lora(unet, torch_files.read(tmp_path, "pytorch_lora_weights"), "lora")
-    ours = unflatten({name: convert.from_torch(name, tensor.read()) for name, tensor in pulled.items()})
-    conv = ours["down_blocks"][0]["resnets"][0]["temporal_res_block"]["conv2"]
+    matched = convert.match_lora(unet, torch_files.read(tmp_path, "pytorch_lora_weights"), "lora")
+    nested = unflatten({name: convert.from_torch(name, tensor.read()) for name, tensor in matched.items()})
+    conv = nested["down_blocks"][0]["resnets"][0]["temporal_res_block"]["conv2"]
     assert (conv["lora_A"].shape, conv["lora_B"].shape) == ((3, 1, 32, 4), (1, 1, 4, 32))
-    orbax.save(tmp_path / "ours", config, {"lora": ours})
-    convert.to_released(tmp_path / "ours", tmp_path / "back", log=SILENT)
+    orbax.save(tmp_path / "converted", config, {"lora": nested})
+    convert.to_released(tmp_path / "converted", tmp_path / "back", log=SILENT)
     back = load_file(tmp_path / "back/lora/pytorch_lora_weights.safetensors")
     assert {name: (x.shape, x.tobytes()) for name, x in back.items()} == {
         name: (x.shape, x.tobytes()) for name, x in tensors.items()
     }
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_to_torch_casts_all_weights_to_dtype(monkeypatch, inverse_checkpoint, tmp_path, dtype):
+    assert script(monkeypatch, "--to-torch", inverse_checkpoint, tmp_path / "back", "--dtype", dtype) == 0
+    for component in tiny.components("inverse"):
+        (file,) = (tmp_path / "back" / component).glob("*.safetensors")
+        expected = tiny.weights(component, tiny.shapes("inverse", component))
+        for name, tensor in load_file(file).items():
+            assert tensor.dtype == jnp.dtype(dtype)
+            assert tensor.tobytes() == expected[name].astype(jnp.dtype(dtype)).tobytes(), name
+
+
+def test_weight_too_large_for_dtype_is_named_and_nothing_written(forward, tmp_path):
+    config, _ = diffusers_layout.read(forward, SILENT)
+    orbax.save(tmp_path / "large", config, {"lora": {"conv_in": {"alpha": np.full((), 1e5, np.float32)}}})
+    with pytest.raises(InputError, match=r"large: lora\.conv_in\.alpha overflows float16; choose bfloat16"):
+        convert.to_released(tmp_path / "large", tmp_path / "back", dtype="float16", log=SILENT)
+    assert not (tmp_path / "back").exists()
+
+
 @pytest.mark.oracle
-def test_diffusers_reads_what_we_write(tmp_path):
+def test_diffusers_reads_converted_checkpoint(tmp_path):
     diffusers = pytest.importorskip("diffusers")
     torch = pytest.importorskip("torch")
     converted(tiny.write_released(tmp_path / "source", "svd", "float32", sharded=True, variant="fp16"))
@@ -167,7 +187,7 @@ def test_diffusers_reads_what_we_write(tmp_path):
 # --- strictness -------------------------------------------------------------------------------------------------------
 
 
-def test_all_that_does_not_fit_is_listed_and_nothing_written(inverse, tmp_path):
+def test_misfits_are_listed_and_nothing_is_written(inverse, tmp_path):
     def spoil(tensors):
         del tensors["encoder.conv_in.bias"], tensors["quant_conv.weight"]
         tensors["encoder.conv_out.bias"] = np.zeros(3, np.float16)
@@ -187,7 +207,7 @@ def test_all_that_does_not_fit_is_listed_and_nothing_written(inverse, tmp_path):
     assert os.listdir(tmp_path) == ["released"]
 
 
-def test_a_long_list_is_cut(inverse):
+def test_long_list_of_misfits_is_truncated(inverse):
     tiny.edit_weights(inverse / "vae", dict.clear)
     with pytest.raises(InputError, match="370 tensors do not fit") as caught:
         converted(inverse)
@@ -206,17 +226,17 @@ def test_a_long_list_is_cut(inverse):
         ("unet.middle.to_q.lora_A.weight", (4, 32), "the network has no module 'middle'"),
     ],
 )
-def test_lora_tensors_that_do_not_fit(forward, name, shape, message):
+def test_misfits_of_lora_are_named(forward, name, shape, message):
     change = lambda tensors: tensors.update({name: np.zeros(shape, np.float16)})
     tiny.edit_weights(forward / "lora", change, "pytorch_lora_weights")
     with pytest.raises(InputError, match=message):
         converted(forward)
 
 
-def test_sources_that_are_something_else(originals, inverse_checkpoint, tmp_path):
+def test_other_sources_are_refused(originals, inverse_checkpoint, tmp_path):
     (tmp_path / "clip").mkdir()
     (tmp_path / "clip" / "0000.0000.normal.png").write_bytes(b"")
-    with pytest.raises(InputError, match=r"clip: no released checkpoint \(it has no unet/config\.json\)"):
+    with pytest.raises(InputError, match=r"clip: not a released checkpoint \(no unet/config\.json\)"):
         convert.from_released(str(tmp_path / "clip"), tmp_path / "out")
     with pytest.raises(InputError, match="converted already"):
         convert.from_released(str(inverse_checkpoint), tmp_path / "out")
@@ -227,11 +247,11 @@ def test_sources_that_are_something_else(originals, inverse_checkpoint, tmp_path
     with pytest.raises(InputError, match="neither a folder nor a Hugging Face name"):
         convert.from_released(str(tmp_path / "clip/0000.0000.normal.png"), tmp_path / "out")
     (tmp_path / "out").mkdir()
-    with pytest.raises(InputError, match="already exists"):  # before anything is fetched
+    with pytest.raises(InputError, match="already exists"):  # before anything is downloaded
         convert.from_released("owner/name", tmp_path / "out")
 
 
-def test_the_way_back_overwrites_only_its_own_kind(inverse_checkpoint, tmp_path):
+def test_to_torch_overwrites_only_released_folders(inverse_checkpoint, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").write_bytes(b"")
     for destination in (tmp_path / "photos", inverse_checkpoint):
@@ -243,22 +263,22 @@ def test_the_way_back_overwrites_only_its_own_kind(inverse_checkpoint, tmp_path)
 
 
 def script(monkeypatch, *arguments) -> int:
-    """Runs convert_weights.py here, which spares the imports, and gives its exit code."""
+    """Run convert_weights.py in this process, which saves the imports, and return its exit code."""
     monkeypatch.setattr(sys, "argv", ["convert_weights.py", *map(str, arguments)])
     with pytest.raises(SystemExit) as caught:
         runpy.run_path(str(ROOT / "convert_weights.py"), run_name="__main__")
     return caught.value.code
 
 
-def test_the_script(originals, monkeypatch, tmp_path, capsys):
-    assert script(monkeypatch, originals["inverse"], tmp_path / "ours") == 0
+def test_script_converts_both_ways(originals, monkeypatch, tmp_path, capsys):
+    assert script(monkeypatch, originals["inverse"], tmp_path / "converted") == 0
     assert capsys.readouterr().out.splitlines() == [
         f"{originals['inverse']}: inverse renderer, domain table of 16 rows",
         "unet: 4,417,258 parameters in 1427 tensors, float16",
         "vae: 1,637,599 parameters in 370 tensors, float16",
-        f"wrote {tmp_path / 'ours'}",
+        f"wrote {tmp_path / 'converted'}",
     ]
-    assert script(monkeypatch, "--to-torch", tmp_path / "ours", tmp_path / "back") == 0
+    assert script(monkeypatch, "--to-torch", tmp_path / "converted", tmp_path / "back") == 0
     for component in ("unet", "vae"):
         file = f"{component}/diffusion_pytorch_model.safetensors"
         assert (tmp_path / "back" / file).read_bytes() == (originals["inverse"] / file).read_bytes()
@@ -270,9 +290,10 @@ def test_the_script(originals, monkeypatch, tmp_path, capsys):
         (["a", "b", "--overwrit"], "unknown option '--overwrit'; did you mean '--overwrite'?"),
         (["nowhere", "b"], "error: nowhere: neither a folder nor a Hugging Face name of the form owner/name"),
         (["--to-torch", "nowhere", "b"], "error: nowhere: no such folder; give one that convert_weights.py wrote"),
+        (["nowhere", "b", "--dtype", "float16"], "error: --dtype float16: only for training runs and --to-torch"),
     ],
 )
-def test_mistakes_are_one_line_and_code_2(monkeypatch, tmp_path, capsys, arguments, message):
+def test_usage_errors_are_one_line_and_code_2(monkeypatch, tmp_path, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert script(monkeypatch, *arguments) == 2
     error = capsys.readouterr().err

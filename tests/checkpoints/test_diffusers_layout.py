@@ -1,16 +1,16 @@
-"""The released layout: what its JSON files may lack or get wrong, and how it is fetched."""
+"""The released layout: incomplete and wrong JSON files, wrapped names, LoRA strength."""
 
-from pathlib import Path
+import json
 
-import huggingface_hub
 import numpy as np
 import pytest
 from helpers import tiny
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors.numpy import load_file, save_file
 
-from drender.checkpoints import convert, diffusers_layout
+from drender.checkpoints import convert, diffusers_layout, orbax
 from drender.config import DOMAINS, EnvEncoderConfig, SchedulerConfig
 from drender.errors import InputError
+from drender.models import lora
 from drender.models.env_encoder import EnvEncoder
 from drender.models.params import abstract_module
 
@@ -33,19 +33,19 @@ def test_configuration_of_each_kind(originals):
     assert (svd.kind, svd.scale_cond_latents, svd.unet.temporal_cross_attention_dim) == ("svd", False, 48)
 
 
-def test_tensors_decide_where_the_configuration_is_silent_or_wrong(inverse):
+def test_tensors_overrule_missing_and_wrong_configuration(inverse):
     tiny.edit_json(inverse / "unet/config.json", context_embedding_type=..., context_vocab_size=3, in_channels=24)
     tiny.edit_json(inverse / "unet/config.json", temporal_cross_attention_dim=...)
     lines = []
     unet = diffusers_layout.read(inverse, lines.append)[0].unet
     assert (unet.context_embedding_type, unet.context_vocab_size, unet.in_channels) == ("clip", 16, 8)
     assert unet.temporal_cross_attention_dim == 48
-    assert "unet/config.json: in_channels is 24; the tensors tell 8, which counts" in lines
-    assert "unet/config.json: context_embedding_type is 'not given'; the tensors tell 'clip', which counts" in lines
+    assert "unet/config.json: in_channels is 24; using 8, which the tensors determine" in lines
+    assert "unet/config.json: context_embedding_type is 'absent'; using 'clip', which the tensors determine" in lines
     assert len(lines) == 4
 
 
-def test_a_small_domain_table(inverse):
+def test_small_domain_table_drops_domains(inverse):
     change = lambda tensors: tensors.update({"context_embedding.weight": np.zeros((5, 48), np.float16)})
     tiny.edit_weights(inverse / "unet", change)
     config = diffusers_layout.read(inverse, SILENT)[0]
@@ -53,7 +53,7 @@ def test_a_small_domain_table(inverse):
     assert config.domains == {name: row for name, row in DOMAINS.items() if row < 5}
 
 
-def test_the_forward_renderer_is_known_by_its_encoder(forward):
+def test_forward_renderer_is_recognized_by_its_encoder(forward):
     tiny.edit_json(forward / "unet/config.json", multi_res_encoder_hidden_states=..., temporal_cross_attention_dim=...)
     tiny.edit_json(forward / "env_encoder/config.json", in_channels=9, latent_encoder=False)
     config = diffusers_layout.read(forward, SILENT)[0]
@@ -62,7 +62,7 @@ def test_the_forward_renderer_is_known_by_its_encoder(forward):
     assert (config.env_encoder.in_channels, config.env_encoder.latent_encoder) == (12, True)
 
 
-def test_the_pixel_stem(forward):
+def test_pixel_stem_of_env_encoder_is_recognized(forward):
     config = EnvEncoderConfig(in_channels=9, channels=(32, 32, 64, 64), latent_encoder=False)
     shapes = tiny.network_shapes("env_encoder", config)
     (forward / "env_encoder/diffusion_pytorch_model.safetensors").unlink()
@@ -72,13 +72,13 @@ def test_the_pixel_stem(forward):
     convert.match_tensors(abstract_module(EnvEncoder, config)[1], tensors["env_encoder"], "env_encoder")
 
 
-def test_forward_without_encoder(forward):
+def test_forward_renderer_without_encoder_is_an_error(forward):
     (forward / "env_encoder").rename(forward / "elsewhere")
     with pytest.raises(InputError, match="without its env_encoder folder"):
         diffusers_layout.read(forward, SILENT)
 
 
-def test_the_unused_is_named_and_left(forward):
+def test_unused_folders_and_keys_are_reported(forward):
     for name in ("env_decoder", "nrm_encoder", "safety_checker"):
         (forward / name).mkdir()
     (forward / "config.json").write_text("")  # as in the release
@@ -88,16 +88,16 @@ def test_the_unused_is_named_and_left(forward):
     lines = []
     config = diffusers_layout.read(forward, lines.append)[0]
     assert lines == [
-        "left alone, inference does not use them: env_decoder, nrm_encoder, safety_checker",
+        "ignored folders, which inference does not use: env_decoder, nrm_encoder, safety_checker",
         "unet/config.json: ignored _name_or_path = '/home/someone', magic = 3",
         "scheduler/scheduler_config.json: ignored prediction_type = 'epsilon', clip = None",
     ]
     assert config.kind == "forward"
 
 
-@pytest.mark.parametrize(("said", "scaled"), [(True, True), (False, False), ("yes", False), (..., False)])
-def test_scaling_of_conditions_follows_a_boolean(inverse, said, scaled):
-    tiny.edit_json(inverse / "model_index.json", scale_cond_latents=said)
+@pytest.mark.parametrize(("value", "scaled"), [(True, True), (False, False), ("yes", False), (..., False)])
+def test_scale_cond_latents_follows_only_a_boolean(inverse, value, scaled):
+    tiny.edit_json(inverse / "model_index.json", scale_cond_latents=value)
     config = diffusers_layout.read(inverse, SILENT)[0]
     assert config.scale_cond_latents is scaled
     assert diffusers_layout.json_files(config)["model_index.json"].get("scale_cond_latents", False) is scaled
@@ -112,87 +112,107 @@ def test_scheduler_and_model_index_may_be_missing(inverse):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "no JSON"), ("", "no JSON"), ("[1]", "found list"), ('{"in_channels": "8"}', "in_channels: expected int")],
+    [
+        ("{", "not valid JSON"),
+        ("", "not valid JSON"),
+        ("[1]", "got list"),
+        ('{"in_channels": "8"}', "in_channels: expected int"),
+    ],
 )
-def test_configurations_that_cannot_be_read(inverse, content, message):
+def test_invalid_configurations_are_named(inverse, content, message):
     (inverse / "vae/config.json").write_text(content)
     with pytest.raises(InputError, match=rf"vae/config\.json: .*{message}"):
         diffusers_layout.read(inverse, SILENT)
 
 
-# --- Hugging Face -----------------------------------------------------------------------------------------------------
+# --- names that a wrapper has changed ---------------------------------------------------------------------------------
 
 
-class Hub:
-    """Stands for huggingface_hub: one repository, or an error."""
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_prefixes_of_wrappers_are_removed_with_one_line(inverse, tmp_path, prefix):
+    def wrap(tensors):
+        wrapped = {prefix + name: tensor for name, tensor in tensors.items()}
+        tensors.clear()
+        tensors.update(wrapped)
 
-    def __init__(self, monkeypatch, folder: Path | None = None, listing=None, download=None, cached=None):
-        self.folder, self.listing, self.download, self.cached = folder, listing, download, cached
-        monkeypatch.setattr(huggingface_hub, "HfApi", lambda: self)
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", self.snapshot_download)
-
-    def model_info(self, name):
-        if self.listing:
-            raise self.listing
-        files = [str(file.relative_to(self.folder)) for file in self.folder.rglob("*") if file.is_file()]
-        return type("Info", (), {"siblings": [type("File", (), {"rfilename": name}) for name in files]})
-
-    def snapshot_download(self, name, allow_patterns=None, local_files_only=False):
-        self.requested = allow_patterns
-        if error := self.cached if local_files_only else self.download:
-            raise error
-        return str(self.folder)
+    expected = diffusers_layout.read(inverse, SILENT)
+    tiny.edit_weights(inverse / "unet", wrap)
+    lines = []
+    config, tensors = diffusers_layout.read(inverse, lines.append)
+    assert (config, tensors["unet"].keys()) == (expected[0], expected[1]["unet"].keys())
+    assert lines == [f"unet: removed {prefix!r} from the names of all tensors"]
 
 
-def hub_error(cls):
-    error = cls.__new__(cls)
-    Exception.__init__(error, "no\nmore lines")
-    return error
+# --- LoRA strength ----------------------------------------------------------------------------------------------------
 
 
-def test_only_the_needed_files_are_fetched(forward, monkeypatch):
-    for name in ("svd.safetensors", "README.md", "image_encoder/model.safetensors", "env_decoder/config.json"):
-        (forward / name).parent.mkdir(exist_ok=True)
-        (forward / name).write_bytes(b"")
-    for name in ("diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.bin"):
-        (forward / "unet" / name).write_bytes(b"")
-    hub = Hub(monkeypatch, forward)
-    assert diffusers_layout.find("owner/name", SILENT) == forward
-    weights = [f"{component}/diffusion_pytorch_model.safetensors" for component in ("unet", "vae", "env_encoder")]
-    configs = [f"{component}/config.json" for component in ("unet", "vae", "env_encoder")]
-    others = ["model_index.json", "scheduler/scheduler_config.json", "lora/pytorch_lora_weights.safetensors"]
-    assert sorted(hub.requested) == sorted(weights + configs + others)
+def write_lora_settings(folder, where, **settings):
+    """Write PEFT's settings beside the LoRA's weights, or into their header as diffusers does."""
+    if where == "adapter_config.json":
+        (folder / where).write_text(json.dumps(settings))
+        return
+    packed = json.dumps({f"unet.{name}": value for name, value in settings.items()})
+    file = folder / "pytorch_lora_weights.safetensors"
+    tensors = load_file(file)
+    file.unlink()
+    save_file(tensors, file, {"format": "pt", "lora_adapter_metadata": packed})
 
 
-def test_shards_are_fetched_with_their_index():
-    stem = "diffusion_pytorch_model"
-    shards = [f"unet/{stem}-0000{i}-of-00002.safetensors" for i in (1, 2)]
-    half = [name.replace(f"{stem}-", f"{stem}.fp16-") for name in shards]
-    index = f"unet/{stem}.safetensors.index.json"
-    assert sorted(diffusers_layout.wanted([*shards, *half, index])) == sorted([*shards, index])
-    index = f"unet/{stem}.safetensors.index.fp16.json"
-    assert sorted(diffusers_layout.wanted([*shards, *half, index])) == sorted([*half, index])
+def read_alphas(forward, log=SILENT):
+    tensors = diffusers_layout.read(forward, log)[1]["lora"]
+    return {name: float(tensor.read()) for name, tensor in tensors.items() if name.endswith(".alpha")}
+
+
+PLACES = ("adapter_config.json", "header")
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_lora_strength_in_peft_settings_reaches_the_kernels(forward, tmp_path, where):
+    write_lora_settings(forward / "lora", where, r=4, lora_alpha=16)
+    lines = []
+    alphas = read_alphas(forward, lines.append)
+    modules = {name.rpartition(".lora_")[0] for name in tiny.shapes("forward", "lora")}
+    assert alphas == {f"{module}.alpha": 16 for module in modules}
+    assert len(lines) == 1 and lines[0].startswith(f"lora: alpha of {len(modules)} modules from {forward}/lora")
+    convert.from_released(str(forward), tmp_path / "converted", log=SILENT)
+    kernel = np.zeros((64, 64), np.float32)
+    factors = orbax.load(tmp_path / "converted", "lora")["mid_block"]["attentions"][0]["transformer_blocks"][0]["attn1"]
+    merged = lora.merge({"to_q": {"kernel": kernel}}, {"to_q": factors["to_q"]}, 1.0)["to_q"]["kernel"]
+    a, b = (np.asarray(factors["to_q"][name], np.float32) for name in ("lora_A", "lora_B"))
+    np.testing.assert_allclose(merged, 4 * a @ b, rtol=1e-5, atol=1e-6)
+
+
+def test_lora_alpha_equal_to_rank_adds_no_tensor(forward):
+    write_lora_settings(forward / "lora", "header", r=4, lora_alpha=4)
+    assert read_alphas(forward) == {}
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_lora_alpha_tensors_and_patterns_come_before_the_default(forward, where):
+    to_q = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    change = lambda tensors: tensors.update({f"{to_q}.alpha": np.full((), 2, np.float32)})
+    tiny.edit_weights(forward / "lora", change, "pytorch_lora_weights")
+    patterns = {"attn2.to_q": 8, "attn2.to_[vk]": 32}
+    write_lora_settings(forward / "lora", where, r=4, lora_alpha=16, alpha_pattern=patterns, use_rslora=True)
+    alphas = read_alphas(forward)
+    assert alphas.pop(f"{to_q}.alpha") == 2
+    expected = {"attn2.to_q": 8, "attn2.to_k": 32, "attn2.to_v": 32}
+    for name, alpha in alphas.items():  # rank 4: alpha/sqrt(rank) is twice alpha/rank
+        assert alpha == 2 * expected.get(".".join(name.split(".")[-3:-1]), 16), name
 
 
 @pytest.mark.parametrize(
-    ("errors", "message"),
+    ("settings", "message"),
     [
-        ({"listing": hub_error(RepositoryNotFoundError)}, "neither a local folder nor a public repository"),
-        ({"listing": hub_error(GatedRepoError)}, "accept its terms at https://huggingface.co/owner/name"),
-        ({"download": hub_error(GatedRepoError)}, "accept its terms"),
-        ({"download": RuntimeError("checksum\nmore lines")}, r"could not be fetched \(checksum\)"),
-        ({"listing": OSError(), "cached": hub_error(LocalEntryNotFoundError)}, "no such folder, and no earlier"),
+        ({"r": 8, "lora_alpha": 16}, r"r is 8, but unet\..* has rank 4"),
+        ({"r": 4, "lora_alpha": "16"}, "lora_alpha: expected a number, got '16'"),
+        ({"alpha_pattern": {"(": 3}}, "alpha_pattern: expected numbers by pattern"),
+        ({"alpha_pattern": [3]}, "alpha_pattern: expected numbers by pattern"),
     ],
 )
-def test_what_cannot_be_fetched_is_one_line(originals, monkeypatch, errors, message):
-    Hub(monkeypatch, originals["inverse"], **errors)
-    with pytest.raises(InputError, match=f"owner/name: {message}") as caught:
-        diffusers_layout.find("owner/name", SILENT)
-    assert "\n" not in str(caught.value)
-
-
-def test_an_earlier_download_serves_offline(originals, monkeypatch):
-    Hub(monkeypatch, originals["inverse"], listing=ConnectionError())
-    lines = []
-    assert diffusers_layout.find("owner/name", lines.append) == originals["inverse"]
-    assert lines == ["Hugging Face cannot be reached (ConnectionError); looking for an earlier download"]
+@pytest.mark.parametrize("where", PLACES)
+def test_inconsistent_lora_settings_are_named(forward, where, settings, message):
+    write_lora_settings(forward / "lora", where, **settings)
+    place = where if where in PLACES[:1] else "lora_adapter_metadata"
+    with pytest.raises(InputError, match=f"{place}: {message}"):
+        diffusers_layout.read(forward, SILENT)
