@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains the built-in small renderers from scratch on synthetic clips: bash configs/small/train.sh
 #
-# Rerun the same command to resume. On two CPU cores it takes about four hours (see README.md); the two renderers train
+# Rerun the same command to resume. On two CPU cores it takes about four hours (docs/training.md); the two renderers train
 # side by side. DATA, RUNS and OUT change the folders.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
