@@ -165,5 +165,5 @@ def build_object(args: Any) -> FileObject | RenderedObject:
             raise InputError(f"--{names[0]} is for meshes and shapes; --object {args.object} is a folder")
         return FileObject(args.object, args.object_frame)
     if args.object_frame is not None:
-        raise InputError(f"--object-frame is for folders of G-buffers; --object {args.object} is none")
+        raise InputError(f"--object-frame is for folders of G-buffers; --object {args.object} is not a folder")
     return RenderedObject(args.object, **{name: getattr(args, name) for name in names})

@@ -124,7 +124,7 @@ def run_clip(job: Job, renderers: Any, clip: ChunkedClip, progress: bool, stoppe
             return
     finish_clip(job, clip, outputs)
     where = ", ".join(str(output.path) for output in outputs)
-    where += f"; {outputs[0].sheet} shows some of it" if job.run.video else ""
+    where += f"; {outputs[0].sheet} shows three frames" if job.run.video else ""
     print(f"{clip.name}: done in {time.perf_counter() - start:.1f} s, see {where}", flush=True)
 
 

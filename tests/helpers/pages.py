@@ -1,4 +1,4 @@
-"""Pages of results, and what is in them."""
+"""HTML pages of runs, and parsers of their contents."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ LABELS = ("rgb", "normal", "env0000", "env0001")
 
 
 def frame(label: str, i: int, size=(6, 8)) -> np.ndarray:
-    """A smooth picture of its own: red tells the label, green the frame."""
+    """Return a smooth image whose red encodes the label and whose green encodes the frame."""
     shade = np.linspace(0, 0.2, size[1], dtype=np.float32)[None, :, None]
     return np.float32([0.1 + 0.2 * LABELS.index(label), 0.1 + 0.1 * (i % 8), 0.5]) + np.zeros((*size, 1)) + shade
 

@@ -1,4 +1,4 @@
-"""Renderers that render at once, for what is around them: runs, their files, and how they go on after a stop."""
+"""Instant renderers for tests of runs, of their files and of resuming."""
 
 import numpy as np
 from helpers import small
@@ -10,7 +10,7 @@ from drender.renderers.windows import WindowedLatents
 
 
 class StandIn:
-    """Latents are pixels, and a clip has one window."""
+    """A renderer whose latents are pixels, with one window per clip."""
 
     def __init__(self):
         pass
@@ -27,7 +27,7 @@ class StandIn:
 
 
 class InverseStandIn(StandIn, InverseRenderer):
-    """Every pass is another power of the picture."""
+    """Return a different power of the RGB for each pass."""
 
     config = small.inverse_config()
 
@@ -38,7 +38,7 @@ class InverseStandIn(StandIn, InverseRenderer):
 
 
 class ForwardStandIn(StandIn, ForwardRenderer):
-    """The mean of the buffers times that of the light from one side."""
+    """Return the mean of the buffers times the mean of the light from one side."""
 
     config = small.forward_config()
     environment_size = (64, 64)

@@ -45,7 +45,7 @@ def quick_environments(small_cubes):
 
 @pytest.fixture(autouse=True)
 def stand_ins(monkeypatch):
-    """Renderers that render at once: most of what is tested here is around them."""
+    """Replace the renderers by instant ones, because most tests are about everything around them."""
     monkeypatch.setattr(InverseRenderer, "load", lambda *_: InverseStandIn())
     monkeypatch.setattr(ForwardRenderer, "load", lambda *_: ForwardStandIn())
 

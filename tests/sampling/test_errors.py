@@ -211,17 +211,17 @@ def test_a_full_disk_is_an_error_and_leaves_no_partial_files(inverse, monkeypatc
 
 
 def test_out_of_device_memory_is_an_error_with_remedy(inverse, monkeypatch, tmp_path):
-    said = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 GiB.\nmore of it"
+    message = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 GiB.\nmore of it"
 
     def estimate(*_):
-        raise jax.errors.JaxRuntimeError(said)
+        raise jax.errors.JaxRuntimeError(message)
 
     monkeypatch.setattr(InverseStandIn, "estimate", estimate)
     result = inverse("--input", png(tmp_path / "a.png"), "--output", tmp_path / "out")
     check_one_line(result, "out of device memory", "allocate 9 GiB", "--frames")
-    said = "RESOURCE_EXHAUSTED"
+    message = "RESOURCE_EXHAUSTED"
     check_one_line(inverse("--input", tmp_path / "a.png", "--output", tmp_path / "out"), "out of device memory")
-    said = "INTERNAL: no such thing"
+    message = "INTERNAL: no such thing"
     with pytest.raises(jax.errors.JaxRuntimeError):
         inverse("--input", tmp_path / "a.png", "--output", tmp_path / "out")
 

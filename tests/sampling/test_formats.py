@@ -27,15 +27,15 @@ def test_forward_reads_every_format_alike(run, forward, models, tmp_path, option
     if "exr" in options:
         assert {path.suffix for path in (tmp_path / "opengl/walk").iterdir()} == {".exr", ".json"}
         return
-    # The same PNG files without what they say of themselves.
+    # The same PNG files without the attributes that state their encoding.
     for path in (tmp_path / "directx/walk").glob("*.png"):
         write_png(path, read_image(path), bits=16)
-    said = ("--input-normals", "directx", "--input-transfer", "linear" if "linear" in options else "srgb")
-    assert forward("--input", tmp_path / "directx", "--output", tmp_path / "said", "--bits", 16, *said)[0] == 0
-    assert forward("--input", tmp_path / "directx", "--output", tmp_path / "unsaid", "--bits", 16)[0] == 0
-    said, unsaid = (read_image(tmp_path / name / "walk/0000.0000.env0000.png") for name in ("said", "unsaid"))
-    np.testing.assert_array_equal(said, relit[1])
-    assert np.abs(unsaid - relit[1]).max() > 0.02
+    stated = ("--input-normals", "directx", "--input-transfer", "linear" if "linear" in options else "srgb")
+    assert forward("--input", tmp_path / "directx", "--output", tmp_path / "stated", "--bits", 16, *stated)[0] == 0
+    assert forward("--input", tmp_path / "directx", "--output", tmp_path / "unstated", "--bits", 16)[0] == 0
+    stated, unstated = (read_image(tmp_path / name / "walk/0000.0000.env0000.png") for name in ("stated", "unstated"))
+    np.testing.assert_array_equal(stated, relit[1])
+    assert np.abs(unstated - relit[1]).max() > 0.02
 
 
 def test_relit_exr_is_linear_light(relight, tmp_path):

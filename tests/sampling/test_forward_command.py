@@ -27,7 +27,7 @@ def test_forward_reads_what_inverse_writes(run, forward, models, tmp_path):
     write_video(tmp_path / "pan.mp4", pictures(3), 5.0)
     arguments = ("--checkpoint", models["inverse"], *QUICK, "--input", tmp_path / "pan.mp4")
     assert run("inverse", *arguments, "--output", tmp_path / "out")[0] == 0
-    # The chunks are those of the inverse run, whatever --overlap says here.
+    # The chunks are those of the inverse run, regardless of --overlap.
     code, *_ = forward("--input", tmp_path / "out", "--output", tmp_path / "relit", "--overlap", 0)
     assert code == 0
     assert frames(tmp_path / "relit/pan", "env0000") == frames(tmp_path / "out/pan", "normal")

@@ -259,7 +259,7 @@ def test_clips_are_changed_and_omitted_frames_are_stated(browser, path):
     viewer.drawn("env0000 1")
     assert viewer.js("document.getElementById('number').textContent") == "3 / 299"
     np.testing.assert_allclose(viewer.shown("after"), frame("env0000", 3), atol=0.03)
-    said = viewer.js("document.getElementById('extent').textContent")
-    assert "300 frames at 5 per second, of which this page holds every 3rd" in said
+    extent = viewer.js("document.getElementById('extent').textContent")
+    assert "300 frames at 5 per second, of which this page holds every 3rd" in extent
     assert viewer.js("document.querySelectorAll('b').length") == 1  # the caption's own, not the name's
     assert viewer.errors() == []
