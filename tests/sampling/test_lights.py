@@ -5,7 +5,7 @@ import pytest
 
 from drender import assets
 from drender.errors import InputError
-from drender.lighting import projection
+from drender.lighting import environment
 from drender.lighting.environment import environment_maps
 from drender.media.images import write_png
 from drender.sampling.lights import Lights
@@ -30,9 +30,9 @@ def same(found, expected):
 @pytest.fixture
 def read(monkeypatch):
     """The maps that are read, in order."""
-    names, load_latlong = [], projection.load_latlong
+    names, load_latlong = [], environment.load_latlong
     monkeypatch.setattr(
-        projection, "load_latlong", lambda source, **how: (names.append(source.name), load_latlong(source, **how))[1]
+        environment, "load_latlong", lambda source, **how: (names.append(source.name), load_latlong(source, **how))[1]
     )
     return names
 
