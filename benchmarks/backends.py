@@ -86,7 +86,7 @@ class DrenderBackend:
         return whole(self.renderer.decode_latents(self.inputs.noise, CHUNK))
 
     def environment(self):
-        tokens = self.renderer._encode_light(self.renderer.params["env_encoder"], self.inputs.light)
+        tokens = self.renderer.environment_tokens(self.inputs.light)
         return np.concatenate([np.asarray(level, np.float32).ravel() for level in tokens])
 
     def denoise(self):

@@ -3,8 +3,8 @@
     python benchmarks/plan.py arithmetic --frames 24 --size 512 512 --steps 20
     JAX_PLATFORMS=cpu python benchmarks/plan.py memory --frames 24 --size 512 512
 
-A renderer with shapes for parameters runs through a clip with stages that only record their calls. So a full-size model
-needs no memory, and the plan repeats no logic of the renderers.
+`Renderer.stages` records the compiled calls for a clip, with shapes for parameters. So a full-size model needs no
+memory, and the plan repeats no logic of the renderers.
 
 `arithmetic` counts matrix products and convolutions on the jaxpr, and prints what the exact savings save. `memory`
 compiles for an H100, or for `--devices` that share a clip, and prints what each holds and receives. It needs the
@@ -17,8 +17,6 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -27,43 +25,18 @@ from train_cost import GIB, find_devices
 
 from drender.config import CONDITIONS, DEFAULT_PASSES, DTYPES, ENVIRONMENT_LABELS, RendererConfig, UNetConfig, VAEConfig
 from drender.models import attention
-from drender.models.params import abstract_module
-from drender.models.registry import NETWORKS
+from drender.models.params import flatten
 from drender.renderers.base import Renderer
 from drender.renderers.forward import ForwardRenderer
 from drender.renderers.inverse import InverseRenderer
+from drender.renderers.stages import StageCall
 from drender.sharding import SINGLE_DEVICE, DeviceGroup
 from drender.training import flops, init
 
 RENDERERS = {"inverse": InverseRenderer, "forward": ForwardRenderer}
 # By their names in HLO.
 DTYPE_NAMES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "s32": "int32", "u32": "uint32"}
-# Compiled stages by their attributes in a renderer.
-NAMES = {"encode": "_encode", "environment": "_encode_light", "step": "_clean", "decode": "_decode"}
-
-
-@dataclass
-class Stage:
-    """A compiled stage with one set of argument shapes.
-
-    Attributes:
-      name: "encode", "environment", "step" or "decode".
-      fn: compiled function of the renderer.
-      arguments: shapes of its arguments, the network's parameters first.
-      split: sharding of rows and frames over the device group.
-      calls: number of calls.
-    """
-
-    name: str
-    fn: Callable
-    arguments: tuple
-    split: jax.sharding.NamedSharding | None = None
-    calls: int = 0
-
-    @property
-    def frames(self) -> int:
-        """Frames of all clips in one call."""
-        return math.prod(self.arguments[1].shape[:2])
+STAGES = ("encode", "environment", "step", "decode")
 
 
 def full(kind: str) -> RendererConfig:
@@ -90,14 +63,9 @@ def _config(kind: str, unet: UNetConfig, vae: VAEConfig, width: int) -> Renderer
     return init.renderer_config(kind, RendererConfig("svd", svd, vae))
 
 
-def abstract(config: RendererConfig, dtype: str, team: DeviceGroup = SINGLE_DEVICE) -> Renderer:
+def abstract(config: RendererConfig, dtype: str, group: DeviceGroup = SINGLE_DEVICE) -> Renderer:
     """Return a renderer whose parameters are shapes, on devices that need not be present."""
-    networks = [name for name in NETWORKS if getattr(config, name) is not None]
-    shapes = {name: abstract_module(NETWORKS[name], getattr(config, name))[1] for name in networks}
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
-    renderer = RENDERERS[config.kind](config, shapes, team)
-    renderer._shared = lambda stage, network, rows: stage(renderer.params[network], rows, team.split(*rows.shape[:2]))
-    return renderer
+    return RENDERERS[config.kind].abstract(config, dtype, group)
 
 
 def stages(
@@ -109,62 +77,27 @@ def stages(
     passes: tuple[str, ...] = ("normal",),
     light_frames: int = 1,
     drop: tuple[str, ...] = (),
-    team: DeviceGroup = SINGLE_DEVICE,
+    group: DeviceGroup = SINGLE_DEVICE,
     **sampling,
-) -> list[Stage]:
-    """Return the stages that sample a clip, in order.
+) -> list[StageCall]:
+    """Return the compiled calls that sample a clip, in order of first use.
 
     Args:
       num_frames, size: length, and height and width of the clip.
       passes: passes of the inverse renderer.
       light_frames: frames of the forward renderer's environment; 1 is a still light.
       drop: conditions that the forward renderer does without.
-      team: devices that share the clip.
+      group: devices that share the clip.
       **sampling: fields of `config.Sampling`.
     """
-    renderer = abstract(config, dtype, team)
-    recorded: list[Stage] = []
-    for name, attribute in NAMES.items():
-        if hasattr(renderer, attribute):
-            setattr(renderer, attribute, _recording(name, getattr(renderer, attribute), recorded))
-    _sample(renderer, num_frames, size, passes, light_frames, drop, sampling)
-    return recorded
-
-
-def _recording(name: str, fn: Callable, recorded: list[Stage]) -> Callable:
-    """Replace `fn` by a function that records its arguments and returns zeros of the right shapes."""
-    known: dict = {}
-
-    def call(*arguments):
-        *arrays, split = arguments
-        shapes = jax.tree.map(_shape, tuple(arrays))
-        key = jax.tree.structure(shapes), tuple((x.shape, x.dtype) for x in jax.tree.leaves(shapes)), split
-        if key not in known:
-            stage = Stage(name, fn, shapes, split)
-            known[key] = stage, fn.eval_shape(*shapes, split=split)
-            recorded.append(stage)
-        stage, results = known[key]
-        stage.calls += 1
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), results)
-
-    return call
-
-
-def _shape(x) -> jax.ShapeDtypeStruct:
-    if not isinstance(x, jax.ShapeDtypeStruct):
-        x = jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.result_type(x))
-    return x
-
-
-def _sample(renderer: Renderer, num_frames, size, passes, light_frames, drop, sampling) -> None:
+    renderer = abstract(config, dtype, group)
     clip = np.full((1, num_frames, *size, 3), 0.5, np.float32)
     if isinstance(renderer, InverseRenderer):
-        renderer(clip, passes, progress=False, **sampling)
-        return
+        return renderer.stages(clip, passes, **sampling)
     light = np.full((1, light_frames, *renderer.environment_size, 3), 0.5, np.float32)
     light[:, 1::2] += 0.25  # a light whose frames are all equal counts as still
-    buffers = dict.fromkeys(renderer.config.conditions, clip)
-    renderer(buffers, dict.fromkeys(ENVIRONMENT_LABELS, light), drop=drop, progress=False, **sampling)
+    buffers = dict.fromkeys(config.conditions, clip)
+    return renderer.stages(buffers, dict.fromkeys(ENVIRONMENT_LABELS, light), drop=drop, **sampling)
 
 
 # --- arithmetic ------------------------------------------------------------------------------------------------------
@@ -187,7 +120,7 @@ def arithmetic(args) -> None:
         for stage in case_stages:
             tflop = operations(stage)
             print(
-                f"| {case} | {stage.name} | {stage.calls} | {stage.frames} | {tflop:.3f} | {tflop * stage.calls:.1f} |"
+                f"| {case} | {stage.name} | {stage.count} | {stage.frames} | {tflop:.3f} | {tflop * stage.count:.1f} |"
             )
             case = ""
         print(f"| | **all** | | | | **{total(case_stages):.1f}** |")
@@ -217,22 +150,22 @@ def arithmetic(args) -> None:
         print(f"| {name} | {without:.2f} | {with_:.2f} | {100 * (1 - with_ / without):.2f} % |")
 
 
-def total(stages: list[Stage], name: str | None = None) -> float:
+def total(stages: list[StageCall], name: str | None = None) -> float:
     """Return the TFLOP of all calls of a stage, or of all stages."""
-    return sum(operations(stage) * stage.calls for stage in stages if name in (None, stage.name))
+    return sum(operations(stage) * stage.count for stage in stages if name in (None, stage.name))
 
 
-def operations(stage: Stage) -> float:
+def operations(stage: StageCall) -> float:
     """Return the TFLOP of one call."""
     # A function compiled with its own XLA options cannot be traced inside another, so unwrap it.
     return flops.count(stage.fn.__wrapped__, *stage.arguments) / 1e12
 
 
-def find(stages: list[Stage], name: str) -> Stage:
+def find(stages: list[StageCall], name: str) -> StageCall:
     return next(stage for stage in stages if stage.name == name)
 
 
-def count_two_tokens(step: Stage) -> float:
+def count_two_tokens(step: StageCall) -> float:
     """Return the TFLOP of a step with two context tokens, the fewest that need attention."""
     params, conditions, context, *rest = step.arguments
     b, f, n, e = context.shape
@@ -240,11 +173,11 @@ def count_two_tokens(step: Stage) -> float:
     return operations(dataclasses.replace(step, arguments=(params, conditions, context, *rest)))
 
 
-def keys_and_values(config: RendererConfig, step: Stage) -> float:
+def keys_and_values(config: RendererConfig, step: StageCall) -> float:
     """Return the TFLOP of a step's key and value projections of the environment tokens."""
     params, _, context, *_ = step.arguments
     tflop, last = 0, len(context) - 1
-    for name, leaf in params.flatten(params).items():
+    for name, leaf in flatten(params).items():
         if match := re.fullmatch(
             r"(\w+)\.(?:(\d+)\.)?attentions.*\.transformer_blocks\.\d+\.attn2\.to_[kv]\.kernel", name
         ):
@@ -262,15 +195,15 @@ def memory(args) -> None:
     # The check for fused attention queries the GPU, which is not present.
     attention._has_fused_attention = lambda: True
     gpus = tuple(find_devices("h100", args.devices))
-    team = DeviceGroup(gpus)
-    sharding = team.replicated or jax.sharding.SingleDeviceSharding(gpus[0])
+    group = DeviceGroup(gpus)
+    sharding = group.replicated or jax.sharding.SingleDeviceSharding(gpus[0])
 
     def place(x) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     # The worst case: all frames in one window, a moving light, and guidance. One condition needs as much as five.
     clip = {"num_frames": args.frames, "frames": args.frames, "size": args.size, "num_steps": 1, "guidance": 1.2}
-    clip |= {"light_frames": args.frames, "drop": CONDITIONS[1:], "team": team}
+    clip |= {"light_frames": args.frames, "drop": CONDITIONS[1:], "group": group}
     print(
         f"GiB on each of {len(gpus)}: {args.frames} frames {args.size[0]}×{args.size[1]} in {args.dtype}, guided, "
         "sampled in one window\n"
@@ -326,7 +259,7 @@ def main() -> None:
             command.add_argument("--devices", type=int, default=1, help="GPUs that share the clip (1)")
             command.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="compute dtype (bfloat16)")
             command.add_argument("--kinds", nargs="+", choices=RENDERERS, default=list(RENDERERS), help="(both)")
-            command.add_argument("--stages", nargs="+", choices=NAMES, default=list(NAMES), help="(all)")
+            command.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="(all)")
     args = parser.parse_args()
     {"arithmetic": arithmetic, "memory": memory}[args.command](args)
 

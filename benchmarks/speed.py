@@ -41,6 +41,7 @@ from drender.checkpoints import orbax
 from drender.config import DTYPES, RendererConfig
 from drender.models.params import abstract_module, flatten, unflatten
 from drender.models.registry import NETWORKS
+from drender.renderers.stages import StageCall
 
 # --- backends as processes -------------------------------------------------------------------------------------------
 
@@ -138,8 +139,8 @@ def count_tflop(config: RendererConfig, args) -> dict[str, float]:
     if config.kind == "forward":
         clip |= {"guidance": GUIDANCE, "drop": config.conditions}
 
-    def total(stages: list[plan.Stage], *names: str) -> float:
-        return sum(plan.operations(stage) * stage.calls for stage in stages if stage.name in names)
+    def total(stages: list[StageCall], *names: str) -> float:
+        return sum(plan.operations(stage) * stage.count for stage in stages if stage.name in names)
 
     stages = plan.stages(config, **clip, passes=(PASS,))
     result = {name: total(stages, name) for name in ("encode", "decode")}

@@ -1,4 +1,4 @@
-"""The schedule, the preconditioning and the sampler, against numbers computed by hand and against diffusers."""
+"""Schedule, preconditioning, guidance and samplers, against hand-computed numbers and diffusers."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from drender import diffusion
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 700.0
-sigmas_of_all_sizes = st.floats(SIGMA_MIN, SIGMA_MAX)
+all_sigmas = st.floats(SIGMA_MIN, SIGMA_MAX)
 
 
 def scheduler(spacing: str):
@@ -31,30 +31,30 @@ def scheduler(spacing: str):
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("num_steps", [2, 20, 50])
-def test_sigmas_are_those_of_diffusers(num_steps):
+def test_sigmas_match_diffusers(num_steps):
     oracle = scheduler("leading")
     oracle.set_timesteps(num_steps)
     np.testing.assert_allclose(diffusion.karras_sigmas(num_steps, SIGMA_MIN, SIGMA_MAX), oracle.sigmas, rtol=1e-5)
 
 
-def test_twenty_steps_begin_as_published():
+def test_twenty_steps_match_published_sigmas():
     np.testing.assert_allclose(diffusion.karras_sigmas(20, SIGMA_MIN, SIGMA_MAX)[:3], [700, 510.36, 366.57], rtol=1e-5)
 
 
-def test_one_step_begins_at_the_top():
+def test_one_step_starts_at_sigma_max():
     np.testing.assert_array_equal(diffusion.karras_sigmas(1, SIGMA_MIN, SIGMA_MAX), np.float32([SIGMA_MAX, 0]))
 
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
-def test_initial_scale_is_that_of_diffusers(spacing):
+def test_initial_scale_matches_diffusers(spacing):
     oracle = scheduler(spacing)
     oracle.set_timesteps(20)
     assert diffusion.initial_scale(SIGMA_MAX, spacing) == pytest.approx(float(oracle.init_noise_sigma), rel=1e-6)
 
 
-@given(sigma=sigmas_of_all_sizes)
-def test_denoised_is_exact_for_the_true_prediction(sigma):
+@given(sigma=all_sigmas)
+def test_x0_from_v_inverts_the_v_target(sigma):
     """From x₀ + σε and v = (ε − σ·x₀)/√(1+σ²) comes x₀ again."""
     x0, noise = np.random.default_rng(0).standard_normal((2, 8))
     noisy = x0 + sigma * noise
@@ -65,8 +65,8 @@ def test_denoised_is_exact_for_the_true_prediction(sigma):
     np.testing.assert_allclose(x0_again, x0, atol=2e-6 * (1 + float(sigma)))
 
 
-@given(sigma=sigmas_of_all_sizes, ratio=st.floats(0, 1))
-def test_euler_step_is_exact_for_a_single_point(sigma, ratio):
+@given(sigma=all_sigmas, ratio=st.floats(0, 1))
+def test_euler_step_is_exact_for_a_single_data_point(sigma, ratio):
     """If all data is one point, the ODE's solution is a straight line to it."""
     x0, noise = np.random.default_rng(1).standard_normal((2, 8)).astype(np.float32)
     following = np.float32(sigma * ratio)
@@ -75,7 +75,7 @@ def test_euler_step_is_exact_for_a_single_point(sigma, ratio):
 
 
 @pytest.mark.oracle
-def test_sampler_takes_the_steps_of_diffusers():
+def test_euler_matches_diffusers():
     """With a made-up network, twenty steps give diffusers' result."""
     network = lambda scaled: 0.3 * scaled + 0.1
     noise = np.random.default_rng(2).standard_normal((1, 2, 4, 4, 4)).astype(np.float32)
@@ -87,15 +87,15 @@ def test_sampler_takes_the_steps_of_diffusers():
 
     sigmas = diffusion.karras_sigmas(20, SIGMA_MIN, SIGMA_MAX)
 
-    def clean(x, i):
+    def denoise(x, i):
         return diffusion.x0_from_v(x, network(diffusion.scale_model_input(x, sigmas[i])), sigmas[i])
 
-    ours = diffusion.euler(clean, jnp.asarray(noise) * diffusion.initial_scale(SIGMA_MAX, "leading"), sigmas)
+    ours = diffusion.euler(denoise, jnp.asarray(noise) * diffusion.initial_scale(SIGMA_MAX, "leading"), sigmas)
     np.testing.assert_allclose(ours, x.numpy(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.oracle
-def test_dpm_solver_takes_the_steps_of_diffusers():
+def test_dpm_solver_matches_diffusers():
     oracle = diffusers.DPMSolverMultistepScheduler(
         algorithm_type="dpmsolver++", solver_order=2, solver_type="midpoint", prediction_type="sample",
         final_sigmas_type="zero", lower_order_final=False, euler_at_final=True,
@@ -108,22 +108,22 @@ def test_dpm_solver_takes_the_steps_of_diffusers():
     sigmas = oracle.sigmas.numpy()
     theirs = torch.from_numpy(x / np.sqrt(sigmas[0] ** 2 + 1))
     for i, t in enumerate(oracle.timesteps):
-        clean = network(theirs.numpy() * np.sqrt(sigmas[i] ** 2 + 1))
-        theirs = oracle.step(torch.from_numpy(clean.astype(np.float32)), t, theirs).prev_sample
+        x0 = network(theirs.numpy() * np.sqrt(sigmas[i] ** 2 + 1))
+        theirs = oracle.step(torch.from_numpy(x0.astype(np.float32)), t, theirs).prev_sample
     x = diffusion.dpm_solver(lambda x, i: network(x), x, sigmas[:-1])
     np.testing.assert_allclose(network(x), theirs.numpy(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "order"), [("euler", 1), ("heun", 2), ("dpm++", 2)])
-def test_samplers_converge_with_their_order(name, order):
+def test_samplers_converge_at_their_order(name, order):
     """Data that is Gaussian, of standard deviation ½, has a known x̂₀, and the ODE a known solution."""
     spread = 0.5
 
     def error(num_steps: int) -> float:
         sigmas = diffusion.karras_sigmas(num_steps, 0.01, 10.0)[:-1].astype(np.float64)
-        clean = lambda x, i: x * spread**2 / (spread**2 + sigmas[i] ** 2)
+        denoise = lambda x, i: x * spread**2 / (spread**2 + sigmas[i] ** 2)
         exact = np.sqrt((spread**2 + sigmas[-1] ** 2) / (spread**2 + sigmas[0] ** 2))
-        return abs(diffusion.SAMPLERS[name](clean, 1.0, sigmas) - exact)
+        return abs(diffusion.SAMPLERS[name](denoise, 1.0, sigmas) - exact)
 
     measured = np.log2(error(64) / error(128))
     assert measured == pytest.approx(order, abs=0.25)
@@ -131,16 +131,16 @@ def test_samplers_converge_with_their_order(name, order):
 
 @pytest.mark.parametrize("name", diffusion.SAMPLERS)
 @pytest.mark.parametrize("num_steps", [1, 2, 5])
-def test_calls_of_the_network_are_counted(name, num_steps):
+def test_network_calls_counts_denoiser_calls(name, num_steps):
     calls = []
-    clean = lambda x, i: calls.append(i) or x
+    denoise = lambda x, i: calls.append(i) or x
     sigmas = diffusion.karras_sigmas(num_steps, SIGMA_MIN, SIGMA_MAX)
-    diffusion.SAMPLERS[name](clean, np.float32(1), sigmas[:-1])
+    diffusion.SAMPLERS[name](denoise, np.float32(1), sigmas[:-1])
     assert len(calls) + 1 == diffusion.network_calls(name, num_steps)
 
 
 @given(scale=st.floats(0, 20))
-def test_guidance_of_equal_halves_changes_nothing(scale):
+def test_cfg_of_equal_predictions_changes_nothing(scale):
     prediction = np.float32([0.5, -2.0])
     np.testing.assert_array_equal(diffusion.apply_cfg(prediction, prediction, np.float32(scale)), prediction)
 
@@ -152,5 +152,14 @@ def test_guidance_scales():
     np.testing.assert_allclose(grown, [1, 1 + 2 * (1 - np.sqrt(0.5)), 3, 1 + 2 * (1 + np.sqrt(0.5)), 5], rtol=1e-6)
 
 
-def test_network_is_told_a_quarter_of_the_logarithm():
+def test_guidance_schedule_has_a_row_per_step():
+    assert diffusion.guidance_schedule((1.0, 1.0), 4, 3, dynamic=True) is None
+    constant = diffusion.guidance_schedule((1.0, 3.0), 4, 3, dynamic=False)
+    np.testing.assert_allclose(constant, [[1, 2, 3]] * 4)
+    growing = diffusion.guidance_schedule((1.0, 3.0), 4, 3, dynamic=True)
+    np.testing.assert_allclose(growing[2], [1, 2, 3], rtol=1e-6)
+    np.testing.assert_allclose(growing[:, 2], [1, 1 + 2 * (1 - np.sqrt(0.5)), 3, 1 + 2 * (1 + np.sqrt(0.5))], rtol=1e-6)
+
+
+def test_c_noise_is_a_quarter_of_the_logarithm():
     assert float(diffusion.c_noise(jnp.float32(700.0))) == pytest.approx(np.log(700) / 4, rel=1e-6)

@@ -1,1 +1,1 @@
-"""renderers"""
+"""The inverse and the forward renderer: arrays in, arrays out."""

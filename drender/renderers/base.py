@@ -1,20 +1,19 @@
-"""Encode, denoise, decode: the stages that both renderers run, each compiled once per shape.
+"""What both renderers share: loading, sampling options, and the stages encode, denoise and decode.
 
-Outside the networks everything is float32. Pixels are on the device a run of frames at a time, latents a window.
+Everything between the networks is float32. A device holds the pixels of a batch of frames, and the latents of a window.
 """
 
-import functools
-import itertools
+import copy
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int
 from tqdm import tqdm
 
@@ -25,42 +24,37 @@ from drender.errors import InputError, unknown_name_error
 from drender.models import lora
 from drender.models.params import abstract_module
 from drender.models.registry import NETWORKS
-from drender.renderers import denoiser
-from drender.renderers.windows import WindowedLatents, cross_fade, match_range, plan_windows, whole
-from drender.sharding import SINGLE_DEVICE, DeviceGroup, cache_compilations, compiler_options, constrain, use_mesh
-
-# Frames that go through an encoder at a time: enough to fill a GPU, few enough for its memory.
-ENCODE_RUN = 8
+from drender.renderers.batches import batched, equal_batches, map_in_batches, prefetch_to_host
+from drender.renderers.denoiser import denoise_clip
+from drender.renderers.stages import StageCall, StageRecorder, compile_stages, run_stage
+from drender.renderers.windows import (
+    WindowedLatents,
+    cross_fade,
+    match_range,
+    plan_windows,
+    stack_windows,
+    unstack_windows,
+    whole,
+)
+from drender.sharding import SINGLE_DEVICE, DeviceGroup, cache_compilations
 
 
 class Renderer:
-    """Networks, parameters and the stages; `renderers.py` has the two kinds."""
+    """Networks with their parameters, and the stages that `InverseRenderer` and `ForwardRenderer` combine."""
 
     kind: str
-    # Set by another thread, it ends what is being sampled in this one, with a KeyboardInterrupt.
-    stopped = threading.Event()
 
-    def __init__(self, config: RendererConfig, params: Mapping[str, dict], team: DeviceGroup = SINGLE_DEVICE):
+    def __init__(self, config: RendererConfig, params: Mapping[str, dict], group: DeviceGroup = SINGLE_DEVICE):
         """
         Args:
-          params: nested dicts of arrays per component, on all devices; their dtype is the one that is computed in.
-          team: the devices that share a clip, if there are several.
+          params: nested dicts of arrays per component, on every device; their dtype is the computation dtype.
+          group: devices that share a clip.
         """
-        self.config, self.params, self.team = config, dict(params), team
-        graphs = {name: abstract_module(NETWORKS[name], getattr(config, name))[0] for name in params}
-        platform = team.devices[0].platform if team.devices else jax.default_backend()
-        compiled = functools.partial(
-            jax.jit,
-            static_argnames="split",
-            out_shardings=team.replicated,  # results are small beside what they are made of, and are needed whole
-            compiler_options=compiler_options(platform) or None,
-        )
-        self._encode = compiled(_method(graphs["vae"], "encode"))
-        self._decode = compiled(_method(graphs["vae"], "decode"))
-        if "unet" in graphs:
-            self._clean = compiled(functools.partial(denoiser.denoise, graphs["unet"]))
-        if "env_encoder" in graphs:
-            self._encode_light = compiled(_method(graphs["env_encoder"], "__call__"))
+        self.config, self.params, self.group = config, dict(params), group
+        self.compiled = compile_stages(config, params, group)
+        self._run_stage: Callable = run_stage
+
+    # --- loading -----------------------------------------------------------------------------------------------------
 
     @classmethod
     def load(
@@ -70,15 +64,16 @@ class Renderer:
         device: jax.Device | Sequence[jax.Device] | None = None,
         lora_scale: float = 1.0,
     ) -> "Renderer":
-        """Loads a converted checkpoint.
+        """Load a converted checkpoint.
 
         Args:
-          path: folder written by `convert_weights.py`; None: the small model that comes with the package.
-          dtype: what to compute in, "float32", "bfloat16" or "float16"; None: float32 on a CPU, else bfloat16.
-          device: where; several share every clip, and each holds the parameters; None: the default device.
-          lora_scale: how much to merge of the factors trained on real footage, where the checkpoint has them.
+          path: folder written by `convert_weights.py`; None: the small built-in model.
+          dtype: computation dtype: "float32", "bfloat16" or "float16"; None: float32 on a CPU, else bfloat16.
+          device: one device, or several that share every clip and each hold all parameters; None: the default device.
+          lora_scale: weight of the LoRA trained on real footage, if the checkpoint has one.
+
         Raises:
-          InputError: no such checkpoint, one of another kind, or an unknown dtype.
+          InputError: the checkpoint is missing or of another kind, or the dtype is unknown.
         """
         cache_compilations()
         devices = (device,) if isinstance(device, jax.Device) else tuple(device or jax.devices()[:1])
@@ -91,12 +86,12 @@ class Renderer:
             params = cls._load_params(path, config, dtype)
             if lora_scale and "unet" in params and "lora" in orbax.components(path):
                 params["unet"] = lora.merge(params["unet"], orbax.load(path, "lora"), lora_scale)
-            team = DeviceGroup(devices)
-            return cls(config, jax.device_put(params, team.replicated), team)
+            group = DeviceGroup(devices)
+            return cls(config, jax.device_put(params, group.replicated), group)
 
     @classmethod
     def load_config(cls, path: str | Path) -> RendererConfig:
-        """The configuration of a converted checkpoint, without its weights; InputError if it is of another kind."""
+        """Load a checkpoint's configuration without its weights; raise InputError if it is of another kind."""
         config = orbax.load_config(path)
         if config.kind != cls.kind:
             raise InputError(f"{path} holds a {config.kind!r} model, but the {cls.kind} renderer needs {cls.kind!r}")
@@ -104,14 +99,36 @@ class Renderer:
 
     @classmethod
     def _load_params(cls, path: str | Path, config: RendererConfig, dtype: str) -> dict[str, dict]:
-        names = [name for name in NETWORKS if getattr(config, name) is not None]
-        abstract = {name: abstract_module(NETWORKS[name], getattr(config, name))[1] for name in names}
-        return {name: orbax.load(path, name, abstract[name], dtype) for name in names}
+        return {name: orbax.load(path, name, shapes, dtype) for name, shapes in _abstract_params(config).items()}
+
+    # --- planning ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def abstract(cls, config: RendererConfig, dtype: str, group: DeviceGroup = SINGLE_DEVICE) -> "Renderer":
+        """Return a renderer with shapes for parameters, whose devices need not exist; it can only plan (`stages`)."""
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), _abstract_params(config))
+        return cls(config, shapes, group)
+
+    def stages(self, *inputs: Any, **options: Any) -> list[StageCall]:
+        """Return the compiled calls that `self(*inputs, **options)` makes, without computing or compiling anything."""
+        recorder = StageRecorder()
+        renderer = copy.copy(self)
+        renderer._run_stage = recorder
+        renderer(*inputs, progress=False, **options)
+        return recorder.calls
+
+    def network_calls(self, num_frames: int, sampling: Sampling) -> int:
+        """Return how many UNet calls sampling a clip of `num_frames` takes."""
+        windows = len(plan_windows(num_frames, sampling.frames, sampling.overlap))
+        return windows * diffusion.network_calls(sampling.sampler, len(self.sigmas(sampling)) - 1)
+
+    # --- sampling options --------------------------------------------------------------------------------------------
 
     def sampling(self, options: Mapping, guidance: tuple[float, float] = (1.0, 1.0)) -> Sampling:
-        """How to sample: what the model was trained for, changed by `options`.
+        """Complete `options`, fields of `Sampling`, with the model's defaults.
 
-        guidance: unless an option says otherwise; what is predicted in one step has none.
+        Args:
+          guidance: the default; one-step models have none.
         """
         options = {"deterministic": self.config.deterministic, "frames": self.config.frames} | dict(options)
         options = {"overlap": min(6, options["frames"] // 2)} | options
@@ -120,77 +137,41 @@ class Renderer:
         return from_dict(Sampling, options, "sampling")
 
     def sigmas(self, sampling: Sampling) -> Float[np.ndarray, " n"]:
-        """The noise levels, from the highest to 0; InputError if they do not fall."""
-        chosen = lambda name: getattr(sampling, name) or getattr(self.config.scheduler, name)
-        low, high = chosen("sigma_min"), chosen("sigma_max")
+        """Return the noise levels, from the highest to 0; raise InputError if the range is empty."""
+        scheduler = self.config.scheduler
+        low, high = sampling.sigma_min or scheduler.sigma_min, sampling.sigma_max or scheduler.sigma_max
         if not low < high:
-            raise InputError(f"sigma_min is {low} and sigma_max {high}; the former must be less")
+            raise InputError(f"sigma_min: expected less than sigma_max ({high}), got {low}")
         steps = 1 if sampling.deterministic else sampling.num_steps
         return diffusion.karras_sigmas(steps, low, high, sampling.rho or diffusion.RHO)
 
-    def encode_images(self, images: Float[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n h8 w8 c"]:
-        """VAE means of images in [0, 1], unscaled."""
-        encode = lambda run: self._shared(self._encode, "vae", run[:, None] * 2 - 1)[:, 0]
-        return map_in_batches(encode, images, len(self.team))
+    # --- encode ------------------------------------------------------------------------------------------------------
 
-    def _shared(self, stage: Callable, network: str, rows: Float[ArrayLike, "b f ..."]):
-        """What a stage makes of rows of frames, which the team shares."""
-        split = self.team.split(*rows.shape[:2])
-        return stage(self.params[network], constrain(rows, split), split)
+    def encode_images(self, images: Float[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n h8 w8 c"]:
+        """Return the unscaled VAE means of images in [0, 1]."""
+
+        def encode(batch):
+            return self._run_rows("encode", batch[:, None] * 2 - 1)[:, 0]
+
+        return map_in_batches(encode, images, len(self.group))
 
     def encode(
         self, images: Float[np.ndarray, "b f h w 3"], sampling: Sampling, rng: np.random.Generator | None = None
     ) -> Float[np.ndarray, "b f h8 w8 c"]:
-        """The latents of images in [0, 1] that condition, with the noise that `noise_aug_strength` tells of.
+        """Return the conditioning latents of images in [0, 1], with noise if `noise_aug_strength` asks for it.
 
-        rng: of that noise, for frames that follow others; None: the seed's.
+        Args:
+          rng: of that noise, to continue a clip; None: seeded by `sampling.seed`.
         """
         if sampling.noise_aug_strength:
             rng = rng or np.random.default_rng(sampling.seed)
-            # Pixels in [0, 1] have half the VAE's range.
-            images = images + rng.standard_normal(images.shape, np.float32) * np.float32(
-                sampling.noise_aug_strength / 2
-            )
+            strength = np.float32(sampling.noise_aug_strength / 2)  # [0, 1] is half as wide as the VAE's range
+            images = images + rng.standard_normal(images.shape, np.float32) * strength
         latents = self.encode_images(rearrange(images, "b f h w c -> (b f) h w c"))
         scale = self.config.vae.scaling_factor if self.config.scale_cond_latents else 1
         return rearrange(latents, "(b f) h w c -> b f h w c", b=len(images)) * np.float32(scale)
 
-    def decode_latents(
-        self, z: Float[ArrayLike, "b f h w c"], chunk: int, overlap: int = 0
-    ) -> Iterator[Float[np.ndarray, "b n h8 w8 3"]]:
-        """Images in [0, 1], a run of `chunk` frames at a time, which the decoder sees together.
-
-        The last may be shorter. A run never spans two clips. With `overlap` all runs are of one length, and fade over
-        the frames that they share.
-        """
-        total = z.shape[1]
-        runs = [slice(i, min(i + chunk, total)) for i in range(0, total, chunk)]
-        runs = plan_windows(total, chunk, overlap) if overlap else runs
-        # On the host, whether it came from a device or from a file: they round divisions otherwise.
-        z = np.asarray(z) / np.float32(self.config.vae.scaling_factor)
-        # Every device decodes a run of its own; a shorter last one they share.
-        rows = itertools.groupby((clip[None, run] for run in runs for clip in z), np.shape)
-        groups = [group for _, alike in rows for group in batched(list(alike), len(self.team))]
-        decode = lambda group: self._shared(self._decode, "vae", np.concatenate(group))
-        decoded = itertools.chain.from_iterable(prefetch_to_host(map(decode, groups)))
-        pieces = (np.stack(list(itertools.islice(decoded, len(z)))) for _ in runs)
-        for frames in cross_fade(runs, pieces):
-            yield np.clip(frames / 2 + 0.5, 0, 1)
-
-    def decode(
-        self, latents: WindowedLatents, sampling: Sampling, match: bool = False
-    ) -> Iterator[Float[np.ndarray, "b n h8 w8 3"]]:
-        """Images in [0, 1] of what was sampled, in order, some frames at a time.
-
-        match: each window is decoded on its own, and scaled and shifted to fit the one before.
-        """
-        several, chunk = len(latents.windows) > 1, sampling.decode_chunk_size
-        overlap = min(2, chunk // 2) * several if sampling.decode_overlap is None else sampling.decode_overlap
-        decoded = lambda z: self.decode_latents(z, chunk, overlap)
-        if match and several:
-            pieces = (whole(decoded(piece)) for piece in latents.pieces)
-            return (np.clip(frames, 0, 1) for frames in cross_fade(latents.windows, pieces, match_range))
-        return decoded(latents.blended())
+    # --- denoise -----------------------------------------------------------------------------------------------------
 
     def denoise(
         self,
@@ -200,131 +181,156 @@ class Renderer:
         domain: Int[ArrayLike, " b"] | None,
         sampling: Sampling,
         bar: tqdm,
+        stop: threading.Event | None = None,
     ) -> WindowedLatents:
-        """Scaled latents, from unit noise and encoded conditions; domain as `diffusion.clean` takes it.
+        """Sample scaled latents from unit noise and conditioning latents.
 
-        A long clip's windows are denoised together: at every noise level their x̂₀ are faded into one another over the
-        frames that they share, and the clip as a whole takes the step (MultiDiffusion, Bar-Tal et al. 2023, over time).
-        It stays on the host meanwhile; a device holds a window.
+        A long clip is denoised in windows that overlap (see `denoise_clip`). It stays on the host; a device holds a
+        window.
 
         Args:
-          context: of the frames of a window, as `diffusion.clean` takes it.
+          context: the frames of a window -> its context, as `UNet` takes it.
+          domain: row of the context embedding per clip, or None.
+          bar: advances by one per window and network call.
+          stop: setting this event from another thread aborts sampling with KeyboardInterrupt.
         """
         b, f = noise.shape[:2]
         windows = plan_windows(f, sampling.frames, sampling.overlap)
-        # SVD was trained with the frame rate less one.
-        micro = np.array([sampling.fps - 1, sampling.motion_bucket_id, sampling.noise_aug_strength], np.float32)
-        guided = max(sampling.guidance) > 1
-        scales = diffusion.guidance_scales(sampling.guidance, f)
         sigmas = self.sigmas(sampling)
-        # As many windows at a time as give every device a row; one is no more than the device would hold alone.
-        together = len(self.team) // math.gcd(len(self.team), b * (1 + guided))
-        groups = batched(windows, together)
-        joined = lambda *rows: rows[0] if len(rows) == 1 else jnp.concatenate(rows)
+        guidance = diffusion.guidance_schedule(sampling.guidance, len(sigmas) - 1, f, sampling.dynamic_guidance)
+        # SVD was trained with the frame rate minus one.
+        micro = np.array([[sampling.fps - 1, sampling.motion_bucket_id, sampling.noise_aug_strength]], np.float32)
+        rows = b if guidance is None else 2 * b
+        # As many windows together as give every device a row.
+        batches = batched(windows, len(self.group) // math.gcd(len(self.group), rows))
+        x, conditions = self._initial_latents(noise, sampling, float(sigmas[0])), np.asarray(conditions)
         if len(windows) == 1:
-            of_windows = lambda array, group: array
-            # Committed to where the steps' results are, for which else all is compiled again.
-            noise, conditions = jax.device_put((noise, conditions), jax.tree.leaves(self.params)[0].sharding)
-        else:
-            of_windows = lambda array, group: (
-                array[:, group[0]] if len(group) == 1 else np.concatenate([array[:, window] for window in group])
+            # Commit inputs to the parameters' sharding; otherwise the second step recompiles.
+            x, conditions = jax.device_put((x, conditions), jax.tree.leaves(self.params)[0].sharding)
+
+        def denoise_together(x: ArrayLike, i: int, windows: list[slice]) -> Array:
+            n = len(windows)
+            return self._run(
+                "step",
+                stack_windows(conditions, windows),
+                jax.tree.map(lambda *levels: jnp.concatenate(levels), *map(context, windows)),
+                None if domain is None else np.tile(domain, n),
+                np.tile(micro, (b * n, 1)),
+                None if guidance is None else stack_windows(np.tile(guidance[i], (b, 1)), windows),
+                stack_windows(x, windows),
+                sigmas[i],
+                split=self.group.split(rows * n, windows[0].stop - windows[0].start),
             )
-            noise, conditions = np.asarray(noise), np.asarray(conditions)
 
-        def pieces(x, i) -> list[ArrayLike]:
-            now = diffusion.cosine_guidance(scales, i, len(sigmas) - 1) if sampling.dynamic_guidance else scales
-            cleaned = []
-            for group in groups:
-                if self.stopped.is_set():
+        def denoise(x: ArrayLike, i: int) -> WindowedLatents:
+            results, previous = [], x
+            for together in batches:
+                if stop is not None and stop.is_set():
                     raise KeyboardInterrupt
-                x0 = self._clean(
-                    self.params["unet"],
-                    of_windows(conditions, group),
-                    jax.tree.map(joined, *map(context, group)),
-                    None if domain is None else np.tile(domain, len(group)),
-                    np.tile(micro, (b * len(group), 1)),
-                    np.repeat([now[window] for window in group], b, axis=0) if guided else None,
-                    of_windows(x, group),
-                    sigmas[i],
-                    self.team.split(b * len(group) * (1 + guided), windows[0].stop),
-                )
-                cleaned.append(x0)
-                # Wait for what came before: progress stays honest, and the device never runs dry.
-                jax.block_until_ready(cleaned[-2] if len(cleaned) > 1 else x)
-                bar.update(len(group))
-            of_each = lambda x0, group: [x0] if len(group) == 1 else np.split(np.asarray(x0), len(group))
-            return [piece for found in zip(cleaned, groups, strict=True) for piece in of_each(*found)]
+                results.append(denoise_together(x, i, together))
+                jax.block_until_ready(previous)  # at most two calls are queued: the device is busy, the bar honest
+                previous = results[-1]
+                bar.update(len(together))
+            pieces = map(unstack_windows, results, map(len, batches))
+            return WindowedLatents(windows, [piece for stacked in pieces for piece in stacked])
 
-        clean = lambda x, i: WindowedLatents(windows, pieces(x, i)).blended()
+        return denoise_clip(denoise, x, sigmas, sampling.sampler)
+
+    def _initial_latents(self, noise: ArrayLike, sampling: Sampling, sigma: float) -> Float[np.ndarray, "b f h w c"]:
         if sampling.deterministic:
-            x = jnp.zeros_like(noise) if len(windows) == 1 else np.zeros_like(noise)
-        else:
-            schedule = self.config.scheduler
-            x = noise * np.float32(diffusion.initial_scale(float(sigmas[0]), schedule.timestep_spacing))
-        # From the last level all samplers go to x̂₀.
-        x = diffusion.SAMPLERS[sampling.sampler](clean, x, sigmas[:-1])
-        return WindowedLatents(windows, pieces(x, len(sigmas) - 2))
-
-    def network_calls(self, num_frames: int, sampling: Sampling) -> int:
-        """How often the network will be called to sample a clip of so many frames."""
-        windows = len(plan_windows(num_frames, sampling.frames, sampling.overlap))
-        return windows * diffusion.network_calls(sampling.sampler, len(self.sigmas(sampling)) - 1)
+            return np.zeros_like(noise)
+        scale = diffusion.initial_scale(sigma, self.config.scheduler.timestep_spacing)
+        return np.asarray(noise) * np.float32(scale)
 
     def initial_noise(
         self, noise: np.ndarray | None, seed: int, grid: tuple[int, ...]
     ) -> Float[np.ndarray, "b f h w c"]:
-        """The given unit noise, or that of the seed, which is the same on every device; grid: of latents, b f h w."""
-        wanted = (*grid[:4], self.config.vae.latent_channels)
+        """Return the given unit noise, or the seed's, which is the same on every device.
+
+        Args:
+          grid: shape of the latents, of which the first four axes count: b, f, h, w.
+        """
+        expected = (*grid[:4], self.config.vae.latent_channels)
         if noise is None:
-            noise = jax.random.normal(jax.random.key(seed), wanted)
-        if np.shape(noise) != wanted:
-            raise InputError(f"noise has shape {np.shape(noise)}, but these images need {wanted}")
+            noise = jax.random.normal(jax.random.key(seed), expected)
+        if np.shape(noise) != expected:
+            raise InputError(f"noise: expected shape {expected} for these images, got {np.shape(noise)}")
         return np.asarray(noise, np.float32)
 
+    # --- decode ------------------------------------------------------------------------------------------------------
+
+    def decode(
+        self, latents: WindowedLatents, sampling: Sampling, match: bool = False
+    ) -> Iterator[Float[np.ndarray, "b n h8 w8 3"]]:
+        """Yield the images in [0, 1] of sampled latents, in order, some frames at a time.
+
+        Args:
+          match: decode each window on its own, and scale and shift it to fit the one before.
+        """
+        long, chunk, overlap = len(latents.windows) > 1, sampling.decode_chunk_size, sampling.decode_overlap
+        if overlap is None:
+            overlap = min(2, chunk // 2) if long else 0
+        if not (match and long):
+            yield from self.decode_latents(latents.blended(), chunk, overlap)
+            return
+        decoded = (whole(self.decode_latents(piece, chunk, overlap)) for piece in latents.latents)
+        for frames in cross_fade(latents.windows, decoded, match_range):
+            yield np.clip(frames, 0, 1)
+
+    def decode_latents(
+        self, z: Float[ArrayLike, "b f h w c"], chunk: int, overlap: int = 0
+    ) -> Iterator[Float[np.ndarray, "b n h8 w8 3"]]:
+        """Yield images in [0, 1], decoded in windows of `chunk` frames of one clip.
+
+        Without `overlap` the last window may be shorter. With it all have the same length, and are cross-faded over
+        the frames that they share.
+        """
+        f = z.shape[1]
+        windows = [slice(start, min(start + chunk, f)) for start in range(0, f, chunk)]
+        if overlap:
+            windows = plan_windows(f, chunk, overlap)
+        # Divide on the host, as devices round differently: latents may come from a device or from a file.
+        z = np.asarray(z) / np.float32(self.config.vae.scaling_factor)
+        rows = [clip[None, window] for window in windows for clip in z]
+        # Every device decodes a row of its own; they share rows only if too few are left.
+        batches = equal_batches(rows, len(self.group))
+        decoded = prefetch_to_host(self._run_rows("decode", np.concatenate(batch)) for batch in batches)
+        frames = (row for batch in decoded for row in batch)
+        pieces = (np.stack([next(frames) for _ in z]) for _ in windows)
+        for faded in cross_fade(windows, pieces):
+            yield np.clip(faded / 2 + 0.5, 0, 1)
+
+    # --- helpers -----------------------------------------------------------------------------------------------------
+
+    def _run(self, name: str, *arrays: Any, split: jax.sharding.NamedSharding | None) -> Any:
+        stage = self.compiled[name]
+        return self._run_stage(stage, self.params[stage.network], *arrays, split=split)
+
+    def _run_rows(self, name: str, rows: Float[ArrayLike, "b f ..."]) -> Any:
+        """Run a stage on rows of frames, sharded over the device group."""
+        return self._run(name, rows, split=self.group.split(*rows.shape[:2]))
+
     def check_images(self, name: str, images, shape: tuple[int, ...] | None = None) -> Float[np.ndarray, "b f h w 3"]:
-        """The images as float32 of a shape that the networks take, or an InputError."""
+        """Return the images as float32, or raise InputError if the networks cannot take their shape or dtype."""
         images = np.asarray(images)
         if images.ndim != 5 or images.shape[-1] != 3 or 0 in images.shape:
-            raise InputError(f"{name} has shape {images.shape}; expected [batch, frames, height, width, 3]")
+            raise InputError(f"{name}: expected shape [batch, frames, height, width, 3], got {images.shape}")
         if not np.issubdtype(images.dtype, np.floating):
-            raise InputError(f"{name} has dtype {images.dtype}; expected floats in [0, 1] (divide bytes by 255)")
+            raise InputError(f"{name}: expected floats in [0, 1], got {images.dtype}; divide bytes by 255")
         if shape is not None and images.shape != shape:
-            raise InputError(f"{name} has shape {images.shape}, but the other images have {shape}")
+            raise InputError(f"{name}: expected shape {shape} as of the other images, got {images.shape}")
         h, w = images.shape[2:4]
         if h % self.config.vae.downscale or w % self.config.vae.downscale:
-            raise InputError(f"{name} is {h}×{w}; sides must be multiples of {self.config.vae.downscale}")
+            raise InputError(f"{name}: expected sides that are multiples of {self.config.vae.downscale}, got {h}×{w}")
         return images.astype(np.float32)
 
 
-def map_in_batches(fn: Callable, items: Float[np.ndarray, "n ..."], devices: int = 1):
-    """Applies `fn` to runs of at most ENCODE_RUN items per device, all of one length, so that one shape is compiled.
-
-    Returns numpy arrays, in the tree that `fn` returns.
-    """
-    n = len(items)
-    num_runs = -(-n // (ENCODE_RUN * devices))
-    length = -(-n // (num_runs * devices)) * devices
-    filled = np.concatenate([items, np.repeat(items[-1:], num_runs * length - n, axis=0)])
-    results = prefetch_to_host(map(fn, np.split(filled, num_runs)))
-    return jax.tree.map(lambda *pieces: np.concatenate(pieces)[:n], *results)
+def progress_bar(total: int, progress: bool) -> tqdm:
+    """Return a bar of network calls, shown on terminals only, or never if not `progress`."""
+    return tqdm(total=total, disable=None if progress else True, leave=False, unit="step")
 
 
-def batched(items: Sequence, n: int) -> list[Sequence]:
-    """Items in order, n at a time."""
-    return [items[i : i + n] for i in range(0, len(items), n)]
-
-
-def prefetch_to_host(results: Iterator) -> Iterator:
-    """Results of the device, on the host; it works at each while the one before is seen to."""
-    for result, _ in itertools.pairwise(itertools.chain(results, [None])):
-        yield jax.tree.map(np.asarray, result)
-
-
-def _method(graphdef: nnx.GraphDef, name: str) -> Callable:
-    """One method of a network: (params, rows of frames, how a team shares them) -> result."""
-
-    def method(params, rows, split=None):
-        with use_mesh(split and split.mesh):
-            return getattr(nnx.merge(graphdef, params), name)(constrain(rows, split))
-
-    return method
+def _abstract_params(config: RendererConfig) -> dict[str, dict]:
+    """Return the shapes of every network that the configuration has."""
+    networks = {name: getattr(config, name) for name in NETWORKS}
+    return {name: abstract_module(NETWORKS[name], part)[1] for name, part in networks.items() if part is not None}

@@ -1,51 +1,87 @@
-"""TODO."""
+"""The denoiser: x̂₀ of noisy latents from one call of the UNet, and of a whole clip from its windows."""
+
+from collections.abc import Callable
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
-from drender.diffusion import apply_cfg, c_noise, scale_model_input, x0_from_v
+from drender import diffusion
+from drender.renderers.windows import WindowedLatents
 from drender.sharding import constrain, use_mesh
+
+# --- one call of the network -----------------------------------------------------------------------------------------
 
 
 def predict_v(
     graphdef: nnx.GraphDef, params, conditions, context, domain, micro, scales, x, sigma, split=None
 ) -> Float[Array, "b f h w c"]:
-    """The network's F, guided where `scales` (per row and frame) are given.
+    """Return the UNet's v-prediction F, with classifier-free guidance if `scales` are given.
 
     Args:
       conditions: conditioning latents [b, f, h, w, d].
       context, domain, micro: as `UNet` takes them.
+      scales: guidance scales [b, f], or None.
       x: noisy latents [b, f, h, w, c] at noise level `sigma`.
-      split: how a team of devices shares the rows, each half of guidance for itself, and the frames.
+      split: how a device group shards rows and frames; the halves of guidance are rows.
     """
-    noisy = scale_model_input(x, sigma)
-    rows = jnp.concatenate([noisy, conditions], axis=-1)
+    scaled = diffusion.scale_model_input(x, sigma)
+    rows = jnp.concatenate([scaled, conditions], axis=-1)
     if scales is not None:
-        # The second half of the rows is the unconditional one. The inverse renderer's keeps its domain token; the
-        # forward renderer's has no environment, which the network knows by there being fewer rows of context. Devices
-        # that share the rows have zeros instead, which is the same: what one half alone needs they would have to send.
-        rows = jnp.concatenate([rows, jnp.concatenate([noisy, jnp.zeros_like(conditions)], axis=-1)])
+        # The second half of the rows is the unconditional branch. The inverse renderer keeps its domain token there.
+        # The forward renderer has no environment there: the UNet takes rows without context as unconditional. With
+        # sharded rows the context is padded with zeros, which is equivalent and avoids an exchange between devices.
+        rows = jnp.concatenate([rows, jnp.concatenate([scaled, jnp.zeros_like(conditions)], axis=-1)])
         micro = jnp.concatenate([micro, micro])
         if domain is not None:
             domain, context = jnp.concatenate([domain, domain]), jnp.concatenate([context, context])
         elif split is not None:
             context = [jnp.concatenate([level, jnp.zeros_like(level)]) for level in context]
     rows = constrain(rows, split)
-    time = jnp.broadcast_to(c_noise(sigma), rows.shape[:1])
+    time = jnp.broadcast_to(diffusion.c_noise(sigma), rows.shape[:1])
     with use_mesh(split and split.mesh):
         prediction = nnx.merge(graphdef, params)(rows, time, context, micro, domain)
     if scales is None:
         return prediction
     conditional, unconditional = jnp.split(prediction, 2)
-    return apply_cfg(unconditional, conditional, scales[..., None, None, None])
+    return diffusion.apply_cfg(unconditional, conditional, scales[..., None, None, None])
 
 
-def denoise(
-    graphdef: nnx.GraphDef, params, conditions, context, domain, micro, scales, x, sigma, split=None
-) -> Float[Array, "b f h w c"]:
-    """x̂₀ by one call of the network; arguments as `predict` takes them.
+def denoise_from(graphdef: nnx.GraphDef) -> Callable:
+    """Return x̂₀ as a function of the arguments of `predict_v` after the first.
 
-    At sigma_max, from x = 0, it is −F but for a millionth: the one-step mode.
+    For x = 0 at sigma_max it equals −F to within 1e-6, which is how one-step models are used.
     """
-    return x0_from_v(x, predict_v(graphdef, params, conditions, context, domain, micro, scales, x, sigma, split), sigma)
+
+    def denoise(params, conditions, context, domain, micro, scales, x, sigma, split=None):
+        prediction = predict_v(graphdef, params, conditions, context, domain, micro, scales, x, sigma, split)
+        return diffusion.x0_from_v(x, prediction, sigma)
+
+    return denoise
+
+
+# --- a clip ----------------------------------------------------------------------------------------------------------
+
+
+def denoise_clip(
+    denoise: Callable[[ArrayLike, int], WindowedLatents],
+    x: Float[ArrayLike, "b f h w c"],
+    sigmas: Float[np.ndarray, " n"],
+    sampler: str,
+) -> WindowedLatents:
+    """Sample a clip: at every noise level blend its windows' x̂₀, then step the whole clip.
+
+    This is MultiDiffusion (Bar-Tal et al. 2023) over time.
+
+    Args:
+      denoise: (x, i) -> the windows' x̂₀ at noise level i.
+      x: the clip's latents at the first noise level.
+      sigmas: noise levels; the last is 0.
+    """
+
+    def blended(x, i):
+        return denoise(x, i).blended()
+
+    x = diffusion.SAMPLERS[sampler](blended, x, sigmas[:-1])
+    return denoise(x, len(sigmas) - 2)  # the step to sigma 0 ends at x̂₀ in every sampler

@@ -1,6 +1,7 @@
-"""TODO."""
+"""`ForwardRenderer` maps G-buffers and an environment to an RGB clip (Liang et al. 2025, section 4.2)."""
 
 import functools
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,16 +13,19 @@ from jaxtyping import Array, Float
 
 from drender.config import RendererConfig, Sampling
 from drender.errors import InputError, unknown_name_error
-from drender.renderers.base import Renderer
-from drender.renderers.inverse import _bar
+from drender.renderers.base import Renderer, progress_bar
 from drender.renderers.windows import WindowedLatents, whole
 
-# The forward renderer's, unless it predicts in one step or is told another.
+# The default guidance; one-step models have none.
 GUIDANCE = (1.2, 1.2)
 
 
 class ForwardRenderer(Renderer):
-    """G-buffers and an environment to an RGB clip."""
+    """G-buffers and an environment to an RGB clip.
+
+    A call takes and returns whole clips. For long clips, `encode`, `encode_environment` and `decode` take or yield some
+    frames at a time.
+    """
 
     kind = "forward"
 
@@ -33,10 +37,11 @@ class ForwardRenderer(Renderer):
         device: jax.Device | Sequence[jax.Device] | None = None,
         lora_scale: float = 0.25,
     ) -> "ForwardRenderer":
-        """As `Renderer.load`.
+        """Load a converted checkpoint, as `Renderer.load` does.
 
-        lora_scale: how much to merge of the factors trained on real footage, where the checkpoint has them: 0.25 suits
-          real footage, 0 synthetic objects.
+        Args:
+          lora_scale: weight of the LoRA trained on real footage, if the checkpoint has one: 0.25 suits real footage, 0
+            synthetic objects.
         """
         return super().load(path, dtype, device, lora_scale)
 
@@ -55,38 +60,42 @@ class ForwardRenderer(Renderer):
         progress: bool = True,
         **sampling,
     ) -> Float[np.ndarray, "b f h w 3"]:
-        """Renders the G-buffers under the environment.
+        """Render the G-buffers under the environment.
 
         Args:
           buffers: the model's conditions (basecolor, normal, depth, roughness, metallic) in [0, 1]; others are ignored.
           environment: "env_ldr", "env_log" and "env_nrm" of `environment_maps`, for all clips or one per clip, with as
             many frames as the G-buffers or one for all.
-          drop: conditions to leave out, by name, or "environment"; what is dropped need not be given.
-          noise, progress, **sampling: as for `InverseRenderer`; guidance is (1.2, 1.2) unless given, and none
-            for a model that predicts in one step.
+          drop: names of conditions to leave out, or "environment"; these need not be given.
+          noise, progress, **sampling: as for `InverseRenderer`. The default guidance is (1.2, 1.2), or none for
+            one-step models.
+
         Returns:
           float32 sRGB in [0, 1].
+
         Raises:
-          InputError: a missing condition, an unknown name or option, or arrays of the wrong shape or type.
+          InputError: missing condition, unknown name or option, or arrays of the wrong shape or dtype.
         """
-        sampling = self.sampling(sampling, guidance=GUIDANCE)
-        drop = set(drop)
+        sampling, drop = self.sampling(sampling, GUIDANCE), set(drop)
         images, shape = self._check_buffers(buffers, drop)
-        down = self.config.vae.downscale
-        noise = self.initial_noise(noise, sampling.seed, (*shape[:2], shape[2] // down, shape[3] // down))
-        latents = {}
-        if images:
-            encoded = self.encode(np.concatenate(list(images.values())), sampling)
-            latents = dict(zip(images, np.split(encoded, len(images)), strict=True))
-        light = None
-        if "environment" not in drop:
-            light = self.encode_environment(self._check_environment(environment, shape))
+        noise = self.initial_noise(noise, sampling.seed, self._latent_grid(shape))
+        latents = self._encode_buffers(images, sampling)
+        light = None if "environment" in drop else self.encode_environment(self._check_environment(environment, shape))
         return whole(self.decode(self.render(latents, light, sampling, noise, progress), sampling))
+
+    # --- stages ------------------------------------------------------------------------------------------------------
+
+    def _encode_buffers(self, images: dict[str, np.ndarray], sampling: Sampling) -> dict[str, np.ndarray]:
+        """Return the conditioning latents of each G-buffer, encoded in common batches."""
+        if not images:
+            return {}
+        latents = self.encode(np.concatenate(list(images.values())), sampling)
+        return dict(zip(images, np.split(latents, len(images)), strict=True))
 
     def encode_environment(
         self, environment: Mapping[str, Float[np.ndarray | Array, "*b f H W 3"]]
     ) -> Float[np.ndarray, "b f h w c"]:
-        """What the environment encoder takes, of checked maps: their scaled latents, or pixels in [-1, 1]."""
+        """Return the environment encoder's input for valid maps: their scaled latents, or pixels in [-1, 1]."""
         encoder = self.config.env_encoder
         maps = np.stack([np.asarray(environment[label]) for label in encoder.in_labels])
         maps = maps if maps.ndim == 6 else maps[:, None]
@@ -98,6 +107,10 @@ class ForwardRenderer(Renderer):
             flat = flat * 2 - 1
         return rearrange(flat, "(b f i) h w c -> b f h w (i c)", b=b, i=len(encoder.in_labels))
 
+    def environment_tokens(self, light: Float[np.ndarray, "b f H8 W8 d"]) -> list[Float[Array, "b f n e"]]:
+        """Return the environment encoder's tokens per UNet level, for the input from `encode_environment`."""
+        return self._run_rows("environment", light)
+
     def render(
         self,
         latents: Mapping[str, Float[np.ndarray, "b f h8 w8 c"]],
@@ -105,59 +118,70 @@ class ForwardRenderer(Renderer):
         sampling: Sampling,
         noise: Float[np.ndarray, "b f h8 w8 c"],
         progress: bool = True,
+        stop: threading.Event | None = None,
     ) -> WindowedLatents:
-        """The scaled latents of the clip.
+        """Return the scaled latents of the RGB clip.
 
         Args:
-          latents: of the conditions, from `encode`; zeros stand for those left out.
+          latents: of the conditions, from `encode`; missing ones are zeros.
           light: from `encode_environment`, for all clips or one per clip, with as many frames as the clip or one for
-            all; None: no light.
+            all; None: no environment.
+          stop: as for `denoise`.
         """
         zeros = np.zeros_like(noise)
         conditions = np.concatenate([latents.get(name, zeros) for name in self.config.conditions], axis=-1)
         b, f = noise.shape[:2]
-        with _bar(self.network_calls(f, sampling), progress) as bar:
-            return self.denoise(noise, conditions, self._tokens(light, b), None, sampling, bar)
+        with progress_bar(self.network_calls(f, sampling), progress) as bar:
+            return self.denoise(noise, conditions, self._context(light, b), None, sampling, bar, stop)
 
-    def _tokens(self, light: np.ndarray | None, b: int) -> Callable[[slice], list[Float[Array, "b f n e"]]]:
-        """The environment encoder's tokens per level, of the frames of a window; of one frame where all are lit alike.
+    def _context(self, light: np.ndarray | None, b: int) -> Callable[[slice], list[Float[Array, "b f n e"]]]:
+        """Return a function from the frames of a window to the environment tokens per level, [b, f or 1, n, e].
 
-        A single zero where there is no light: attention over any number of zeros is attention over one.
+        Without an environment these are a single zero, as attention over any number of zeros equals attention over one.
         """
         if light is None:
-            dark = [jnp.zeros((b, 1, 1, e)) for e in self.config.env_encoder.channels]
-            return lambda window: dark
+            zeros = [jnp.zeros((b, 1, 1, e)) for e in self.config.env_encoder.channels]
+            return lambda window: zeros
         light = np.broadcast_to(light, (b, *light.shape[1:]))
-        still = light.shape[1] == 1
+        static = light.shape[1] == 1
 
-        # One window's are kept: all there are of a short clip. Those of a long one would not fit.
+        # Keep the tokens of one window: all of a short clip's. Those of a long clip would not fit into memory.
         @functools.lru_cache(maxsize=1)
-        def encoded(start: int, stop: int) -> list[Array]:
-            return self._shared(self._encode_light, "env_encoder", light[:, start:stop])
+        def tokens(start: int, stop: int) -> list[Array]:
+            return self.environment_tokens(light[:, start:stop])
 
-        return lambda window: encoded(0, 1) if still else encoded(window.start, window.stop)
+        return lambda window: tokens(0, 1) if static else tokens(window.start, window.stop)
+
+    # --- checks ------------------------------------------------------------------------------------------------------
+
+    def _latent_grid(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape b, f, h, w of the latents of images `b f h w 3`."""
+        b, f, h, w, _ = shape
+        return b, f, h // self.config.vae.downscale, w // self.config.vae.downscale
 
     def _check_buffers(self, buffers: Mapping, drop: set[str]) -> tuple[dict[str, np.ndarray], tuple[int, ...]]:
-        """The conditions that are used, and the shape that all have."""
+        """Return the conditions to use, and the shape that all G-buffers have."""
         used = used_conditions(self.config, drop)
         if missing := [name for name in used if name not in buffers]:
-            raise InputError(f"the G-buffers lack {', '.join(missing)}; give them, or leave them out with drop")
+            raise InputError(f"G-buffers not found: {', '.join(missing)}; give them, or leave them out with drop")
         if not buffers:
-            raise InputError("no G-buffer is given: the clip's length and size are unknown")
+            raise InputError("buffers: expected at least one G-buffer, for the clip's length and size, got none")
         shape = np.shape(next(iter(buffers.values())))
         return {name: self.check_images(name, buffers[name], shape) for name in used}, shape
 
     def _check_environment(self, environment: Mapping, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-        """The maps that the model takes, `b2 f2 H W 3`, of one frame each where all frames are lit alike."""
+        """Return the model's environment maps, `b2 f2 H W 3`, with a single frame if all frames are equal."""
         b, f = shape[:2]
         maps = {}
         for label in self.config.env_encoder.in_labels:
             if label not in environment:
-                raise InputError(f"the environment lacks {label!r}; it has {', '.join(sorted(environment))}")
+                raise InputError(f"environment: expected a map {label!r}, got {', '.join(sorted(environment))}")
             images = np.asarray(environment[label])
             images = self.check_images(label, images if images.ndim == 5 else images[None])
             if images.shape[0] not in (1, b) or images.shape[1] not in (1, f):
-                raise InputError(f"{label} has shape {images.shape}, but the G-buffers are {b} clips of {f} frames")
+                raise InputError(
+                    f"{label}: expected maps for {b} clips of {f} frames, or 1 of each, got {images.shape}"
+                )
             if (images == images[:, :1]).all():
                 images = images[:, :1]
             maps[label] = images
@@ -166,7 +190,10 @@ class ForwardRenderer(Renderer):
 
 
 def used_conditions(config: RendererConfig, drop: Iterable[str]) -> list[str]:
-    """The model's conditions without those to `drop`, which may name the environment too; InputError for others."""
+    """Return the model's conditions except those to `drop`; raise InputError if one of these is unknown.
+
+    `drop` may name "environment" too.
+    """
     for name in drop:
         if name not in (*config.conditions, "environment"):
             raise unknown_name_error("condition to drop", name, [*config.conditions, "environment"])

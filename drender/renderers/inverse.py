@@ -1,28 +1,29 @@
-"""The two renderers: `InverseRenderer` maps an RGB clip to one G-buffer per pass, `ForwardRenderer` G-buffers and an
-environment to an RGB clip (Liang et al. 2025, sections 4.1 and 4.2).
+"""`InverseRenderer` maps an RGB clip to one G-buffer per pass (Liang et al. 2025, section 4.1)."""
 
-Called, they take and give whole clips. Their stages take and give some frames at a time, for clips that are long.
-"""
-
+import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from tqdm import tqdm
 
 from drender.config import DEFAULT_PASSES, RendererConfig, Sampling
 from drender.errors import unknown_name_error
-from drender.renderers.base import Renderer, batched
+from drender.renderers.base import Renderer, progress_bar
+from drender.renderers.batches import batched
 from drender.renderers.windows import WindowedLatents, whole
 
-# Passes are denoised together as long as they have no more latents than this, all frames counted: half of a clip of 24
-# frames of 512×512, which by itself keeps any GPU busy.
+# Denoise passes together up to this many latents over all frames: half a clip of 24 frames of 512×512, which alone
+# keeps any GPU busy.
 BATCH_LATENTS = 12 * 64 * 64
 
 
 class InverseRenderer(Renderer):
-    """RGB clip to G-buffers."""
+    """RGB clip to G-buffers.
+
+    A call takes and returns whole clips. For long clips, `encode`, `estimate` and `decode_buffer` take or yield some
+    frames at a time.
+    """
 
     kind = "inverse"
 
@@ -35,22 +36,23 @@ class InverseRenderer(Renderer):
         progress: bool = True,
         **sampling,
     ) -> dict[str, Float[np.ndarray, "b f h w 3"]]:
-        """Estimates one G-buffer per pass; the RGB clip is encoded once for all.
+        """Estimate one G-buffer per pass; the RGB clip is encoded once for all.
 
         Args:
-          rgb: sRGB in [0, 1]; sides a multiple of 8 (the released pipeline: of 64). A single image has f = 1.
+          rgb: sRGB in [0, 1]; sides are multiples of 8 (in the released pipeline of 64). A single image has f = 1.
           passes: names of `config.domains`.
-          noise: unit Gaussian to begin from, instead of the seed's.
-          progress: shows a bar on a terminal.
+          noise: unit Gaussian initial noise; None: drawn from the seed.
+          progress: show a bar on a terminal.
           **sampling: fields of `config.Sampling`: num_steps, guidance, seed and so on.
+
         Returns:
-          per pass, float32 images in [0, 1]; the README states the conventions of normals and depth.
+          Per pass, float32 images in [0, 1]; the README states the conventions of normals and depth.
+
         Raises:
-          InputError: an unknown pass or option, or arrays of the wrong shape or type.
+          InputError: unknown pass or option, or arrays of the wrong shape or dtype.
         """
         sampling = self.sampling(sampling)
-        rgb = self.check_images("rgb", rgb)
-        latents = self.encode(rgb, sampling)
+        latents = self.encode(self.check_images("rgb", rgb), sampling)
         noise = self.initial_noise(noise, sampling.seed, latents.shape)
         estimated = self.estimate(latents, chosen_passes(self.config, passes), sampling, noise, progress)
         return {name: whole(self.decode_buffer(name, buffer, sampling)) for name, buffer in estimated}
@@ -63,43 +65,53 @@ class InverseRenderer(Renderer):
         noise: Float[np.ndarray, "b f h8 w8 c"],
         progress: bool = True,
         known: Collection[str] = (),
+        stop: threading.Event | None = None,
     ) -> Iterator[tuple[str, WindowedLatents]]:
-        """The scaled latents of each pass; small clips' passes are denoised together.
+        """Yield the name and the scaled latents of each pass; passes of small clips are denoised together.
 
-        known: passes that are not needed. Which are denoised together does not depend on it: that would change
-          roundings.
+        Args:
+          latents: of the RGB clip, from `encode`.
+          known: passes that are not needed. They do not change which passes share a batch, as that changes roundings.
+          stop: as for `denoise`.
         """
         b, f, h, w = latents.shape[:4]
-        devices = len(self.team)
-        most = max(1, BATCH_LATENTS // (b * min(f, sampling.frames) * h * w)) * devices
-        # Rows that divide among the devices, as far as there are any.
-        groups = batched(passes, min(most, max(devices, len(passes) // devices * devices)))
-        groups = [names for names in groups if not set(names) <= set(known)]
-        with _bar(len(groups) * self.network_calls(f, sampling), progress) as bar:
-            for names in groups:
+        batches = batched(passes, self._passes_per_batch(len(passes), b * min(f, sampling.frames) * h * w))
+        batches = [names for names in batches if not set(names) <= set(known)]
+        with progress_bar(len(batches) * self.network_calls(f, sampling), progress) as bar:
+            for names in batches:
                 bar.set_description(", ".join(names))
-                rows = lambda x, names=names: np.concatenate([x for _ in names])
-                context = jnp.zeros((len(names) * b, 1, 1, self.config.unet.cross_attention_dim[-1]))
+                n = len(names)
+                context = jnp.zeros((n * b, 1, 1, self.config.unet.cross_attention_dim[-1]))
                 domain = np.repeat([self.config.domains[name] for name in names], b)
-                done = self.denoise(rows(noise), rows(latents), lambda _, c=context: c, domain, sampling, bar)
+                done = self.denoise(
+                    np.tile(noise, (n, 1, 1, 1, 1)),
+                    np.tile(latents, (n, 1, 1, 1, 1)),
+                    lambda window, context=context: context,
+                    domain,
+                    sampling,
+                    bar,
+                    stop,
+                )
                 for i, name in enumerate(names):
-                    yield name, WindowedLatents(done.windows, [piece[i * b : (i + 1) * b] for piece in done.pieces])
+                    rows = slice(i * b, (i + 1) * b)
+                    yield name, WindowedLatents(done.windows, [window[rows] for window in done.latents])
+
+    def _passes_per_batch(self, num_passes: int, num_latents: int) -> int:
+        """Return how many passes of `num_latents` each are denoised together, if possible a multiple of the devices."""
+        devices = len(self.group)
+        limit = max(1, BATCH_LATENTS // num_latents) * devices
+        return min(limit, max(devices, num_passes // devices * devices))
 
     def decode_buffer(
         self, name: str, latents: WindowedLatents, sampling: Sampling
     ) -> Iterator[Float[np.ndarray, "b n h w 3"]]:
-        """Images in [0, 1], some frames at a time. Depth, which is relative, is given one range over all windows."""
+        """Yield images in [0, 1], some frames at a time; depth, which is relative, gets one range over all windows."""
         return self.decode(latents, sampling, match=name == "depth")
 
 
 def chosen_passes(config: RendererConfig, passes: Iterable[str]) -> list[str]:
-    """The passes, each once; InputError for one that the model does not know."""
+    """Return the passes without repetitions; raise InputError for one that the model does not know."""
     for name in passes:
         if name not in config.domains:
             raise unknown_name_error("pass", name, config.domains)
     return list(dict.fromkeys(passes))
-
-
-def _bar(total: int, progress: bool) -> tqdm:
-    # None: a bar only where there is a terminal.
-    return tqdm(total=total, disable=None if progress else True, leave=False, unit="step")

@@ -1,4 +1,4 @@
-"""Clips longer than the model: windows that are blended into one another, or the released scripts' separate chunks."""
+"""Windows of clips that are longer than the model's: planning, stacking as rows, and cross-fading."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -6,42 +6,33 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import ArrayLike, Float
 
-# A window of depth is not stretched by more than this, nor shrunk, to fit the one before: what little they share may
-# be flat.
+# Bound on the scale that aligns depth between windows; a flat overlap would make it arbitrary.
 MAX_STRETCH = 2.0
-
-
-# --- windows ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class WindowedLatents:
-    """Frames, or their latents, as windows that share some.
+    """Latents of a clip as overlapping windows.
 
     Attributes:
-      windows: which frames of the clip each has, in order.
-      pieces: of each window, `b f h w c`.
+      windows: the clip's frames in each window, in order.
+      latents: of each window, `b f h w c`.
     """
 
     windows: list[slice]
-    pieces: list[ArrayLike]
+    latents: list[ArrayLike]
 
     def blended(self) -> Float[ArrayLike, "b f h w c"]:
-        """All frames, each once."""
-        if len(self.pieces) == 1:
-            return self.pieces[0]
-        return whole(cross_fade(self.windows, self.pieces))
-
-
-def whole(runs: Iterable[Float[np.ndarray, "b n h w c"]]) -> Float[np.ndarray, "b f h w c"]:
-    """Frames that come some at a time, in one array."""
-    return np.concatenate(list(runs), axis=1)
+        """Return the latents of all frames, cross-faded where windows overlap."""
+        if len(self.latents) == 1:
+            return self.latents[0]
+        return whole(cross_fade(self.windows, self.latents))
 
 
 def plan_windows(num_frames: int, length: int, overlap: int) -> list[slice]:
-    """As few windows of `length` frames as share `overlap` or more with their neighbours, evenly spread.
+    """Return the fewest windows of `length` frames whose neighbors share at least `overlap` frames, evenly spaced.
 
-    A clip that is no longer than a window is one of its own length.
+    A clip that is not longer than a window is one window of its own length.
     """
     if num_frames <= length:
         return [slice(0, num_frames)]
@@ -50,17 +41,34 @@ def plan_windows(num_frames: int, length: int, overlap: int) -> list[slice]:
     return [slice(start, start + length) for start in starts.tolist()]
 
 
+def stack_windows(clips: ArrayLike, windows: list[slice]) -> ArrayLike:
+    """Return the windows of `b f ...` as rows, `(windows b) f ...`; a single window stays on its device."""
+    rows = [clips[:, window] for window in windows]
+    return rows[0] if len(rows) == 1 else np.concatenate(rows)
+
+
+def unstack_windows(rows: ArrayLike, num_windows: int) -> list[ArrayLike]:
+    """Split rows into windows: the inverse of `stack_windows`."""
+    return [rows] if num_windows == 1 else np.split(np.asarray(rows), num_windows)
+
+
+def whole(runs: Iterable[Float[np.ndarray, "b n h w c"]]) -> Float[np.ndarray, "b f h w c"]:
+    """Concatenate frames that arrive some at a time."""
+    return np.concatenate(list(runs), axis=1)
+
+
 def cross_fade(
     windows: Iterable[slice],
     pieces: Iterable[Float[ArrayLike, "b f h w c"]],
     match: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
 ) -> Iterator[Float[np.ndarray, "b f2 h w c"]]:
-    """All frames in order, as soon as no later window has a part in them.
+    """Yield all frames in order, each as soon as no later window contains it.
 
-    Over the frames that it shares with those before it, a window's weight rises in even steps from 0 to 1.
+    The weight of a window rises in even steps from 0 to 1 over the frames that it shares with those before.
 
     Args:
-      match: (frames so far that the window shares, the window's) -> the window's, made to fit.
+      pieces: the frames of each window.
+      match: (frames so far that the window shares, the window's frames) -> the window's frames, adjusted to fit.
     """
     held, stop = None, 0
     for window, piece in zip(windows, map(np.asarray, pieces), strict=True):
@@ -80,17 +88,14 @@ def cross_fade(
 def match_range(
     before: Float[np.ndarray, "b n h w c"], piece: Float[np.ndarray, "b f h w c"]
 ) -> Float[np.ndarray, "b f h w c"]:
-    """The piece scaled and shifted so that its first n frames fit `before`, in least squares, clip by clip.
+    """Scale and shift each clip of `piece` so that its first n frames fit `before` in the least-squares sense.
 
-    Relative depth has a range of its own in every window; this makes it that of the window before.
+    Relative depth has a range of its own in every window. This gives it the range of the window before.
     """
     axes = (1, 2, 3, 4)
     first = piece[:, : before.shape[1]]
-    mean, aim = first.mean(axes, keepdims=True), before.mean(axes, keepdims=True)
+    mean, target = first.mean(axes, keepdims=True), before.mean(axes, keepdims=True)
     variance = np.square(first - mean).mean(axes, keepdims=True)
-    scale = ((first - mean) * (before - aim)).mean(axes, keepdims=True) / np.maximum(variance, 1e-8)
+    scale = ((first - mean) * (before - target)).mean(axes, keepdims=True) / np.maximum(variance, 1e-8)
     scale = np.clip(scale, 1 / MAX_STRETCH, MAX_STRETCH)
-    return ((piece - mean) * scale + aim).astype(piece.dtype)
-
-
-# --- chunks ----------------------------------------------------------------------------------------------------------
+    return ((piece - mean) * scale + target).astype(piece.dtype)

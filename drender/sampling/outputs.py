@@ -114,7 +114,7 @@ class ClipOutput:
         """
         self._begin()
         windows = [(window.start, window.stop) for window in latents.windows]
-        pieces = [np.asarray(piece) for piece in latents.pieces]
+        pieces = [np.asarray(piece) for piece in latents.latents]
         with atomic_write(self._latents_path(chunk, label)) as temporary, open(temporary, "wb") as file:
             np.savez(file, windows=np.array(windows), pieces=np.stack(pieces))
         return WindowedLatents(latents.windows, pieces)

@@ -42,16 +42,16 @@ def test_plan_has_the_calls_and_shapes_of_a_renderer():
     stages = plan.stages(
         small.inverse_config(), "float32", 5, (16, 16), passes=("normal", "depth", "basecolor", "metallic"), **options
     )
-    calls = [(stage.name, stage.frames, stage.calls) for stage in stages]
+    calls = [(stage.name, stage.frames, stage.count) for stage in stages]
     # All passes are denoised together. Each ends in a chunk of one frame. Depth decodes its two windows separately.
     assert calls == [("encode", 5, 1), ("step", 12, 4), ("decode", 2, 8), ("decode", 1, 5)]
 
 
 def test_received_bytes_count_collectives():
-    team = DeviceGroup(tuple(jax.devices()))
-    x = jax.device_put(np.ones((2, 1, 1024), np.float32), team.split(2, 1))
-    gather = jax.jit(lambda x: x + 1, out_shardings=team.replicated).lower(x).compile()
-    stay = jax.jit(lambda x: x + 1, out_shardings=team.split(2, 1)).lower(x).compile()
+    group = DeviceGroup(tuple(jax.devices()))
+    x = jax.device_put(np.ones((2, 1, 1024), np.float32), group.split(2, 1))
+    gather = jax.jit(lambda x: x + 1, out_shardings=group.replicated).lower(x).compile()
+    stay = jax.jit(lambda x: x + 1, out_shardings=group.split(2, 1)).lower(x).compile()
     assert (plan.received_bytes(gather.as_text()), plan.received_bytes(stay.as_text())) == (2 * 1024 * 4, 0)
 
 
@@ -61,7 +61,7 @@ def test_plan_encodes_a_still_light_for_one_frame():
     )
 
     def frames(stages, name):
-        return sum(stage.frames * stage.calls for stage in stages if stage.name == name)
+        return sum(stage.frames * stage.count for stage in stages if stage.name == name)
 
     assert [frames(still, name) for name in ("environment", "encode")] == [1, 5 * 3 + 3 + 1]  # one to fill a chunk
     assert [frames(moving, name) for name in ("environment", "encode")] == [3, 5 * 3 + 3 * 3 + 2]

@@ -22,7 +22,7 @@ class StandIn:
         return np.zeros(grid, np.float32)
 
     def decode(self, latents, sampling, match=False):
-        (piece,) = latents.pieces
+        (piece,) = latents.latents
         return (piece[:, i : i + 3] for i in range(0, piece.shape[1], 3))
 
 
@@ -31,7 +31,7 @@ class InverseStandIn(StandIn, InverseRenderer):
 
     config = small.inverse_config()
 
-    def estimate(self, latents, passes, sampling, noise, progress, known=()):
+    def estimate(self, latents, passes, sampling, noise, progress, known=(), stop=None):
         for name in passes:
             power = np.float32(1 + 0.1 * DOMAINS[name] + sampling.seed)
             yield name, WindowedLatents([slice(0, latents.shape[1])], [latents**power])
@@ -46,6 +46,6 @@ class ForwardStandIn(StandIn, ForwardRenderer):
     def encode_environment(self, environment):
         return np.asarray(environment["env_ldr"])[None, :, :, -16:].mean(axis=(2, 3), keepdims=True)
 
-    def render(self, latents, light, sampling, noise, progress):
+    def render(self, latents, light, sampling, noise, progress, stop=None):
         frames = sum(latents.values()) / np.float32(len(latents)) * light
         return WindowedLatents([slice(0, frames.shape[1])], [frames])

@@ -1,7 +1,4 @@
-"""Every compiled stage lowered for CUDA on a machine without a card, so that none is first tried on a user's.
-
-Fused attention included: where cuDNN has it there is its call, and where it has not there is none.
-"""
+"""Every compiled stage lowers for CUDA, with calls of fused attention exactly where cuDNN supports it; needs no GPU."""
 
 import dataclasses
 import re
@@ -15,24 +12,24 @@ from drender import sharding
 from drender.models import attention
 
 CUDNN = "__cudnn$fmhaSoftmax"
-# A decoder with attention has two layers or more.
+# The decoder has attention from two layers on.
 VAE = dataclasses.replace(small.VAE, layers_per_block=2)
-# As wide as the released one: its one head is more than cuDNN takes.
+# Its one head is wider than cuDNN supports, as in the released VAE.
 WIDE_VAE = dataclasses.replace(VAE, block_out_channels=(32, 160))
 INVERSE = dataclasses.replace(small.inverse_config(), vae=VAE)
-TEAM = sharding.DeviceGroup(tuple(jax.devices()))
+GROUP = sharding.DeviceGroup(tuple(jax.devices()))
 FORWARD = dataclasses.replace(small.forward_config(), vae=VAE)
 
 
 @pytest.fixture(autouse=True)
-def card(monkeypatch):
-    """What `attend` and JAX ask of the card and its cuDNN, which are not there to be asked."""
+def simulated_gpu(monkeypatch):
+    """Answer for a GPU and its cuDNN, about which `attend` and JAX inquire."""
     monkeypatch.setattr(attention, "_has_fused_attention", lambda: True)
     monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
 
 
 def fused_calls(fn, *arguments) -> int:
-    """How many calls of fused attention the function has when it is lowered for CUDA."""
+    """Return the number of fused-attention calls of a function lowered for CUDA."""
     return count_fused(jax.jit(fn).trace(*arguments))
 
 
@@ -41,26 +38,26 @@ def count_fused(traced) -> int:
     return len(re.findall(rf"custom_call @({re.escape(CUDNN)}|CustomSPMDPartitioning)\b", lowered))
 
 
-# A UNet of four transformers attends over space and over time, and the forward renderer's over the light's tokens too.
+# The UNet has four transformers, each with attention over space and over time; the forward renderer's also over tokens.
 @pytest.mark.parametrize(
     ("config", "options", "expected"),
     [
         (INVERSE, {}, {"encode": 1, "step": 8, "decode": 1}),
         # Two passes in one batch, and guidance.
         (INVERSE, {"passes": ("normal", "depth"), "guidance": 1.5}, {"encode": 1, "step": 8, "decode": 1}),
-        # An image: over time there is nothing to attend to.
+        # An image has no attention over time.
         (INVERSE, {"num_frames": 1}, {"encode": 1, "step": 4, "decode": 1}),
-        # Sides and frames that are no multiple of anything.
+        # Odd sides and frames.
         (INVERSE, {"num_frames": 3, "size": (10, 14)}, {"encode": 1, "step": 8, "decode": 1}),
         (FORWARD, {}, {"encode": 1, "environment": 0, "step": 12, "decode": 1}),
         (FORWARD, {"light_frames": 2}, {"encode": 1, "environment": 0, "step": 12, "decode": 1}),
         (FORWARD, {"drop": ("environment",)}, {"encode": 1, "step": 8, "decode": 1}),
         (dataclasses.replace(INVERSE, vae=WIDE_VAE), {}, {"encode": 0, "step": 8, "decode": 0}),
-        (INVERSE, {"team": TEAM}, {"encode": 1, "step": 8, "decode": 1}),
-        (FORWARD, {"team": TEAM}, {"encode": 1, "environment": 0, "step": 12, "decode": 1}),
+        (INVERSE, {"group": GROUP}, {"encode": 1, "step": 8, "decode": 1}),
+        (FORWARD, {"group": GROUP}, {"encode": 1, "environment": 0, "step": 12, "decode": 1}),
     ],
     ids=["inverse", "two guided passes", "image", "odd", "forward, still light", "forward, moving light",
-         "forward, no light", "wide head", "frames on two cards", "halves of guidance on two cards"],
+         "forward, no light", "wide head", "frames on two GPUs", "halves of guidance on two GPUs"],
 )  # fmt: skip
 def test_every_stage_lowers_for_cuda(config, options, expected):
     stages = plan.stages(config, "bfloat16", **{"num_frames": 2, "size": (16, 16), "num_steps": 2} | options)
@@ -82,7 +79,7 @@ def test_every_stage_lowers_for_cuda(config, options, expected):
         ("bfloat16", 2**16, 64, False),
     ],
 )
-def test_fused_attention_is_for_what_cudnn_takes(dtype, rows, head, fused):
+def test_fused_attention_needs_cudnn_support(dtype, rows, head, fused):
     q = jax.ShapeDtypeStruct((rows, 24, 5, head), dtype)
     assert fused_calls(attention.attend, q, q, q) == fused
 
@@ -93,7 +90,7 @@ def test_gradients_of_fused_attention_lower_for_cuda():
     assert fused_calls(jax.grad(loss, (0, 1, 2)), q, q, q) == 1
 
 
-def test_cards_without_fused_attention_lower_too(monkeypatch):
+def test_gpus_without_fused_attention_lower(monkeypatch):
     monkeypatch.setattr(attention, "_has_fused_attention", lambda: False)
     for stage in plan.stages(INVERSE, "float16", 2, (16, 16), num_steps=1):
         assert count_fused(stage.fn.trace(*stage.arguments)) == 0

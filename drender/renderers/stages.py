@@ -1,0 +1,134 @@
+"""Compiled stages: the networks' methods that sampling calls, and a recorder of these calls that computes nothing."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from drender.config import RendererConfig
+from drender.models.params import abstract_module
+from drender.models.registry import NETWORKS
+from drender.renderers import denoiser
+from drender.sharding import DeviceGroup, compiler_options, constrain, use_mesh
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A method of one network, compiled once per shape.
+
+    Attributes:
+      name: "encode", "environment", "step" or "decode".
+      network: the component whose parameters it takes.
+      fn: jitted (params, *arrays, split=None) -> results; `split` shards rows and frames over a device group.
+      sharded_input: the first array is sharded before the call, so that each device receives its part only.
+    """
+
+    name: str
+    network: str
+    fn: Callable
+    sharded_input: bool = True
+
+
+def compile_stages(config: RendererConfig, networks: Mapping[str, Any], group: DeviceGroup) -> dict[str, Stage]:
+    """Return the stages of these networks by name; each compiles when it is first called."""
+    graphs = {name: abstract_module(NETWORKS[name], getattr(config, name))[0] for name in networks}
+    platform = group.devices[0].platform if group.devices else jax.default_backend()
+
+    def compiled(fn: Callable) -> Callable:
+        # Outputs are small: replicate them.
+        options = compiler_options(platform) or None
+        return jax.jit(fn, static_argnames="split", out_shardings=group.replicated, compiler_options=options)
+
+    stages = []
+    if "vae" in graphs:
+        stages.append(Stage("encode", "vae", compiled(_method(graphs["vae"], "encode"))))
+        stages.append(Stage("decode", "vae", compiled(_method(graphs["vae"], "decode"))))
+    if "env_encoder" in graphs:
+        stages.append(Stage("environment", "env_encoder", compiled(_method(graphs["env_encoder"], "__call__"))))
+    if "unet" in graphs:
+        step = compiled(denoiser.denoise_from(graphs["unet"]))
+        stages.append(Stage("step", "unet", step, sharded_input=False))
+    return {stage.name: stage for stage in stages}
+
+
+def _method(graphdef: nnx.GraphDef, name: str) -> Callable:
+    """Return one method of a network as a function of its parameters and rows [b, f, ...]."""
+
+    def method(params, rows, split=None):
+        with use_mesh(split and split.mesh):
+            return getattr(nnx.merge(graphdef, params), name)(constrain(rows, split))
+
+    return method
+
+
+def run_stage(stage: Stage, params: Mapping, *arrays: Any, split: jax.sharding.NamedSharding | None = None) -> Any:
+    """Call a compiled stage."""
+    first, *others = arrays
+    return stage.fn(params, constrain(first, split) if stage.sharded_input else first, *others, split=split)
+
+
+# --- recording -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class StageCall:
+    """The calls of a stage with arrays of the same shapes.
+
+    Attributes:
+      stage: what is called.
+      arguments: shapes of all arguments, the network's parameters first.
+      split: how a device group shards rows and frames.
+      count: number of calls.
+    """
+
+    stage: Stage
+    arguments: tuple
+    split: jax.sharding.NamedSharding | None = None
+    count: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
+    @property
+    def fn(self) -> Callable:
+        return self.stage.fn
+
+    @property
+    def frames(self) -> int:
+        """Number of frames, over all rows, of one call."""
+        return math.prod(self.arguments[1].shape[:2])
+
+
+@dataclass
+class StageRecorder:
+    """A substitute for `run_stage` that records shapes and returns zeros: nothing is computed or compiled.
+
+    Attributes:
+      calls: one entry per stage and shapes, in the order of first use.
+    """
+
+    calls: list[StageCall] = field(default_factory=list)
+    _known: dict = field(default_factory=dict)
+
+    def __call__(self, stage: Stage, params: Mapping, *arrays: Any, split=None) -> Any:
+        shapes = jax.tree.map(_shape, (params, *arrays))
+        key = stage.name, jax.tree.structure(shapes), tuple((x.shape, x.dtype) for x in jax.tree.leaves(shapes)), split
+        if key not in self._known:
+            call = StageCall(stage, shapes, split)
+            self._known[key] = call, stage.fn.eval_shape(*shapes, split=split)
+            self.calls.append(call)
+        call, results = self._known[key]
+        call.count += 1
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), results)
+
+
+def _shape(x: Any) -> jax.ShapeDtypeStruct:
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return x
+    return jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.result_type(x))
