@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Event
 from typing import ClassVar
 
 import numpy as np
@@ -87,7 +88,13 @@ class EditingJob(Job):
         return [self.run.clip_output(clip, COMMAND, self.labels(clip), files, overlap=clip.overlap)]
 
     def run_chunk(
-        self, renderers: tuple[()], clip: ChunkedClip, chunk: Chunk, outputs: list[ClipOutput], progress: bool
+        self,
+        renderers: tuple[()],
+        clip: ChunkedClip,
+        chunk: Chunk,
+        outputs: list[ClipOutput],
+        progress: bool,
+        stop: Event,
     ) -> None:
         (output,) = outputs
         change, resumed = self._change_in_progress(clip, output)

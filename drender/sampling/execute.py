@@ -87,8 +87,6 @@ def run_clips(
     def work(group: tuple[jax.Device, ...]) -> None:
         with oom_guard("give --dtype bfloat16 or float16"):
             renderers = load(group)
-        for renderer in renderers if isinstance(renderers, tuple) else (renderers,):
-            renderer.stopped = stopped
         # `next` on a list's iterator is atomic, so no two groups get the same clip.
         while not stopped.is_set() and (clip := next(queue, None)) is not None:
             try:
@@ -117,7 +115,7 @@ def run_clip(job: Job, renderers: Any, clip: ChunkedClip, progress: bool, stoppe
     for chunk in clip.chunks:
         if all(chunk.index in output.done for output in outputs):
             continue
-        job.run_chunk(renderers, clip, chunk, outputs, progress)
+        job.run_chunk(renderers, clip, chunk, outputs, progress, stopped)
         for output in outputs:
             output.complete(chunk)
         if stopped.is_set():

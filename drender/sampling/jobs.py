@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any, ClassVar
 
 import numpy as np
@@ -86,9 +87,14 @@ class Job(abc.ABC):
 
     @abc.abstractmethod
     def run_chunk(
-        self, renderers: Any, clip: ChunkedClip, chunk: Chunk, outputs: list[ClipOutput], progress: bool
+        self, renderers: Any, clip: ChunkedClip, chunk: Chunk, outputs: list[ClipOutput], progress: bool, stop: Event
     ) -> None:
-        """Write all images of a chunk to the outputs. Chunks come in order; completed ones are left out."""
+        """Write all images of a chunk to the outputs. Chunks come in order; completed ones are left out.
+
+        Args:
+          progress: show a bar on a terminal.
+          stop: setting this event from another thread aborts sampling with KeyboardInterrupt.
+        """
 
     def source_readers(self, clip: ChunkedClip) -> dict[str, Reader]:
         """Return readers of input images that the HTML page shows beside the results."""
@@ -117,13 +123,19 @@ class InverseJob(Job):
         return self.run.clip_output(clip, "inverse", ("rgb", *self.passes), clip.files, below)
 
     def run_chunk(
-        self, inverse: InverseRenderer, clip: RgbChunks, chunk: Chunk, outputs: list[ClipOutput], progress: bool
+        self,
+        inverse: InverseRenderer,
+        clip: RgbChunks,
+        chunk: Chunk,
+        outputs: list[ClipOutput],
+        progress: bool,
+        stop: Event,
     ) -> None:
-        for _, batches in self.estimate(inverse, clip, chunk, outputs[0], progress):
+        for _, batches in self.estimate(inverse, clip, chunk, outputs[0], progress, stop):
             consume(batches)
 
     def estimate(
-        self, inverse: InverseRenderer, clip: RgbChunks, chunk: Chunk, output: ClipOutput, progress: bool
+        self, inverse: InverseRenderer, clip: RgbChunks, chunk: Chunk, output: ClipOutput, progress: bool, stop: Event
     ) -> Iterator[tuple[str, Iterator[np.ndarray]]]:
         """Write a chunk's RGB and estimate its G-buffers.
 
@@ -137,7 +149,7 @@ class InverseJob(Job):
         if known != latents.keys():
             encoded = encode(inverse, clip.batches(chunk, resize), sampling)
             noise = inverse.initial_noise(None, sampling.seed, encoded.shape)
-            for name, estimated in inverse.estimate(encoded, self.passes, sampling, noise, progress, known):
+            for name, estimated in inverse.estimate(encoded, self.passes, sampling, noise, progress, known, stop):
                 latents[name] = output.save_latents(chunk, name, estimated)
         consume(output.write(chunk, "rgb", clip.batches(chunk, resize), resize))
         for name in self.passes:
@@ -183,11 +195,17 @@ class ForwardJob(Job):
         return self.run.clip_output(clip, "forward", self.lights.labels, files, below)
 
     def run_chunk(
-        self, forward: ForwardRenderer, clip: BufferChunks, chunk: Chunk, outputs: list[ClipOutput], progress: bool
+        self,
+        forward: ForwardRenderer,
+        clip: BufferChunks,
+        chunk: Chunk,
+        outputs: list[ClipOutput],
+        progress: bool,
+        stop: Event,
     ) -> None:
         resize = self.run.resize.place(clip.size)
         buffers = ((name, clip.batches(chunk, name, resize)) for name in self._labels(clip))
-        self.render(forward, buffers, clip, chunk, outputs[0], progress)
+        self.render(forward, buffers, clip, chunk, outputs[0], progress, stop)
 
     def render(
         self,
@@ -197,6 +215,7 @@ class ForwardJob(Job):
         chunk: Chunk,
         output: ClipOutput,
         progress: bool,
+        stop: Event,
     ) -> None:
         """Write a chunk under every environment.
 
@@ -214,7 +233,7 @@ class ForwardJob(Job):
                 light = None
                 if "environment" not in self.drop:
                     light = self.lights.encode(index, forward, chunk, clip.num_frames)
-                latents = forward.render(conditions, light, sampling, noise, progress)
+                latents = forward.render(conditions, light, sampling, noise, progress, stop)
                 latents = output.save_latents(chunk, label, latents)
             images = forward.decode(latents, sampling)
             consume(output.write(chunk, label, images, self.run.resize.place(clip.size)))
@@ -263,11 +282,12 @@ class RelightJob(Job):
         chunk: Chunk,
         outputs: list[ClipOutput],
         progress: bool,
+        stop: Event,
     ) -> None:
         inverse, forward = renderers
         gbuffers, relit = outputs
-        buffers = self.inverse.estimate(inverse, clip, chunk, gbuffers, progress)
-        self.forward.render(forward, buffers, clip, chunk, relit, progress)
+        buffers = self.inverse.estimate(inverse, clip, chunk, gbuffers, progress, stop)
+        self.forward.render(forward, buffers, clip, chunk, relit, progress, stop)
 
 
 def encode(
