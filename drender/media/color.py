@@ -1,11 +1,13 @@
 """Color: the sRGB curve (IEC 61966-2-1) for numpy and for JAX, luminance, and HDR video to sRGB through OpenColorIO."""
 
 import functools
+import io
 
 import jax.numpy as jnp
 import numpy as np
 import OpenImageIO as oiio
 from jaxtyping import Array, Float, Float32, UInt16
+from PIL import Image, ImageCms
 
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)  # weights of linear BT.709 red, green and blue
 OCIO_CONFIG = "ocio://studio-config-latest"  # built into OpenColorIO
@@ -32,6 +34,22 @@ def linear_to_srgb_jnp(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
 
 
 # --- wide gamut and HDR ---
+
+
+def profile_to_srgb(image: Float32[np.ndarray, "h w 3"], profile: bytes) -> Float32[np.ndarray, "h w 3"]:
+    """Convert an image from the color space of an ICC profile to sRGB.
+
+    LittleCMS converts 8 bits, as Pillow brings it. Add the change that it makes of the rounded image, so that images of
+    16 bits keep their gradation.
+
+    Raises:
+      PIL.ImageCms.PyCMSError, OSError: invalid profile.
+    """
+    rounded = np.floor(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    converted = ImageCms.profileToProfile(Image.fromarray(rounded), source, ImageCms.createProfile("sRGB"))
+    change = (np.asarray(converted, np.float32) - rounded.astype(np.float32)) / np.float32(255)
+    return np.clip(image + change, 0, 1)
 
 
 def to_srgb_gamut(image: Float32[np.ndarray, "h w 3"], primaries: str) -> Float32[np.ndarray, "h w 3"]:

@@ -74,13 +74,14 @@ def decode(path: Path, start: int, stop: int) -> Iterator[Float32[np.ndarray, "h
     Raises:
       InputError: damaged video, or fewer frames.
     """
-    count = 0
+    count, matrix = 0, None
     with open_video(path) as (container, stream):
         size = _square_pixel_size(stream)  # of all frames, though a stream may change its size
         for frame in _deinterlace(_decode(path, container, stream)):
+            matrix = matrix or _display_matrix(frame, path)
             count += 1
             if count > start:
-                yield _upright(_to_rgb(frame, size), frame, path)
+                yield _upright(_to_rgb(frame, size), matrix)
             if count == stop:
                 return
     raise InputError(f"{path}: only {count} of its {stop} frames can be decoded; encode it again")
@@ -164,14 +165,25 @@ def _square_pixel_size(stream: av.VideoStream) -> tuple[int, int]:
     return max(1, round(stream.height / min(aspect, 1))), max(1, round(stream.width * max(aspect, 1)))
 
 
-def _upright(pixels: Float32[np.ndarray, "h w 3"], frame: av.VideoFrame, path: Path) -> Float32[np.ndarray, "H W 3"]:
+def _display_matrix(frame: av.VideoFrame, path: Path) -> tuple[int, int, int, int]:
+    """Return (a, b, c, d) such that a pixel (x, y) is shown at (a x + c y, b x + d y), up to a translation.
+
+    Ask the first frame alone: PyAV keeps a frame in memory, in a reference cycle, once its side data are read.
+    """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    a, b, _, c, d, *_ = struct.unpack("9i", bytes(data)) if data is not None else (1, 0, 0, 0, 1)
+    straight, quarter = abs(a) + abs(d), abs(b) + abs(c)
+    if min(straight, quarter) > 0.02 * max(straight, quarter):
+        warnings.warn(
+            f"{path}: its rotation of {frame.rotation} degrees is rounded to quarter turns; rotate the video first",
+            stacklevel=2,
+        )
+    return a, b, c, d
+
+
+def _upright(pixels: Float32[np.ndarray, "h w 3"], matrix: tuple[int, int, int, int]) -> Float32[np.ndarray, "H W 3"]:
     """Rotate and mirror a frame by its display matrix, to the nearest quarter turn."""
-    if (data := frame.side_data.get("DISPLAYMATRIX")) is None:
-        return pixels
-    # A pixel (x, y) is shown at (a x + c y, b x + d y).
-    a, b, _, c, d, *_ = struct.unpack("9i", bytes(data))
-    if min(abs(a) + abs(d), abs(b) + abs(c)) > 0.02 * max(abs(a) + abs(d), abs(b) + abs(c)):
-        warnings.warn(f"{path} is rotated by {frame.rotation} degrees, taken as quarter turns; rotate it", stacklevel=2)
+    a, b, c, d = matrix
     if abs(b) > abs(a):
         pixels, across, down = pixels.swapaxes(0, 1), c, b
     else:

@@ -146,7 +146,7 @@ def read_labeled(path: Path, label: str, assumed: InputEncoding = DEFAULT) -> Fl
     if is_color(label):
         default = "linear" if still.is_float else "srgb"
         linear = still.attributes.get(f"{ATTRIBUTE_PREFIX}transfer", assumed.transfer or default) == "linear"
-        return linear_to_srgb(image) if linear else image
+        return linear_to_srgb(image) if linear else still.in_srgb_gamut(path)
     if label == "normal":
         image = encode_normal(image) if still.is_float else image
         directx = still.attributes.get(f"{ATTRIBUTE_PREFIX}normals", assumed.normals) == "directx"

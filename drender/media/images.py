@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import OpenImageIO as oiio
 from jaxtyping import Float, Float32, UInt8
+from PIL import ImageCms
 
 from drender.errors import InputError, first_line
 from drender.files import atomic_write, require_file
-from drender.media.color import srgb_to_linear
+from drender.media.color import profile_to_srgb, srgb_to_linear
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 HDR_SUFFIXES = (".hdr", ".exr")
@@ -32,12 +33,13 @@ MAX_CHANNELS = 64  # of EXR; all are read at once
 def read_image(path: str | Path) -> Float32[np.ndarray, "h w 3"]:
     """Read the image at `path` as stored, integers mapped to [0, 1] (sRGB-encoded; .hdr and .exr are linear).
 
-    Gray becomes three equal channels, alpha is composited on black, EXIF orientation is applied.
+    Gray becomes three equal channels, alpha is composited on black, EXIF orientation is applied, EXR's data window is
+    placed in its display window, and an ICC profile is converted to sRGB.
 
     Raises:
       InputError: the file is missing, not an image, truncated, damaged or larger than MAX_PIXELS.
     """
-    return load_image(path).image
+    return load_image(path).in_srgb_gamut(path)
 
 
 def read_hdr(path: str | Path, warn: bool = True) -> Float32[np.ndarray, "h w 3"]:
@@ -52,7 +54,7 @@ def read_hdr(path: str | Path, warn: bool = True) -> Float32[np.ndarray, "h w 3"
         warnings.warn(
             f"{path} is not an HDR image, so its lights are clipped at 1; use a .hdr or .exr file", stacklevel=2
         )
-    return srgb_to_linear(still.image)
+    return srgb_to_linear(still.in_srgb_gamut(path))
 
 
 def write_png(
@@ -134,6 +136,17 @@ class LoadedImage(NamedTuple):
     image: Float32[np.ndarray, "h w 3"]  # upright, composited on black
     is_float: bool  # linear light unless the attributes contradict
     attributes: dict[str, str]  # strings of the header
+    profile: bytes | None = None  # ICC profile of RGB integers, unless it names sRGB
+
+    def in_srgb_gamut(self, path: str | Path) -> Float32[np.ndarray, "h w 3"]:
+        """Return the image converted from its ICC profile to sRGB; warn, naming `path`, if the profile is invalid."""
+        if self.profile is None:
+            return self.image
+        try:
+            return profile_to_srgb(self.image, self.profile)
+        except (ImageCms.PyCMSError, OSError) as error:
+            warnings.warn(f"{path}: its ICC profile is ignored ({first_line(error)}); convert it to sRGB", stacklevel=2)
+            return self.image
 
 
 def load_image(path: str | Path, channels: Sequence[str] = ()) -> LoadedImage:
@@ -162,10 +175,19 @@ def load_image(path: str | Path, channels: Sequence[str] = ()) -> LoadedImage:
         "oiio:UnassociatedAlpha"
     ):  # associated alpha is already multiplied
         image = image * pixels[..., spec.alpha_channel, None]
+    image = _in_display_window(image, spec)
     image = np.ascontiguousarray(_upright(image, spec.get_int_attribute("Orientation", 1)))
+    is_float = str(spec.format) in ("half", "float", "double")
     strings = (item for item in spec.extra_attribs if str(item.type) == "string")
     attributes = {_text(lambda: item.name): _text(lambda: item.value) for item in strings}  # noqa: B023
-    return LoadedImage(image, str(spec.format) in ("half", "float", "double"), attributes)
+    return LoadedImage(image, is_float, attributes, None if is_float else _icc_profile(spec))
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Return the (height, width) of an image as `load_image` returns it, from the header; InputError likewise."""
+    spec = open_image(path).spec()
+    size = (spec.full_height, spec.full_width) if spec.full_width * spec.full_height else (spec.height, spec.width)
+    return size if spec.get_int_attribute("Orientation", 1) < 5 else size[::-1]
 
 
 def open_image(path: str | Path) -> "oiio.ImageInput":
@@ -185,7 +207,9 @@ def open_image(path: str | Path) -> "oiio.ImageInput":
         raise InputError(f"{path}: not a readable image ({first_line(_text(oiio.geterror))}); save it again")
     spec, size = source.spec(), path.stat().st_size
     declared = f"{path}: declares {spec.width}x{spec.height} pixels"
-    if spec.width * spec.height > MAX_PIXELS:
+    if spec.full_width * spec.full_height > MAX_PIXELS:
+        declared = f"{path}: declares {spec.full_width}x{spec.full_height} pixels"
+    if max(spec.width * spec.height, spec.full_width * spec.full_height) > MAX_PIXELS:
         raise InputError(f"{declared}, the limit is {MAX_PIXELS}; shrink it")
     if spec.width * spec.height > max(MAX_PIXELS_PER_BYTE * size, SMALL):
         raise InputError(f"{declared} in {size} bytes; save it again")
@@ -200,6 +224,28 @@ def _text(read: Callable[[], str]) -> str:
         return read()
     except UnicodeDecodeError as error:
         return error.object.decode(errors="replace")
+
+
+def _in_display_window(image: Float32[np.ndarray, "h w 3"], spec: "oiio.ImageSpec") -> Float32[np.ndarray, "H W 3"]:
+    """Place the data window of an EXR in its display window: black outside, overscan cropped."""
+    size, (top, left) = (spec.full_height, spec.full_width), (spec.y - spec.full_y, spec.x - spec.full_x)
+    if 0 in size or (size == image.shape[:2] and (top, left) == (0, 0)):
+        return image
+    shown = np.zeros((*size, 3), np.float32)
+    rows, columns = (
+        slice(max(start, 0), max(min(start + extent, full), 0))
+        for start, extent, full in zip((top, left), image.shape[:2], size, strict=True)
+    )
+    shown[rows, columns] = image[max(-top, 0) :, max(-left, 0) :][: shown[rows].shape[0], : shown[:, columns].shape[1]]
+    return shown
+
+
+def _icc_profile(spec: "oiio.ImageSpec") -> bytes | None:
+    """Return the ICC profile of RGB colors, or None if there is none or it names sRGB."""
+    profile = spec.getattribute("ICCProfile")
+    is_rgb = _text(lambda: spec.get_string_attribute("ICCProfile:color_space")).strip() == "RGB"
+    names_srgb = "srgb" in _text(lambda: spec.get_string_attribute("ICCProfile:profile_description")).lower()
+    return None if profile is None or not is_rgb or names_srgb else np.asarray(profile, np.uint8).tobytes()
 
 
 def _upright(image: Float32[np.ndarray, "h w 3"], orientation: int) -> Float32[np.ndarray, "H W 3"]:

@@ -16,8 +16,9 @@ from drender.errors import InputError
 from drender.files import atomic_write, list_dir, map_collecting_errors, require_file
 from drender.media.decoding import DEFAULT_FPS, decode, probe
 from drender.media.encodings import DEFAULT, InputEncoding, read_labeled
-from drender.media.images import IMAGE_SUFFIXES, open_image, to_integers
+from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES, image_size, to_integers
 
+SUFFIXES = IMAGE_SUFFIXES + HDR_SUFFIXES
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts")
 SUMMARIES = ("contact.png", ".viz.mp4")  # endings of files that show G-buffers, beside their folders
 
@@ -122,7 +123,8 @@ def find_clips(
 
     A folder that holds only images is one clip. In a folder of G-buffers the `*.rgb.*` files are the frames, and
     contact sheets and `*.viz.mp4` beside such folders are skipped. Beside videos or folders with clips, each image is a
-    clip of its own. Hidden files and files of other kinds are ignored; folders are searched to any depth.
+    clip of its own. EXR and Radiance files are frames only if the folder holds nothing else to read. Hidden files and
+    files of other kinds are ignored; folders are searched to any depth.
 
     Args:
       failed: receives the InputErrors of single clips among several; None: raise them.
@@ -136,7 +138,7 @@ def find_clips(
             require_file(path)
         found = _clips_at(path)
         if not found:
-            raise InputError(f"{path}: no images or videos found; known: {' '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)}")
+            raise InputError(f"{path}: no images or videos found; known: {' '.join(SUFFIXES + VIDEO_SUFFIXES)}")
         named = {}
         for name, paths in found:
             if (first := named.setdefault(name, paths)) is not paths:
@@ -149,9 +151,12 @@ def find_clips(
 def _clips_at(path: Path) -> list[tuple[str, list[Path]]]:
     """Return (name, files) of every clip in a file or folder."""
     if not path.is_dir():
-        return [(path.stem, [path])] if path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES else []
+        return [(path.stem, [path])] if path.suffix.lower() in SUFFIXES + VIDEO_SUFFIXES else []
     found = {entry: _clips_at(entry) for entry in list_dir(path)}
-    images = [entry for entry in found if entry.suffix.lower() in IMAGE_SUFFIXES and not entry.is_dir()]
+    images = [entry for entry in found if entry.suffix.lower() in SUFFIXES and not entry.is_dir()]
+    if not all(entry.suffix.lower() in HDR_SUFFIXES for entry, clips in found.items() if clips):
+        images = [image for image in images if image.suffix.lower() not in HDR_SUFFIXES]
+        found = {entry: clips for entry, clips in found.items() if entry.suffix.lower() not in HDR_SUFFIXES}
     if rgb_frames := [image for image in images if image.stem.endswith(".rgb")]:
         return [(path.resolve().name, rgb_frames)]
     if any(entry.is_dir() and files[0].stem.endswith(".rgb") for entry, clips in found.items() for _, files in clips):
@@ -165,12 +170,11 @@ def _open_clip(name: str, paths: list[Path], label: str, assumed: InputEncoding)
     """Return the clip of these files after checking the headers of all images or the packets of the video."""
     if paths[0].suffix.lower() in VIDEO_SUFFIXES:
         return Clip(name, *probe(paths[0]), (paths[0],), label, assumed)
-    sizes = []
-    for path in paths:
-        spec = open_image(path).spec()
-        upright = spec.get_int_attribute("Orientation", 1) < 5
-        sizes.append(f"{spec.width}x{spec.height}" if upright else f"{spec.height}x{spec.width}")
-        if sizes[-1] != sizes[0]:
-            actual, expected = f"{path} has {sizes[-1]} pixels", f"{paths[0].name} {sizes[0]}"
-            raise InputError(f"{actual}, {expected}; the frames of a clip need one size")
+    size = image_size(paths[0])
+    for path in paths[1:]:
+        if (other := image_size(path)) != size:
+            actual, expected = (f"{width}x{height}" for height, width in (other, size))
+            raise InputError(
+                f"{path} has {actual} pixels, {paths[0].name} {expected}; the frames of a clip need one size"
+            )
     return Clip(name, DEFAULT_FPS, len(paths), tuple(paths), label, assumed)

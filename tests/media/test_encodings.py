@@ -5,6 +5,7 @@ import itertools
 import imageio.v3 as iio
 import numpy as np
 import OpenEXR
+import OpenImageIO as oiio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from drender.media.color import linear_to_srgb, srgb_to_linear
 from drender.media.encodings import ImageFormat, InputEncoding, decode_normal, encode_normal, is_color, read_labeled
 from drender.media.gbuffers import find_gbuffer_clips, frame_path
 from drender.media.images import write_exr, write_png
+from drender.media.video import find_clips
 
 RNG = np.random.default_rng(0)
 LABELS = ("rgb", "basecolor", "env0000", "normal", "depth", "roughness", "metallic")
@@ -248,3 +250,42 @@ def test_invalid_formats_and_values_are_input_errors(tmp_path):
     write_exr(tmp_path / "a.exr", {"Z": np.array([[0.5, np.inf]], np.float32)})
     with pytest.raises(InputError, match=r"a\.exr: some pixels are infinite"):
         read_labeled(tmp_path / "a.exr", "depth")
+
+
+# --- sequences of RGB in every encoding ---
+
+
+@pytest.mark.parametrize("kind", ["exr", "hdr", "png", "tif"])
+def test_linear_frames_are_clips_of_srgb(tmp_path, kind):
+    image = picture("rgb")
+    linear = srgb_to_linear(image)
+    for frame in range(3):
+        path = tmp_path / "walk" / f"p.{1001 + frame}.{kind}"
+        if kind == "png":  # as drender writes it, with `drender:transfer` in its header
+            ImageFormat(bits=16, transfer="linear").write(path, image, "rgb")
+        elif kind == "exr":
+            ImageFormat("exr").write(path, image, "rgb")
+        else:
+            path.parent.mkdir(exist_ok=True)
+            output = oiio.ImageOutput.create(str(path))
+            assert output.open(str(path), oiio.ImageSpec(14, 9, 3, "float")) and output.write_image(linear)
+            output.close()
+    (clip,) = find_clips(tmp_path)
+    assert (clip.name, clip.num_frames, clip.size) == ("walk", 3, (9, 14))
+    np.testing.assert_allclose(
+        next(clip.frames()), image, atol=0.06 if kind == "hdr" else 2e-3
+    )  # RGBE is coarse in the dark
+
+
+def test_assumed_transfer_of_a_clip(tmp_path):
+    write_png(tmp_path / "a.png", picture("rgb"), 16)
+    (clip,) = find_clips(tmp_path / "a.png", assumed=InputEncoding("linear"))
+    np.testing.assert_allclose(next(clip.frames()), linear_to_srgb(picture("rgb")), atol=1e-3)
+
+
+def test_hdr_maps_beside_other_frames_are_not_frames(tmp_path):
+    for name in ("walk/0.png", "walk/1.png", "still.png"):
+        write_png(tmp_path / name, picture("rgb"))
+    write_exr(tmp_path / "sky.exr", dict(zip("RGB", np.moveaxis(picture("rgb"), -1, 0), strict=True)))
+    write_exr(tmp_path / "walk" / "sky.exr", dict(zip("RGB", np.moveaxis(picture("rgb"), -1, 0), strict=True)))
+    assert {clip.name: clip.num_frames for clip in find_clips(tmp_path)} == {"walk": 2, "still": 1}

@@ -5,13 +5,15 @@ import zlib
 from functools import partial
 
 import numpy as np
+import OpenImageIO as oiio
 import pytest
 from helpers.refusals import broken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from drender.media.images import read_hdr, read_image, write_exr, write_png
+from drender.media.color import linear_to_srgb
+from drender.media.images import image_size, load_image, read_hdr, read_image, write_exr, write_png
 from drender.media.video import find_clips, write_video
 
 RNG = np.random.default_rng(0)
@@ -227,3 +229,71 @@ def test_paths_that_are_not_images(tmp_path):
     assert "is not a file" in broken(read_image, tmp_path / "folder.png")
     assert "does not exist" in broken(read_image, tmp_path / "none.png")
     assert "known: .png" in broken(read_image, tmp_path / "a.txt")
+
+
+# --- metadata ---
+
+QUADRANTS = (
+    np.array([[(200, 40, 40), (40, 200, 40)], [(40, 40, 200), (200, 200, 200)]], np.uint8).repeat(8, 0).repeat(8, 1)
+)
+
+
+def display_p3() -> bytes:
+    """Return an ICC profile with the primaries of Display P3 and sRGB's curve."""
+    number = lambda x: struct.pack(">i", round(x * 65536))
+    xyz = lambda *values: b"XYZ \0\0\0\0" + b"".join(map(number, values))
+    curve = b"para\0\0\0\0\0\3\0\0" + b"".join(map(number, (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)))
+    text = "test".encode("utf-16-be")
+    words = b"mluc\0\0\0\0" + struct.pack(">2I2s2s2I", 1, 12, b"en", b"US", len(text), 28) + text
+    tags = {
+        b"desc": words, b"cprt": words, b"wtpt": xyz(0.9642, 1.0, 0.8249), b"rXYZ": xyz(0.51512, 0.24120, -0.00105),
+        b"gXYZ": xyz(0.29198, 0.69225, 0.04189), b"bXYZ": xyz(0.15710, 0.06657, 0.78407),
+        b"rTRC": curve, b"gTRC": curve, b"bTRC": curve,
+    }  # fmt: skip
+    table, data = struct.pack(">I", len(tags)), b""
+    for name, content in tags.items():
+        content += bytes(-len(content) % 4)
+        table += name + struct.pack(">2I", 132 + 12 * len(tags) + len(data), len(content))
+        data += content
+    head = struct.pack(">I4sI4s4s4s12x4s", 0, b"none", 0x04000000, b"mntr", b"RGB ", b"XYZ ", b"acsp")
+    head = head.ljust(68, b"\0") + xyz(0.9642, 1.0, 0.8249)[8:]
+    profile = head.ljust(128, b"\0") + table + data
+    return struct.pack(">I", len(profile)) + profile[4:]
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+def test_icc_profile_is_converted_to_srgb(tmp_path, suffix):
+    to_p3 = np.array([[0.8225, 0.1774, 0.0], [0.0332, 0.9669, 0.0], [0.0171, 0.0724, 0.9108]])
+    light = np.where(QUADRANTS / 255 <= 0.04045, QUADRANTS / 255 / 12.92, ((QUADRANTS / 255 + 0.055) / 1.055) ** 2.4)
+    stored = np.rint(255 * linear_to_srgb(light @ to_p3.T)).astype(np.uint8)
+    options = {"jpg": {"quality": 100, "subsampling": 0}, "webp": {"lossless": True}}.get(suffix, {})
+    Image.fromarray(stored).save(tmp_path / f"a.{suffix}", icc_profile=display_p3(), **options)
+    for found in (read_image(tmp_path / f"a.{suffix}"), *read_all(tmp_path / f"a.{suffix}")):
+        np.testing.assert_allclose(255 * found, QUADRANTS, atol=4)
+    # G-buffers are data: no profile applies.
+    np.testing.assert_allclose(255 * load_image(tmp_path / f"a.{suffix}").image, stored, atol=3)
+
+
+def test_invalid_icc_profile_is_ignored_with_a_warning(tmp_path):
+    profile = bytearray(display_p3())
+    profile[132:140] = b"xxxxxxxx"
+    Image.fromarray(QUADRANTS).save(tmp_path / "a.png", icc_profile=bytes(profile)[:200].ljust(200))
+    loaded = load_image(tmp_path / "a.png")._replace(profile=b"damaged")
+    with pytest.warns(UserWarning, match=r"a\.png: its ICC profile is ignored \(.*\); convert it to sRGB"):
+        np.testing.assert_array_equal(loaded.in_srgb_gamut(tmp_path / "a.png"), loaded.image)
+
+
+@pytest.mark.parametrize("window", [(2, 3, 4, 5), (-2, -1, 4, 5), (6, 9, 5, 6), (-3, -4, 30, 40), (20, 30, 2, 2)])
+def test_exr_data_window_is_placed_in_display_window(tmp_path, window):
+    top, left, height, width = window
+    pixels = RNG.random((height, width, 3)).astype(np.float32)
+    spec = oiio.ImageSpec(width, height, 3, "float")
+    spec.x, spec.y, spec.full_x, spec.full_y, spec.full_width, spec.full_height = left + 7, top + 5, 7, 5, 12, 8
+    output = oiio.ImageOutput.create("exr")
+    assert output.open(str(tmp_path / "a.exr"), spec) and output.write_image(pixels) and output.close()
+    expected = np.zeros((8, 12, 3), np.float32)
+    for i, j in np.ndindex(height, width):
+        if 0 <= i + top < 8 and 0 <= j + left < 12:
+            expected[i + top, j + left] = pixels[i, j]
+    np.testing.assert_array_equal(read_hdr(tmp_path / "a.exr"), expected)
+    assert image_size(tmp_path / "a.exr") == (8, 12)
