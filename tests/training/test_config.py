@@ -111,9 +111,7 @@ def test_lora_needs_a_unet(file):
 
 @pytest.mark.parametrize("single", ["data.frames=1", "data.image_fraction=1.0"])
 def test_temporal_gradient_needs_clips(file, single):
-    with pytest.raises(
-        InputError, match=r"loss\.temporal is 2\.0, but every row is of single images; give it data\.fram"
-    ):
+    with pytest.raises(InputError, match=r"loss\.temporal_gradient: expected 0 for rows of single images, got 2\.0"):
         training_config.read_config(file, ["loss.temporal_gradient=2", single])
 
 
