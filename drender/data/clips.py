@@ -201,7 +201,7 @@ class ClipDataset:
       path: of the folder.
       clips: from `open_clips`.
       size, environment_size: height and width of the frames and of the environment images.
-      augmentation: drawn anew for every row.
+      augmentation: distribution from which every row draws.
     """
 
     path: str

@@ -1,4 +1,4 @@
-"""The smallest of what trains: networks of one level and clips of 16×16 pixels. Compiling is all that they cost."""
+"""Tiny training runs: networks of one level and clips of 16×16 pixels, whose only cost is compilation."""
 
 import contextlib
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ EXACT = {"one_step": True, "condition_dropout": 0.0, "all_dropout": 0.0}
 
 
 def settings(objective: str, clips: Path | str, output: Path | str, /, **changes) -> dict:
-    """A run as its YAML file has it; `changes` have dotted names."""
+    """Return the values of a run's YAML file, with changes by dotted name."""
     values = {
         "objective": objective,
         "output": str(output),
@@ -65,19 +65,19 @@ def settings(objective: str, clips: Path | str, output: Path | str, /, **changes
 
 
 def config(*run, **changes) -> TrainConfig:
-    """The run of `settings`."""
+    """Return the run of `settings`."""
     return from_dict(TrainConfig, settings(*run, **changes), "the test")
 
 
 def write_config(path: Path, *run, **changes) -> Path:
-    """The run of `settings` as a file."""
+    """Write the run of `settings` to a file."""
     path.write_text(yaml.safe_dump(settings(*run, **changes)))
     return path
 
 
 @contextlib.contextmanager
 def begin_run(output: Path) -> Iterator[RunFolder]:
-    """The folder of an auto-encoder's run that has begun, without any step."""
+    """Begin an auto-encoder's run without any step, and yield its folder."""
     run = config("vae", "", output)
     with RunFolder(run, resolve_weights(run).model) as folder:
         folder.begin()
@@ -85,14 +85,14 @@ def begin_run(output: Path) -> Iterator[RunFolder]:
 
 
 def write_vae(folder: Path, seed: int = 0) -> Path:
-    """A checkpoint of nothing but an auto-encoder, with random parameters."""
+    """Write a checkpoint that holds only an auto-encoder, with random parameters."""
     model = resolve_weights(config("vae", "", "")).model
     orbax.save(folder, model, {"vae": random_params(*network_of(model, "vae"), seed)})
     return folder
 
 
 def write_balls(folder: Path, clips: int = 1, frames: int = 2, size: int = SIZE, seed: int = 0, light: bool = True):
-    """Clips of a lit ball that moves before a wall, with what there is to know of it; `folder` is returned."""
+    """Write clips of a lit ball that moves before a wall, with exact labels, and return `folder`."""
     random = np.random.default_rng(seed)
     write_sky(folder / "sky.exr", seed)
     y, x = np.meshgrid(np.linspace(1, -1, size), np.linspace(-1, 1, size), indexing="ij")
@@ -126,7 +126,7 @@ def write_balls(folder: Path, clips: int = 1, frames: int = 2, size: int = SIZE,
 
 
 def batch(rows: int, frames: int = 2, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random rows of the inverse objective."""
+    """Return random rows of the inverse objective."""
     random = np.random.default_rng(seed)
     images = lambda: random.random((rows, frames, SIZE, SIZE, 3), np.float32)
     return {
@@ -139,7 +139,7 @@ def batch(rows: int, frames: int = 2, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def steps(config: TrainConfig, mesh: MeshConfig, devices: list[jax.Device], number: int = 2) -> dict[str, np.ndarray]:
-    """What some steps of the inverse objective give: losses, gradients' moments and parameters, by name."""
+    """Run steps of the inverse objective; return losses, moments, parameters and EMA by name."""
     mesh = sharding.make_mesh(mesh, config.data.batch, config.optimizer.grad_accum_steps, devices)
     weights = resolve_weights(config)
     context = loop.make_context(config, weights, latent=False, mesh=mesh)
