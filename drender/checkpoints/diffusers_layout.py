@@ -205,7 +205,9 @@ def _mapping(text: str, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not valid JSON ({error}); download it again") from None
     if not isinstance(values, dict):
-        raise InputError(f"{where}: expected a mapping of names to values, got {type(values).__name__}")
+        raise InputError(
+            f"{where}: expected a mapping of names to values, got {type(values).__name__}; download it again"
+        )
     return values
 
 

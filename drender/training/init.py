@@ -94,8 +94,8 @@ def adapt_pretrained(
       seed: of random parameters, drawn as in `init_params`.
       where: name of the checkpoint in errors and in the report.
     Returns:
-      nested dict of float32 numpy arrays (those of `stored` where they are float32 on the host), and a report with a
-      line each about kept, grown, new and dropped tensors.
+      nested dict of numpy arrays, the kept ones in the dtype of `stored` (and its memory, on the host), others float32,
+      and a report with a line each about kept, grown, new and dropped tensors.
     Raises:
       InputError: any other difference.
     """
@@ -108,7 +108,7 @@ def adapt_pretrained(
         if change is None:
             raise _mismatch(where, name, "missing" if x is None else x.shape, shape)
         changes[change].append(name)
-        params[name] = _draw(name, shape, seed) if change == "new" else np.asarray(x, np.float32)
+        params[name] = _draw(name, shape, seed) if change == "new" else np.asarray(x)
         if change == "grown":
             params[name] = _grow(params[name], name, shape, seed)
     for name, x in old.items():

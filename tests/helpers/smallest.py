@@ -84,10 +84,11 @@ def begin_run(output: Path) -> Iterator[RunFolder]:
         yield folder
 
 
-def write_vae(folder: Path, seed: int = 0) -> Path:
+def write_vae(folder: Path, seed: int = 0, dtype: str = "float32") -> Path:
     """Write a checkpoint that holds only an auto-encoder, with random parameters."""
     model = resolve_weights(config("vae", "", "")).model
-    orbax.save(folder, model, {"vae": random_params(*network_of(model, "vae"), seed)})
+    params = random_params(*network_of(model, "vae"), seed)
+    orbax.save(folder, model, {"vae": jax.tree.map(lambda x: np.asarray(x, dtype), params)})
     return folder
 
 

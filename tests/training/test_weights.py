@@ -139,7 +139,7 @@ def test_a_mismatch_names_both_shapes(inverse_checkpoint):
 
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory):
-    return smallest.write_vae(tmp_path_factory.mktemp("vae") / "checkpoint")
+    return smallest.write_vae(tmp_path_factory.mktemp("vae") / "checkpoint", dtype="float16")
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +181,11 @@ def test_export_holds_the_ema_and_the_frozen_parameters(run, exported, vae):
     changed = {name for name, x in found.items() if not np.array_equal(x, (trained | frozen)[name])}
     assert changed == {"unet.conv_out.kernel", "unet.conv_out.bias"}
     assert same(stored(exported, "vae"), stored(vae, "vae"))
+
+
+def test_export_stores_frozen_weights_in_their_dtype(exported):
+    assert {x.dtype.name for x in stored(exported, "vae").values()} == {"float16"}
+    assert {x.dtype.name for x in stored(exported, "unet").values()} == {"float32"}
 
 
 def test_export_in_half_precision(run, exported, tmp_path):
