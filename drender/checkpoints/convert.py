@@ -67,7 +67,7 @@ def from_torch(name: str, x: np.ndarray) -> np.ndarray:
 
 
 def _layouts(name: str, ndim: int) -> tuple[str, str]:
-    """Return a parameter's axes here and in torch; `ndim`, of either, tells a linear layer from a convolution."""
+    """Return the axes of a parameter here and in torch; `ndim`, of either array, is 2 for a linear layer."""
     *modules, leaf = name.split(".")
     if leaf not in ("kernel", *LORA_FACTORS) or ndim < 2:
         return "...", "..."

@@ -67,8 +67,8 @@ def test_pixel_stem_of_env_encoder_is_recognized(forward):
     shapes = tiny.network_shapes("env_encoder", config)
     (forward / "env_encoder/diffusion_pytorch_model.safetensors").unlink()
     tiny.write_weights(forward / "env_encoder", "diffusion_pytorch_model", tiny.weights("env_encoder", shapes))
-    found, tensors = diffusers_layout.read(forward, SILENT)
-    assert found.env_encoder == config
+    config_read, tensors = diffusers_layout.read(forward, SILENT)
+    assert config_read.env_encoder == config
     convert.match_tensors(abstract_module(EnvEncoder, config)[1], tensors["env_encoder"], "env_encoder")
 
 

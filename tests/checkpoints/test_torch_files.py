@@ -138,7 +138,7 @@ def test_index_and_shards_of_any_spelling_are_read(tmp_path, index, variant):
     assert torch_files.read(tmp_path, "w").keys() == {"a", "b"}
 
 
-def test_full_precision_is_preferred_to_half_and_safetensors_to_pickles():
+def test_best_form_of_weights_is_chosen():
     names = ["w.bin", "w.safetensors.index.fp16.json", "w.bf16.safetensors", "w.safetensors", "other.safetensors"]
     for best in ("w.safetensors", "w.safetensors.index.fp16.json", "w.bf16.safetensors", "w.bin"):
         assert torch_files.find_weights(names, "w") == best
