@@ -131,7 +131,9 @@ class InputEncoding:
 DEFAULT = InputEncoding()
 
 
-def read_labeled(path: Path, label: str, assumed: InputEncoding = DEFAULT) -> Float32[np.ndarray, "h w 3"]:
+def read_labeled(
+    path: Path, label: str, assumed: InputEncoding = DEFAULT, page: int = 0
+) -> Float32[np.ndarray, "h w 3"]:
     """Read the image at `path` as the label requires, whatever its format; data outside [0, 1] are kept.
 
     Normals in a file of floats are vectors in [−1, 1], from the channels X, Y, Z if present; depth is Z if present.
@@ -139,7 +141,7 @@ def read_labeled(path: Path, label: str, assumed: InputEncoding = DEFAULT) -> Fl
     Raises:
       InputError: as in `read_image`, and for non-finite values.
     """
-    still = load_image(path, {"normal": ("X", "Y", "Z"), "depth": ("Z",)}.get(label, ()))
+    still = load_image(path, {"normal": ("X", "Y", "Z"), "depth": ("Z",)}.get(label, ()), page)
     image = still.image
     if not np.isfinite(image).all():
         raise InputError(f"{path}: some pixels are infinite or NaN; replace them")

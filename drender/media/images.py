@@ -20,7 +20,7 @@ from drender.errors import InputError, first_line
 from drender.files import atomic_write, require_file
 from drender.media.color import profile_to_srgb, srgb_to_linear
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".gif")
 HDR_SUFFIXES = (".hdr", ".exr")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Reject images whose header declares more pixels than this (decompression-bomb guard), or more per byte of the file
@@ -149,12 +149,12 @@ class LoadedImage(NamedTuple):
             return self.image
 
 
-def load_image(path: str | Path, channels: Sequence[str] = ()) -> LoadedImage:
+def load_image(path: str | Path, channels: Sequence[str] = (), page: int = 0) -> LoadedImage:
     """Load an image as `read_image` does; the named `channels`, three or one, are preferred if the file has them."""
-    source = open_image(path)
+    source = open_image(path, page)
     spec = source.spec()
     try:
-        pixels = source.read_image(0, 0, 0, spec.nchannels, "float")
+        pixels = source.read_image(page, 0, 0, spec.nchannels, "float")
     except MemoryError:
         raise InputError(f"{path}: {spec.width}x{spec.height} pixels do not fit into memory; shrink it") from None
     error = _text(source.geterror)  # a truncated JPEG has both: an error, and pixels filled up with gray
@@ -190,7 +190,16 @@ def image_size(path: str | Path) -> tuple[int, int]:
     return size if spec.get_int_attribute("Orientation", 1) < 5 else size[::-1]
 
 
-def open_image(path: str | Path) -> "oiio.ImageInput":
+def count_pages(path: str | Path) -> int:
+    """Return the number of pages of a TIFF that have the first one's size: others are thumbnails."""
+    source = open_image(path)
+    sizes = [(source.spec().width, source.spec().height)]
+    while source.seek_subimage(len(sizes), 0):
+        sizes.append((source.spec().width, source.spec().height))
+    return max(n for n in range(1, len(sizes) + 1) if set(sizes[:n]) == set(sizes[:1]))
+
+
+def open_image(path: str | Path, page: int = 0) -> "oiio.ImageInput":
     """Open a reader of the image at `path` after checking its header; InputError as in `read_image`."""
     path = Path(path)
     if path.suffix.lower() not in IMAGE_SUFFIXES + HDR_SUFFIXES:
@@ -198,13 +207,17 @@ def open_image(path: str | Path) -> "oiio.ImageInput":
     require_file(path)
     with path.open("rb") as file:
         is_png = file.read(8) == PNG_SIGNATURE
-    if is_png and not _is_complete_png(path):  # checked here because libpng would print to stderr
+    # Checked here because libpng would print to stderr, and a truncated GIF would be taken for a shorter one.
+    is_gif = path.suffix.lower() == ".gif"
+    if (is_png and not _is_complete_png(path)) or (is_gif and not path.read_bytes().rstrip(b"\0").endswith(b";")):
         raise InputError(f"{path}: truncated or damaged image; save it again")
     as_stored = oiio.ImageSpec()
     as_stored["oiio:UnassociatedAlpha"] = 1  # a multiplication by alpha in 8 bits would lose precision
     source = oiio.ImageInput.open(str(path), as_stored)
     if source is None:
         raise InputError(f"{path}: not a readable image ({first_line(_text(oiio.geterror))}); save it again")
+    if page and not source.seek_subimage(page, 0):
+        raise InputError(f"{path}: has no page {page}; save it again")
     spec, size = source.spec(), path.stat().st_size
     declared = f"{path}: declares {spec.width}x{spec.height} pixels"
     if spec.full_width * spec.full_height > MAX_PIXELS:

@@ -14,6 +14,7 @@ from jaxtyping import Float32
 
 from drender.errors import InputError
 from drender.files import atomic_write, list_dir, map_collecting_errors, require_file
+from drender.media.animation import is_animated, probe_animation, read_animation
 from drender.media.decoding import DEFAULT_FPS, decode, probe
 from drender.media.encodings import DEFAULT, InputEncoding, read_labeled
 from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES, image_size, to_integers
@@ -76,13 +77,13 @@ def _h264_stream(
 
 @dataclass(frozen=True)
 class Clip:
-    """A sequence of frames on disk, from `find_clips`: a video, a folder of images, or one image.
+    """A sequence of frames on disk, from `find_clips`: a video or animation, a folder of images, or one image.
 
     Attributes:
       name: stem of the image or video, or name of the folder.
-      fps: frame rate of the video, or DEFAULT_FPS.
+      fps: frame rate of the video or animation, or DEFAULT_FPS.
       num_frames: number of frames.
-      paths: the images in order, or the one video.
+      paths: the images in order, or the one video or animation.
       label: of the images, which decides on their encoding (see `read_labeled`).
       assumed: encoding of images without metadata.
     """
@@ -108,9 +109,13 @@ class Clip:
           InputError: a file is damaged.
         """
         stop = self.num_frames if stop is None else min(stop, self.num_frames)
-        if start >= stop or self.paths[0].suffix.lower() not in VIDEO_SUFFIXES:
-            return (read_labeled(path, self.label, self.assumed) for path in self.paths[start:stop])
-        return decode(self.paths[0], start, stop)
+        if start >= stop:
+            return iter(())
+        if self.paths[0].suffix.lower() in VIDEO_SUFFIXES:
+            return decode(self.paths[0], start, stop)
+        if len(self.paths) < self.num_frames:
+            return read_animation(self.paths[0], start, stop, self.label, self.assumed)
+        return (read_labeled(path, self.label, self.assumed) for path in self.paths[start:stop])
 
 
 def find_clips(
@@ -120,6 +125,8 @@ def find_clips(
     assumed: InputEncoding = DEFAULT,
 ) -> list[Clip]:
     """Return the clips at `path` in natural order: an image, a video, a folder of frames, or a folder of these.
+
+    Animated GIF, WebP and PNG files, and TIFF files of several pages, count as videos.
 
     A folder that holds only images is one clip. In a folder of G-buffers the `*.rgb.*` files are the frames, and
     contact sheets and `*.viz.mp4` beside such folders are skipped. Beside videos or folders with clips, each image is a
@@ -153,7 +160,9 @@ def _clips_at(path: Path) -> list[tuple[str, list[Path]]]:
     if not path.is_dir():
         return [(path.stem, [path])] if path.suffix.lower() in SUFFIXES + VIDEO_SUFFIXES else []
     found = {entry: _clips_at(entry) for entry in list_dir(path)}
-    images = [entry for entry in found if entry.suffix.lower() in SUFFIXES and not entry.is_dir()]
+    images = [
+        entry for entry in found if entry.suffix.lower() in SUFFIXES and entry.is_file() and not is_animated(entry)
+    ]
     if not all(entry.suffix.lower() in HDR_SUFFIXES for entry, clips in found.items() if clips):
         images = [image for image in images if image.suffix.lower() not in HDR_SUFFIXES]
         found = {entry: clips for entry, clips in found.items() if entry.suffix.lower() not in HDR_SUFFIXES}
@@ -170,6 +179,9 @@ def _open_clip(name: str, paths: list[Path], label: str, assumed: InputEncoding)
     """Return the clip of these files after checking the headers of all images or the packets of the video."""
     if paths[0].suffix.lower() in VIDEO_SUFFIXES:
         return Clip(name, *probe(paths[0]), (paths[0],), label, assumed)
+    if len(paths) == 1 and is_animated(paths[0]):
+        fps, num_frames = probe_animation(paths[0])
+        return Clip(name, fps or DEFAULT_FPS, num_frames, (paths[0],), label, assumed)
     size = image_size(paths[0])
     for path in paths[1:]:
         if (other := image_size(path)) != size:

@@ -24,6 +24,7 @@ from pathlib import Path
 import av
 import numpy as np
 import OpenImageIO as oiio
+from PIL import Image
 from safetensors.numpy import save
 
 SECONDS = 20.0  # more is a hang; a loaded machine needs some
@@ -73,6 +74,14 @@ def video(form: str, codec: str) -> bytes:
     return file.getvalue()
 
 
+def animation(form: str) -> bytes:
+    """Return an animated image as Pillow writes it."""
+    file = io.BytesIO()
+    images = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (12, 16, 3), np.uint8)) for i in range(3)]
+    images[0].save(file, form, save_all=True, append_images=images[1:], duration=40)
+    return file.getvalue()
+
+
 def weights() -> bytes:
     random = np.random.default_rng(0)
     tensors = {"conv.weight": random.random((2, 3)).astype("f4"), "conv.bias": random.random(3).astype("f2")}
@@ -113,6 +122,11 @@ VALID: dict[str, list[tuple[str, Callable[[], bytes]]]] = {
         ("a.exr", lambda: still("exr", 3, "half", compression="piz")),
         ("a.exr", lambda: still("exr", 3, "half", compression="dwaa")),
         ("a.exr", lambda: still("exr", 3, "half", compression="b44")),
+    ],
+    "animation": [
+        ("a.gif", lambda: animation("GIF")),
+        ("a.webp", lambda: animation("WEBP")),
+        ("a.png", lambda: animation("PNG")),
     ],
     "video": [
         ("a.mp4", lambda: video("mp4", "libx264")),
@@ -379,7 +393,7 @@ def make_readers() -> dict[str, Callable[[Path], bool]]:
     return {
         **dict.fromkeys(("png", "jpeg", "tiff", "webp"), image),
         **dict.fromkeys(("hdr", "exr"), lambda path: is_image(load_image(path).image)),
-        "video": clips, "safetensors": tensors, "index": tensors, "gbuffers": gbuffers, "record": record,
+        "video": clips, "animation": clips, "safetensors": tensors, "index": tensors, "gbuffers": gbuffers, "record": record,
         "latents": remembered, "poses": poses,
         "yaml": lambda path: isinstance(read_config(path), TrainConfig),
     }  # fmt: skip
