@@ -393,8 +393,8 @@ def make_readers() -> dict[str, Callable[[Path], bool]]:
     return {
         **dict.fromkeys(("png", "jpeg", "tiff", "webp"), image),
         **dict.fromkeys(("hdr", "exr"), lambda path: is_image(load_image(path).image)),
-        "video": clips, "animation": clips, "safetensors": tensors, "index": tensors, "gbuffers": gbuffers, "record": record,
-        "latents": remembered, "poses": poses,
+        "video": clips, "animation": clips, "safetensors": tensors, "index": tensors, "gbuffers": gbuffers,
+        "record": record, "latents": remembered, "poses": poses,
         "yaml": lambda path: isinstance(read_config(path), TrainConfig),
     }  # fmt: skip
 
