@@ -11,7 +11,8 @@ import jax
 
 from drender import assets, cli
 from drender.editing.insertion import FileObject, RenderedObject
-from drender.editing.jobs import EditingJob, EditJob, EditStep, InsertJob
+from drender.editing.jobs import EditingJob, EditJob, InsertJob
+from drender.editing.steps import EditStep
 from drender.errors import InputError
 from drender.sampling.commands import NOT_RECORDED, check_quality
 from drender.sampling.execute import execute

@@ -1,0 +1,107 @@
+"""One edit of `sample.py edit`: parsed from the command line."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32
+
+from drender.editing.masks import Companion
+from drender.editing.materials import check_labels, color_range, depth_range, feather, scale_by, set_to
+from drender.errors import InputError
+
+MAX_FEATHER = 1000  # pixels
+
+
+@dataclass(frozen=True)
+class EditStep:
+    """One edit: what changes, and where. Without any kind of mask it applies everywhere.
+
+    Attributes:
+      set, scale: as for `edit`.
+      replace: label -> images that take the buffer's place.
+      mask, colors, depths: the edit applies where all that are given agree; (color, distance) and (near, far).
+      invert: apply it everywhere else instead.
+      feather: half width of soft edges, in pixels.
+    """
+
+    set: Mapping[str, str]
+    scale: Mapping[str, str]
+    replace: Mapping[str, Companion]
+    mask: Companion | None = None
+    colors: tuple[str, float] | None = None
+    depths: tuple[float, float] | None = None
+    invert: bool = False
+    feather: float = 0.0
+
+    @classmethod
+    def parse(
+        cls, set=(), scale=(), replace=(), mask=None, color_range=None, depth_range=None, invert=False, feather=0.0
+    ) -> "EditStep":
+        """Return the edit that command-line words describe; raise InputError if it is invalid or changes nothing."""
+        named = {
+            option: [_label_and_value(option, words) for words in given]
+            for option, given in (("--set", set), ("--scale", scale), ("--replace", replace))
+        }
+        labels = [label for pairs in named.values() for label, _ in pairs]
+        if not labels:
+            raise InputError("an edit changes nothing; give it --set, --scale or --replace")
+        check_labels(labels, labels)
+        for label, value in named["--set"]:
+            set_to(label, value)
+        for label, value in named["--scale"]:
+            scale_by(label, value)
+        textures = {label: Companion("--replace", path, label) for label, path in named["--replace"]}
+        if invert and not (mask or color_range or depth_range):
+            raise InputError("--invert: there is no mask to invert; give --mask, --color-range or --depth-range")
+        if not 0 <= feather <= MAX_FEATHER:
+            raise InputError(f"--feather {feather:g}: must be 0 to {MAX_FEATHER} pixels")
+        return cls(
+            dict(named["--set"]), dict(named["--scale"]), textures, mask and Companion("--mask", mask, "mask"),
+            color_range and _color_range(color_range), depth_range and _depth_range(depth_range), invert, feather,
+        )  # fmt: skip
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Return the buffers that the edit needs."""
+        ranges = ("basecolor",) * (self.colors is not None) + ("depth",) * (self.depths is not None)
+        return (*self.set, *self.scale, *self.replace, *ranges)
+
+    def area(
+        self, images: dict[str, Float32[np.ndarray, "h w 3"]], mask: Float32[np.ndarray, "h w 3"] | None
+    ) -> Float32[np.ndarray, "h w 1"]:
+        """Return the weight of the edit at each pixel of a frame; `mask` is the frame of `self.mask`."""
+        height, width, _ = images[self.labels[0]].shape
+        area = np.ones((height, width, 1), np.float32) if mask is None else mask.mean(axis=-1, keepdims=True)
+        if self.colors is not None:
+            area = area * color_range(images["basecolor"], *self.colors)
+        if self.depths is not None:
+            area = area * depth_range(images["depth"], *self.depths)
+        return feather(1 - area if self.invert else area, self.feather)
+
+
+def _label_and_value(option: str, words: Sequence[str]) -> tuple[str, str]:
+    if len(words) < 2:
+        raise InputError(f"{option} {words[0]}: a value is missing; give a buffer and its new value")
+    return words[0], " ".join(words[1:])
+
+
+def _color_range(words: Sequence[str]) -> tuple[str, float]:
+    """Return the color, of one word or three, and the distance from it."""
+    try:
+        center, distance = " ".join(words[:-1]), float(words[-1])
+    except ValueError:
+        center, distance = "", 0.0
+    if not center:
+        raise InputError(f"--color-range {' '.join(words)}: give a colour and a distance, such as '#c03020 0.2'")
+    try:
+        color_range(np.zeros((1, 1, 3), np.float32), center, distance)  # raises InputError
+    except InputError as error:
+        raise InputError(f"--color-range {' '.join(words)}: {error}") from None
+    return center, distance
+
+
+def _depth_range(bounds: Sequence[float]) -> tuple[float, float]:
+    near, far = bounds
+    depth_range(np.zeros((1, 1, 3), np.float32), near, far)  # raises InputError
+    return near, far
