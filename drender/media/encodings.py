@@ -141,7 +141,7 @@ def read_labeled(
     Raises:
       InputError: as in `read_image`, and for non-finite values.
     """
-    still = load_image(path, {"normal": ("X", "Y", "Z"), "depth": ("Z",)}.get(label, ()), page)
+    still = load_image(path, label, page)
     image = still.image
     if not np.isfinite(image).all():
         raise InputError(f"{path}: some pixels are infinite or NaN; replace them")

@@ -7,7 +7,7 @@ WebP, linear in Radiance .hdr and OpenEXR. Writing is atomic.
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from PIL import ImageCms
 from drender.errors import InputError, first_line
 from drender.files import atomic_write, require_file
 from drender.media.color import profile_to_srgb, srgb_to_linear
+from drender.media.layers import find_layer
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".gif")
 HDR_SUFFIXES = (".hdr", ".exr")
@@ -27,7 +28,8 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # unless there are few: outside WebP, even black compresses to no more than 8000 pixels per byte.
 MAX_PIXELS = 2**28
 MAX_PIXELS_PER_BYTE, SMALL = 2**14, 2**24
-MAX_CHANNELS = 64  # of EXR; all are read at once
+MAX_CHANNELS = 256
+PREFERRED_CHANNELS = {"normal": "XYZ", "depth": "Z"}  # of an EXR, over R, G and B
 
 
 def read_image(path: str | Path) -> Float32[np.ndarray, "h w 3"]:
@@ -149,31 +151,36 @@ class LoadedImage(NamedTuple):
             return self.image
 
 
-def load_image(path: str | Path, channels: Sequence[str] = (), page: int = 0) -> LoadedImage:
-    """Load an image as `read_image` does; the named `channels`, three or one, are preferred if the file has them."""
+def load_image(path: str | Path, label: str = "rgb", page: int = 0) -> LoadedImage:
+    """Load an image as `read_image` does; of an EXR, the channels and the layer that fit the label.
+
+    Raises:
+      InputError: as `read_image`, and for an EXR of several layers of which not exactly one fits.
+    """
     source = open_image(path, page)
+    layer = find_layer(source, path, label) if Path(path).suffix.lower() == ".exr" else None
+    if layer:
+        page = layer.part
+        source.seek_subimage(page, 0)
     spec = source.spec()
+    if layer:
+        chosen = layer.indices(PREFERRED_CHANNELS.get(label, ""))
+    else:
+        # OpenImageIO puts R, G, B first if present. Otherwise: luminance, depth, or channels of unknown names.
+        chosen = [channel for channel in range(spec.nchannels) if channel != spec.alpha_channel] or [0]
+    multiplies_alpha = spec.alpha_channel >= 0 and spec.get_int_attribute("oiio:UnassociatedAlpha")
+    first, last = (min(chosen), max(chosen) + 1) if layer else (0, spec.nchannels)
     try:
-        pixels = source.read_image(page, 0, 0, spec.nchannels, "float")
+        pixels = source.read_image(page, 0, first, last, "float")
     except MemoryError:
         raise InputError(f"{path}: {spec.width}x{spec.height} pixels do not fit into memory; shrink it") from None
     error = _text(source.geterror)  # a truncated JPEG has both: an error, and pixels filled up with gray
     source.close()
     if pixels is None or error:
         raise InputError(f"{path}: truncated or damaged image ({first_line(error)}); save it again")
-    try:
-        names = spec.channelnames
-    except UnicodeDecodeError:
-        names = ()
-    if channels and set(channels) <= set(names):
-        chosen = [names.index(name) for name in channels]
-    else:
-        # OpenImageIO puts R, G, B first if present. Otherwise: luminance, depth, or channels of unknown names.
-        chosen = [channel for channel in range(spec.nchannels) if channel != spec.alpha_channel] or [0]
-    image = pixels[..., chosen[:3] if len(chosen) >= 3 else chosen[:1] * 3]
-    if spec.alpha_channel >= 0 and spec.get_int_attribute(
-        "oiio:UnassociatedAlpha"
-    ):  # associated alpha is already multiplied
+    chosen = [channel - first for channel in (chosen[:3] if len(chosen) >= 3 else chosen[:1] * 3)]
+    image = pixels[..., chosen]
+    if multiplies_alpha:  # associated alpha is multiplied in the file
         image = image * pixels[..., spec.alpha_channel, None]
     image = _in_display_window(image, spec)
     image = np.ascontiguousarray(_upright(image, spec.get_int_attribute("Orientation", 1)))
