@@ -1,5 +1,6 @@
 """Compiled stages: the networks' methods that sampling calls, and a recorder of these calls that computes nothing."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -36,24 +37,28 @@ class Stage:
 
 def compile_stages(config: RendererConfig, networks: Mapping[str, Any], group: DeviceGroup) -> dict[str, Stage]:
     """Return the stages of these networks by name; each compiles when it is first called."""
-    graphs = {name: abstract_module(NETWORKS[name], getattr(config, name))[0] for name in networks}
-    platform = group.devices[0].platform if group.devices else jax.default_backend()
-
-    def compiled(fn: Callable) -> Callable:
-        # Outputs are small: replicate them.
-        options = compiler_options(platform) or None
-        return jax.jit(fn, static_argnames="split", out_shardings=group.replicated, compiler_options=options)
-
     stages = []
-    if "vae" in graphs:
-        stages.append(Stage("encode", "vae", compiled(_method(graphs["vae"], "encode"))))
-        stages.append(Stage("decode", "vae", compiled(_method(graphs["vae"], "decode"))))
-    if "env_encoder" in graphs:
-        stages.append(Stage("environment", "env_encoder", compiled(_method(graphs["env_encoder"], "__call__"))))
-    if "unet" in graphs:
-        step = compiled(denoiser.denoise_from(graphs["unet"]))
-        stages.append(Stage("step", "unet", step, sharded_input=False))
+    if "vae" in networks:
+        stages.append(Stage("encode", "vae", _compiled("vae", config.vae, "encode", group)))
+        stages.append(Stage("decode", "vae", _compiled("vae", config.vae, "decode", group)))
+    if "env_encoder" in networks:
+        stages.append(
+            Stage("environment", "env_encoder", _compiled("env_encoder", config.env_encoder, "__call__", group))
+        )
+    if "unet" in networks:
+        stages.append(Stage("step", "unet", _compiled("unet", config.unet, "denoise", group), sharded_input=False))
     return {stage.name: stage for stage in stages}
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(network: str, config: Any, method: str, group: DeviceGroup) -> Callable:
+    """Return a jitted function of a network's parameters; renderers of one configuration share what it compiles."""
+    graphdef = abstract_module(NETWORKS[network], config)[0]
+    fn = denoiser.denoise_from(graphdef) if method == "denoise" else _method(graphdef, method)
+    platform = group.devices[0].platform if group.devices else jax.default_backend()
+    # Outputs are small: replicate them.
+    options = compiler_options(platform) or None
+    return jax.jit(fn, static_argnames="split", out_shardings=group.replicated, compiler_options=options)
 
 
 def _method(graphdef: nnx.GraphDef, name: str) -> Callable:
