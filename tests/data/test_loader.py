@@ -345,9 +345,11 @@ def test_bad_objectives(clips):
         opened(config(clips), "inverted", INVERSE)
     with pytest.raises(InputError, match="needs a model with an environment encoder"):
         opened(config(clips), "forward", INVERSE)
-    with pytest.raises(InputError, match=r"data\.images : expected 0 or 1 for the vae objective, got 0\.5"):
+    with pytest.raises(InputError, match=r"data\.image_fraction: expected 0 or 1 for the vae objective, got 0\.5"):
         opened(config(clips, image_fraction=0.5), "vae", FORWARD)
-    with pytest.raises(InputError, match=r"data\.images : the environment objective has no image rows, got 1\.0"):
+    with pytest.raises(
+        InputError, match=r"data\.image_fraction: the environment objective has no image rows, got 1\.0"
+    ):
         opened(config(clips, image_fraction=1.0), "environment", FORWARD)
     with pytest.raises(InputError, match=r"clip 'clip0' has no light\.json"):
         opened(config(clips, frames=2), "forward", FORWARD)

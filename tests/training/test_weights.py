@@ -105,7 +105,7 @@ def test_input_convolution_and_domain_table_grow(inverse_checkpoint):
         ("inverse", {}, "objective 'inverse' computes with a vae that does not train; give init_from.vae"),
         ("inverse", {"init_from": "nowhere"}, r"init_from: nowhere: no such folder"),
         ("inverse", {"init_from": {"vea": "x"}}, "unknown component of init_from 'vea'; did you mean 'vae'"),
-        ("inverse", {"init_from": {"lora": "CHECKPOINT"}}, "init_from.lora .*: has no lora; it holds unet, vae"),
+        ("inverse", {"init_from": {"lora": "CHECKPOINT"}}, "init_from.lora .*: has no lora; it has unet, vae"),
         ("inverse", {"init_from": "CHECKPOINT", "trainable": ["unet.conv_on"]}, "trainable: 'unet.conv_on' matches no"),
         ("inverse", {"model": {"unet": {"in_channel": 8}}}, "model: unet: unknown key 'in_channel'; did you mean"),
         (
