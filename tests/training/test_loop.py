@@ -225,7 +225,15 @@ def test_lora_alone_learns_from_plain_sources(tmp_path):
     lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert all(line["gradient_norm"] > 0 for line in lines)
     factors = load_ema(tmp_path / "run", "lora")
-    assert all(np.abs(x).max() > 0 for name, x in factors.items() if name.endswith("lora_B"))
+    # Cross-attention to a single token does not depend on its queries and keys.
+    trained = [x for name, x in factors.items() if ".attn1." in name and name.endswith("lora_B")]
+    assert trained and all(np.abs(x).max() > 0 for x in trained)
+
+
+def metrics_of(**values: float) -> dict:
+    """Return the metrics of a step as the logger reads them."""
+    values = {"loss": 1.0, "gradient_norm": 1.0, "learning_rate": 1.0, "stop": 0.0} | values
+    return {name: jax.numpy.float32(value) for name, value in values.items()}
 
 
 @pytest.fixture
@@ -236,23 +244,16 @@ def begun(tmp_path):
 
 
 def test_a_gradient_of_zero_is_a_warning(begun):
-    meter = loop.MetricLogger(begun.config, begun, 0.0)
-    metrics = {name: jax.numpy.float32(value) for name, value in {"loss": 1, "gradient_norm": 0, "stop": 0}.items()}
-    with pytest.warns(UserWarning, match="step 1: the gradient is exactly 0, so nothing learns"):
-        meter.read(1, metrics)
-    meter.read(2, metrics)  # warned once
-
-
-def metrics_of(loss: float, rate: float = 1.0) -> dict:
-    """The metrics of a step as the logger reads them."""
-    values = {"loss": loss, "gradient_norm": 1.0, "learning_rate": rate, "stop": 0.0}
-    return {name: jax.numpy.float32(value) for name, value in values.items()}
+    logger = loop.MetricLogger(begun.config, begun, 0.0)
+    with pytest.warns(UserWarning, match="step 1: the gradient is exactly 0, so nothing trains"):
+        logger.read(1, metrics_of(gradient_norm=0.0))
+    logger.read(2, metrics_of(gradient_norm=0.0))  # warned once
 
 
 def test_logs_hold_mean_metrics_and_the_current_learning_rate(begun):
     logger = loop.MetricLogger(dataclasses.replace(begun.config, log_every=2), begun, 0.0)
     for step in (1, 2):
-        logger.read(step, metrics_of(loss=step, rate=step / 4))
+        logger.read(step, metrics_of(loss=step, learning_rate=step / 4))
     assert (metrics(begun.path)["loss"], metrics(begun.path)["learning_rate"]) == ({2: 1.5}, {2: 0.5})
 
 
