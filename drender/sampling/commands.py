@@ -60,19 +60,19 @@ def build_job(command: str, options: Any) -> tuple[Job, Load]:
     options, inverse_config, forward_config = complete_options(command, options)
     run_config = build_run_config(options)
     dtype = options.dtype
+    encoding = InputEncoding(options.input_transfer, getattr(options, "input_normals", "opengl"))
     if command == "inverse":
-        job = InverseJob(run_config, chosen_passes(inverse_config, options.passes))
+        job = InverseJob(run_config, chosen_passes(inverse_config, options.passes), encoding)
         return job, lambda devices: InverseRenderer.load(options.checkpoint, dtype, devices, options.lora_scale)
     conditions = used_conditions(forward_config, options.drop)
     if command == "forward":
-        encoding = InputEncoding(options.input_transfer, options.input_normals)
         lights = build_lights(options)
         job = ForwardJob(run_config, lights, conditions, options.drop, options.fixed_frame, encoding)
         return job, lambda devices: ForwardRenderer.load(options.checkpoint, dtype, devices, options.lora_scale)
     passes = chosen_passes(inverse_config, options.passes)
     if missing := [name for name in conditions if name not in passes]:
         raise InputError(f"--passes lacks {', '.join(missing)} for the forward renderer; add it, or name it in --drop")
-    return RelightJob(run_config, passes, build_lights(options), conditions, options.drop), lambda devices: (
+    return RelightJob(run_config, passes, build_lights(options), conditions, options.drop, encoding), lambda devices: (
         InverseRenderer.load(options.inverse, dtype, devices),
         ForwardRenderer.load(options.forward, dtype, devices, options.lora_scale),
     )

@@ -110,9 +110,10 @@ class InverseJob(Job):
 
     run: RunConfig
     passes: Sequence[str]
+    encoding: InputEncoding = DEFAULT
 
     def discover(self, on_failure: OnFailure) -> list[RgbChunks]:
-        clips = find_clips(self.run.input, on_failure)
+        clips = find_clips(self.run.input, on_failure, assumed=self.encoding)
         check_separate(self.run, {clip.name: clip.paths[0].parent for clip in clips})
         return [RgbChunks.plan(clip, self.run.chunks) for clip in clips]
 
@@ -259,11 +260,15 @@ class RelightJob(Job):
 
     title = "Relighting"
 
-    def __init__(self, run: RunConfig, passes: Sequence[str], lights: Lights, conditions: Sequence[str], drop=()):
+    def __init__(
+        self, run: RunConfig, passes: Sequence[str], lights: Lights, conditions: Sequence[str],
+        drop: Sequence[str] = (), encoding: InputEncoding = DEFAULT,
+    ):  # fmt: skip
         # As released, the option of guidance applies to the forward renderer only.
         unguided = replace(run, sampling=run.sampling | {"guidance": (1.0, 1.0)})
         self.run, self.lights = run, lights
-        self.inverse, self.forward = InverseJob(unguided, passes), ForwardJob(run, lights, conditions, drop)
+        self.inverse = InverseJob(unguided, passes, encoding)
+        self.forward = ForwardJob(run, lights, conditions, drop)
 
     def discover(self, on_failure: OnFailure) -> list[RgbChunks]:
         def check(clip):

@@ -88,6 +88,15 @@ class FileOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncodingOptions:
+    """What input files do not state."""
+
+    input_transfer: str | None = option(
+        "transfer curve of colors in images that do not state it (srgb; linear in files of floats)", choices=TRANSFERS
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointOptions:
     """The renderer of a command that uses one."""
 
@@ -230,7 +239,9 @@ SamplerOptions = dataclasses.make_dataclass(
 
 
 @dataclass(frozen=True, kw_only=True)
-class InverseOptions(SamplerOptions, ChunkOptions, InverseModelOptions, ImageOptions, FileOptions, CheckpointOptions):
+class InverseOptions(
+    SamplerOptions, ChunkOptions, InverseModelOptions, ImageOptions, FileOptions, EncodingOptions, CheckpointOptions
+):
     """RGB clips to G-buffers."""
 
     lora_scale: float = option("scale of the LoRA, if the checkpoint has one", 1.0, "X")
@@ -238,8 +249,9 @@ class InverseOptions(SamplerOptions, ChunkOptions, InverseModelOptions, ImageOpt
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardOptions(
-    SamplerOptions, ChunkOptions, ForwardModelOptions, LightOptions, ImageOptions, FileOptions, CheckpointOptions
-):
+    SamplerOptions, ChunkOptions, ForwardModelOptions, LightOptions, ImageOptions, FileOptions, EncodingOptions,
+    CheckpointOptions,
+):  # fmt: skip
     """G-buffers to RGB clips under another light."""
 
     input: str | None = option(GBUFFERS, metavar="PATH")
@@ -250,15 +262,12 @@ class ForwardOptions(
         "size in pixels that frames are fitted to, rounded up to multiples of 64 (their own)", metavar=("H", "W")
     )
     fixed_frame: int | None = option("index of a frame of the clip to repeat for --frames frames", metavar="I")
-    input_transfer: str | None = option(
-        "transfer curve of colors in files that do not state it (srgb; linear in .exr and .hdr)", choices=TRANSFERS
-    )
     input_normals: str = option("axes of normals in files that do not state them", "opengl", choices=NORMALS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RelightOptions(
     SamplerOptions, ChunkOptions, InverseModelOptions, ForwardModelOptions, LightOptions, ImageOptions, FileOptions,
-    CheckpointsOptions,
+    EncodingOptions, CheckpointsOptions,
 ):  # fmt: skip
     """RGB clips to G-buffers to RGB clips under another light."""

@@ -9,8 +9,8 @@ from helpers.runs import (
     write_frames,
 )
 
-from drender.media.color import srgb_to_linear
-from drender.media.images import read_image, write_png
+from drender.media.color import linear_to_srgb, srgb_to_linear
+from drender.media.images import read_image, write_exr, write_png
 from drender.media.video import find_clips, write_video
 
 
@@ -79,3 +79,16 @@ def test_overwriting_with_another_format_removes_the_files(inverse, tmp_path):
     assert not list((tmp_path / "out/walk").glob("*.png"))
     assert inverse(*arguments, "--overwrite")[0] == 0
     assert not list((tmp_path / "out/walk").glob("*.exr"))
+
+
+def test_inverse_reads_linear_frames(inverse, tmp_path):
+    linear = srgb_to_linear(pictures(1)[0])
+    write_png(tmp_path / "srgb" / "walk" / "0.png", linear_to_srgb(linear), 16)
+    write_png(tmp_path / "png" / "walk" / "0.png", linear, 16)
+    write_exr(tmp_path / "exr" / "walk" / "0.exr", dict(zip("RGB", np.moveaxis(linear, -1, 0), strict=True)))
+    for name, options in (("srgb", ()), ("png", ("--input-transfer", "linear")), ("exr", ())):
+        arguments = ("--input", tmp_path / name, "--output", tmp_path / f"{name}-out", "--bits", 16, *options)
+        assert inverse(*arguments)[0] == 0
+    expected, *others = (read_image(tmp_path / f"{n}-out/walk/0000.0000.rgb.png") for n in ("srgb", "png", "exr"))
+    for found in others:
+        np.testing.assert_allclose(found, expected, atol=2e-3)
