@@ -51,7 +51,8 @@ def execute(job: Job, load: Load, devices: Sequence[jax.Device], process: tuple[
     num_clips = len(clips) + len(failures)
     pending = []
     for clip in clips[process[0] :: process[1]]:
-        if all(output.is_finished(with_video=job.run.video) for output in job.outputs(clip)):
+        finished = all(output.is_finished(with_video=job.run.video) for output in job.outputs(clip))
+        if finished and not job.run.overwrite:
             print(f"{clip.name}: finished before, skipped", flush=True)
         else:
             pending.append(clip)
@@ -112,6 +113,9 @@ def run_clip(job: Job, renderers: Any, clip: ChunkedClip, progress: bool, stoppe
     """Run the chunks of a clip that are not complete, then draw its previews."""
     start = time.perf_counter()
     outputs = job.outputs(clip)
+    if job.run.overwrite and all(output.is_finished() for output in outputs):
+        for output in outputs:
+            output.restart()
     for chunk in clip.chunks:
         if all(chunk.index in output.done for output in outputs):
             continue

@@ -81,7 +81,7 @@ class FileOptions:
 
     input: str | None = option(CLIPS, metavar="PATH")
     output: str | None = option("folder of the results (outputs/COMMAND)", metavar="FOLDER")
-    overwrite: bool = option("replace results that were made with other options or inputs", False)
+    overwrite: bool = option("sample finished clips again, and replace results of other options or inputs", False)
     video: bool = option("write no mp4 and no contact sheet", True, name="--no-video", action="store_false")
     html: bool = option("write index.html, a page that shows the results", False)
     quality: float = option("quality of the mp4, 0 to 10; 7 is x264's CRF 18, and each step 3 CRF", 7.0, "Q")

@@ -90,6 +90,11 @@ class ClipOutput:
     def is_finished(self, with_video: bool = False) -> bool:
         return self._record["finished"] and (self.video.exists() or not with_video)
 
+    def restart(self) -> None:
+        """Treat existing results as those of other settings: they are replaced once the first new file is written."""
+        self._continued = False
+        self._record |= {"chunks": [], "finished": False}
+
     # --- latents of an interrupted run ---
 
     def load_latents(self, chunk: Chunk, label: str) -> WindowedLatents | None:

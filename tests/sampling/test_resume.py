@@ -208,7 +208,19 @@ def test_changed_frames_are_sampled_again(inverse, tmp_path):
     code, out, _ = inverse(*arguments, "--overwrite")
     assert code == 0 and "skipped" not in out
     np.testing.assert_array_equal(read_image(tmp_path / "out/a/0000.0001.rgb.png"), read_image(tmp_path / "a/001.png"))
-    assert inverse(*arguments, "--overwrite")[1] == "a: finished before, skipped\n"
+
+
+def test_overwrite_samples_finished_clips_again(inverse, tmp_path):
+    arguments = ("--input", write_frames(tmp_path / "a", 2), "--output", tmp_path / "out")
+    assert inverse(*arguments)[0] == 0
+    before = contents(tmp_path / "out")
+    frame = tmp_path / "out/a/0000.0001.normal.png"
+    png(frame, seed=9)
+    code, out, _ = inverse(*arguments, "--overwrite", "--html")
+    assert code == 0 and "skipped" not in out and "index.html" in out
+    after = contents(tmp_path / "out")
+    assert after.keys() == before.keys() | {p for p in after if str(p).endswith("index.html")}
+    assert all(after[path] == before[path] for path in before)
 
 
 def test_an_interrupted_run_never_mixes_old_and_new_frames(inverse, monkeypatch, tmp_path):
