@@ -4,6 +4,8 @@ Images are float32 `h w 3` with the values of the file, integers mapped to [0, 1
 WebP, linear in Radiance .hdr and OpenEXR. Writing is atomic.
 """
 
+import math
+import re
 import struct
 import warnings
 import zlib
@@ -182,6 +184,8 @@ def load_image(path: str | Path, label: str = "rgb", page: int = 0) -> LoadedIma
     image = pixels[..., chosen]
     if multiplies_alpha:  # associated alpha is multiplied in the file
         image = image * pixels[..., spec.alpha_channel, None]
+    if spec.get_float_attribute("hdr:exposure"):
+        image = image / np.float32(_radiance_exposure(Path(path)))
     image = _in_display_window(image, spec)
     image = np.ascontiguousarray(_upright(image, spec.get_int_attribute("Orientation", 1)))
     is_float = str(spec.format) in ("half", "float", "double")
@@ -244,6 +248,15 @@ def _text(read: Callable[[], str]) -> str:
         return read()
     except UnicodeDecodeError as error:
         return error.object.decode(errors="replace")
+
+
+def _radiance_exposure(path: Path) -> float:
+    """Return the factor on stored values: the product of all EXPOSURE lines, of which OpenImageIO keeps the last."""
+    with path.open("rb") as file:
+        header = file.read(2**16).partition(b"\n\n")[0]
+    factors = re.findall(rb"^EXPOSURE=\s*([\d.]+(?:[eE][+-]?\d+)?)\s*$", header, re.MULTILINE)
+    factor = math.prod(map(float, factors))
+    return factor if 0 < factor < math.inf else 1.0
 
 
 def _in_display_window(image: Float32[np.ndarray, "h w 3"], spec: "oiio.ImageSpec") -> Float32[np.ndarray, "H W 3"]:

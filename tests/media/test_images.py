@@ -107,6 +107,16 @@ def test_radiance(tmp_path, compressed):
     np.testing.assert_allclose(read_hdr(tmp_path / "a.hdr"), mantissas * 2.0 ** (exponents - 136.0), rtol=0.005)
 
 
+def test_radiance_exposure_is_undone(tmp_path):
+    data = bytes(RNG.integers(128, 256, 5 * 16 * 4).tolist())
+    header = radiance_header(5, 16)
+    (tmp_path / "a.hdr").write_bytes(header + data)
+    (tmp_path / "b.hdr").write_bytes(
+        header.replace(b"FORMAT", b"EXPOSURE=2.5\nEXPOSURE= 4e-1\nEXPOSURE=3\nFORMAT") + data
+    )
+    np.testing.assert_allclose(read_hdr(tmp_path / "b.hdr"), read_hdr(tmp_path / "a.hdr") / 3, rtol=1e-6)
+
+
 def test_read_hdr_linearizes_ldr_with_warning(tmp_path):
     write_png(tmp_path / "a.png", np.array([[[0, 0.04, 0.5], [1, 0.2, 0.8]]], np.float32), bits=16)
     with pytest.warns(UserWarning, match=r"a\.png is not an HDR image"):
