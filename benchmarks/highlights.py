@@ -16,7 +16,8 @@ from drender.lighting.latlong import load_latlong
 from drender.media.color import LUMINANCE, srgb_to_linear
 from drender.media.gbuffers import find_gbuffer_clips
 from drender.synthetic import shapes
-from drender.synthetic.tracer import TILE, Tracer
+from drender.synthetic.atlas import TILE
+from drender.synthetic.tracer import Tracer
 
 SIZE, HEIGHT, FOV = (64, 64), 0.55, 35.0
 LAMPS = {  # directions: x right, y up, z toward the camera

@@ -25,6 +25,7 @@ Image, Mask = Float32[np.ndarray, "h w 3"], Float32[np.ndarray, "h w 1"]
 SOLID_COVERAGE = 0.999  # from this coverage on, a pixel shows the object alone
 # Estimated depths are inexact where surfaces touch, so occlusion fades in over this difference in depth.
 OCCLUSION_SOFTNESS = 0.02
+GRAY = (0.6, 0.6, 0.6, 0.5, 0.0)  # basecolor (linear), roughness and metallic of shapes and files without material
 RENDERED = ("basecolor", "normal", "depth", "roughness", "metallic")
 CAMERA_DISTANCE = 4.0  # from a rendered object; its image depends only on the size in the picture and the field of view
 # The guide is lit from over the viewer's right shoulder, plus an ambient share.
@@ -207,7 +208,7 @@ class FileObject:
 
 
 class RenderedObject:
-    """A static object rendered before a fixed camera, of one dull gray material.
+    """A static object rendered before a fixed camera, with the materials of its file or else a dull gray one.
 
     Args:
       shape: a family of `synthetic.shapes.FAMILIES`, or the path of a mesh.
@@ -221,7 +222,7 @@ class RenderedObject:
     """
 
     def __init__(self, shape: str, position=(0.5, 0.5), height=0.4, turn=(0.0, 0.0, 0.0), fov=40.0):
-        from drender.synthetic import meshes, shapes  # local: needs the extra `data`
+        from drender.synthetic import mesh_files, shapes  # local: needs the extra `data`
         from drender.synthetic.tracer import load_mitsuba
 
         if not (np.isfinite(height) and height > 0):
@@ -231,16 +232,18 @@ class RenderedObject:
         if not np.isfinite([*position, *turn]).all():
             raise InputError("--position, --turn: expected finite numbers")
         self.position, self.height, self.turn, self.fov = position, height, turn, np.deg2rad(fov)
+        self._surfaces = [np.array(GRAY, np.float32)]
         if shape in shapes.FAMILIES:
             self._mesh = shapes.parametric(shape, 0)
-        elif Path(shape).suffix.lower() in meshes.MESH_SUFFIXES:
+        elif Path(shape).suffix.lower() in mesh_files.MESH_SUFFIXES:
             if not Path(shape).is_file():
                 raise InputError(f"--object {shape}: file not found")
-            self._mesh = meshes.read_mesh(shape)
+            file = mesh_files.read_mesh(shape)
+            self._mesh, self._surfaces = file.mesh, mesh_files.part_surfaces(file.parts, seed=0) or self._surfaces
         else:
             hint = str(unknown_name_error("shape", shape, shapes.FAMILIES)).partition("; ")[2]
             raise InputError(
-                f"--object {shape}: expected a folder of G-buffers, a mesh ({' '.join(meshes.MESH_SUFFIXES)}) "
+                f"--object {shape}: expected a folder of G-buffers, a mesh ({' '.join(mesh_files.MESH_SUFFIXES)}) "
                 f"or a shape; {hint}"
             )
         load_mitsuba()  # raises before any clip is read if Mitsuba is not installed
@@ -259,15 +262,14 @@ class RenderedObject:
         return self._layers[size]
 
     def _render(self, size: tuple[int, int]) -> Layer:
-        from drender.synthetic.tracer import TILE, Tracer
+        from drender.synthetic.tracer import Tracer
 
         tracer, (height, width) = Tracer(size, spp=1), size
         extent = np.tan(self.fov / 2) * CAMERA_DISTANCE  # half the picture's height in world units at the object
         radius = ball_radius(self.height, self.fov)
         x, y = (2 * self.position[0] - 1) * extent * width / height, (1 - 2 * self.position[1]) * extent
         rotation = Rotation.from_euler("YXZ", self.turn, degrees=True).as_matrix()
-        material = np.array([*[0.6] * 3, 0.5, 0.0], np.float32)  # basecolor is linear here
-        tracer.set_materials([np.broadcast_to(material, (TILE, TILE, 5))])
+        tracer.set_materials(self._surfaces)
         tracer.set_bodies([self._mesh.placed(rotation, radius, np.array([x, y, -CAMERA_DISTANCE]))])
         frame = tracer.surfaces(np.eye(4, dtype=np.float32), self.fov)
         alone = {name: getattr(frame, name) / np.maximum(frame.coverage, 1e-6) for name in RENDERED}

@@ -13,9 +13,9 @@ from jaxtyping import Float, Float32
 
 from drender.assets import ENVIRONMENTS
 from drender.errors import InputError
-from drender.files import atomic_write, list_dir
+from drender.files import list_dir
 from drender.lighting.latlong import MAX_RADIANCE
-from drender.media.images import HDR_SUFFIXES, read_hdr
+from drender.media.images import HDR_SUFFIXES, read_hdr, write_exr
 
 HELD_OUT = ("forest", "lobby", "sunset", "warehouse")  # bundled maps of the test split
 PROCEDURAL_SIZE = (64, 128)
@@ -37,8 +37,9 @@ def find_environments(folder: str | Path = ENVIRONMENTS) -> dict[str, Path]:
 
 
 def is_held_out(name: str) -> bool:
-    """Return whether a user's file is in the test split: one in ten, by a hash of its name alone."""
-    return zlib.crc32(name.encode()) % 10 == 0
+    """Return whether a file is in the test split, by its name alone: one of HELD_OUT, or one in ten by a hash."""
+    bundled = {path.stem for path in ENVIRONMENTS.glob("*.exr")}
+    return name in HELD_OUT if name in bundled else zlib.crc32(name.encode()) % 10 == 0
 
 
 def copy_environment(source: Path, destination: Path) -> None:
@@ -50,22 +51,12 @@ def copy_environment(source: Path, destination: Path) -> None:
     if height > MAX_HEIGHT:
         roi = oiio.ROI(0, round(width * MAX_HEIGHT / height), 0, MAX_HEIGHT, 0, 1, 0, 3)
         image = oiio.ImageBufAlgo.resize(oiio.ImageBuf(image), filtername="box", roi=roi).get_pixels("float")
-    write_exr(destination, image)
+    write_environment(destination, image)
 
 
-def write_exr(path: str | Path, image: Float[np.ndarray, "h w 3"]) -> None:
+def write_environment(path: str | Path, image: Float[np.ndarray, "h w 3"]) -> None:
     """Write linear radiance as an EXR of half floats; raise InputError if it cannot be written."""
-    height, width, _ = image.shape
-    with atomic_write(path) as temporary:
-        output = oiio.ImageOutput.create("exr")
-        spec = oiio.ImageSpec(width, height, 3, "half")
-        spec["compression"] = "zip"
-        spec["DateTime"] = (
-            "2000:01:01 00:00:00"  # OIIO would store the time of writing; equal light must give equal bytes
-        )
-        written = output.open(str(temporary), spec) and output.write_image(np.ascontiguousarray(image, np.float32))
-        if not (written and output.close()):
-            raise OSError(output.geterror() or "the file is incomplete; is the disk full?")
+    write_exr(path, dict(zip("RGB", np.moveaxis(image, -1, 0), strict=True)))
 
 
 # --- Procedural ---
@@ -75,7 +66,36 @@ def procedural(seed: int) -> Float32[np.ndarray, "h w 3"]:
     """Return a random clear sky, overcast sky, or dark studio with lamps, of mean radiance 1."""
     rng = np.random.default_rng(seed)
     image = (_clear, _clear, _overcast, _studio, _studio)[rng.integers(5)](rng)
+    return _normalized(image)
+
+
+def _normalized(image: np.ndarray) -> Float32[np.ndarray, "h w 3"]:
     return (image / image.mean()).clip(0, MAX_RADIANCE).astype(np.float32)
+
+
+def sunsky(seed: int) -> Float32[np.ndarray, "h w 3"]:
+    """Return Mitsuba's sky of a random hour (Hošek & Wilkie 2012), its sun widened to suit the resolution; mean 1."""
+    from drender.synthetic.tracer import load_mitsuba
+
+    mi, _, _ = load_mitsuba()
+    rng = np.random.default_rng(seed)
+    sun = _random_direction(rng, np.sin(np.deg2rad(rng.uniform(3, 75))))
+    emitter = mi.load_dict(
+        {
+            "type": "sunsky",
+            "sun_direction": sun.tolist(),
+            "to_world": mi.ScalarTransform4f().rotate([1, 0, 0], -90),  # the emitter's zenith is +z
+            "turbidity": float(rng.uniform(2, 8)),
+            "albedo": 0.3,
+            "sun_scale": 0.0,
+        }
+    )
+    directions = _directions()
+    interaction = mi.SurfaceInteraction3f()
+    interaction.wi = mi.Vector3f(*(-directions.reshape(-1, 3).T.astype(np.float32)))
+    sky = np.array(emitter.eval(interaction), np.float64).T.reshape(directions.shape)
+    sky = np.nan_to_num(sky).clip(0) * (directions[..., 1:2] > 0)
+    return _normalized(_with_ground(sky + _sun(directions, sun, sky, rng.uniform(2, 7), rng.uniform(2, 8)), rng))
 
 
 def _directions() -> np.ndarray:
@@ -103,14 +123,19 @@ def _clear(rng: np.random.Generator) -> np.ndarray:
     )
     xyz = np.stack([luminance * x / y, luminance, luminance * (1 - x - y) / y], axis=-1)
     sky = (xyz @ XYZ_TO_RGB.T).clip(0)
-    # The sun gives about five times the light of the sky, reddened by the air mass that it crosses.
-    air = 1 / (np.cos(sun_polar) + 0.15 * np.rad2deg(np.pi / 2 - sun_polar + 0.0663) ** -1.253)
+    sky = np.where(directions[..., 1:2] > 0, sky, 0)
+    return _with_ground(sky + _sun(directions, sun, sky, rng.uniform(2, 7), turbidity), rng)
+
+
+def _sun(directions: np.ndarray, sun: np.ndarray, sky: np.ndarray, ratio: float, turbidity: float) -> np.ndarray:
+    """Return a sun of 3° that gives `ratio` times the irradiance of the sky, reddened by the air mass it crosses."""
+    altitude, up = np.arcsin(sun[1]), directions[..., 1]
+    air = 1 / (sun[1] + 0.15 * np.rad2deg(altitude + 0.0663) ** -1.253)
     color = np.exp(-air * np.array([0.05, 0.1, 0.2]) * turbidity / 4)
-    disc = np.exp(-((np.arccos(toward_sun) / np.deg2rad(3)) ** 2))
-    sky_light = (sky.mean(axis=-1) * up * _solid_angle())[directions[..., 1] > 0].sum()
-    sun_light = rng.uniform(2, 7) * sky_light * color / (disc * _solid_angle()).sum()
-    image = np.where(directions[..., 1:2] > 0, sky, 0) + disc[..., None] * sun_light * (directions[..., 1:2] > 0)
-    return _with_ground(image, rng)
+    disc = np.exp(-((np.arccos((directions @ sun).clip(-1, 1)) / np.deg2rad(3)) ** 2))
+    sky_light = (sky.mean(axis=-1) * up.clip(0.01) * _solid_angle())[up > 0].sum()
+    sun_light = ratio * sky_light * color / (disc * _solid_angle()).sum()
+    return disc[..., None] * sun_light * (up[..., None] > 0)
 
 
 def _overcast(rng: np.random.Generator) -> np.ndarray:

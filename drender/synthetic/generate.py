@@ -9,6 +9,7 @@ number of processes. Run the same command again to resume; a larger --clips adds
     OUT/00000/scene.json                    description of the scene, field of view, metric range of the depth
     OUT/00000b/                             the same clip under another light, with --lights 2
     OUT/environments/                       the environment maps that light.json names
+    OUT/CREDITS.md                          credits found with the meshes, environments and textures
     OUT/contact.png                         contact sheet of some clips
 """
 
@@ -38,8 +39,9 @@ from drender.media.gbuffers import frame_path
 from drender.media.images import read_image, write_png
 from drender.media.montage import side_by_side
 from drender.synthetic import environments as skies
-from drender.synthetic import meshes, pool, shapes
+from drender.synthetic import mesh_files, pool, textures
 from drender.synthetic import scene as scenes
+from drender.synthetic.layouts import LAYOUTS, random_scene, used_files
 from drender.synthetic.render import render_clip
 from drender.synthetic.scene import AssetSplit, Scene
 from drender.synthetic.tracer import Tracer
@@ -47,6 +49,8 @@ from drender.synthetic.tracer import Tracer
 RECORD = "synthetic.json"
 ENVIRONMENTS = "environments"
 CONTACT = "contact.png"
+CREDITS = "CREDITS.md"
+GENERATED = {scenes.PROCEDURAL: skies.procedural, scenes.SUNSKY: skies.sunsky}
 SHOWN = ("basecolor", "normal", "depth", "roughness", "metallic")  # columns of the contact sheet
 SHOWN_CLIPS, SHOWN_SIDE = 12, 128  # rows of the contact sheet, largest side of its images
 Job = tuple[int, int]  # index of a clip and of its light
@@ -61,6 +65,7 @@ class Settings:
     spp: int
     seed: int
     split: str
+    layouts: tuple[str, ...]
     assets: AssetSplit
     paths: dict[str, str]  # of the environments by name
 
@@ -86,6 +91,7 @@ def main() -> None:
     rate = len(todo) / (time.monotonic() - begin) * 60
     names = [clip_name(i, light) for i in range(args.first, args.first + args.clips) for light in range(args.lights)]
     write_png(output / CONTACT, contact_sheet(output, names))
+    write_credits(output, [folder for folder in (args.meshes, args.environments, args.textures) if folder])
     made = f", {len(todo)} of them new, {rate:.0f} per minute" if todo else ""
     print(f"{output}: {len(names)} clips{made}; contact sheet: {output / CONTACT}")
 
@@ -121,7 +127,17 @@ def parser() -> cli.Parser:
         "--meshes",
         type=cli.path,
         metavar="FOLDER",
-        help="folder of .ply, .obj, .gltf and .glb files to mix with parametric shapes",
+        help="folder of .glb, .gltf, .obj and .ply files, used with their materials",
+    )
+    parser.add_argument(
+        "--textures", type=cli.path, metavar="FOLDER", help="folder of pictures for floors and walls of everyday scenes"
+    )
+    parser.add_argument(
+        "--layouts",
+        nargs="+",
+        choices=LAYOUTS,
+        metavar="NAME",
+        help=f"kinds of scenes, among {' '.join(LAYOUTS)}; all with --meshes, else solids",
     )
     parser.add_argument(
         "--processes", type=int, default=os.cpu_count(), metavar="N", help="number of processes, each on one core"
@@ -136,21 +152,30 @@ def read_settings(args) -> Settings:
             raise InputError(f"--{option}: expected {minimum} or more, got {getattr(args, option)}")
     if min(args.size) < 1:
         raise InputError(f"--size: expected sides of 1 or more, got {args.size[0]} {args.size[1]}")
-    files = meshes.find_meshes(args.meshes) if args.meshes else ()
+    files = mesh_files.find_meshes(args.meshes) if args.meshes else ()
     paths = skies.find_environments(args.environments or BUNDLED)
-    assets = scenes.split_assets(args.split, files, tuple(paths), bundled=args.environments is None)
-    for option, found, kept in (("meshes", files, assets.meshes), ("environments", paths, assets.environments)):
+    pictures = textures.find_textures(args.textures) if args.textures else ()
+    assets = scenes.split_assets(args.split, files, tuple(paths), pictures)
+    for option, found, kept in (
+        ("meshes", files, assets.meshes),
+        ("environments", paths, assets.environments),
+        ("textures", pictures, assets.textures),
+    ):
         if found and not kept:
             raise InputError(f"--{option}: none of the {len(found)} files is in --split {args.split}; add more files")
     environments = {name: str(paths[name]) for name in assets.environments}
-    return Settings(args.frames, tuple(args.size), args.spp, args.seed, args.split, assets, environments)
+    layouts = tuple(dict.fromkeys(args.layouts or (LAYOUTS if files else LAYOUTS[:1])))
+    return Settings(args.frames, tuple(args.size), args.spp, args.seed, args.split, layouts, assets, environments)
 
 
 def check_record(output: Path, settings: Settings) -> None:
     """Write the settings of a folder; raise InputError if it holds clips of other settings."""
-    record = {name: getattr(settings, name) for name in ("frames", "size", "spp", "seed", "split")}
+    record = {name: getattr(settings, name) for name in ("frames", "size", "spp", "seed", "split", "layouts")}
     record |= {"families": settings.assets.families, "meshes": files_digest(settings.assets.meshes)}
-    record |= {"environments": files_digest(settings.paths.values())}
+    record |= {
+        "environments": files_digest(settings.paths.values()),
+        "textures": files_digest(settings.assets.textures),
+    }
     record = json.loads(json.dumps(record))  # JSON turns tuples into lists
     file = output / RECORD
     if not file.exists() and output.exists() and not (output.is_dir() and not any(output.iterdir())):
@@ -182,17 +207,29 @@ def prepare(output: Path, settings: Settings, todo: Sequence[Job]) -> None:
     for index, light in todo:
         scene = scene_of(settings, index)
         environments.add(scene.lights[light].environment)
-        files |= {item.shape for item in scene.objects if item.shape not in shapes.FAMILIES}
-    for path in tqdm(sorted(files), desc="meshes", disable=not files):
-        meshes.read_mesh(path)
-    for name in sorted(environments - {scenes.PROCEDURAL}):
+        files |= used_files(scene)
+    for path in tqdm(sorted(files), desc="assets", disable=not files):
+        if Path(path).suffix.lower() in mesh_files.MESH_SUFFIXES:
+            mesh_files.read_mesh(path)
+        else:
+            read_image(path)
+    for name in sorted(environments - GENERATED.keys()):
         copy = output / ENVIRONMENTS / f"{name}.exr"
         if not copy.exists():
             skies.copy_environment(Path(settings.paths[name]), copy)
 
 
+def write_credits(output: Path, folders: Sequence[str | Path]) -> None:
+    """Copy the credits found in asset folders, or beside them, which must accompany the clips."""
+    places = [place for folder in map(Path, folders) for place in (folder, folder.resolve().parent)]
+    texts = dict.fromkeys((place / CREDITS).read_text() for place in places if (place / CREDITS).is_file())
+    if texts:
+        with atomic_write(output / CREDITS) as temporary:
+            temporary.write_text("\n".join(texts))
+
+
 def scene_of(settings: Settings, index: int) -> Scene:
-    return scenes.random_scene(settings.seed, settings.split, index, settings.assets)
+    return random_scene(settings.seed, settings.split, index, settings.assets, settings.layouts)
 
 
 def clip_name(index: int, light: int) -> str:
@@ -214,10 +251,10 @@ def make_clip(tracer: Tracer, output: Path, settings: Settings, index: int, ligh
     scene = scene_of(settings, index)
     environment = scene.lights[light].environment
     with atomic_dir(output / clip_name(index, light), False, lambda _: False) as folder:
-        if environment == scenes.PROCEDURAL:
+        if environment in GENERATED:
             name = "environment.exr"
             path = folder / name
-            skies.write_exr(path, skies.procedural(scene.lights[light].seed))
+            skies.write_environment(path, GENERATED[environment](scene.lights[light].seed))
         else:
             name = f"../{ENVIRONMENTS}/{environment}.exr"
             path = output / ENVIRONMENTS / f"{environment}.exr"

@@ -1,7 +1,7 @@
 """Render a synthetic scene to the images of a clip: place objects, set the light, trace, expose and encode."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -12,10 +12,12 @@ from drender.lighting.latlong import load_latlong, mean_luminance
 from drender.lighting.light_file import Light
 from drender.media.color import LUMINANCE, linear_to_srgb_jnp
 from drender.media.encodings import encode_normal
-from drender.synthetic import meshes, shapes
-from drender.synthetic.meshes import Mesh
+from drender.synthetic import shapes
+from drender.synthetic.atlas import TILE, Surface
+from drender.synthetic.mesh_files import load_mesh, part_surfaces
+from drender.synthetic.meshes import Mesh, rectangle
 from drender.synthetic.scene import Scene, SceneObject
-from drender.synthetic.tracer import TILE, Frame, Tracer
+from drender.synthetic.tracer import Frame, Tracer
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,16 @@ def render_clip(
     angles = [float(time * light.spin) for time in times]
     poses = [scene.camera.pose(float(time)) for time in times]
 
-    objects = [(item, _object_mesh(item)) for item in scene.objects]
-    ground = [shapes.plane(plane.half, plane.round) for plane in (scene.plane,) if plane is not None]
-    materials = [item.material for item in (*scene.objects, scene.plane) if item is not None]
-    tracer.set_materials([material.maps(TILE) for material in materials])
+    fixed = _fixed_surfaces(scene)
+    objects = [(item, *_object_mesh(item)) for item in scene.objects]
+    # The atlas averages the last textures if there are too many, so floors and walls come first.
+    tracer.set_materials(
+        [material for _, material in fixed] + [surface for _, _, surfaces in objects for surface in surfaces]
+    )
     traced = []
     for time, angle, pose, seed in zip(times, angles, poses, seeds, strict=True):
-        tracer.set_objects([*(_place_object(item, mesh, float(time), bool(ground)) for item, mesh in objects), *ground])
+        placed = (_place_object(item, mesh, float(time), scene.plane is not None) for item, mesh, _ in objects)
+        tracer.set_objects([*(mesh for mesh, _ in fixed), *placed])
         tracer.set_light(image, angle)
         traced.append(tracer.trace(pose, scene.camera.fov, seed))
     exposure = light.exposure * _exposure(traced)
@@ -69,8 +74,27 @@ def render_clip(
     return RenderedClip(images, light, scene.camera.fov, near, far)
 
 
-def _object_mesh(item: SceneObject) -> Mesh:
-    return shapes.parametric(item.shape, item.seed) if item.shape in shapes.FAMILIES else meshes.read_mesh(item.shape)
+def _fixed_surfaces(scene: Scene) -> list[tuple[Mesh, Surface]]:
+    """Return the meshes and materials of the ground and the walls."""
+    walls = [
+        (rectangle(wall.corner, wall.across, wall.up, wall.repeat), wall.material.maps(TILE)) for wall in scene.walls
+    ]
+    if scene.plane is None:
+        return walls
+    return [
+        (shapes.plane(scene.plane.half, scene.plane.round, scene.plane.repeat), scene.plane.material.maps(TILE)),
+        *walls,
+    ]
+
+
+def _object_mesh(item: SceneObject) -> tuple[Mesh, list[Surface]]:
+    """Return the mesh of an object in the unit ball and the materials of its parts."""
+    if item.shape in shapes.FAMILIES:
+        return shapes.parametric(item.shape, item.seed), [item.material.maps(TILE)]
+    file = load_mesh(item.shape)
+    if file.parts and item.own_material:
+        return file.mesh, part_surfaces(file.parts, item.seed)
+    return replace(file.mesh, part=np.zeros_like(file.mesh.part)), [item.material.maps(TILE)]
 
 
 def _place_object(item: SceneObject, mesh: Mesh, time: float, on_plane: bool) -> Mesh:

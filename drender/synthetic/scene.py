@@ -1,8 +1,9 @@
-"""Draw the description of a synthetic clip from a seed, after the published recipe.
+"""Describe synthetic clips, and draw scenes of solids from a seed, after the published recipe.
 
-A scene has up to three objects and up to three primitives on a plane or in the air that never intersect, one motion,
-and two lights. World axes are those of `lighting/environment.py`: y up, the plane is y = 0. Time runs from 0 at the
-first frame to 1 at the last. Angles are in radians.
+A scene of solids has up to three objects and up to three primitives on a plane or in the air that never intersect, one
+motion, and two lights; `layouts.py` draws scenes of everyday objects. World axes are those of
+`lighting/environment.py`: y up, the plane is y = 0. Time runs from 0 at the first frame to 1 at the last. Angles are in
+radians.
 """
 
 from dataclasses import dataclass, replace
@@ -16,20 +17,23 @@ from drender.errors import unknown_name_error
 from drender.synthetic import environments as skies
 from drender.synthetic import shapes
 from drender.synthetic.materials import MaterialMix, random_material
+from drender.synthetic.textures import PictureMaterial
 
 MOTIONS = ("orbit", "oscillation", "light", "rotation", "translation")
 SPLITS = ("all", "train", "test")
+SUNSKY = "sunsky"  # environment name: generate a sky of Mitsuba from the light's seed
 PROCEDURAL = "procedural"  # environment name: generate the map from the light's seed
 GAP = 0.04  # least distance between the bounding balls of objects
 
 
 @dataclass(frozen=True)
 class AssetSplit:
-    """The assets of a split: names of shape families, paths of mesh files, names of environments."""
+    """The assets of a split: names of shape families, paths of meshes, names of environments, paths of textures."""
 
     families: tuple[str, ...]
     meshes: tuple[str, ...]
     environments: tuple[str, ...]
+    textures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class SceneObject:
     yaw: float
     spin: float  # yaw added by the last frame
     shift: tuple[float, float, float]  # translation from the first frame to the last
+    own_material: bool = False  # use the materials of the mesh file, if it has any, instead of `material`
 
     def center(self, time: float) -> Float[np.ndarray, "3"]:
         return np.array(self.position) + time * np.array(self.shift)
@@ -59,7 +64,19 @@ class Plane:
 
     half: float  # half-width or radius
     round: bool
-    material: MaterialMix
+    material: MaterialMix | PictureMaterial
+    repeat: float = 1.0  # repetitions of the texture
+
+
+@dataclass(frozen=True)
+class Wall:
+    """A rectangle from `corner` along two edges."""
+
+    corner: tuple[float, float, float]
+    across: tuple[float, float, float]
+    up: tuple[float, float, float]
+    material: MaterialMix | PictureMaterial
+    repeat: float  # repetitions of the texture along the longer edge
 
 
 @dataclass(frozen=True)
@@ -105,19 +122,24 @@ class Scene:
     camera: Camera
     motion: str
     lights: tuple[Light, Light]  # the second is for relighting
+    layout: str = "solids"
+    walls: tuple[Wall, ...] = ()
 
 
-def split_assets(split: str, meshes: tuple[str, ...], environments: tuple[str, ...], bundled: bool) -> AssetSplit:
-    """Select the assets of a split.
+def split_assets(
+    split: str, meshes: tuple[str, ...], environments: tuple[str, ...], textures: tuple[str, ...] = ()
+) -> AssetSplit:
+    """Select the assets of a split by their names alone, so that other files do not move them.
 
-    "test" has the families of `shapes.HELD_OUT`, the bundled maps of `environments.HELD_OUT` and a tenth of the user's
-    files; "train" has the rest. Procedural skies are in both splits, with different seeds.
+    "test" has the shape families of `shapes.HELD_OUT`, the bundled environments of `environments.HELD_OUT` (at any
+    resolution), and a tenth of all other files by a hash of their names; "train" has the rest. Procedural skies and
+    materials are in both splits, with different seeds.
 
     Args:
       split: one of SPLITS.
-      meshes: paths of the user's mesh files.
-      environments: names of the environments.
-      bundled: whether the environments are the bundled ones.
+      meshes: paths of mesh files.
+      environments: names of environments.
+      textures: paths of basecolor pictures.
 
     Raises:
       InputError: the split is unknown.
@@ -131,12 +153,13 @@ def split_assets(split: str, meshes: tuple[str, ...], environments: tuple[str, .
     return AssetSplit(
         tuple(name for name in shapes.FAMILIES if keep(name in shapes.HELD_OUT)),
         tuple(path for path in meshes if keep(skies.is_held_out(Path(path).name))),
-        tuple(name for name in environments if keep(name in skies.HELD_OUT if bundled else skies.is_held_out(name))),
+        tuple(name for name in environments if keep(skies.is_held_out(name))),
+        tuple(path for path in textures if keep(skies.is_held_out(Path(path).name))),
     )
 
 
-def random_scene(seed: int, split: str, index: int, assets: AssetSplit) -> Scene:
-    """Return the scene of clip `index`, a pure function of the arguments."""
+def random_solids(seed: int, split: str, index: int, assets: AssetSplit) -> Scene:
+    """Return the scene of solids of clip `index`, a pure function of the arguments."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     motion = str(rng.choice(MOTIONS))
     on_plane = rng.random() < 0.8
@@ -144,7 +167,7 @@ def random_scene(seed: int, split: str, index: int, assets: AssetSplit) -> Scene
     reach = max(np.hypot(*item.center(time)[[0, 2]]) + item.radius for item in objects for time in (0.0, 1.0))
     plane = Plane(float(reach + rng.uniform(0.2, 4)), bool(rng.random() < 0.3), random_material(rng, frequency=2))
     camera = _random_camera(rng, objects, on_plane, motion)
-    spin = _random_sign_uniform(rng, 0.8, 2 * np.pi) if motion == "light" else 0.0
+    spin = random_sign_uniform(rng, 0.8, 2 * np.pi) if motion == "light" else 0.0
     lights = _random_light(rng, assets, spin), _random_light(rng, assets, spin)
     return Scene(objects, plane if on_plane else None, camera, motion, lights)
 
@@ -165,13 +188,14 @@ def _random_objects(
         upright = rng.random() < 0.7
         candidate = SceneObject(
             shape=str(rng.choice(names)),
-            seed=int(rng.integers(2**31)),
+            seed=(seed := int(rng.integers(2**31))),
             material=random_material(rng),
+            own_material=seed % 5 > 0,
             radius=radius,
             position=(0.0, 0.0, 0.0),
             tilt=(0.0, 0.0) if upright else tuple(float(angle) for angle in rng.uniform(0, 2 * np.pi, 2)),
             yaw=float(rng.uniform(0, 2 * np.pi)),
-            spin=_random_sign_uniform(rng, 0.5, 2 * np.pi) if motion == "rotation" else 0.0,
+            spin=random_sign_uniform(rng, 0.5, 2 * np.pi) if motion == "rotation" else 0.0,
             shift=_random_shift(rng, on_plane) if motion == "translation" else (0.0, 0.0, 0.0),
         )
         for attempt in range(30):
@@ -219,15 +243,20 @@ def _random_camera(rng: np.random.Generator, objects: tuple[SceneObject, ...], o
         distance=float(extent / np.sin(fov / 2) * rng.uniform(0.6, 1.0)),
         azimuth=float(rng.uniform(0, 2 * np.pi)),
         elevation=float(elevation),
-        sweep=_random_sign_uniform(rng, 0.4, 2 * np.pi) if motion == "orbit" else 0.0,
+        sweep=random_sign_uniform(rng, 0.4, 2 * np.pi) if motion == "orbit" else 0.0,
         swing=tuple(float(x) for x in swing) if motion == "oscillation" else (0.0, 0.0, 0.0),
     )
 
 
 def _random_light(rng: np.random.Generator, assets: AssetSplit, spin: float) -> Light:
     names = assets.environments if assets.environments and rng.random() < 0.6 else (PROCEDURAL,)
+    return light_of(rng, str(rng.choice(names)), spin)
+
+
+def light_of(rng: np.random.Generator, environment: str, spin: float) -> Light:
+    """Draw the settings of an environment."""
     return Light(
-        environment=str(rng.choice(names)),
+        environment=environment,
         seed=int(rng.integers(2**31)),
         turn=float(rng.random()),
         flip=bool(rng.random() < 0.5),
@@ -236,5 +265,5 @@ def _random_light(rng: np.random.Generator, assets: AssetSplit, spin: float) -> 
     )
 
 
-def _random_sign_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+def random_sign_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return float(rng.uniform(low, high) * rng.choice([-1, 1]))

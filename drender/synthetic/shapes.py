@@ -16,12 +16,12 @@ def parametric(family: str, seed: int) -> Mesh:
     return FAMILIES[family](np.random.default_rng(seed))
 
 
-def plane(half: float, round_: bool) -> Mesh:
-    """Return a square (or disc) in y = 0 that faces up, of half-width (or radius) `half`."""
+def plane(half: float, round_: bool, repeat: float = 1.0) -> Mesh:
+    """Return a square (or disc) in y = 0 that faces up, of half-width (or radius) `half`, its texture repeated."""
     angle = np.linspace(0, 2 * np.pi, 65 if round_ else 5)[:-1] + np.pi / 4
     rim = np.stack([np.sin(angle), np.zeros_like(angle), np.cos(angle)], axis=-1) * half * (1 if round_ else 2**0.5)
     corners = np.stack([np.zeros_like(rim), rim, np.roll(rim, -1, axis=0)], axis=1)
-    return triangle_mesh(corners, corners[..., [0, 2]] / (2 * half) + 0.5)
+    return triangle_mesh(corners, (corners[..., [0, 2]] / (2 * half) + 0.5) * repeat)
 
 
 # --- Surfaces ---

@@ -1,8 +1,8 @@
 """Path-trace the radiance and the G-buffers of one frame with Mitsuba 3.
 
 The structure of Mitsuba's scene never changes, so its kernels are compiled once per process: all objects are one mesh
-whose textures lie side by side in one strip. Every frame sets new vertices, every clip new textures. A process traces
-on one core, so sums have a fixed order and equal seeds give equal bits.
+with one atlas of textures. Every frame sets new vertices, every clip new textures. A process traces on one core, so
+sums have a fixed order and equal seeds give equal bits.
 """
 
 import os
@@ -16,10 +16,9 @@ from einops import rearrange, reduce
 from jaxtyping import Float, Float32
 
 from drender.errors import InputError
+from drender.synthetic.atlas import BORDERED, COLUMNS, ROWS, Place, Surface, encode_uv, pack, register_atlas
 from drender.synthetic.meshes import Mesh
 
-TILE = 256  # side of a texture in pixels
-TILES = 7  # textures: the plane, three objects, three primitives
 BUFFERS = 4  # G-buffer rays per pixel and axis
 DENOISED = 2  # pixels of the denoised image per pixel and axis
 MAX_DEPTH = 6
@@ -56,43 +55,45 @@ class Tracer:
         self.size, self.paths = size, max(1, round(spp / DENOISED**2))
         self._mi, self._dr, self._denoise = load_mitsuba()
         mi = self._mi
-        texture = lambda channels: {
-            "type": "bitmap",
-            "raw": True,  # linear values
-            "wrap_mode": "clamp",
-            "bitmap": mi.Bitmap(np.full((TILE, TILE * TILES, channels), 0.5, np.float32)),
-        }
-        surface = {"base_color": texture(3), "roughness": texture(1), "metallic": texture(1)}
+        register_atlas(mi, self._dr)
+        surface = {"base_color": self._texture(3), "roughness": self._texture(1), "metallic": self._texture(1)}
         properties = mi.Properties()
         properties["mesh_bsdf"] = mi.load_dict({"type": "twosided", "sides": {"type": "principled", **surface}})
         mesh = mi.Mesh("objects", 3, 1, has_vertex_normals=True, has_vertex_texcoords=True, props=properties)
         sky = {"type": "envmap", "bitmap": mi.Bitmap(np.ones((64, 128, 3), np.float32))}
         self._scene = mi.load_dict({"type": "scene", "objects": mesh, "sky": sky})
         self._parameters = mi.traverse(self._scene)
+        self._places: list[Place] = []
         self.set_objects([])
         self._parameters.update()
         self._integrator = mi.load_dict({"type": "path", "max_depth": MAX_DEPTH, "rr_depth": 4})
         self._sampler = mi.load_dict({"type": "independent"})
 
-    def set_materials(self, maps: Sequence[Float32[np.ndarray, "n n 5"]]) -> None:
-        """Set the objects' textures in order: TILE×TILE pixels of basecolor (linear), roughness and metallic."""
-        strip = np.concatenate([*maps, *[np.zeros((TILE, TILE, 5), np.float32)] * (TILES - len(maps))], axis=1)
+    def _texture(self, channels: int) -> dict:
+        pixels = np.full((ROWS * BORDERED, COLUMNS * BORDERED, channels), 0.5, np.float32)
+        bitmap = {"type": "bitmap", "raw": True, "wrap_mode": "clamp", "bitmap": self._mi.Bitmap(pixels)}  # raw: linear
+        return {"type": "atlas", "bitmap": bitmap}
+
+    def set_materials(self, surfaces: Sequence[Surface]) -> None:
+        """Set the materials of the objects' parts, in order: those of the first object, of the second, and so on."""
+        atlas, self._places = pack(surfaces)
         for name, channels in {"base_color": slice(3), "roughness": slice(3, 4), "metallic": slice(4, 5)}.items():
-            values = self._mi.TensorXf(np.ascontiguousarray(strip[..., channels]))
-            self._parameters[f"objects.bsdf.brdf_0.{name}.data"] = values
+            values = self._mi.TensorXf(np.ascontiguousarray(atlas[..., channels]))
+            self._parameters[f"objects.bsdf.brdf_0.{name}.bitmap.data"] = values
 
     def set_objects(self, meshes: Sequence[Mesh]) -> None:
-        """Set the objects, in world space and in the order of their textures."""
-        tile = np.repeat(np.arange(len(meshes)), [len(mesh.uv) for mesh in meshes])
-        uv = np.concatenate([np.zeros((0, 2)), *(mesh.uv for mesh in meshes)])
-        uv = uv * (1 - 1 / TILE) + 0.5 / TILE  # from texel center to texel center
-        uv[:, 0] = (uv[:, 0] + tile) / TILES
+        """Set the objects, in world space and in the order of their materials."""
+        first_part = np.cumsum([0, *(mesh.num_parts for mesh in meshes)])
+        uv = [
+            encode_uv(mesh, self._places[first : first + mesh.num_parts])
+            for mesh, first in zip(meshes, first_part, strict=False)
+        ]
         # Mitsuba ends shadow rays at the scene bounds of the previous frame, so a degenerate triangle fixes the bounds.
         bounds = np.array([[-EXTENT] * 3, [EXTENT] * 3, [EXTENT] * 3])
         corners = {
             "positions": np.concatenate([*(mesh.positions for mesh in meshes), bounds]),
             "normals": np.concatenate([*(mesh.normals for mesh in meshes), np.tile([0, 1, 0], (3, 1))]),
-            "texcoords": np.concatenate([uv, np.zeros((3, 2))]),
+            "texcoords": np.concatenate([*uv, np.zeros((3, 2))]),
         }
         for name, rows in corners.items():
             values = self._mi.Float(np.ascontiguousarray(rows, np.float32).ravel())

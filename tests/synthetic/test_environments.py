@@ -1,5 +1,7 @@
 """Bundled, copied and procedural environments."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 
@@ -32,7 +34,7 @@ def test_copied_environments_are_reproducible_box_averages(tmp_path):
     image = np.random.default_rng(0).random((512, 1024, 3)).astype(np.float32) * 10
     image[:2, :2], image[100, 100] = [[-50.0]], np.nan
     for name in ("a", "b"):
-        environments.write_exr(tmp_path / f"{name}.exr", image)
+        environments.write_environment(tmp_path / f"{name}.exr", image)
         environments.copy_environment(tmp_path / f"{name}.exr", tmp_path / "copies" / f"{name}.exr")
     assert len({path.read_bytes() for path in (tmp_path / "copies").iterdir()}) == 1
     clean = np.nan_to_num(image.astype(np.float16).astype(np.float32)).clip(0)
@@ -43,9 +45,25 @@ def test_copied_environments_are_reproducible_box_averages(tmp_path):
 def test_unusable_environments_are_named(tmp_path):
     with pytest.raises(InputError, match=r"no environments found; expected files \.hdr \.exr"):
         environments.find_environments(tmp_path)
-    environments.write_exr(tmp_path / "night.exr", np.zeros((4, 8, 3), np.float32))
+    environments.write_environment(tmp_path / "night.exr", np.zeros((4, 8, 3), np.float32))
     with pytest.raises(InputError, match=r"night\.exr: the environment is black"):
         environments.copy_environment(tmp_path / "night.exr", tmp_path / "copy.exr")
     (tmp_path / "night.hdr").write_bytes(b"")
     with pytest.raises(InputError, match=r"night\.exr and night\.hdr have the same stem"):
         environments.find_environments(tmp_path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mitsuba") is None, reason="Mitsuba is not installed")
+def test_skies_are_bright_above_reproducible_and_of_mean_one():
+    for seed in range(3):
+        image = environments.sunsky(seed)
+        assert image.shape == (64, 128, 3) and np.isfinite(image).all() and image.min() >= 0
+        assert image.mean() == pytest.approx(1, rel=0.02) and image[:32].mean() > image[32:].mean()
+        assert (environments.sunsky(seed) == image).all()
+    above = image[20:30].mean(axis=(0, 1))
+    assert above[2] > 0.5 * above[0]  # a sky, not a lamp
+
+
+def test_full_size_copies_of_bundled_maps_keep_their_split():
+    assert environments.is_held_out("sunset") and not environments.is_held_out("park")
+    assert 2 < sum(environments.is_held_out(f"map{i}") for i in range(100)) < 25

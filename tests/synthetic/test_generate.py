@@ -17,7 +17,8 @@ from drender.lighting.projection import ldr_curve
 from drender.media.color import srgb_to_linear
 from drender.media.images import read_image
 from drender.synthetic import generate, pool
-from drender.synthetic.tracer import TILE, Frame, Tracer
+from drender.synthetic.atlas import TILE
+from drender.synthetic.tracer import Frame, Tracer
 
 ROOT = Path(__file__).parents[2]
 # Not imported here, for that would choose LLVM before the tracer does.
@@ -30,8 +31,8 @@ class GreyTracer(Tracer):
     def __init__(self, size, spp):
         self.size = size
 
-    def set_materials(self, maps):
-        assert all(image.shape == (TILE, TILE, 5) for image in maps)
+    def set_materials(self, surfaces):
+        assert all(surface.shape in ((TILE, TILE, 5), (5,)) for surface in surfaces)
 
     def set_objects(self, meshes):
         self.near = min(float(mesh.positions.min()) for mesh in meshes)

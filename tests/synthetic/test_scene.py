@@ -9,13 +9,13 @@ from drender.errors import InputError
 from drender.synthetic import environments, shapes
 from drender.synthetic import scene as scenes
 
-EVERYTHING = scenes.split_assets("all", (), tuple(environments.find_environments()), bundled=True)
+EVERYTHING = scenes.split_assets("all", (), tuple(environments.find_environments()))
 
 
 @settings(max_examples=60)
 @given(st.integers(0, 2**31))
 def test_objects_never_meet_and_camera_stays_outside(index):
-    scene = scenes.random_scene(0, "all", index, EVERYTHING)
+    scene = scenes.random_solids(0, "all", index, EVERYTHING)
     assert 1 <= len(scene.objects) <= 6
     for time in np.linspace(0, 1, 9):
         centers = np.stack([item.center(time) for item in scene.objects])
@@ -39,7 +39,7 @@ def test_objects_never_meet_and_camera_stays_outside(index):
 def test_exactly_one_motion_per_clip():
     seen = set()
     for index in range(60):
-        scene = scenes.random_scene(0, "all", index, EVERYTHING)
+        scene = scenes.random_solids(0, "all", index, EVERYTHING)
         moving = {
             "orbit": scene.camera.sweep != 0,
             "oscillation": scene.camera.swing[0] > 0,
@@ -53,15 +53,15 @@ def test_exactly_one_motion_per_clip():
 
 
 def test_scene_depends_only_on_seed_split_and_index():
-    scene = scenes.random_scene(0, "all", 7, EVERYTHING)
-    assert scene == scenes.random_scene(0, "all", 7, EVERYTHING)
+    scene = scenes.random_solids(0, "all", 7, EVERYTHING)
+    assert scene == scenes.random_solids(0, "all", 7, EVERYTHING)
     others = [(1, "all", 7), (0, "train", 7), (0, "all", 8)]
-    assert all(scene != scenes.random_scene(*other, EVERYTHING) for other in others)
+    assert all(scene != scenes.random_solids(*other, EVERYTHING) for other in others)
 
 
 def test_splits_share_no_shape_mesh_or_map():
     files = tuple(f"mesh{i}.ply" for i in range(200))
-    train, test = (scenes.split_assets(split, files, EVERYTHING.environments, True) for split in ("train", "test"))
+    train, test = (scenes.split_assets(split, files, EVERYTHING.environments) for split in ("train", "test"))
     for name in ("families", "meshes", "environments"):
         ours, held_out = set(getattr(train, name)), set(getattr(test, name))
         assert ours and held_out and not ours & held_out
@@ -70,8 +70,8 @@ def test_splits_share_no_shape_mesh_or_map():
     )
     assert 5 < len(test.meshes) < 40
     moved = tuple(f"elsewhere/{path}" for path in files)
-    assert len(scenes.split_assets("test", moved, (), False).meshes) == len(test.meshes)
-    shown = {item.shape for i in range(40) for item in scenes.random_scene(0, "test", i, test).objects}
+    assert len(scenes.split_assets("test", moved, ()).meshes) == len(test.meshes)
+    shown = {item.shape for i in range(40) for item in scenes.random_solids(0, "test", i, test).objects}
     assert shown <= set(test.families) | set(test.meshes)
     with pytest.raises(InputError, match="unknown split 'tset'; did you mean 'test'"):
-        scenes.split_assets("tset", (), (), True)
+        scenes.split_assets("tset", (), ())

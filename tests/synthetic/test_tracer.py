@@ -6,14 +6,16 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.textured import QUARTERS, write_glb, write_obj
 
 from drender.errors import InputError
 from drender.lighting.environment import load_environment
 from drender.lighting.latlong import load_latlong
 from drender.lighting.projection import ldr_curve, project
-from drender.synthetic import meshes, shapes
+from drender.synthetic import mesh_files, shapes
+from drender.synthetic.atlas import TILE
 from drender.synthetic.scene import Camera
-from drender.synthetic.tracer import BUFFERS, TILE, Tracer
+from drender.synthetic.tracer import BUFFERS, Tracer
 
 # Not imported here, for that would choose LLVM before the tracer does.
 with_mitsuba = pytest.mark.skipif(
@@ -32,7 +34,7 @@ def test_missing_packages_are_named(monkeypatch, tmp_path):
     with pytest.raises(InputError, match=r'path tracing needs Mitsuba 3 .*; pip install "drender\[data\]"'):
         Tracer((8, 8), 4)
     with pytest.raises(InputError, match=r'reading meshes needs trimesh; pip install "drender\[data\]"'):
-        meshes.read_mesh(tmp_path / "a.ply")
+        mesh_files.read_mesh(tmp_path / "a.ply")
 
 
 def texture(basecolor, roughness, metallic):
@@ -121,3 +123,33 @@ def test_frame_is_independent_of_earlier_frames(tracer):
     tracer.set_light(np.ones((8, 16, 3), np.float32), 0.0)
     tracer.trace(np.eye(4, dtype=np.float32), 1.0, 5)
     assert (trace(1) == first).all() and (first != other).any()
+
+
+@with_mitsuba
+@pytest.mark.parametrize("write", [write_obj, write_glb])
+def test_textured_files_appear_as_they_are_drawn(tracer, tmp_path, write):
+    """The square fills the frame: its quarters are those of the picture."""
+    file = mesh_files.read_mesh(write(tmp_path))
+    tracer.set_materials(mesh_files.part_surfaces(file.parts, seed=0))
+    tracer.set_objects([file.mesh])
+    pose = np.eye(4, dtype=np.float32)
+    pose[2, 3] = 2
+    frame = tracer.surfaces(pose, float(2 * np.arctan(0.5**0.5 / 2)))  # the square has a half-diagonal of 1
+    quarters = frame.basecolor.reshape(2, 16, 2, 16, 3)[:, 4:12, :, 4:12].mean(axis=(1, 3))
+    np.testing.assert_allclose(quarters, QUARTERS / 255, atol=1e-3)
+    np.testing.assert_allclose(frame.normal[8, 8], [0, 0, 1], atol=1e-5)
+    if write is write_glb:
+        np.testing.assert_allclose(frame.roughness[:, [6, 26], 0], np.tile([0.1, 0.4], (32, 1)), atol=1e-3)
+        np.testing.assert_allclose(frame.metallic[[6, 26], :, 0], np.repeat([[1], [0]], 32, axis=1), atol=1e-3)
+
+
+@with_mitsuba
+def test_textures_repeat_beyond_their_edges(tracer, tmp_path):
+    file = mesh_files.read_mesh(write_obj(tmp_path, repeat=2))
+    tracer.set_materials(mesh_files.part_surfaces(file.parts, seed=0))
+    tracer.set_objects([file.mesh])
+    pose = np.eye(4, dtype=np.float32)
+    pose[2, 3] = 2
+    frame = tracer.surfaces(pose, float(2 * np.arctan(0.5**0.5 / 2)))
+    tiles = frame.basecolor.reshape(4, 8, 4, 8, 3)[:, 2:6, :, 2:6].mean(axis=(1, 3))
+    np.testing.assert_allclose(tiles, np.tile(QUARTERS / 255, (2, 2, 1)), atol=1e-3)

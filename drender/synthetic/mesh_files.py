@@ -1,0 +1,214 @@
+"""Read users' meshes with their textures and one material per part: glTF, GLB and OBJ; PLY has geometry alone."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+from drender.errors import InputError, first_line
+from drender.files import list_dir
+from drender.media.color import srgb_to_linear
+from drender.synthetic.atlas import TILE, Surface
+from drender.synthetic.meshes import Mesh, box_projection, centered, face_normals, triangle_mesh
+from drender.synthetic.named_materials import named_material, phong_roughness
+
+MESH_SUFFIXES = (".ply", ".obj", ".gltf", ".glb")
+MAX_FACES = 200_000  # per file: the tracer rebuilds its acceleration structure every frame
+MIN_OPACITY = 0.95  # parts below it are glass, which G-buffers of one surface per pixel cannot show: leave them out
+MAX_CUTOUT = 0.05  # parts whose texture is transparent in a larger share are leaves and fences: leave them out
+METAL_LUMINANCE = 0.2  # below it, a metal's color is in the specular color of a Phong material
+
+
+@dataclass(frozen=True)
+class Part:
+    """The material of a part of a mesh.
+
+    Attributes:
+      name: name of the material in the file, from which missing values are guessed.
+      basecolor: linear texture, or one color.
+      roughness, metallic: texture or one value; None if the file has none.
+      exponent: specular exponent of a Phong material; None if the file has none.
+      specular: specular color of a Phong material.
+    """
+
+    name: str
+    basecolor: Float32[np.ndarray, "h w 3"]
+    roughness: Float32[np.ndarray, "h w 1"] | None = None
+    metallic: Float32[np.ndarray, "h w 1"] | None = None
+    exponent: float | None = None
+    specular: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def surface(self, rng: np.random.Generator) -> Surface:
+        """Return basecolor, roughness and metallic as a texture of TILE pixels, or as one value if all are constant."""
+        metallic, roughness = named_material(self.name, rng) or (0.0, self._unnamed_roughness(rng))
+        basecolor = self.basecolor
+        if metallic and self.metallic is None and basecolor.mean() < METAL_LUMINANCE < np.mean(self.specular):
+            basecolor = np.float32([[self.specular]])
+        maps = [
+            basecolor,
+            np.float32([[[roughness]]]) if self.roughness is None else self.roughness,
+            np.float32([[[metallic]]]) if self.metallic is None else self.metallic,
+        ]
+        if all(image.shape[:2] == (1, 1) for image in maps):
+            return np.concatenate(maps, axis=-1)[0, 0]
+        return np.concatenate([np.broadcast_to(image, (TILE, TILE, image.shape[-1])) for image in maps], axis=-1)
+
+    def _unnamed_roughness(self, rng: np.random.Generator) -> float:
+        if self.exponent is not None and np.mean(self.specular) > 0.02:
+            return float(np.clip(phong_roughness(self.exponent) + rng.uniform(-0.1, 0.1), 0.05, 1))
+        return float(rng.uniform(0.4, 1))
+
+
+@dataclass(frozen=True)
+class MeshFile:
+    """A mesh in the unit ball, its parts' materials (none if the file has none), and its radius in the file's units."""
+
+    mesh: Mesh
+    parts: tuple[Part, ...]
+    radius: float
+
+
+def find_meshes(folder: str | Path) -> tuple[str, ...]:
+    """Return the mesh files below a folder in natural order; raise InputError if there are none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: {'not a folder' if folder.exists() else 'folder not found'}")
+    files = tuple(str(path) for path in _files(folder) if path.suffix.lower() in MESH_SUFFIXES)
+    if not files:
+        raise InputError(f"{folder}: no meshes found; expected files {' '.join(MESH_SUFFIXES)}")
+    return files
+
+
+def _files(folder: Path) -> list[Path]:
+    nested = [_files(entry) if entry.is_dir() else [entry] for entry in list_dir(folder)]
+    return [path for paths in nested for path in paths]
+
+
+def read_mesh(path: str | Path) -> MeshFile:
+    """Read a PLY, OBJ or glTF file, taken as y up, with the materials of its opaque parts.
+
+    Faces without texture coordinates get box-projected ones.
+
+    Raises:
+      InputError: the file is unreadable, has no opaque triangle with an area, or more than MAX_FACES triangles.
+    """
+    try:
+        import trimesh
+    except ImportError as error:
+        raise InputError(f'{path}: reading meshes needs trimesh; pip install "drender[data]"') from error
+    try:
+        scene = trimesh.load_scene(path, process=False)
+        pieces = [piece for name in scene.graph.nodes_geometry if (piece := _piece(scene, name)) is not None]
+    except Exception as error:  # trimesh's readers raise any exception
+        raise InputError(f"{path}: not a readable mesh ({first_line(error)}); remove it or export it again") from error
+    if (count := sum(len(corners) for corners, _, _ in pieces)) > MAX_FACES:
+        raise InputError(f"{path}: expected at most {MAX_FACES} triangles, got {count}; simplify it")
+    pieces = [piece for piece in pieces if np.linalg.norm(face_normals(piece[0]), axis=-1).any()]
+    if not pieces:
+        raise InputError(f"{path}: no opaque triangle has an area; remove it")
+    materials = list({id(material): material for _, _, material in pieces}.values())
+    index = {id(material): i for i, material in enumerate(materials)}
+    corners = np.concatenate([corners for corners, _, _ in pieces])
+    part = np.repeat([index[id(material)] for _, _, material in pieces], [len(corners) for corners, _, _ in pieces])
+    radius = float(np.linalg.norm(np.ptp(corners.reshape(-1, 3), axis=0)) / 2)
+    corners = centered(corners)
+    own_uv = [np.full((len(c), 3, 2), np.nan) if uv is None else uv for c, uv, _ in pieces]
+    uv = np.concatenate(own_uv)
+    uv = np.where(np.isfinite(uv).all(axis=(1, 2), keepdims=True), uv, box_projection(corners))
+    if materials == [None]:
+        return MeshFile(triangle_mesh(corners, uv), (), radius)
+    return MeshFile(triangle_mesh(corners, uv, part), tuple(_part(material) for material in materials), radius)
+
+
+def _piece(scene, node: str) -> tuple[Float[np.ndarray, "f 3 3"], Float[np.ndarray, "f 3 2"] | None, object] | None:
+    """Return the triangles of a node in the scene's axes, their texture coordinates and trimesh's material."""
+    transform, name = scene.graph[node]
+    geometry = scene.geometry[name]
+    faces = getattr(geometry, "faces", None)
+    if faces is None or len(faces) == 0:
+        return None
+    material = getattr(geometry.visual, "material", None)
+    uv = getattr(geometry.visual, "uv", None)
+    if material is not None and _transparent(material):
+        return None
+    corners = np.asarray(geometry.vertices, np.float64)[faces] @ transform[:3, :3].T + transform[:3, 3]
+    uv = None if uv is None else np.asarray(uv, np.float64)[faces] * [1, -1] + [0, 1]  # trimesh's v runs upward
+    finite = np.isfinite(corners).all(axis=(1, 2))
+    if np.linalg.det(transform[:3, :3]) < 0:  # a mirrored node reverses the order of the corners
+        corners, uv = corners[:, ::-1], None if uv is None else uv[:, ::-1]
+    return corners[finite], None if uv is None else uv[finite], material
+
+
+def _transparent(material) -> bool:
+    if hasattr(material, "baseColorFactor"):
+        opacity = 1.0 if material.baseColorFactor is None else material.baseColorFactor[3] / 255
+        blended = material.alphaMode in ("BLEND", "MASK")
+        return blended and (opacity < MIN_OPACITY or _cutout(material.baseColorTexture))
+    values = material.kwargs
+    opacity = float(_first(values.get("d", 1))) if "d" in values else 1 - float(_first(values.get("tr", 0)))
+    return opacity < MIN_OPACITY or _cutout(material.image)
+
+
+def _first(value) -> str | float:
+    return value[0] if isinstance(value, (list, tuple)) else value
+
+
+def _cutout(image) -> bool:
+    if image is None or ("A" not in image.getbands() and "transparency" not in image.info):
+        return False
+    return bool((np.asarray(image.convert("RGBA"))[..., 3] < 128).mean() > MAX_CUTOUT)
+
+
+def _part(material) -> Part:
+    """Convert trimesh's material; a Phong texture replaces the diffuse color, a glTF texture is multiplied by it."""
+    if material is None:
+        return Part("", np.float32([[[0.6, 0.6, 0.6]]]))
+    name = str(material.name or "")
+    if not hasattr(material, "baseColorFactor"):
+        color = _pixels(material.image, "RGB") if material.image is not None else material.diffuse[None, None, :3] / 255
+        specular = tuple(float(x) for x in srgb_to_linear(material.specular[:3] / 255))
+        exponent = None if material.glossiness is None else float(material.glossiness)
+        return Part(name, srgb_to_linear(color).astype(np.float32), exponent=exponent, specular=specular)
+    factor = np.array([255] * 4 if material.baseColorFactor is None else material.baseColorFactor)[:3] / 255
+    texture = material.baseColorTexture
+    color = srgb_to_linear(_pixels(texture, "RGB")) if texture is not None else np.ones((1, 1, 3))
+    roughness, metallic = (
+        np.full((1, 1, 1), 1.0 if x is None else x, np.float32)
+        for x in (material.roughnessFactor, material.metallicFactor)
+    )
+    if material.metallicRoughnessTexture is not None:  # roughness in green, metallic in blue
+        packed = _pixels(material.metallicRoughnessTexture, "RGB").astype(np.float32)
+        roughness, metallic = roughness * packed[..., 1:2], metallic * packed[..., 2:]
+    return Part(name, (color * factor).astype(np.float32), roughness, metallic)
+
+
+def _pixels(image, mode: str) -> Float[np.ndarray, "h w c"]:
+    """Return a Pillow image in [0, 1], averaged to TILE pixels."""
+    from PIL import Image
+
+    return np.asarray(image.convert(mode).resize((TILE, TILE), Image.Resampling.BOX), np.float64) / 255
+
+
+def part_surfaces(parts: Sequence[Part], seed: int) -> list[Surface]:
+    """Return the surfaces of a file's parts; `seed` selects the values that the file lacks."""
+    return [part.surface(np.random.default_rng([seed, i])) for i, part in enumerate(parts)]
+
+
+load_mesh = functools.lru_cache(maxsize=32)(read_mesh)  # scenes read the meshes that they place twice
+
+
+@functools.cache
+def mesh_outline(path: str) -> tuple[Float[np.ndarray, "k 3"], float]:
+    """Return the outermost points of a mesh in the unit ball, and its radius in the file's units."""
+    file = load_mesh(path)
+    return outermost(file.mesh), file.radius
+
+
+def outermost(mesh: Mesh) -> Float[np.ndarray, "k 3"]:
+    """Return the points of a mesh that are furthest along one of many directions."""
+    directions = np.random.default_rng(0).normal(size=(200, 3))
+    furthest = np.argmax(mesh.positions @ directions.T, axis=0)
+    return mesh.positions[np.unique(furthest)].astype(np.float64)

@@ -1,0 +1,93 @@
+"""Mesh files: every format is read, unusable ones are named."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.textured import write_box, write_glb, write_obj
+
+from drender.errors import InputError
+from drender.synthetic import mesh_files
+
+
+def test_mesh_files_of_every_format_are_read(tmp_path, monkeypatch):
+    trimesh = pytest.importorskip("trimesh")
+    box = trimesh.creation.box((2, 4, 4)).apply_translation((5, 0, 0))
+    for suffix in (".ply", ".obj", ".glb"):
+        box.export(str(tmp_path / f"{suffix[1:]}{suffix}"))
+    for name, data in trimesh.exchange.gltf.export_gltf(trimesh.Scene(box)).items():
+        (tmp_path / name.replace("model", "gltf")).write_bytes(data)
+    (tmp_path / "notes.txt").write_text("no mesh")
+    found = mesh_files.find_meshes(tmp_path)
+    assert [Path(path).suffix for path in found] == [".glb", ".gltf", ".obj", ".ply"]
+    for path in found:
+        file = mesh_files.read_mesh(path)
+        mesh = file.mesh
+        assert file.parts == () and file.radius == pytest.approx(3)
+        np.testing.assert_allclose(np.abs(mesh.positions), np.tile([1 / 3, 2 / 3, 2 / 3], (36, 1)), atol=1e-5)
+        assert set(np.abs(mesh.normals).round(4).sum(axis=-1)) == {1.0}  # every corner has its face's normal
+        assert mesh.uv.min() >= 0 and mesh.uv.max() <= 1
+    monkeypatch.setattr(mesh_files, "MAX_FACES", 5)
+    with pytest.raises(InputError, match=r"expected at most 5 triangles, got 12; simplify it"):
+        mesh_files.read_mesh(found[0])
+
+
+def test_unusable_meshes_are_named(tmp_path):
+    pytest.importorskip("trimesh")
+    with pytest.raises(InputError, match=r"nowhere: folder not found"):
+        mesh_files.find_meshes(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"no meshes found; expected files \.ply"):
+        mesh_files.find_meshes(tmp_path)
+    (tmp_path / "broken.ply").write_text("ply\nnonsense")
+    with pytest.raises(InputError, match=r"broken\.ply: not a readable mesh"):
+        mesh_files.read_mesh(tmp_path / "broken.ply")
+    (tmp_path / "flat.obj").write_text("v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n")
+    with pytest.raises(InputError, match=r"flat\.obj: no opaque triangle has an area"):
+        mesh_files.read_mesh(tmp_path / "flat.obj")
+
+
+def test_obj_keeps_texture_orientation_and_name(tmp_path):
+    pytest.importorskip("trimesh")
+    file = mesh_files.read_mesh(write_obj(tmp_path))
+    (part,) = file.parts
+    assert part.name == "paper" and part.roughness is None and part.metallic is None
+    upper_left = (file.mesh.positions[:, :2] < [0, np.inf]).all(axis=1) & (file.mesh.positions[:, 1] > 0)
+    np.testing.assert_allclose(file.mesh.uv[upper_left], 0, atol=1e-6)  # v runs down the rows
+    surface = part.surface(np.random.default_rng(0))
+    np.testing.assert_allclose(surface[8, 8], [1, 0, 0, surface[0, 0, 3], 0], atol=1e-6)
+    np.testing.assert_allclose(surface[8, -8, :3], [0, 1, 0], atol=1e-6)
+    assert 0.6 <= surface[0, 0, 3] <= 1  # paper
+
+
+def test_glb_keeps_packed_roughness_and_metallic(tmp_path):
+    pytest.importorskip("trimesh")
+    (part,) = mesh_files.read_mesh(write_glb(tmp_path)).parts
+    surface = part.surface(np.random.default_rng(0))
+    np.testing.assert_allclose(surface[8, 8], [1, 0, 0, 0.1, 1], atol=1e-3)
+    np.testing.assert_allclose(surface[-8, 8], [0, 0, 1, 0.1, 0], atol=1e-3)
+    np.testing.assert_allclose(surface[-8, -8], [1, 1, 1, 0.4, 0], atol=1e-3)
+
+
+def test_transparent_parts_are_left_out(tmp_path):
+    pytest.importorskip("trimesh")
+    path = write_obj(tmp_path, name="glass", material="Kd 1 1 1\nd 0.3")
+    with pytest.raises(InputError, match="no opaque triangle has an area"):
+        mesh_files.read_mesh(path)
+
+
+def test_dark_metals_take_their_specular_color(tmp_path):
+    pytest.importorskip("trimesh")
+    material = "Kd 0.02 0.02 0.02\nKs 0.8 0.8 0.8\nNs 96"
+    path = write_obj(tmp_path, name="chrome", material=material)
+    (tmp_path / "square.mtl").write_text(f"newmtl chrome\n{material}\n")
+    (part,) = mesh_files.read_mesh(path).parts
+    surface = part.surface(np.random.default_rng(0))
+    np.testing.assert_allclose(surface[:3], ((0.8 + 0.055) / 1.055) ** 2.4, atol=5e-3)
+    assert surface[4] == 1 and 0.04 <= surface[3] <= 0.15
+
+
+def test_outermost_points_bound_a_mesh(tmp_path):
+    pytest.importorskip("trimesh")
+    points, radius = mesh_files.mesh_outline(str(write_box(tmp_path / "box.obj", (1, 2, 2))))
+    assert radius == pytest.approx(1.5)
+    np.testing.assert_allclose(np.abs(points).max(axis=0), [1 / 3, 2 / 3, 2 / 3], atol=1e-5)
