@@ -46,7 +46,7 @@ def pack(surfaces: Sequence[Surface]) -> tuple[Float32[np.ndarray, "H W 5"], lis
             places.append(Place(num_tiles))
             continue
         row, column = divmod(num_cells % CELLS**2, CELLS)
-        palette[row, column] = surface.reshape(-1, 5).mean(axis=0)
+        palette[row, column] = surface.reshape(-1, 5).mean(axis=0, dtype=np.float64)
         places.append(Place(0, ((column + 0.5) / CELLS, (row + 0.5) / CELLS)))
         num_cells += 1
     nearest = (np.arange(BORDERED) * CELLS) // BORDERED

@@ -32,7 +32,7 @@ PACKAGE, ENVIRONMENTS = "sweethome3d-furniture", "@pmndrs/assets@1.7.0"
 LEFT_OUT = {"Vehicles", "Doors and windows", "Staircases"}  # branded, or meant to be part of a wall
 BRANDS = "iphone|ipad|imac|apple tv|kitchenaid|yamaha|vw |coca|pepsi|nutella|ikea|xbox|playstation|nintendo|lego"
 TEXTURE_SIDE = 100  # least side in pixels of a texture for floors and walls
-MAX_SEAM = 1.3  # largest step across the seam of a repeated picture, in steps inside of it
+MAX_SEAM = 2.0  # largest step across the seam of a repeated picture, in steps inside of it
 MIN_CONTRAST = 0.03  # least standard deviation of such a picture
 
 

@@ -210,7 +210,7 @@ def prepare(output: Path, settings: Settings, todo: Sequence[Job]) -> None:
         files |= used_files(scene)
     for path in tqdm(sorted(files), desc="assets", disable=not files):
         if Path(path).suffix.lower() in mesh_files.MESH_SUFFIXES:
-            mesh_files.read_mesh(path)
+            mesh_files.mesh_outline(path)
         else:
             read_image(path)
     for name in sorted(environments - GENERATED.keys()):

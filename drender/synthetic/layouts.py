@@ -205,8 +205,10 @@ def _random_covering(rng: np.random.Generator, assets: AssetSplit) -> MaterialMi
 def _random_camera(
     rng: np.random.Generator, layout: str, boxes: list[Box], walls: tuple[Wall, ...], motion: str
 ) -> Camera:
-    """Draw a camera for a close-up or for all objects that stays outside of objects, floor and walls."""
-    low, high = boxes[0] if rng.random() < 0.4 else (np.min(boxes, axis=0)[0], np.max(boxes, axis=0)[1])
+    """Draw a camera for a close-up of one object or for all; it stays outside of objects and walls, its view clear."""
+    focus = boxes[0] if rng.random() < 0.4 else (np.min(boxes, axis=0)[0], np.max(boxes, axis=0)[1])
+    low, high = focus
+    others = [box for box in boxes if (box[0] < low).any() or (box[1] > high).any()]  # none if the focus is all
     target, extent = (low + high) / 2, np.linalg.norm(high - low) / 2
     middle, spread = {"wall": (0.0, 1.1), "corner": (np.pi / 4, 0.65)}.get(layout, (0.0, np.pi))
     fov = np.deg2rad(rng.uniform(25, 65))
@@ -227,18 +229,30 @@ def _random_camera(
             sweep=float(last - azimuth) if motion == "orbit" else 0.0,
             swing=tuple(float(x) for x in swing) if motion == "oscillation" else (0.0, 0.0, 0.0),
         )
-        if all(_is_free(camera.pose(float(time))[:3, 3], layout, boxes, walls) for time in TIMES):
+        eyes = [camera.pose(float(time))[:3, 3] for time in TIMES]
+        clear = not any(_hides(eyes[0], target, box) for box in others)
+        if clear and all(_is_free(eye, layout, boxes, walls, 0.25 * distance) for eye in eyes):
             return camera
         distance *= 1.03
     return camera
 
 
 def _is_free(
-    eye: Float[np.ndarray, "3"], layout: str, boxes: list[Box], walls: tuple[Wall, ...], margin: float = 0.05
+    eye: Float[np.ndarray, "3"], layout: str, boxes: list[Box], walls: tuple[Wall, ...], clearance: float
 ) -> bool:
-    inside = any(((eye > low - margin) & (eye < high + margin)).all() for low, high in boxes)
-    behind = any(eye @ normal < np.array(wall.corner) @ normal + margin for wall in walls for normal in [_normal(wall)])
-    return not inside and not behind and (layout == "air" or eye[1] > margin)
+    """Return whether an eye is further than `clearance` from objects, above the floor and in front of the walls."""
+    away = all(np.linalg.norm(eye - eye.clip(low, high)) > clearance for low, high in boxes)
+    margin = 0.1 * clearance
+    front = all(eye @ (normal := _normal(wall)) > np.array(wall.corner) @ normal + margin for wall in walls)
+    return bool(away and front and (layout == "air" or eye[1] > margin))
+
+
+def _hides(eye: Float[np.ndarray, "3"], target: Float[np.ndarray, "3"], box: Box) -> bool:
+    """Return whether a box meets the segment from an eye to its target (slab test)."""
+    step = target - eye
+    step = np.where(np.abs(step) < 1e-9, 1e-9, step)
+    near, far = np.sort([(bound - eye) / step for bound in box], axis=0)
+    return bool(max(near.max(), 0) < min(far.min(), 1))
 
 
 def _normal(wall: Wall) -> Float[np.ndarray, "3"]:

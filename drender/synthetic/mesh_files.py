@@ -147,13 +147,9 @@ def _transparent(material) -> bool:
         opacity = 1.0 if material.baseColorFactor is None else material.baseColorFactor[3] / 255
         blended = material.alphaMode in ("BLEND", "MASK")
         return blended and (opacity < MIN_OPACITY or _cutout(material.baseColorTexture))
-    values = material.kwargs
-    opacity = float(_first(values.get("d", 1))) if "d" in values else 1 - float(_first(values.get("tr", 0)))
+    values = {key: np.atleast_1d(value)[0] for key, value in material.kwargs.items() if key in ("d", "tr")}
+    opacity = float(values["d"]) if "d" in values else 1 - float(values.get("tr", 0))
     return opacity < MIN_OPACITY or _cutout(material.image)
-
-
-def _first(value) -> str | float:
-    return value[0] if isinstance(value, (list, tuple)) else value
 
 
 def _cutout(image) -> bool:
@@ -208,7 +204,7 @@ def mesh_outline(path: str) -> tuple[Float[np.ndarray, "k 3"], float]:
 
 
 def outermost(mesh: Mesh) -> Float[np.ndarray, "k 3"]:
-    """Return the points of a mesh that are furthest along one of many directions."""
-    directions = np.random.default_rng(0).normal(size=(200, 3))
-    furthest = np.argmax(mesh.positions @ directions.T, axis=0)
+    """Return the points of a mesh that are furthest along one of many directions, the axes among them."""
+    directions = np.concatenate([np.eye(3), -np.eye(3), np.random.default_rng(0).normal(size=(58, 3))])
+    furthest = np.argmax(directions.astype(np.float32) @ mesh.positions.T, axis=1)
     return mesh.positions[np.unique(furthest)].astype(np.float64)

@@ -65,8 +65,8 @@ def _normals(corners: Float[np.ndarray, "f 3 3"]) -> Float[np.ndarray, "f 3 3"]:
     weighted = face_normals(corners)
     facing = unit(weighted)
     places = np.round(rearrange(corners, "f k c -> (f k) c") * 1e5).astype(np.int64)
-    _, vertex, valence = np.unique(places, axis=0, return_inverse=True, return_counts=True)
-    vertex = vertex.ravel()
+    keys = (places - places.min(axis=0)) @ [1 << 42, 1 << 21, 1]  # one integer per place sorts faster than a row
+    _, vertex, valence = np.unique(keys, return_inverse=True, return_counts=True)
     around = np.argsort(vertex, kind="stable")  # corners grouped by vertex
     # Enumerate all pairs of a corner and a face around its vertex.
     count = valence[vertex]

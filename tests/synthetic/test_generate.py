@@ -10,13 +10,15 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.textured import write_box
 
 from drender.data.clips import open_clips
 from drender.errors import InputError
 from drender.lighting.projection import ldr_curve
 from drender.media.color import srgb_to_linear
 from drender.media.images import read_image
-from drender.synthetic import generate, pool
+from drender.synthetic import environments, generate, pool
+from drender.synthetic import scene as scenes
 from drender.synthetic.atlas import TILE
 from drender.synthetic.tracer import Frame, Tracer
 
@@ -107,6 +109,27 @@ def test_clips_follow_layout_and_encodings(command, tmp_path):
     scene = json.loads((tmp_path / "clips/00000/scene.json").read_text())
     assert (scene["near"], scene["other_light"]) == (2, "00000b")
     np.testing.assert_allclose(images["depth"][0, :4, 0, 0], np.linspace(2, 4, 8)[:4] - 2, atol=byte)
+
+
+def test_everyday_scenes_resume_to_equal_bytes(command, tmp_path, monkeypatch):
+    pytest.importorskip("trimesh")
+    monkeypatch.setitem(generate.GENERATED, scenes.SUNSKY, environments.procedural)
+    for i, size in enumerate(((1, 1, 1), (0.2, 0.3, 0.2), (2, 0.8, 0.9))):
+        write_box(tmp_path / "assets" / "objects" / f"box{i}.obj", size)
+    (tmp_path / "assets" / "CREDITS.md").write_text("# Credits\n")
+    options = ("--frames", 1, "--size", 8, 8, "--meshes", tmp_path / "assets" / "objects")
+    command(tmp_path / "whole", "--clips", 5, *options)
+    command(tmp_path / "parts", "--clips", 2, *options)
+    command(tmp_path / "parts", "--clips", 5, *options)
+    contents = [
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "whole", tmp_path / "parts")
+    ]
+    assert contents[0] == contents[1] and Path("CREDITS.md") in contents[0]
+    layouts = {json.loads((tmp_path / "whole" / f"{i:05d}" / "scene.json").read_text())["layout"] for i in range(5)}
+    assert len(layouts) > 1
+    with pytest.raises(InputError, match="clips made with another layouts"):
+        command(tmp_path / "whole", "--clips", 6, *options, "--layouts", "air")
 
 
 @pytest.mark.parametrize(

@@ -48,4 +48,4 @@ def test_names_give_metallic_and_a_range_of_roughness(name, metallic, low, high)
 
 def test_unknown_names_give_nothing_and_phong_exponents_a_roughness():
     assert named_material("Material.001", np.random.default_rng(0)) is None
-    assert phong_roughness(0) == 1 and phong_roughness(30) == pytest.approx(0.5)
+    assert phong_roughness(0.0) == 1 and phong_roughness(30.0) == pytest.approx(0.5)
