@@ -8,9 +8,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from einops import rearrange
-from jaxtyping import ArrayLike, Float, Float32, Int
+from jaxtyping import Float, Float32, Int
 
 CREASE = np.cos(np.deg2rad(40))  # cosine of the largest angle between faces that is smoothed
+
+
+Vector = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def triangle_mesh(
     return Mesh(*flat, part)
 
 
-def rectangle(corner: ArrayLike, across: ArrayLike, up: ArrayLike, repeat: float) -> Mesh:
+def rectangle(corner: Vector, across: Vector, up: Vector, repeat: float) -> Mesh:
     """Return a rectangle that faces across × up; its texture repeats `repeat` times along the longer edge."""
     corner, across, up = (np.asarray(x, np.float64) for x in (corner, across, up))
     corners = corner + np.array([[0 * up, across, across + up], [0 * up, across + up, up]])
