@@ -270,7 +270,7 @@ class RenderedObject:
         x, y = (2 * self.position[0] - 1) * extent * width / height, (1 - 2 * self.position[1]) * extent
         rotation = Rotation.from_euler("YXZ", self.turn, degrees=True).as_matrix()
         tracer.set_materials(self._surfaces)
-        tracer.set_bodies([self._mesh.placed(rotation, radius, np.array([x, y, -CAMERA_DISTANCE]))])
+        tracer.set_objects([self._mesh.placed(rotation, radius, np.array([x, y, -CAMERA_DISTANCE]))])
         frame = tracer.surfaces(np.eye(4, dtype=np.float32), self.fov)
         alone = {name: getattr(frame, name) / np.maximum(frame.coverage, 1e-6) for name in RENDERED}
         alone["normal"] = renormalize_normals(encode_normal(alone["normal"]))
