@@ -74,8 +74,9 @@ def map_collecting_errors(
 
 def first_difference(before: dict, now: dict) -> str:
     """Describe the first setting whose value differs: "another seed (1, now 2)"."""
-    name = next(name for name in {**now, **before} if before.get(name) != now.get(name))
-    return f"another {name} ({before.get(name)!r}, now {now.get(name)!r})"
+    known = {**now, **before}
+    name = next(name for name in known if before.get(name, "unset") != now.get(name, "unset"))
+    return f"another {name} ({before.get(name, 'unset')!r}, now {now.get(name, 'unset')!r})"
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

@@ -147,7 +147,10 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 def _load_tensor(file: Path, name: str) -> np.ndarray:
     # A handle maps the file, and pages once read stay in the process's memory: open one per tensor.
     with _open_safetensors(file) as handle:
-        return handle.get_tensor(name)
+        try:
+            return handle.get_tensor(name)
+        except ValueError as error:  # numpy refuses shapes that the library accepts, such as 0×2⁶³
+            raise InputError(f"{file}: damaged ({name}: {error}); download it again") from None
 
 
 def _read_pickle(file: Path) -> dict[str, Tensor]:
