@@ -22,7 +22,7 @@ class Augmentation:
     Attributes:
       mirrored: flip the world from left to right; normals negate their x.
       exposure: factor on the radiance of light and image.
-      light_turn: degrees by which the light, which is only estimated, is turned while the images stay.
+      light_turn: degrees by which the light alone is turned, because the light of real footage is only an estimate.
     """
 
     mirrored: bool = False

@@ -27,9 +27,9 @@ def camera_rotations(
       num_frames: f, at least 1.
       elevation: degrees above the horizon from which a fixed camera looks at the origin, from the +z side.
       poses: camera-to-world matrices, `f 4 4`; None: the camera is fixed.
-      elevation_sign: "up" turns by −elevation about x. "released" turns by +elevation: the released code passes its
-        world-to-camera rotation where camera-to-world belongs, so a raised camera sees the surroundings of a lowered
-        one (reference section 4).
+      elevation_sign: "up" is that camera, rotated by −elevation about x. "released" is rotated by +elevation: the
+        released code passes its world-to-camera rotation where camera-to-world belongs, so a raised camera sees the
+        surroundings of a lowered one.
     Raises:
       InputError: value out of range, or poses of another shape.
     """
@@ -54,7 +54,7 @@ def camera_rotations(
 def light_angles(num_frames: int, rotate: bool) -> Float32[np.ndarray, " f"]:
     """Return the light's turn about y in every frame, in radians: 0, or if `rotate` from 0 to 2π, both included.
 
-    It turns as yaw grows: light from ahead of the camera moves to its right, then behind it.
+    A positive angle turns the light as a positive yaw does: from ahead of the camera to its right, then behind it.
     """
     return np.linspace(0, 2 * np.pi if rotate else 0, num_frames, dtype=np.float32)
 

@@ -38,15 +38,17 @@ def load_latlong(
     blur: float = 0.0,
     warn: bool = True,
 ) -> Float32[np.ndarray, "h w 3"]:
-    """Return the radiance of a lat-long file or array `h w 3`, cleaned as in reference section 4.
+    """Return the radiance of a lat-long file or array `h w 3`, ready to become a cube map.
+
+    In this order it is scaled, cleared of NaN, clipped to [0, MAX_RADIANCE], mirrored, rotated and blurred.
 
     Args:
-      rotation: degrees by which the map is rolled to the right, by whole columns, after `flip`.
+      rotation: degrees by which the map is shifted to the right, by whole columns (truncated), after `flip`.
       flip: mirror the map.
       strength: factor on the radiance, at least 0.
       exposure: in stops: 2^exposure is another factor.
       blur: degrees, as for `blur_sphere`.
-      warn: warn of maps that would light wrongly: NaN (taken as black), not 2:1, LDR, or entirely black.
+      warn: warn of suspicious maps: with NaN (taken as black), not 2:1, not HDR, or entirely black.
     Raises:
       InputError: unreadable file or value out of range.
     """

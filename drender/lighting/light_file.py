@@ -22,8 +22,8 @@ class Light:
     Attributes:
       environment: lat-long HDR file; a relative path begins at the clip's folder.
       rotation, flip, strength: as `load_environment` takes them; the exposure of `rgb` is part of the strength.
-      angles: the light's turn about y in every frame, in radians; None: it stands still.
-      poses: the camera-to-world matrix of every frame; None: the camera looks along −z and stands still.
+      angles: the light's turn in every frame, as from `light_angles`; None: it stands still.
+      poses: the camera-to-world matrix of every frame; None: a fixed camera that looks along −z.
     """
 
     environment: str

@@ -1,4 +1,4 @@
-"""Project an HDR map to the images `env_ldr`, `env_log` and `env_nrm` (reference section 4).
+"""Project an HDR map to the images `env_ldr`, `env_log` and `env_nrm`.
 
 A lat-long map is resampled to a cube map. The cube map is projected, frame by frame, to an image of all directions
 around the camera. `env_ldr` shows the light through a display curve, `env_log` keeps its range, `env_nrm` holds the
@@ -30,7 +30,11 @@ PROJECTIONS = ("frame", "ball")
 def latlong_to_cube(
     image: Float32[ArrayLike, "h w 3"], orientation: Float32[ArrayLike, "3 3"]
 ) -> Float32[Array, "6 n n 3"]:
-    """Resample a lat-long map, turned by `orientation`, to a cube map: bilinear, no prefilter, both axes wrap."""
+    """Resample a lat-long map, turned by `orientation`, to a cube map: bilinear, no prefilter, both axes wrap.
+
+    Args:
+      orientation: from `light_orientation`.
+    """
     image = jnp.asarray(image)
     height, width, _ = image.shape
     # Row vectors times the matrix: the inverse rotation, from world to map.
@@ -129,9 +133,11 @@ def project(
 
     def look(camera_and_light):
         rotation, angle = camera_and_light
-        to_world = jnp.matmul(_rotation_y(angle), rotation, precision="highest")  # the inverse of the light's turn
-        face, t, s = _cube_coordinates(jnp.matmul(directions, to_world.T, precision="highest"))
-        # From [−1, 1] to texels: half a texel back to their centres, one forward for the border.
+        # From camera to world, and on to the cube, which holds the light as it is before its turn. The light turns by
+        # −angle about y, so that light from ahead moves to the right; a lookup applies the inverse, +angle.
+        to_cube = jnp.matmul(_rotation_y(angle), rotation, precision="highest")
+        face, t, s = _cube_coordinates(jnp.matmul(directions, to_cube.T, precision="highest"))
+        # From [−1, 1] to texels: half a texel back to their centers, one forward for the border.
         light = _bilinear(lambda i, j: faces[face, i, j], (t + 1) * n / 2 + 0.5, (s + 1) * n / 2 + 0.5)
         return ldr_curve(light), log_curve(light)
 

@@ -1,4 +1,4 @@
-"""Encodings: the meaning of an image's values, in memory and in PNG and EXR files (reference section 9).
+"""Encodings: the meaning of an image's values, in memory and in PNG and EXR files.
 
 In memory all values are in [0, 1]. Colors (`rgb`, basecolor, diffuse albedo, relit frames) are sRGB-encoded. Roughness,
 metallic and depth are one channel repeated to three. Depth is relative: 0 near, 1 far and background. Normals are in

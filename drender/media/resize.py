@@ -18,7 +18,7 @@ OUTPUTS = ("model", "source")
 def cover_size(source: Size, target: Size, multiple: int = 64) -> Size:
     """Return the size of `source` scaled to cover `target`, each side then rounded up to a `multiple`.
 
-    A multiple of 64 is the released preprocessing, which crops nothing (reference section 8).
+    With a multiple of 64 this is the released preprocessing, which crops nothing.
     """
     (h, w), (height, width) = source, target
     # The scale, the larger of height/h and width/w, stays a fraction: a float could round 512 up to 576.

@@ -1,4 +1,4 @@
-"""`ForwardRenderer` maps G-buffers and an environment to an RGB clip (Liang et al. 2025, section 4.2)."""
+"""`ForwardRenderer` maps G-buffers and an environment to an RGB clip (Liang et al. 2025, section 4.1)."""
 
 import functools
 import threading

@@ -1,4 +1,4 @@
-"""`InverseRenderer` maps an RGB clip to one G-buffer per pass (Liang et al. 2025, section 4.1)."""
+"""`InverseRenderer` maps an RGB clip to one G-buffer per pass (Liang et al. 2025, section 4.2)."""
 
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -46,7 +46,7 @@ class InverseRenderer(Renderer):
           **sampling: fields of `config.Sampling`: num_steps, guidance, seed and so on.
 
         Returns:
-          Per pass, float32 images in [0, 1]; the README states the conventions of normals and depth.
+          Per pass, float32 images in [0, 1]; docs/conventions.md states those of normals and depth.
 
         Raises:
           InputError: unknown pass or option, or arrays of the wrong shape or dtype.

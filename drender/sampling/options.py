@@ -145,11 +145,13 @@ class LightOptions:
     environment_size: tuple[int, int] | None = option(
         "size of the encoded maps, in pixels (the model's)", metavar=("H", "W")
     )
-    rotation: float = option("rotation of the map to the right, in degrees", 180.0, "DEGREES")
-    flip: bool = option("mirror the map before its rotation", False)
-    yaw: float = option("rotation of the light from ahead to the right, in degrees", 0.0, "DEGREES")
-    pitch: float = option("rotation of the light from ahead upward, in degrees", 0.0, "DEGREES")
-    roll: float = option("rotation of the light from above to the right, in degrees", 0.0, "DEGREES")
+    rotation: float = option(
+        "shift of the map to the right, in degrees; the default puts its center behind the camera", 180.0, "DEGREES"
+    )
+    flip: bool = option("mirror the map before it is shifted", False)
+    yaw: float = option("turn of the light to the right, about the vertical, in degrees", 0.0, "DEGREES")
+    pitch: float = option("turn of the light upward, about the axis from left to right, in degrees", 0.0, "DEGREES")
+    roll: float = option("turn of the light clockwise, about the line of sight, in degrees", 0.0, "DEGREES")
     strength: float = option("factor on the light", 1.0, "X")
     exposure: float | str = option(
         "exposure of the light, in stops; auto gives it a usual mean", 0.0, "STOPS", type=stops

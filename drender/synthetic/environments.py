@@ -1,6 +1,6 @@
 """Provide the HDR environments of synthetic scenes: bundled maps, users' files, and procedural skies and studios.
 
-All are lat-long images `h w 3` of linear radiance in the orientation of `lighting/environment.py`: −z in the center, +x
+All are lat-long images `h w 3` of linear radiance in the orientation of `lighting/projection.py`: −z in the center, +x
 to the right, y up. They are kept small, so that the tracer sees the same map as the models.
 """
 

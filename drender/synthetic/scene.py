@@ -2,7 +2,7 @@
 
 A scene of solids has up to three objects and up to three primitives on a plane or in the air that never intersect, one
 motion, and two lights; `layouts.py` draws scenes of everyday objects. World axes are those of
-`lighting/environment.py`: y up, the plane is y = 0. Time runs from 0 at the first frame to 1 at the last. Angles are in
+`lighting/projection.py`: y up, the plane is y = 0. Time runs from 0 at the first frame to 1 at the last. Angles are in
 radians.
 """
 

@@ -101,7 +101,7 @@ class Tracer:
         self._parameters["objects.faces"] = self._mi.UInt32(np.arange(len(corners["positions"]), dtype=np.uint32))
 
     def set_light(self, image: Float32[np.ndarray, "h w 3"], angle: float) -> None:
-        """Set the light: an image of `latlong.load_latlong`, rotated by `angle` as `environment.project` rotates it."""
+        """Set the light: an image of `latlong.load_latlong`, rotated by `angle` as `projection.project` rotates it."""
         # Mitsuba's first and last rows are the poles themselves. Doubling the rows makes its map equal ours.
         rows = np.clip(np.arange(2 * len(image) + 1) / 2 - 0.5, 0, len(image) - 1)
         above, down = np.floor(rows).astype(int), (rows % 1)[:, None, None]
