@@ -60,7 +60,7 @@ def guidance_scales(guidance: tuple[float, float], num_frames: int) -> Float[np.
 
 
 def cosine_guidance(scales: ArrayLike, step: int, num_steps: int) -> ArrayLike:
-    """Return the scales g at step i of n of growing guidance: (1 − cos(π i / n))·(g − 1) + 1."""
+    """Return the scales of guidance that grows over the steps: (1 − cos(π i / n))·(g − 1) + 1 at step i of n."""
     return (1 - np.cos(np.pi * step / num_steps)) * (scales - 1) + 1
 
 
@@ -80,6 +80,9 @@ def guidance_schedule(
 
 # --- samplers --------------------------------------------------------------------------------------------------------
 
+# A sampler gets every noise level but the final 0. `denoise_clip` in `renderers/denoiser.py` takes the step to 0, which
+# ends at x̂₀ in all of them. Latents may be jax or numpy arrays, so samplers use operators only.
+
 # (x, i) -> x̂₀ of x at the i-th noise level: a call of the network.
 Denoise = Callable[[ArrayLike, int], ArrayLike]
 
@@ -97,7 +100,7 @@ def euler(denoise: Denoise, x: ArrayLike, sigmas: Float[np.ndarray, " n"]) -> Ar
 
 
 def heun(denoise: Denoise, x: ArrayLike, sigmas: Float[np.ndarray, " n"]) -> ArrayLike:
-    """As `euler`, of second order, with two calls of `denoise` per step (EDM, algorithm 1). No level may be 0."""
+    """Like `euler`, but of second order, with two calls of `denoise` per step (EDM, algorithm 1). No level may be 0."""
     for i, (sigma, next_sigma) in enumerate(itertools.pairwise(sigmas)):
         slope = (x - denoise(x, i)) / sigma
         predicted = x + (next_sigma - sigma) * slope
@@ -125,7 +128,7 @@ SAMPLERS = {"euler": euler, "heun": heun, "dpm++": dpm_solver}
 
 
 def network_calls(sampler: str, num_steps: int) -> int:
-    """Return how many network calls a sampler takes for `num_steps`; the last step ends at x̂₀ in all of them."""
+    """Return how many network calls a sampler takes for `num_steps`; the last step, to 0, takes one in all of them."""
     return 2 * num_steps - 1 if sampler == "heun" else num_steps
 
 
@@ -138,8 +141,8 @@ def add_noise(x0: ArrayLike, noise: ArrayLike, sigma: ArrayLike) -> ArrayLike:
 
 
 def v_target(x0: ArrayLike, noise: ArrayLike, sigma: ArrayLike) -> ArrayLike:
-    """Return the F for which `x0_from_v` gives x₀: (ε − σx₀)/√(σ²+1).
+    """Return the v that the network should predict, from which `x0_from_v` recovers x₀: (ε − σx₀)/√(σ²+1).
 
-    The squared error of F equals that of x̂₀ with EDM's weight (σ²+1)/σ² for v-prediction.
+    The squared error of v equals that of x̂₀ times EDM's weight (σ²+1)/σ² for v-prediction.
     """
     return (noise - sigma * x0) / jnp.sqrt(sigma**2 + 1)

@@ -148,7 +148,7 @@ class Renderer:
     # --- encode ------------------------------------------------------------------------------------------------------
 
     def encode_images(self, images: Float[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n h8 w8 c"]:
-        """Return the unscaled VAE means of images in [0, 1]."""
+        """Return the VAE's latents of images in [0, 1]: means, not yet times `scaling_factor`."""
 
         def encode(batch):
             return self._run_rows("encode", batch[:, None] * 2 - 1)[:, 0]
@@ -189,8 +189,8 @@ class Renderer:
         window.
 
         Args:
-          context: the frames of a window -> its context, as `UNet` takes it.
-          domain: row of the context embedding per clip, or None.
+          context: function from the frames of a window to its context, as `UNet` takes it.
+          domain: row of the UNet's context embedding for each clip, or None.
           bar: advances by one per window and network call.
           stop: setting this event from another thread aborts sampling with KeyboardInterrupt.
         """
@@ -201,14 +201,14 @@ class Renderer:
         # SVD was trained with the frame rate minus one.
         micro = np.array([[sampling.fps - 1, sampling.motion_bucket_id, sampling.noise_aug_strength]], np.float32)
         rows = b if guidance is None else 2 * b
-        # As many windows together as give every device a row.
+        # Denoise just enough windows together to give every device a row.
         batches = batched(windows, len(self.group) // math.gcd(len(self.group), rows))
         x, conditions = self._initial_latents(noise, sampling, float(sigmas[0])), np.asarray(conditions)
         if len(windows) == 1:
             # Commit inputs to the parameters' sharding; otherwise the second step recompiles.
             x, conditions = jax.device_put((x, conditions), jax.tree.leaves(self.params)[0].sharding)
 
-        def denoise_together(x: ArrayLike, i: int, windows: list[slice]) -> Array:
+        def denoise_batch(x: ArrayLike, i: int, windows: list[slice]) -> Array:
             n = len(windows)
             return self._run(
                 "step",
@@ -222,19 +222,20 @@ class Renderer:
                 split=self.group.split(rows * n, windows[0].stop - windows[0].start),
             )
 
-        def denoise(x: ArrayLike, i: int) -> WindowedLatents:
+        def denoise_windows(x: ArrayLike, i: int) -> WindowedLatents:
             results, previous = [], x
-            for together in batches:
+            for batch in batches:
                 if stop is not None and stop.is_set():
                     raise KeyboardInterrupt
-                results.append(denoise_together(x, i, together))
-                jax.block_until_ready(previous)  # at most two calls are queued: the device is busy, the bar honest
+                results.append(denoise_batch(x, i, batch))
+                # Queue at most two calls: they keep the device busy, and the progress bar does not run ahead.
+                jax.block_until_ready(previous)
                 previous = results[-1]
-                bar.update(len(together))
+                bar.update(len(batch))
             pieces = map(unstack_windows, results, map(len, batches))
             return WindowedLatents(windows, [piece for stacked in pieces for piece in stacked])
 
-        return denoise_clip(denoise, x, sigmas, sampling.sampler)
+        return denoise_clip(denoise_windows, x, sigmas, sampling.sampler)
 
     def _initial_latents(self, noise: ArrayLike, sampling: Sampling, sigma: float) -> Float[np.ndarray, "b f h w c"]:
         if sampling.deterministic:

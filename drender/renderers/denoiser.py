@@ -49,9 +49,9 @@ def predict_v(
 
 
 def denoise_from(graphdef: nnx.GraphDef) -> Callable:
-    """Return x̂₀ as a function of the arguments of `predict_v` after the first.
+    """Return a function of the arguments of `predict_v` after `graphdef` that returns x̂₀.
 
-    For x = 0 at sigma_max it equals −F to within 1e-6, which is how one-step models are used.
+    One-step models call it with x = 0 at sigma_max, where x̂₀ is −F to within 1e-6.
     """
 
     def denoise(params, conditions, context, domain, micro, scales, x, sigma, split=None):
@@ -78,6 +78,7 @@ def denoise_clip(
       denoise: (x, i) -> the windows' x̂₀ at noise level i.
       x: the clip's latents at the first noise level.
       sigmas: noise levels; the last is 0.
+      sampler: name in `diffusion.SAMPLERS`; it takes all steps but the last.
     """
 
     def blended(x, i):

@@ -71,7 +71,8 @@ class InverseRenderer(Renderer):
 
         Args:
           latents: of the RGB clip, from `encode`.
-          known: passes that are not needed. They do not change which passes share a batch, as that changes roundings.
+          known: passes to leave out, such as those that an interrupted run has estimated. Batches are formed as if they
+            were needed, because another batch would be rounded differently.
           stop: as for `denoise`.
         """
         b, f, h, w = latents.shape[:4]

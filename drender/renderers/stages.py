@@ -52,7 +52,11 @@ def compile_stages(config: RendererConfig, networks: Mapping[str, Any], group: D
 
 @functools.lru_cache(maxsize=32)
 def _compiled(network: str, config: Any, method: str, group: DeviceGroup) -> Callable:
-    """Return a jitted function of a network's parameters; renderers of one configuration share what it compiles."""
+    """Return a jitted function of a network's parameters; renderers of one configuration share what it compiles.
+
+    Args:
+      method: a method of the network, or "denoise": the UNet's call with preconditioning and guidance (`denoiser.py`).
+    """
     graphdef = abstract_module(NETWORKS[network], config)[0]
     fn = denoiser.denoise_from(graphdef) if method == "denoise" else _method(graphdef, method)
     platform = group.devices[0].platform if group.devices else jax.default_backend()

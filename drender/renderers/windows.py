@@ -68,9 +68,9 @@ def cross_fade(
 
     Args:
       pieces: the frames of each window.
-      match: (frames so far that the window shares, the window's frames) -> the window's frames, adjusted to fit.
+      match: adjusts a window's frames to those before it: (the frames so far that it shares, its own) -> its own.
     """
-    held, stop = None, 0
+    held, stop = None, 0  # frames that the next window may still change, and the end of the windows so far
     for window, piece in zip(windows, map(np.asarray, pieces), strict=True):
         if held is not None:
             shared = stop - window.start

@@ -55,7 +55,7 @@ def build_job(command: str, options: Any) -> tuple[Job, Load]:
     """Return a command's job and the function that loads its renderers on some devices.
 
     Raises:
-      InputError: an option is invalid; no weights are read for that.
+      InputError: an option is invalid, which is found before any weights are read.
     """
     options, inverse_config, forward_config = complete_options(command, options)
     run_config = build_run_config(options)
@@ -72,7 +72,8 @@ def build_job(command: str, options: Any) -> tuple[Job, Load]:
     passes = chosen_passes(inverse_config, options.passes)
     if missing := [name for name in conditions if name not in passes]:
         raise InputError(f"--passes lacks {', '.join(missing)} for the forward renderer; add it, or name it in --drop")
-    return RelightJob(run_config, passes, build_lights(options), conditions, options.drop, encoding), lambda devices: (
+    job = RelightJob(run_config, passes, build_lights(options), conditions, options.drop, encoding)
+    return job, lambda devices: (
         InverseRenderer.load(options.inverse, dtype, devices),
         ForwardRenderer.load(options.forward, dtype, devices, options.lora_scale),
     )

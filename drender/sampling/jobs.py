@@ -291,6 +291,7 @@ class RelightJob(Job):
     ) -> None:
         inverse, forward = renderers
         gbuffers, relit = outputs
+        # A generator: each G-buffer is decoded and written while `render` encodes it.
         buffers = self.inverse.estimate(inverse, clip, chunk, gbuffers, progress, stop)
         self.forward.render(forward, buffers, clip, chunk, relit, progress, stop)
 
@@ -301,13 +302,13 @@ def encode(
     """Return the latents of batches of frames.
 
     Args:
-      rng: of the noise that is added to the frames, for a clip that follows others; None: seeded by `sampling`.
+      rng: generator of the noise that is added to the frames, shared by the G-buffers of a clip; None: a new one.
     """
     rng = rng or np.random.default_rng(sampling.seed)
     return np.concatenate([renderer.encode(batch, sampling, rng) for batch in batches], axis=1)
 
 
-consume = collections.deque(maxlen=0).extend
+consume = collections.deque(maxlen=0).extend  # run an iterator to its end, and keep nothing
 
 
 def check_separate(run: RunConfig, folders: dict[str, Path]) -> None:
