@@ -1,4 +1,4 @@
-"""Shared by all command lines: errors of one line, with the nearest known word for a mistyped one."""
+"""The argument parser of all scripts: one-line errors, which suggest the nearest known word for a mistyped one."""
 
 import argparse
 import logging

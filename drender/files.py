@@ -88,7 +88,7 @@ def atomic_write(path: str | Path, errors: tuple[type[Exception], ...] = ()) -> 
 
     Args:
       path: its folder is created.
-      errors: what the writing library raises, beside OSError, if it cannot write.
+      errors: what the writing library raises, besides OSError, if it cannot write.
 
     Raises:
       InputError: `path` cannot be written.

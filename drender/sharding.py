@@ -280,7 +280,7 @@ def cache_compilations() -> None:
 
 
 def on_cpu() -> contextlib.AbstractContextManager:
-    """Run small JAX work beside training on the CPU, as the accelerators are busy."""
+    """Run small JAX work on the CPU, because the accelerators are busy with training."""
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:  # JAX_PLATFORMS names accelerators only

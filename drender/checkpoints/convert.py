@@ -108,7 +108,7 @@ def from_released(source: str, destination: str | Path, overwrite: bool = False,
 
     def load(component: str) -> dict:
         log(_summary(component, matched[component]))
-        # Copy to the new layout one tensor at a time: beside the component only one is in memory twice.
+        # Copy to the new layout one tensor at a time, so that only one is in memory twice.
         contiguous = lambda name, tensor: np.asarray(from_torch(name, tensor.read()), order="C")
         return unflatten({name: contiguous(name, tensor) for name, tensor in matched[component].items()})
 

@@ -120,14 +120,15 @@ def _stored_arrays(folder: Path) -> dict[str, Any]:
 
 
 def _check_shapes(folder: Path, expected: dict[str, Any], stored: dict[str, Any]) -> None:
-    """Raise InputError that names the first parameter with another shape, and how many there are."""
+    """Raise InputError that names the first parameter of another shape, and counts all of them."""
     shape = lambda leaves, name, absent: tuple(leaves[name].shape) if name in leaves else absent
     names = sorted(expected.keys() | stored.keys())
     wrong = [name for name in names if shape(expected, name, None) != shape(stored, name, None)]
     if wrong:
         raise InputError(
             f"{folder}: {wrong[0]}: expected {shape(expected, wrong[0], 'no such parameter')}, got "
-            f"{shape(stored, wrong[0], 'none')} ({len(wrong)} such); convert the weights again"
+            f"{shape(stored, wrong[0], 'none')} ({len(wrong)} of {len(names)} parameters differ); convert the weights "
+            "again"
         )
 
 

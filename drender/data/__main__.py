@@ -33,7 +33,9 @@ def parser() -> cli.Parser:
     top = cli.Parser(prog="python -m drender.data", description="Make training data.")
     add = top.add_commands()
     labeling = add("label", help="real clips to clips with estimated G-buffers")
-    labeling.add_argument("source", type=cli.path, metavar="CLIPS", help="image, video, folder of frames, or of such")
+    labeling.add_argument(
+        "source", type=cli.path, metavar="CLIPS", help="image, video, folder of frames, or folder of these"
+    )
     labeling.add_argument("destination", type=cli.path, metavar="FOLDER", help="output folder of the clips")
     _number(labeling, "--frames", help="frames per chunk (the model's); an incomplete last chunk is dropped")
     labeling.add_argument("--passes", nargs="+", default=DEFAULT_PASSES, metavar="NAME", help="G-buffers to estimate")
@@ -57,7 +59,10 @@ def parser() -> cli.Parser:
     )
     _pair(encoding, "--environment-size", ("H", "W"), help="pixels of the environment images (the checkpoint's)")
     _number(
-        encoding, "--variants", default=1, help="variants per window; the first is unchanged, others are augmented:"
+        encoding,
+        "--variants",
+        default=1,
+        help="variants per window: the first is unchanged, others are augmented by the options below",
     )
     _number(encoding, "--flip", float, "P", default=0.5, help="probability of mirroring")
     _pair(encoding, "--exposure-range", ("LOW", "HIGH"), float, default=(1.0, 1.0), help="factor on the radiance")

@@ -15,7 +15,7 @@ class Source:
     Attributes:
       path: the folder.
       weight: sampling frequency relative to the other sources.
-      real: auto-labeled footage. LoRA factors that train beside other weights act on its rows only.
+      real: auto-labeled footage. LoRA factors that train together with other weights act on its rows only.
     """
 
     path: str

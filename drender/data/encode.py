@@ -83,7 +83,7 @@ def encode(
     frames = frames or min(clip.longest for clip in clips)
     windows = {clip.name: _windows(clip, frames) for clip in clips}
     if len(windows) < len(clips):
-        raise InputError(f"{source}: links lead to several clips of one name; rename the folders they lead to")
+        raise InputError(f"{source}: links lead to several clips of one name; rename the linked folders")
     encoders = [Encoder.load(checkpoint, dtype, device) for device in devices or jax.local_devices()]
     manifest = LatentCacheManifest(
         labels=tuple(dict.fromkeys(labels)),

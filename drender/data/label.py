@@ -37,7 +37,7 @@ def label(
     """Estimate the G-buffers of RGB clips. Clips that an earlier run with the same arguments finished are kept.
 
     Args:
-      source: image, video, folder of frames, or folder of such.
+      source: image, video, folder of frames, or folder of these.
       destination: folder, to hold a folder per clip.
       checkpoint: of the inverse renderer.
       passes: G-buffers to estimate.

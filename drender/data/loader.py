@@ -105,7 +105,7 @@ class TrainingData:
 
         Its state depends on the step alone, not on where the iterator began.
         """
-        # At most one batch waits in memory, beside the rows that are being read.
+        # Besides the rows that are being read, at most one batch waits in memory.
         num_workers = self.data.num_workers
         options = grain.ReadOptions(num_threads=num_workers, prefetch_buffer_size=max(self.rows, num_workers))
         iterator = iter(self._stream.to_iter_dataset(options).batch(self.rows))
@@ -258,5 +258,5 @@ def _open_latents(
             found, expected = getattr(manifest, name), getattr(first, name)
             if found != expected and not (name == "environment_size" and objective == "inverse"):
                 other = "another VAE" if name == "weights" else f"another {name} ({found} and {expected})"
-                raise InputError(f"{source.path} was encoded with {other} than {path}; encode both alike")
+                raise InputError(f"{source.path} was encoded with {other} than {path}; encode both the same way")
     return sources

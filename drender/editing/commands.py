@@ -36,12 +36,12 @@ class EditingOptions(FileOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class EditOptions(EditingOptions):
-    """G-buffers to G-buffers of other materials; several edits with --then between them."""
+    """Change the materials of G-buffers; --then separates several edits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InsertOptions(EditingOptions):
-    """An object into G-buffers, by depth and mask."""
+    """Insert an object into G-buffers, by depth and mask."""
 
     object: str = option(
         "folder of G-buffers with masks, mesh (.ply .obj .gltf .glb), or shape: cube, torus, knot, …", "sphere", "WHAT"
@@ -56,7 +56,7 @@ class InsertOptions(EditingOptions):
     )
     fov: float | None = option("vertical field of view of a mesh or shape, in degrees (40)", metavar="DEGREES")
     depth: tuple[float, ...] | None = option(
-        "depth of the object in the clip, 0 to 1, or of its center only (that of what it stands on)",
+        "depth of the object in the clip, 0 to 1, or of its center only (that of the surface it stands on)",
         metavar=("NEAR", "FAR"),
     )
     basecolor: tuple[str, ...] | None = option("color of the whole object: #rrggbb, or numbers 0 to 1", metavar="COLOR")

@@ -99,7 +99,7 @@ def insert(
 
 
 def guide(rgb: Image, layer: Layer, visible: Mask) -> Image:
-    """Return the picture with the object over it, plainly shaded without shadows or highlights, to judge its place."""
+    """Return the picture with the object drawn over it, without shadows or highlights, as a preview of its place."""
     normal = decode_normal(layer.images["normal"])
     facing = (normal @ (GUIDE_LIGHT / np.linalg.norm(GUIDE_LIGHT)))[..., None] / 2 + 0.5
     light = to_linear("basecolor", layer.images["basecolor"]) * (GUIDE_AMBIENT + (1 - GUIDE_AMBIENT) * facing)
@@ -174,7 +174,7 @@ class FileObject:
         if self.frame is None and count not in (1, num_frames):
             raise InputError(
                 f"--object {self.path}: expected 1 or {num_frames} frames for clip {name!r}, got {count}; "
-                "hold one by --object-frame"
+                "hold one with --object-frame"
             )
         if missing := [label for label in labels if label not in (*clip.labels, "diffuse_albedo")]:
             raise InputError(

@@ -182,7 +182,7 @@ class _Edits(Change):
             return None
         numbers = ", ".join(map(str, self.without_effect))
         empty = "the mask is empty" if len(self.steps) == 1 else f"the masks of edits {numbers} are empty"
-        return f"{empty} in every frame, nothing was changed there; look at the mask or its range"
+        return f"{empty} in every frame, so nothing was changed; check the mask or its range"
 
 
 # --- insert ---
@@ -229,7 +229,7 @@ class InsertJob(EditingJob):
 
 
 class _Insertion(Change):
-    unseen = "the object is nowhere to be seen; give it another --position or --depth, or look at its mask"
+    unseen = "the object is not visible in any frame; give another --position or --depth, or check its mask"
 
     def __init__(self, job: InsertJob, clip: BufferChunks):
         self.job, self.clip = job, clip
@@ -251,7 +251,7 @@ class _Insertion(Change):
 
     @functools.cached_property
     def depths(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Return the object's nearest and furthest own depth in the clip, and the depths that these are mapped to."""
+        """Return the range of the object's own depths over all frames, and the range of the clip's depth it maps to."""
         size = self.clip.read(self.clip.chunks[0], 0, "depth").shape[:2]
         still = self.job.inserted.still(self.clip.name)
         own, place = (np.inf, -np.inf), None

@@ -88,7 +88,7 @@ def check_labels(labels: Sequence[str], buffers: Mapping | Sequence[str]) -> Non
         if label not in EDITABLE:
             raise unknown_name_error("buffer to edit", label, EDITABLE)
         if label in labels[:index]:
-            raise InputError(f"{label}: one edit changes it twice; make it two edits")
+            raise InputError(f"{label}: one edit changes it twice; split it into two edits")
         if label not in buffers:
             raise InputError(f"buffer {label} not found among {', '.join(buffers)}; edit one of those")
 

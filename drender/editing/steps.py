@@ -93,7 +93,7 @@ def _color_range(words: Sequence[str]) -> tuple[str, float]:
     except ValueError:
         center, distance = "", 0.0
     if not center:
-        raise InputError(f"--color-range {' '.join(words)}: give a colour and a distance, such as '#c03020 0.2'")
+        raise InputError(f"--color-range {' '.join(words)}: give a color and a distance, such as '#c03020 0.2'")
     try:
         color_range(np.zeros((1, 1, 3), np.float32), center, distance)  # raises InputError
     except InputError as error:

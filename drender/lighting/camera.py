@@ -47,7 +47,7 @@ def camera_rotations(
         raise InputError(f"elevation {elevation} and poses exclude each other; leave one out")
     poses = np.asarray(poses, np.float32)
     if poses.shape != (num_frames, 4, 4) or not np.isfinite(poses).all():
-        raise InputError(f"poses have shape {poses.shape}; {num_frames} frames need that many finite 4x4 matrices")
+        raise InputError(f"poses: expected {num_frames} finite 4x4 matrices, one per frame, got shape {poses.shape}")
     return poses[:, :3, :3]
 
 

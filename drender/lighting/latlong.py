@@ -83,7 +83,7 @@ def load_latlong(
 def list_map_files(folder: str | Path) -> list[Path]:
     """Return the lat-long maps in a folder, one for each frame of a clip, in natural order.
 
-    Beside .hdr or .exr files, images of other kinds are previews and skipped. InputError if there is no map.
+    Images of other formats next to .hdr or .exr files count as previews and are skipped. InputError if there is no map.
     """
     try:
         entries = list_dir(Path(folder))

@@ -102,7 +102,7 @@ def check_projection(size: tuple[int, int], projection: str) -> None:
     if min(size) < 1:
         raise InputError(f"environment size {size[0]}x{size[1]} is not positive")
     if projection == "ball" and size[0] != size[1]:
-        raise InputError(f"environment size {size[0]}x{size[1]} is not square, as projection 'ball' needs it")
+        raise InputError(f"environment size {size[0]}x{size[1]} is not square, which projection 'ball' needs")
 
 
 @partial(jax.jit, static_argnames=("size", "projection"))

@@ -39,7 +39,7 @@ def linear_to_srgb_jnp(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
 def profile_to_srgb(image: Float32[np.ndarray, "h w 3"], profile: bytes) -> Float32[np.ndarray, "h w 3"]:
     """Convert an image from the color space of an ICC profile to sRGB.
 
-    LittleCMS converts 8 bits, as Pillow brings it. Add the change that it makes of the rounded image, so that images of
+    Pillow's LittleCMS converts 8 bits only. So it converts a rounded copy, and the image gets the change of that copy:
     16 bits keep their gradation.
 
     Raises:

@@ -26,8 +26,8 @@ from drender.media.layers import find_layer
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".gif")
 HDR_SUFFIXES = (".hdr", ".exr")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Reject images whose header declares more pixels than this (decompression-bomb guard), or more per byte of the file
-# unless there are few: outside WebP, even black compresses to no more than 8000 pixels per byte.
+# Against decompression bombs, reject images whose header declares more than MAX_PIXELS, or more than both SMALL and
+# MAX_PIXELS_PER_BYTE times the file's bytes. Outside WebP, even black has no more than 8000 pixels per byte.
 MAX_PIXELS = 2**28
 MAX_PIXELS_PER_BYTE, SMALL = 2**14, 2**24
 MAX_CHANNELS = 256
@@ -157,7 +157,7 @@ def load_image(path: str | Path, label: str = "rgb", page: int = 0) -> LoadedIma
     """Load an image as `read_image` does; of an EXR, the channels and the layer that fit the label.
 
     Raises:
-      InputError: as `read_image`, and for an EXR of several layers of which not exactly one fits.
+      InputError: as `read_image`, and for an EXR of several layers unless exactly one fits.
     """
     source = open_image(path, page)
     layer = find_layer(source, path, label) if Path(path).suffix.lower() == ".exr" else None

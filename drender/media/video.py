@@ -28,7 +28,7 @@ SUMMARIES = ("contact.png", ".viz.mp4")  # endings of files that show G-buffers,
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float, quality: float = 7.0) -> None:
-    """Write an H.264 video (yuv420p, BT.709). On any error, also one of the iterable, nothing is left behind.
+    """Write an H.264 video (yuv420p, BT.709). On any error, including one of `frames`, no file is left.
 
     Args:
       frames: `h w 3`, floats in [0, 1] or uint8, taken one by one. Odd sides are padded by one repeated pixel.
@@ -129,8 +129,8 @@ def find_clips(
     Animated GIF, WebP and PNG files, and TIFF files of several pages, count as videos.
 
     A folder that holds only images is one clip. In a folder of G-buffers the `*.rgb.*` files are the frames, and
-    contact sheets and `*.viz.mp4` beside such folders are skipped. Beside videos or folders with clips, each image is a
-    clip of its own. EXR and Radiance files are frames only if the folder holds nothing else to read. Hidden files and
+    contact sheets and `*.viz.mp4` next to such folders are skipped. Next to videos or folders with clips, each image is
+    a clip of its own. EXR and Radiance files are frames only if the folder holds nothing else to read. Hidden files and
     files of other kinds are ignored; folders are searched to any depth.
 
     Args:

@@ -110,7 +110,7 @@ def correlation(predicted: Images, truth: Images, mask: Masks | None = None) -> 
 def evaluate(
     label: str, predicted: Frames, truth: Frames, mask: FrameMasks | None = None, lpips: LPIPS | None = None
 ) -> Scores:
-    """Return the metrics that are published for images of this kind, of one clip.
+    """Return the published metrics for images of this kind, of one clip.
 
     Those named `scaled_` are of the prediction times its `least_squares_scale`, not clipped. Frames whose mask is empty
     do not count.

@@ -173,7 +173,7 @@ def adapt(network: nnx.Module, lora: Mapping, gate: Float[Array, " b"]) -> nnx.M
 def _adapt(module: Any, lora: Mapping, gate: Float[Array, " b"], path: tuple) -> Any:
     if _is_factors(lora):
         if not isinstance(module, nnx.Linear):
-            raise InputError(f"LoRA: {_dotted(path)!r} is not a linear layer; only linear layers can be trained so")
+            raise InputError(f"LoRA: {_dotted(path)!r} is not a linear layer; only factors of linear layers train")
         a, b, strength = _read_factors(lora, module.kernel.shape, path)
         return AdaptedLinear(module, a, b, gate * jax.lax.stop_gradient(strength))
     for key, branch in lora.items():

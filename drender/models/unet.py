@@ -77,7 +77,10 @@ class Block(nnx.Module):
     def __init__(
         self, config: UNetConfig, level: int, inputs: list[int], attention: bool, eps: float, *, rngs: ParamRngs
     ):
-        """inputs: channels that enter each residual block."""
+        """
+        Args:
+          inputs: channels that enter each residual block.
+        """
         outputs = config.block_out_channels[level]
         self.resnets = nnx.List([_resnet(config, channels, outputs, eps, rngs=rngs) for channels in inputs])
         self.attentions = nnx.List([_transformer(config, level, rngs=rngs) for _ in inputs] if attention else [])
@@ -88,7 +91,7 @@ class Block(nnx.Module):
 
 
 class DownBlock(Block):
-    """One level of the way down; all but the last level end with half the grid."""
+    """One level of the way down; all but the last level end by halving the grid."""
 
     def __init__(self, config: UNetConfig, level: int, *, rngs: ParamRngs):
         outputs = config.block_out_channels[level]
@@ -124,10 +127,13 @@ class MidBlock(nnx.Module):
 
 
 class UpBlock(Block):
-    """One level of the way up; all but level 0 end with twice the grid."""
+    """One level of the way up; all but level 0 end by doubling the grid."""
 
     def __init__(self, config: UNetConfig, level: int, *, rngs: ParamRngs):
-        """level: counted as on the way down; the way up begins at the last."""
+        """
+        Args:
+          level: counted as on the way down, so the way up begins at the last.
+        """
         channels, num_layers = config.block_out_channels, config.layers_per_block[level] + 1
         outputs = channels[level]
         # A residual block takes the output of the one before, the first that of the level below, and a skip. The last

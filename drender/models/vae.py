@@ -48,7 +48,7 @@ def _output(norm: GroupNorm, conv_out: Conv, x: Float[Array, "rows h w c"]) -> F
 
 
 class DownEncoderBlock(nnx.Module):
-    """Residual blocks, then half the grid if `downsample`; `one_sided` as in `strided_conv`."""
+    """Residual blocks; then the grid is halved if `downsample`; `one_sided` as in `strided_conv`."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class DecoderResBlock(SpatioTemporalResBlock):
 
 
 class UpDecoderBlock(nnx.Module):
-    """Residual blocks, then twice the grid if `upsample`."""
+    """Residual blocks; then the grid is doubled if `upsample`."""
 
     def __init__(self, inputs: int, outputs: int, num_layers: int, groups: int, upsample: bool, *, rngs: ParamRngs):
         channels = [inputs] + [outputs] * (num_layers - 1)

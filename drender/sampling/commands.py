@@ -130,9 +130,7 @@ def build_lights(options: LightOptions) -> Lights:
 
 def image_format(options: Any) -> ImageFormat:
     if options.format == "exr" and options.bits is not None:
-        raise InputError(
-            f"--bits {options.bits} is for PNG, and EXR is half float; leave one of --bits and --format out"
-        )
+        raise InputError(f"--bits {options.bits} is for PNG, and EXR is half float; leave out --bits or --format")
     normals = getattr(options, "normals", "opengl")
     return ImageFormat(options.format, options.bits or 8, options.transfer, normals)
 

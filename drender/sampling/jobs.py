@@ -38,7 +38,7 @@ class RunConfig:
     Attributes:
       input, output: paths.
       settings: JSON values that the results depend on, for the record and the HTML page.
-      dependencies: files and folders that the results depend on beside a clip's own: checkpoints, environments, masks.
+      dependencies: files and folders that the results depend on besides a clip's own: checkpoints, environments, masks.
       chunks, resize: how clips are cut and resized.
       sampling: keyword arguments of the renderers.
       format: of the images.

@@ -71,8 +71,8 @@ def stops(text: str) -> float | str:
 
 # --- groups of options ---
 
-CLIPS = "image, video, folder of frames, or folder of such (the built-in clip)"
-GBUFFERS = "folder of G-buffers, or folder of such (the built-in clip)"
+CLIPS = "image, video, folder of frames, or folder of these (the built-in clip)"
+GBUFFERS = "folder of G-buffers, or folder of these (the built-in clip)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +84,12 @@ class FileOptions:
     overwrite: bool = option("sample finished clips again, and replace results of other options or inputs", False)
     video: bool = option("write no mp4 and no contact sheet", True, name="--no-video", action="store_false")
     html: bool = option("write index.html, a page that shows the results", False)
-    quality: float = option("quality of the mp4, 0 to 10; 7 is x264's CRF 18, and each step 3 CRF", 7.0, "Q")
+    quality: float = option("quality of the mp4, 0 to 10; 7 is x264's CRF 18; one more is 3 CRF less", 7.0, "Q")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodingOptions:
-    """What input files do not state."""
+    """Encoding of input files that do not state theirs."""
 
     input_transfer: str | None = option(
         "transfer curve of colors in images that do not state it (srgb; linear in files of floats)", choices=TRANSFERS
@@ -154,7 +154,7 @@ class LightOptions:
     roll: float = option("turn of the light clockwise, about the line of sight, in degrees", 0.0, "DEGREES")
     strength: float = option("factor on the light", 1.0, "X")
     exposure: float | str = option(
-        "exposure of the light, in stops; auto gives it a usual mean", 0.0, "STOPS", type=stops
+        "exposure of the light, in stops; auto brings its mean luminance to 0.6", 0.0, "STOPS", type=stops
     )
     blur: float = option("blur of the light, in degrees of standard deviation", 0.0, "DEGREES")
     rotate_light: bool = option("turn the light once over the clip, in the direction of --yaw", False)
@@ -166,7 +166,10 @@ class LightOptions:
     poses: str | None = option(
         "transforms.json with a camera-to-world pose per frame, for a moving camera", metavar="JSON"
     )
-    projection: str = option("projection of the maps", "frame", choices=PROJECTIONS)
+    projection: str = option(
+        "projection of the maps: frame is all directions around the camera, ball a mirror ball", "frame",
+        choices=PROJECTIONS,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +177,7 @@ class ForwardModelOptions:
     """The forward renderer."""
 
     lora_scale: float = option("scale of the LoRA: 0.25 suits real footage, 0 synthetic objects", 0.25, "X")
-    drop: tuple[str, ...] = option("conditions to leave out", (), "NAME")
+    drop: tuple[str, ...] = option("conditions to leave out, or environment", (), "NAME")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,15 +189,15 @@ class ChunkOptions:
         "frames that neighboring windows or chunks share (6, at most half of --frames)", metavar="N"
     )
     chunks: str = option(
-        "blend: all frames in one chunk of blended windows; or as released: all, only the first, all but an "
-        "incomplete last",
+        "blend: all frames in one chunk of blended windows; or separate chunks, as released: all, the first, or all "
+        "but an incomplete last",
         "blend", choices=MODES,
     )  # fmt: skip
     size: tuple[int, int] | None = option(
         "size in pixels that frames are fitted to, rounded up to multiples of 64 (the model's)", metavar=("H", "W")
     )
     fit: str = option(
-        "fit to the size: cover it, be contained in it (padded, and cropped again), or be stretched to it",
+        "how frames fit the size: cover it, lie inside it (padded; results are cropped), or stretch to it",
         "cover", choices=FIT_MODES,
     )  # fmt: skip
     output_size: str = option("size of the results: the model's or the source's", "model", choices=OUTPUTS)
@@ -216,10 +219,10 @@ SAMPLER_HELP = {
     "motion_bucket_id": ("amount of motion that the model is conditioned on (127)", {"metavar": "X"}),
     "noise_aug_strength": ("standard deviation of noise added to the conditions (0)", {"metavar": "X"}),
     "decode_chunk_size": ("frames that the VAE decodes together (8)", {"metavar": "N"}),
-    "decode_overlap": ("frames over which decoded runs fade (0; 2 in blended windows)", {"metavar": "N"}),
+    "decode_overlap": ("frames over which decoded chunks are cross-faded (0; 2 in blended windows)", {"metavar": "N"}),
     "seed": ("seed of the initial noise (0)", {"metavar": "N"}),
     "deterministic": (
-        "take one step from zeros, for models trained so (the model's)", {"action": argparse.BooleanOptionalAction},
+        "take one step from zeros, for one-step models (the model's)", {"action": argparse.BooleanOptionalAction},
     ),
 }  # fmt: skip
 SamplerOptions = dataclasses.make_dataclass(
@@ -258,7 +261,8 @@ class ForwardOptions(
 
     input: str | None = option(GBUFFERS, metavar="PATH")
     frames: int | None = option(
-        "frames per window or chunk (the model's); unless blended, G-buffers in several chunks keep theirs", metavar="N"
+        "frames per window or chunk (the model's); without blending, G-buffers in several chunks keep these",
+        metavar="N",
     )
     size: tuple[int, int] | None = option(
         "size in pixels that frames are fitted to, rounded up to multiples of 64 (their own)", metavar=("H", "W")

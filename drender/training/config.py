@@ -51,7 +51,7 @@ class LossConfig:
 class LoraConfig:
     """Low-rank factors of the UNet's attention projections.
 
-    Beside other weights that train they act on rows of sources marked `real`, as published. Trained alone
+    Trained together with other weights they act on rows of sources marked `real` only, as published. Trained alone
     (`trainable: [lora]`) they act on all rows.
 
     Attributes:
@@ -235,6 +235,6 @@ def _parse_yaml(text: str, where: str) -> Any:
         return yaml.load(text, _Loader)
     except RecursionError:
         raise InputError(f"{where}: too deeply nested") from None
-    # Beside YAMLError, values that look like or are tagged as dates or numbers raise whatever their constructor does.
+    # YAMLError, and whatever the constructors of dates and numbers raise for values that look like or are tagged so.
     except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
         raise InputError(f"{where}: invalid YAML ({' '.join(str(error).split())})") from error

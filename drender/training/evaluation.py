@@ -56,7 +56,7 @@ class Evaluation:
         if min(compared) < image.WINDOW:
             raise InputError(
                 f"evaluation.path: metrics need sides of {image.WINDOW} pixels or more, got {compared[0]} "
-                f"{compared[1]}; use larger images, or evaluation.path null"
+                f"{compared[1]}; use larger images, or set evaluation.path to null"
             )
         for clip in self.clips:
             if not clip.windows(self.config.data.frames):

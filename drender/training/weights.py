@@ -129,7 +129,7 @@ class Weights:
                 continue
             if not trained_keys and name not in self.sources:
                 raise InputError(
-                    f"objective {self.config.objective!r} computes with a {name} that does not train; give "
+                    f"objective {self.config.objective!r} needs a trained {name}, which stays frozen; give "
                     f"init_from.{name}"
                 )
             leaves = flatten({name: self.component(name, log)})
@@ -144,8 +144,8 @@ class Weights:
         has_rows = self.only_lora_trains or any(source.real for source in self.config.data.sources)
         if any(key.startswith("lora.") for key in trained) and not has_rows:
             raise InputError(
-                "lora: beside other weights the factors train on rows of sources with `real: true` only, but "
-                "data.sources has none; mark one as real, train the factors alone (trainable='[lora]'), or remove lora"
+                "lora: trained with other weights, the factors see only sources with `real: true`, but data.sources "
+                "has none; mark one as real, train the factors alone (trainable='[lora]'), or remove lora"
             )
 
     def check_latents(self, made_by: str) -> None:

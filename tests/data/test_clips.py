@@ -125,7 +125,7 @@ def test_exposure_and_turn_of_the_light(tmp_path, sky):
         ({"environment": "../sky.hdr", "poses": [[[1, 0], [0]]] * 3}, "every pose must be 4x4"),
         (
             {"environment": "../sky.hdr", "poses": np.eye(4)[None].tolist()},
-            "3 frames need that many finite 4x4 matrices",
+            "expected 3 finite 4x4 matrices, one per frame",
         ),
         ({"environment": "../sky.hdr", "strength": -1}, "strength not negative"),
         ({"environment": "../sky.hdr", "rotation": float("inf")}, "must be finite"),

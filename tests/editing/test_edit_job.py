@@ -199,7 +199,7 @@ def test_empty_mask_warns(run, tmp_path):
         (("--set", "roughness", "1", "--feather", "-1"), "--feather -1: must be 0 to 1000"),
         (
             ("--set", "roughness", "1", "--color-range", "#ffffff"),
-            "--color-range #ffffff: give a colour and a distance",
+            "--color-range #ffffff: give a color and a distance",
         ),
         (
             ("--set", "roughness", "1", "--color-range", "red", "1"),

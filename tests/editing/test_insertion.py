@@ -223,7 +223,7 @@ def test_moving_objects_move_and_a_frame_can_be_held(run, tmp_path):
 def test_invisible_object_warns(run, tmp_path):
     clip, thing = write_scene(tmp_path / "scene"), write_object(tmp_path / "ball")
     code, _, err = run("--input", clip, "--output", tmp_path / "out", "--object", thing, "--depth", 0.9, 1)
-    assert code == 0 and "warning: clip 'scene': the object is nowhere to be seen" in err
+    assert code == 0 and "warning: clip 'scene': the object is not visible in any frame" in err
 
 
 def test_objects_that_do_not_fit_are_one_line(run, tmp_path):
@@ -236,7 +236,7 @@ def test_objects_that_do_not_fit_are_one_line(run, tmp_path):
     call = functools.partial(run, "--output", tmp_path / "out")
     cases = [
         (clip, ("--object", without), "expected a mask of every frame"),
-        (clip, ("--object", two), "expected 1 or 3 frames for clip 'scene', got 2; hold one by --object-frame"),
+        (clip, ("--object", two), "expected 1 or 3 frames for clip 'scene', got 2; hold one with --object-frame"),
         (clip, ("--object", two, "--object-frame", 2), "--object-frame 2"),
         (clip, ("--object", fewer), "has no basecolor, no metallic, no roughness, which clip 'scene' has"),
         (clip, ("--object", wide), "expected basecolor of the clip's aspect ratio, 32x32, got 48x32"),

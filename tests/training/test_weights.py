@@ -102,7 +102,7 @@ def test_input_convolution_and_domain_table_grow(inverse_checkpoint):
 @pytest.mark.parametrize(
     ("objective", "how", "message"),
     [
-        ("inverse", {}, "objective 'inverse' computes with a vae that does not train; give init_from.vae"),
+        ("inverse", {}, "objective 'inverse' needs a trained vae, which stays frozen; give init_from.vae"),
         ("inverse", {"init_from": "nowhere"}, r"init_from: nowhere: no such folder"),
         ("inverse", {"init_from": {"vea": "x"}}, "unknown component of init_from 'vea'; did you mean 'vae'"),
         ("inverse", {"init_from": {"lora": "CHECKPOINT"}}, "init_from.lora .*: has no lora; it has unet, vae"),
