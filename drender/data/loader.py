@@ -34,7 +34,7 @@ def open_data(
 
     Args:
       objective: one of OBJECTIVES. It decides the contents of a row:
-        inverse: rgb, buffer [f, h, w, c]; domain [], a row of `model.domains`; image_only, real [].
+        inverse: rgb, buffer [f, h, w, c]; domain [], the buffer's number in `model.domains`; image_only, real [].
         forward: rgb [f, h, w, c]; conditions [i, f, h, w, c]; environment [e, f, H, W, c]; image_only, real [].
         environment: environment [e, f, H, W, c].
         vae: images [f, h, w, 3], of one kind, `rgb` or a G-buffer.

@@ -1,6 +1,6 @@
 """The losses of the four objectives, as pure functions of parameters, a batch and a random key.
 
-    inverse      G-buffers from RGB, one random buffer per row                     (Liang et al. 2025, section 4.2)
+    inverse      G-buffers from RGB, one random G-buffer per row                   (Liang et al. 2025, section 4.2)
     forward      RGB from G-buffers and light, with the light's encoder frozen     (section 4.1)
     environment  that encoder, as the first half of an auto-encoder of environment images
     vae          the auto-encoder of frames, with its temporal decoder
