@@ -114,7 +114,7 @@ def read(folder: Path, stem: str) -> dict[str, Tensor]:
 
 
 def read_metadata(folder: Path, stem: str) -> dict[str, str]:
-    """Return the free-form entries in the headers of safetensors files; errors as those of `read`."""
+    """Return the free-form entries in the headers of safetensors files; InputError as in `read`."""
     metadata = {}
     for file in weight_files(folder, stem):
         if file.suffix == ".safetensors":

@@ -65,7 +65,7 @@ class Environment:
     Args:
       source: as for `environment_maps`.
       rotation, flip, strength, blur: as for `load_latlong`.
-      exposure: in stops, likewise; or "auto", see `automatic_exposure`.
+      exposure: in stops, as for `load_latlong`, or "auto", see `automatic_exposure`.
       yaw, pitch, roll: of the light, in degrees, as for `light_orientation`.
     Raises:
       InputError: value out of range, or unreadable map (of several, the first; the others once they are needed).

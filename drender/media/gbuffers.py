@@ -163,4 +163,6 @@ def _require_all(name: str, files: dict[str, dict[str, Path]], required: Sequenc
         if missing or not stems:
             lacks.append(f"{label!r}" + (f" (frame {missing[0]}{more})" if missing else ""))
     if lacks:
-        raise InputError(f"clip {name!r} has no {', no '.join(lacks)}; add the files (forward: or --drop it)")
+        raise InputError(
+            f"clip {name!r} has no {', no '.join(lacks)}; add the files, or leave the condition out (forward: --drop)"
+        )

@@ -195,7 +195,7 @@ def load_image(path: str | Path, label: str = "rgb", page: int = 0) -> LoadedIma
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Return the (height, width) of an image as `load_image` returns it, from the header; InputError likewise."""
+    """Return the (height, width) of an image as `load_image` returns it, from the header; InputError as there."""
     spec = open_image(path).spec()
     size = (spec.full_height, spec.full_width) if spec.full_width * spec.full_height else (spec.height, spec.width)
     return size if spec.get_int_attribute("Orientation", 1) < 5 else size[::-1]

@@ -141,7 +141,7 @@ class InverseJob(Job):
         """Write a chunk's RGB and estimate its G-buffers.
 
         Yields:
-          name and batches `1 n h w 3` of each buffer, written as they are taken.
+          name and batches `1 n h w 3` of each G-buffer. A batch is written to disk when it is taken.
         """
         sampling = inverse.sampling(self.run.sampling)
         resize = self.run.resize.place(clip.size)

@@ -23,7 +23,7 @@ class Lights:
 
     Args:
       sources: lat-long images, or folders with a map per frame, as for `environment_maps`.
-      rotate_light, elevation, elevation_sign, poses, projection: likewise. The light turns once over a whole clip.
+      rotate_light, elevation, elevation_sign, poses, projection: as there too. The light turns once over a whole clip.
         Poses and maps beyond the clip's last frame are ignored.
       size: height and width of the maps; None: the renderer's.
       **options: further arguments of every `Environment`.

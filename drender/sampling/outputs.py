@@ -35,7 +35,7 @@ class ClipOutput:
       command: "inverse" or "forward", which names the record; a folder may hold the results of one run of each.
       labels: of the images that the run writes, in the order in which they are shown.
       settings: JSON values that the results depend on; results of other settings are never mixed with these.
-      inputs: files that the results depend on, likewise.
+      inputs: files that the results depend on; results of other contents are never mixed with these either.
       overwrite: replace other results once the first new file is written, instead of raising InputError.
       format: of the images.
       below: a folder between the run's and the clip's.

@@ -235,6 +235,6 @@ def _parse_yaml(text: str, where: str) -> Any:
         return yaml.load(text, _Loader)
     except RecursionError:
         raise InputError(f"{where}: too deeply nested") from None
-    # YAMLError, and whatever the constructors of dates and numbers raise for values that look like or are tagged so.
+    # Besides YAMLError, malformed dates and numbers make their constructors raise any of the others.
     except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
         raise InputError(f"{where}: invalid YAML ({' '.join(str(error).split())})") from error
