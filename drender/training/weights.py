@@ -272,6 +272,12 @@ def _check_widths(model: RendererConfig) -> None:
             f"model.unet.in_channels is {model.unet.in_channels}, but {num_images} latents of "
             f"{model.vae.latent_channels} channels enter; set it to {in_channels}"
         )
+    rows = model.unet.context_vocab_size
+    if model.kind == "inverse" and (outside := [name for name, row in model.domains.items() if not 0 <= row < rows]):
+        raise InputError(
+            f"model.domains: expected rows below model.unet.context_vocab_size {rows}, got "
+            f"{', '.join(f'{name} {model.domains[name]}' for name in outside)}; use a free row or raise the size"
+        )
     if model.kind == "forward" and model.unet.cross_attention_dim != model.env_encoder.channels:
         raise InputError(
             f"model.unet.cross_attention_dim is {list(model.unet.cross_attention_dim)}, but the environment encoder "

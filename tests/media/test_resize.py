@@ -82,6 +82,13 @@ def test_sizes_of_every_mode(source, size, mode, output):
         assert all(0 <= outer - inner < 64 for outer, inner in zip(placement.outer, placement.inner, strict=True))
     else:
         assert placement.inner == placement.outer == cover_size(source if mode == "cover" else size, size)
+
+
+# Every example compiles a resize of its own, so there are few.
+@given(SIZES, SIZES, st.sampled_from(MODES), st.sampled_from(["model", "source"]))
+@settings(max_examples=8)
+def test_fit_and_restore_give_the_planned_sizes(source, size, mode, output):
+    placement = ResizeConfig(mode, size, output).place(source)
     frame = np.full((*source, 3), 0.25, np.float32)
     fitted = placement.fit(frame)
     assert fitted.shape == (*placement.outer, 3) and fitted.dtype == np.float32

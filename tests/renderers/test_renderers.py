@@ -14,6 +14,7 @@ from helpers import small
 
 from drender import ForwardRenderer, InputError, InverseRenderer
 from drender.renderers import inverse as inverse_module
+from drender.renderers import stages
 from drender.sharding import DeviceGroup
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -106,6 +107,7 @@ def test_clips_of_a_batch_are_independent(inverse):
 
 
 def test_inverse_stages_compile_once(clip):
+    stages._compiled.cache_clear()  # which other tests share
     renderer = small.renderer(InverseRenderer, small.inverse_config())
     for seed in range(2):
         renderer(clip[0], ["normal", "depth"], num_steps=3, seed=seed)
@@ -114,11 +116,17 @@ def test_inverse_stages_compile_once(clip):
 
 
 def test_forward_stages_compile_once(clip):
+    stages._compiled.cache_clear()
     renderer = small.renderer(ForwardRenderer, small.forward_config())
     for dynamic in (False, True):
         renderer(clip[1], clip[2], num_steps=3, dynamic_guidance=dynamic)
     sizes = {name: stage.fn._cache_size() for name, stage in renderer.compiled.items()}
     assert [sizes[name] for name in ("environment", "step", "decode")] == [1, 1, 1]
+
+
+def test_renderers_of_one_configuration_share_compiled_stages():
+    first, second = (small.renderer(InverseRenderer, small.inverse_config()) for _ in range(2))
+    assert all(first.compiled[name].fn is second.compiled[name].fn for name in first.compiled)
 
 
 # --- windows ---------------------------------------------------------------------------------------------------------

@@ -113,6 +113,11 @@ def test_input_convolution_and_domain_table_grow(inverse_checkpoint):
             {"model": {"unet": {"in_channels": 12}}, "init_from": "CHECKPOINT"},
             "in_channels is 12, .* set it to 8",
         ),
+        (
+            "inverse",
+            {"model": {"domains": {"glossiness": 16}}, "init_from": "CHECKPOINT"},
+            "expected rows below model.unet.context_vocab_size 16, got glossiness 16",
+        ),
         ("forward", {"init_from": "CHECKPOINT"}, "expected a model of kind 'forward' or 'svd' .*, got kind 'inverse'"),
     ],
 )
