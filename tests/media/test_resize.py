@@ -92,7 +92,7 @@ def test_fit_and_restore_give_the_planned_sizes(source, size, mode, output):
     frame = np.full((*source, 3), 0.25, np.float32)
     fitted = placement.fit(frame)
     assert fitted.shape == (*placement.outer, 3) and fitted.dtype == np.float32
-    np.testing.assert_allclose(fitted, 0.25, atol=1e-6)
+    np.testing.assert_allclose(fitted, 0.25, atol=4e-6)  # float32 weights sum to 1 to within 5e-6
     restored = placement.restore(fitted, "rgb")
     assert restored.shape == (*(source if output == "source" else placement.inner), 3)
 
