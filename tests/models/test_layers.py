@@ -46,6 +46,7 @@ REMAT_CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REMAT_CASES)
 def test_remat_keeps_gradients_and_saves_memory(name):
     cls, config, call = REMAT_CASES[name]

@@ -76,6 +76,7 @@ def test_forward_matches_the_released_pipeline(forward_checkpoint, name, scale):
 
 
 # Measured: 42.8 dB and 62.0 dB.
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "min_psnr"), [("bfloat16", 39.0), ("float16", 55.0)])
 def test_half_precision_stays_close_to_the_released_pipeline(inverse_checkpoint, dtype, min_psnr):
     golden, meta = load_golden("inverse_tiny")
@@ -304,6 +305,7 @@ def forward_group(forward):
 
 
 # Shared by frames, by windows of 4, or by passes, of which a last one is computed twice.
+@pytest.mark.slow
 @pytest.mark.parametrize(("frames", "options"), [(6, {}), (9, {"frames": 4, "overlap": 1}), (1, {})])
 def test_inverse_on_two_devices_matches_one(inverse, inverse_group, frames, options):
     rgb = np.random.default_rng(5).random((1, frames, 16, 16, 3), np.float32)
@@ -314,6 +316,7 @@ def test_inverse_on_two_devices_matches_one(inverse, inverse_group, frames, opti
 
 
 # Shared by the halves of guidance, by frames, or by windows.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("frames", "lit", "options"),
     [
@@ -331,6 +334,7 @@ def test_forward_on_two_devices_matches_one(forward, forward_group, frames, lit,
     np.testing.assert_allclose(one, two, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "frames", "guided"), [(2, 3, False), (1, 4, False), (1, 3, True)])
 def test_two_devices_halve_the_flops_of_a_step(inverse, inverse_group, rows, frames, guided):
     x = np.zeros((rows, frames, 8, 8, 4), np.float32)

@@ -99,6 +99,7 @@ def test_vae_matches_diffusers():
 LEVELS = [array(1, 24, tokens, width) for tokens, width in ((4096, 320), (1024, 640), (256, 1280), (64, 1280))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cls", "config", "method", "arguments", "tera"),
     [
