@@ -15,7 +15,7 @@ for module in pkgutil.walk_packages(drender.__path__, "drender."):
         except Exception as error:
             if "drender[" not in str(error) and ".[" not in str(error):
                 failed.append(f"{module.name}: {type(error).__name__}: {error}")
-sys.exit("\n".join(failed))
+sys.exit("\n".join(failed) or 0)
 PY
 "$python" "$root/sample.py" relight --output "$folder/relight"
 # Trains past an evaluation, whose pictures go to TensorBoard.
