@@ -37,7 +37,7 @@ class Layer(NamedTuple):
         return list(self.channels.values())[:1]
 
 
-def find_layer(source: "oiio.ImageInput", path: Path, label: str) -> Layer | None:
+def find_layer(source: "oiio.ImageInput", path: str | Path, label: str) -> Layer | None:
     """Return the layer for a label, or None for a single layer of unusual channels or damaged names.
 
     Raises:

@@ -67,7 +67,9 @@ def test_turned_light_equals_inversely_turned_camera(yaw, pitch, roll, seed):
     image = smooth_light(np.random.default_rng(seed))
     light = rotation_about(-UP, yaw) @ rotation_about(RIGHT, pitch) @ rotation_about(AHEAD, roll)
     found = environment_maps(image, 1, (12, 12), yaw=yaw, pitch=pitch, roll=roll)
-    same_light(found, environment_maps(image, 1, (12, 12), poses=as_poses([light.T])), 1e-3)
+    same_light(
+        found, environment_maps(image, 1, (12, 12), poses=as_poses([light.T])), 2e-3
+    )  # both interpolate, differently
 
 
 @pytest.mark.parametrize("quarters", [1, 2, 3, -1])

@@ -194,12 +194,12 @@ def test_a_killed_and_stopped_run_ends_with_identical_bits(whole, settings, trai
         assert ours[name] == theirs[name]
 
 
-def test_an_evaluation_needs_no_pillow(whole, settings, tmp_path):
-    """A plain `pip install -e .` brings none; so a process trains and evaluates whose imports of it fail."""
+def test_pictures_reach_tensorboard_without_its_own_encoder(whole, settings, tmp_path):
+    """TensorBoard's encoder imports Pillow when it is called, which fails in this process."""
     file = tmp_path / "run.yaml"
     run, values = settings(tmp_path / "run")
     smallest.write_config(file, *run, **values | {"optimizer.steps": 1})
-    code = "import sys; sys.modules['PIL'] = None\nfrom drender import cli; import train; cli.run(train.main)"
+    code = "import sys; from drender import cli; import train; sys.modules['PIL'] = None; cli.run(train.main)"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
     command = [sys.executable, "-c", code, "--config", str(file)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
