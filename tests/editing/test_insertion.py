@@ -311,6 +311,7 @@ def forward() -> ForwardRenderer:
     return ForwardRenderer.load()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("material", [{"metallic": 1.0}, {"roughness": 0.2}], ids=["metal", "white"])
 def test_built_in_model_lights_inserted_sphere_from_lamp_side(material, forward):
     """The mean place of its brightest tenth, where 1 is the sphere's radius. Path tracing puts it at 0.57 to 0.64."""

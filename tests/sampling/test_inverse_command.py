@@ -120,6 +120,7 @@ def test_an_image_of_one_pixel(inverse, tmp_path):
     assert read_image(tmp_path / "out/a/0000.0000.normal.png").shape == (64, 64, 3)
 
 
+@pytest.mark.slow
 def test_two_devices_share_the_clips_bit_for_bit(networks, inverse, tmp_path):
     for i in range(3):
         write_frames(tmp_path / f"in/clip{i}", 2, seed=i)
@@ -133,6 +134,7 @@ def test_two_devices_share_the_clips_bit_for_bit(networks, inverse, tmp_path):
     assert one == two
 
 
+@pytest.mark.slow
 def test_two_devices_share_one_clip(networks, inverse, tmp_path):
     write_frames(tmp_path / "in/clip", 2)
     for count in (1, 2):

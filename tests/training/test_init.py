@@ -174,6 +174,7 @@ def test_a_smaller_domain_table_is_refused():
 # --- configurations --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_full_size_renderers_are_the_released_ones():
     svd = RendererConfig("svd")
     size = lambda cls, config: sum(leaf.size for leaf in jax.tree.leaves(abstract_module(cls, config)[1]))

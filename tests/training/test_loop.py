@@ -341,6 +341,7 @@ def test_a_checkpoint_is_restored_on_another_mesh(whole, settings):
     jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(state.items()), jax.tree.leaves(expected))
 
 
+@pytest.mark.slow
 def test_two_killed_processes_resume_as_two_or_as_one(whole, settings, train, tmp_path):
     run, alone = tmp_path / "two", tmp_path / "one"
     pair = functools.partial(processes, tmp_path / "run.yaml", settings(run), 2)
