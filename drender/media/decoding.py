@@ -41,7 +41,9 @@ def probe(path: Path) -> tuple[float, int]:
     """
     require_file(path)
     with open_video(path) as (container, stream):
-        rate, time_base = stream.average_rate or stream.guessed_rate, stream.time_base
+        # PyAV 19 has rationals of its own, without the operators of fractions.
+        time_base = Fraction(stream.time_base)
+        rate = Fraction(stream.average_rate or stream.guessed_rate or 0) or None
         countable = stream.codec_context.name not in CODECS_WITH_HIDDEN_FRAMES
         times = []
         for packet in _packets(path, container, stream):
@@ -159,7 +161,7 @@ def _pull(graph: av.filter.Graph) -> Iterator[av.VideoFrame]:
 
 def _square_pixel_size(stream: av.VideoStream) -> tuple[int, int]:
     """Return the (height, width) at which pixels are square: the longer side of a pixel is interpolated."""
-    aspect = stream.sample_aspect_ratio or 1
+    aspect = Fraction(stream.sample_aspect_ratio or 1)
     if not Fraction(1, 8) <= aspect <= 8:
         return stream.height, stream.width
     return max(1, round(stream.height / min(aspect, 1))), max(1, round(stream.width * max(aspect, 1)))
