@@ -200,7 +200,7 @@ def test_missing_component_lists_existing_ones(saved):
 
 def test_misshapen_parameters_are_named_with_both_shapes(saved):
     other = TREE | {"alpha": np.ones(2)}
-    with pytest.raises(InputError, match=r"alpha: expected \(2,\), got \(\) \(1 such\)"):
+    with pytest.raises(InputError, match=r"alpha: expected \(2,\), got \(\) \(1 of 4 parameters differ\)"):
         orbax.load(saved, "unet", abstract(other))
     with pytest.raises(InputError, match=r"beta: expected \(\), got none"):
         orbax.load(saved, "unet", abstract(TREE | {"beta": TREE["alpha"]}))

@@ -75,7 +75,7 @@ def test_lora_beside_a_trained_base_needs_real_rows(inverse_checkpoint):
         "lora": {"rank": 2},
     }
     for trainable in (None, ["unet.conv_out", "lora"], ["*"]):
-        with pytest.raises(InputError, match=r"lora: .* `real: true` only, but data\.sources has none; mark one as"):
+        with pytest.raises(InputError, match=r"lora: .* `real: true`, but data\.sources has none; mark one as"):
             weights(smallest.config("inverse", "", "", trainable=trainable, **how))
     real = {"data.sources": [{"path": "", "real": True}]}
     trained, _ = weights(smallest.config("inverse", "", "", **how, **real))
