@@ -19,6 +19,8 @@ LAYERS = (
     {"data"},
     {"training", "synthetic"},
     {"editing"},
+    {"commands"},
+    {"__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # The loader that training uses does not see the sampler: only these two modules connect `data` and `sampling`.

@@ -28,7 +28,7 @@ from drender.sampling.options import (
     select,
 )
 
-COMMANDS = {"inverse": InverseOptions, "forward": ForwardOptions, "relight": RelightOptions}
+COMMANDS = {"relight": RelightOptions, "inverse": InverseOptions, "forward": ForwardOptions}
 # Options that change where and how fast a run works, but not its results.
 NOT_RECORDED = {"command", "run", "output", "devices", "process", "overwrite", "video", "quality", "html"}
 

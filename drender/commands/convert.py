@@ -1,0 +1,41 @@
+"""Convert released torch weights or a training run to a checkpoint, or a checkpoint back with `--to-torch`."""
+
+import jax
+
+from drender import cli
+from drender.checkpoints import convert
+from drender.config import DTYPES
+from drender.errors import InputError
+from drender.training import run_dir
+from drender.training.export import export
+
+
+def main(words: list[str] | None = None, prog: str | None = None) -> None:
+    """Convert; `words` are the command line's, by default this process's."""
+    args = parser(prog).parse_args(words)
+    jax.config.update("jax_platforms", "cpu")  # a conversion is only file access
+    if args.to_torch:
+        convert.to_released(args.source, args.destination, args.overwrite, args.dtype)
+    elif run_dir.is_run(args.source):
+        export(args.source, args.destination, args.overwrite, args.dtype)
+    elif args.dtype:
+        raise InputError(f"--dtype {args.dtype}: only for training runs and --to-torch; other weights keep their dtype")
+    else:
+        convert.from_released(args.source, args.destination, args.overwrite)
+
+
+def parser(prog: str | None) -> cli.Parser:
+    top = cli.Parser(prog=prog, description=__doc__)
+    top.add_argument(
+        "source",
+        type=cli.path,
+        help="folder in the released layout, Hugging Face name such as owner/name, or training run; with --to-torch a "
+        "checkpoint",
+    )
+    top.add_argument("destination", type=cli.path, help="folder to write")
+    top.add_argument("--overwrite", action="store_true", help="replace the checkpoint at the destination")
+    top.add_argument("--to-torch", action="store_true", help="convert a checkpoint to the released layout")
+    top.add_argument(
+        "--dtype", choices=DTYPES, help="dtype to store a training run's or --to-torch's weights in (as they are)"
+    )
+    return top
