@@ -146,7 +146,6 @@ class TorchBackend:
         from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D
 
         diffusers.utils.logging.set_verbosity_error()
-        torch.set_grad_enabled(False)
         self.torch, self.kind, self.steps = torch, kind, args.steps
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.dtype = getattr(torch, args.dtype or ("float32" if self.device == "cpu" else "bfloat16"))
@@ -203,7 +202,7 @@ class TorchBackend:
 
     def _load(self, module, weights: dict) -> None:
         module.load_state_dict(weights, assign=True)
-        module.eval()
+        module.eval().requires_grad_(False)
 
     def _add_environment_attention(self) -> None:
         """Turn the UNet into the forward renderer's: tokens per level and frame, no temporal cross-attention."""

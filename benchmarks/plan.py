@@ -193,7 +193,7 @@ def keys_and_values(config: RendererConfig, step: StageCall) -> float:
 def memory(args) -> None:
     """Compile the stages for H100s that need not be present, and print XLA's memory plan."""
     # The check for fused attention queries the GPU, which is not present.
-    attention._has_fused_attention = lambda: True
+    attention.has_fused_attention = lambda: True
     gpus = tuple(find_devices("h100", args.devices))
     group = DeviceGroup(gpus)
     sharding = group.replicated or jax.sharding.SingleDeviceSharding(gpus[0])

@@ -95,7 +95,7 @@ def memory(config: TrainConfig, kind: str, pixels: bool, compiles: bool) -> None
         return
 
     # The check for fused attention queries the GPUs, which are not present.
-    attention._has_fused_attention = lambda: kind == "h100"
+    attention.has_fused_attention = lambda: kind == "h100"
     optimizer = make_optimizer(config.optimizer)
     state = abstract_state(trained, optimizer, mesh)
 

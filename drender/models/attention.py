@@ -65,13 +65,13 @@ def attend(
     """
     rows, _, _, d = q.shape
     fits_cudnn = q.dtype != jnp.float32 and rows <= MAX_FUSED_ROWS and d <= 128 and d % 8 == 0
-    if fits_cudnn and _has_fused_attention():
+    if fits_cudnn and has_fused_attention():
         return lax.platform_dependent(q, k, v, cuda=_attend_fused, default=_attend_unfused)
     return _attend_unfused(q, k, v)
 
 
 @functools.cache
-def _has_fused_attention() -> bool:
+def has_fused_attention() -> bool:
     """Return whether all GPUs are Ampere or later, which have flash attention in cuDNN."""
     try:
         return all(float(device.compute_capability) >= 8 for device in jax.devices("cuda"))

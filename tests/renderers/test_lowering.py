@@ -24,7 +24,7 @@ FORWARD = dataclasses.replace(small.forward_config(), vae=VAE)
 @pytest.fixture(autouse=True)
 def simulated_gpu(monkeypatch):
     """Answer for a GPU and its cuDNN, about which `attend` and JAX inquire."""
-    monkeypatch.setattr(attention, "_has_fused_attention", lambda: True)
+    monkeypatch.setattr(attention, "has_fused_attention", lambda: True)
     monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
 
 
@@ -91,6 +91,6 @@ def test_gradients_of_fused_attention_lower_for_cuda():
 
 
 def test_gpus_without_fused_attention_lower(monkeypatch):
-    monkeypatch.setattr(attention, "_has_fused_attention", lambda: False)
+    monkeypatch.setattr(attention, "has_fused_attention", lambda: False)
     for stage in plan.stages(INVERSE, "float16", 2, (16, 16), num_steps=1):
         assert count_fused(stage.fn.trace(*stage.arguments)) == 0

@@ -1,10 +1,8 @@
-"""The renderers against golden results of the released pipeline, and the effect of their arguments."""
+"""Properties of the renderers: shapes, independence of clips, windows, and the effect of every option."""
 
 import dataclasses
 import itertools
-import json
 import threading
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,79 +10,10 @@ import numpy as np
 import pytest
 from helpers import small
 
-from drender import ForwardRenderer, InputError, InverseRenderer
+from drender import ForwardRenderer, InverseRenderer
+from drender.config import CONDITIONS, ENVIRONMENT_LABELS
 from drender.renderers import inverse as inverse_module
 from drender.renderers import stages
-from drender.sharding import DeviceGroup
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-CONDITIONS = ("basecolor", "normal", "depth", "roughness", "metallic")
-LABELS = ("env_ldr", "env_log", "env_nrm")
-
-
-def load_golden(name: str) -> tuple[dict, dict]:
-    with np.load(GOLDEN / f"{name}.npz") as data:
-        arrays = dict(data)
-    return arrays, json.loads(str(arrays.pop("meta")))
-
-
-@pytest.fixture(scope="module")
-def inverse():
-    return small.renderer(InverseRenderer, small.inverse_config())
-
-
-@pytest.fixture(scope="module")
-def forward():
-    return small.renderer(ForwardRenderer, small.forward_config())
-
-
-@pytest.fixture(scope="module")
-def clip():
-    """Random rgb, G-buffers and environment of two frames."""
-    random = np.random.default_rng(0)
-    image = lambda: random.random((1, 2, 16, 16, 3), np.float32)
-    return image(), {name: image() for name in CONDITIONS}, {label: image() for label in LABELS}
-
-
-def psnr(a, b):
-    return -10 * np.log10(np.mean((a - b) ** 2))
-
-
-# --- golden ----------------------------------------------------------------------------------------------------------
-
-
-def test_inverse_matches_the_released_pipeline(inverse_checkpoint):
-    golden, meta = load_golden("inverse_tiny")
-    renderer = InverseRenderer.load(inverse_checkpoint, dtype="float32")
-    buffers = renderer(golden["rgb"], meta["passes"], noise=golden["noise"], num_steps=meta["steps"])
-    for name in meta["passes"]:
-        assert np.abs(buffers[name] - golden[f"frames.{name}"]).max() < 2e-3, name
-
-
-@pytest.mark.parametrize(("name", "scale"), [("forward_tiny_nolora", 0.0), ("forward_tiny_lora025", 0.25)])
-def test_forward_matches_the_released_pipeline(forward_checkpoint, name, scale):
-    golden, meta = load_golden(name)
-    forward = ForwardRenderer.load(forward_checkpoint, dtype="float32", lora_scale=scale)
-    frames = forward(
-        {condition: golden[f"gbuffer.{condition}"] for condition in meta["conditions"]},
-        {label: golden[label] for label in LABELS},
-        noise=golden["noise"],
-        num_steps=meta["steps"],
-        guidance=meta["guidance"],
-    )
-    assert np.abs(frames - golden["frames"]).max() < 2e-3
-
-
-# Measured: 42.8 dB and 62.0 dB.
-@pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "min_psnr"), [("bfloat16", 39.0), ("float16", 55.0)])
-def test_half_precision_stays_close_to_the_released_pipeline(inverse_checkpoint, dtype, min_psnr):
-    golden, meta = load_golden("inverse_tiny")
-    renderer = InverseRenderer.load(inverse_checkpoint, dtype=dtype)
-    frames = renderer(golden["rgb"], ["normal"], noise=golden["noise"], num_steps=meta["steps"])["normal"]
-    assert frames.dtype == np.float32
-    assert psnr(frames, golden["frames.normal"]) > min_psnr
-
 
 # --- shapes ----------------------------------------------------------------------------------------------------------
 
@@ -163,7 +92,7 @@ def test_a_long_clip_is_sampled_and_decoded_in_windows(inverse, forward):
     buffers = inverse(rgb, CONDITIONS, **options)
     assert {buffer.shape for buffer in buffers.values()} == {rgb.shape}
     assert buffers["depth"].min() >= 0 and buffers["depth"].max() <= 1
-    light = {label: np.random.default_rng(5).random((7, 8, 8, 3), np.float32) for label in LABELS}
+    light = {label: np.random.default_rng(5).random((7, 8, 8, 3), np.float32) for label in ENVIRONMENT_LABELS}
     for environment in (light, {label: maps[:1] for label, maps in light.items()}):
         assert forward(buffers, environment, **options).shape == rgb.shape
 
@@ -283,144 +212,3 @@ def test_another_device_gives_the_same_bits(inverse, clip):
         inverse(clip[0], ["normal"], num_steps=2)["normal"], other(clip[0], ["normal"], num_steps=2)["normal"]
     )
     assert jax.tree.leaves(other.params)[0].device == second
-
-
-# --- several devices -------------------------------------------------------------------------------------------------
-
-
-def on_all_devices(renderer):
-    """Return the same renderer on all devices."""
-    group = DeviceGroup(tuple(jax.devices()))
-    return type(renderer)(renderer.config, jax.device_put(renderer.params, group.replicated), group)
-
-
-@pytest.fixture(scope="module")
-def inverse_group(inverse):
-    return on_all_devices(inverse)
-
-
-@pytest.fixture(scope="module")
-def forward_group(forward):
-    return on_all_devices(forward)
-
-
-# Shared by frames, by windows of 4, or by passes, of which a last one is computed twice.
-@pytest.mark.slow
-@pytest.mark.parametrize(("frames", "options"), [(6, {}), (9, {"frames": 4, "overlap": 1}), (1, {})])
-def test_inverse_on_two_devices_matches_one(inverse, inverse_group, frames, options):
-    rgb = np.random.default_rng(5).random((1, frames, 16, 16, 3), np.float32)
-    options = {"num_steps": 2, "decode_chunk_size": 4, **options}
-    one, two = (renderer(rgb, CONDITIONS, **options) for renderer in (inverse, inverse_group))
-    for name in CONDITIONS:
-        np.testing.assert_allclose(one[name], two[name], atol=1e-4, err_msg=name)
-
-
-# Shared by the halves of guidance, by frames, or by windows.
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("frames", "lit", "options"),
-    [
-        (3, 3, {}),
-        (4, 4, {"guidance": (1.0, 1.0)}),
-        (9, 1, {"frames": 4, "overlap": 1, "dynamic_guidance": True}),
-    ],
-)
-def test_forward_on_two_devices_matches_one(forward, forward_group, frames, lit, options):
-    random = np.random.default_rng(6)
-    buffers = {name: random.random((1, frames, 16, 16, 3), np.float32) for name in CONDITIONS}
-    light = {label: random.random((lit, 16, 16, 3), np.float32) for label in LABELS}
-    options = {"num_steps": 2, "decode_chunk_size": 4, **options}
-    one, two = (renderer(buffers, light, **options) for renderer in (forward, forward_group))
-    np.testing.assert_allclose(one, two, atol=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("rows", "frames", "guided"), [(2, 3, False), (1, 4, False), (1, 3, True)])
-def test_two_devices_halve_the_flops_of_a_step(inverse, inverse_group, rows, frames, guided):
-    x = np.zeros((rows, frames, 8, 8, 4), np.float32)
-    context, micro = np.zeros((rows, 1, 1, 24), np.float32), np.zeros((rows, 3), np.float32)
-    scales = np.ones((rows, frames), np.float32) if guided else None
-    work = {}
-    for renderer in (inverse, inverse_group):
-        split = renderer.group.split(rows * (1 + guided), frames)
-        inputs = x, context, np.zeros(rows, int), micro, scales, x, 1.0
-        step = renderer.compiled["step"].fn.lower(renderer.params["unet"], *inputs, split=split)
-        work[len(renderer.group)] = step.compile().cost_analysis()["flops"]
-    assert 0.45 < work[2] / work[1] < 0.65
-
-
-# --- bad input -------------------------------------------------------------------------------------------------------
-
-RGB = np.zeros((1, 2, 16, 16, 3), np.float32)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"passes": ["normals"]}, "unknown pass 'normals'; did you mean 'normal'"),
-        ({"num_steps": 0}, "num_steps: expected at least 1, got 0"),
-        ({"frames": 2, "overlap": 2}, r"overlap: expected less than frames \(2\), got 2"),
-        ({"decode_overlap": 8}, r"decode_overlap: expected less than decode_chunk_size \(8\), got 8"),
-        ({"sigma_min": 800.0}, r"sigma_min: expected less than sigma_max \(700.0\), got 800.0"),
-        ({"rho": 0.0}, "rho: expected above 0, got 0.0"),
-        ({"sampler": "dpm"}, r"sampler: expected one of 'euler', 'heun', 'dpm\+\+', got 'dpm'"),
-        ({"num_steps": "20"}, "num_steps: expected int, got '20'"),
-        ({"nun_steps": 20}, "did you mean 'num_steps'"),
-        ({"guidance": (1.0, 2.0, 3.0)}, "expected two numbers"),
-        ({"rgb": RGB[:, :0]}, "rgb: expected shape"),
-        ({"rgb": RGB[:, :, :7]}, "rgb: expected sides that are multiples of 2, got 7×16"),
-        ({"noise": RGB}, r"noise: expected shape \(1, 2, 8, 8, 4\)"),
-    ],
-)
-def test_bad_arguments_of_inverse_are_errors(inverse, arguments, message):
-    with pytest.raises(InputError, match=message):
-        inverse(**{"rgb": RGB} | arguments)
-
-
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
-        (RGB[0], r"rgb: expected shape \[batch.* got \(2, 16, 16, 3\)"),
-        ((RGB * 255).astype(np.uint8), "divide bytes by 255"),
-        ([["text"]], "rgb: expected shape"),
-    ],
-)
-def test_bad_images_are_errors(inverse, images, message):
-    """Call the check itself, as the tests' type checking would reject these arrays first."""
-    with pytest.raises(InputError, match=message):
-        inverse.check_images("rgb", images)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"drop": ["albedo"]}, "unknown condition to drop 'albedo'"),
-        ({"buffers": {"normal": RGB}}, "not found: basecolor, depth, roughness, metallic"),
-        ({"buffers": {name: RGB[:, : 1 + (name == "depth")] for name in CONDITIONS}}, "depth: expected shape"),
-        ({"buffers": {}, "drop": CONDITIONS}, "expected at least one G-buffer"),
-        ({"environment": {"env_ldr": RGB[0], "env_nrm": RGB[0]}}, "expected a map 'env_log'"),
-        (
-            {"environment": {label: np.zeros((5, 16, 16, 3), np.float32) for label in LABELS}},
-            "1 clips of 2 frames",
-        ),
-    ],
-)
-def test_bad_arguments_of_forward_are_errors(forward, change, message):
-    environment = {label: np.random.default_rng(0).random((5, 16, 16, 3), np.float32) for label in LABELS}
-    arguments = {"buffers": dict.fromkeys(CONDITIONS, RGB), "environment": {k: v[:2] for k, v in environment.items()}}
-    if "1 clips" in message:
-        change = {"environment": environment}
-    with pytest.raises(InputError, match=message):
-        forward(**arguments | change)
-
-
-def test_a_checkpoint_of_the_other_kind_is_an_error(inverse_checkpoint, forward_checkpoint):
-    with pytest.raises(InputError, match="holds a 'forward' model, but the inverse renderer needs 'inverse'"):
-        InverseRenderer.load(forward_checkpoint)
-    with pytest.raises(InputError, match="holds a 'inverse' model"):
-        ForwardRenderer.load(inverse_checkpoint)
-
-
-def test_a_mistyped_dtype_is_an_error_with_a_hint(inverse_checkpoint):
-    with pytest.raises(InputError, match="did you mean 'bfloat16'"):
-        InverseRenderer.load(inverse_checkpoint, dtype="bfloat")

@@ -14,6 +14,8 @@ from PIL import Image
 
 from drender.sampling.report import write_page
 
+pytestmark = pytest.mark.browser
+
 
 @pytest.fixture(scope="module")
 def browser():

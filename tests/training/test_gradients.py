@@ -28,17 +28,15 @@ def test_denoising_loss_gradients_equal_torch():
     noisy = (latents + level * noise) / np.sqrt(1 + level**2)
     inputs, time = np.concatenate([noisy, condition], axis=-1), np.log(sigma) / 4
     v = (noise - level * latents) / np.sqrt(1 + level**2)
-    # The benchmarks, which other tests import, disable gradients for the process.
-    with torch.enable_grad():
-        for i in range(2):
-            one = slice(i, i + 1)
-            predicted = oracle(
-                channels_first(inputs[one]),
-                torch.tensor(time[i]),
-                torch.from_numpy(context[one]),
-                torch.from_numpy(micro[one]),
-            ).sample
-            (torch.mean((predicted - channels_first(v[one])) ** 2) / 2).backward()
+    for i in range(2):
+        one = slice(i, i + 1)
+        predicted = oracle(
+            channels_first(inputs[one]),
+            torch.tensor(time[i]),
+            torch.from_numpy(context[one]),
+            torch.from_numpy(micro[one]),
+        ).sample
+        (torch.mean((predicted - channels_first(v[one])) ** 2) / 2).backward()
 
     graphdef = abstract_module(UNet, config)[0]
 
