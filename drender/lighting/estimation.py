@@ -1,0 +1,337 @@
+"""Estimate the distant light of a clip from its pixels and G-buffers, by robust non-negative least squares.
+
+A picture is linear in the light. With normal n, view direction v and BRDF f, directions ω_j of solid angle Δω_j,
+visibility V, and radiance L_j of the light or B_pj of a blocking surface, a pixel shows
+
+    rgb_p = Σ_j f(n_p, v_p, ω_j) max(0, n_p · ω_j) Δω_j (V_pj L_j + (1 − V_pj) B_pj).
+
+The depth buffer shows which directions are blocked, and the picture the radiance B of the blocking surface. Pixels
+that contradict the model lose weight from round to round. Pixels without a surface show the light itself.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import ArrayLike, Float, Float32
+from scipy import sparse
+
+from drender.errors import InputError
+from drender.lighting.brdf import light_kernels
+from drender.lighting.camera import camera_rotations
+from drender.lighting.latlong import sphere_weights
+from drender.lighting.visibility import find_blockers
+from drender.media.color import LUMINANCE, srgb_to_linear
+from drender.media.encodings import decode_normal
+
+DEFAULT_FOV = 50.0  # degrees
+MAX_FRAMES = 8  # that are used, evenly spaced
+MAX_SIDE = 96  # of a used frame; larger ones are subsampled
+MAX_PIXELS = 3000  # with a surface, of all frames together
+GRIDS = ((16, 32), (32, 64))  # rows and columns of the directions, first coarse, then fine
+ROUNDS = (6, 1)  # of re-weighting on each grid
+STEPS = 100  # of projected gradient descent in each round
+SATURATED = 0.985  # linear, 253 of 255 in sRGB: from here on pixels are lower bounds of the radiance
+BACKGROUND_DEPTH = 0.99
+# Weights of the terms beside the pixels' squared errors, for pixels of mean luminance 1.
+SMOOTHNESS = 3e-3  # squared differences of neighboring directions, relative to their radiance
+PRIOR = 3e-3  # distance from a light that grows brighter from bottom to top
+COLOR = 3e-3  # distance from the mean color
+BACKGROUND = 0.02  # distance from the background
+SLOPE = 0.6  # of the prior: the zenith has 1 + SLOPE, the nadir 1 − SLOPE
+
+
+def estimate_environment(
+    rgb: Float[np.ndarray, "f h w 3"],
+    buffers: Mapping[str, Float[np.ndarray, "f _h _w 3"]],
+    fov: float | None = None,
+    poses: ArrayLike | None = None,
+    size: tuple[int, int] = (32, 64),
+) -> Float32[np.ndarray, "H W 3"]:
+    """Return the distant light of a clip as a lat-long map of linear radiance.
+
+    `environment_maps(result, poses=poses)` lights the G-buffers as the clip is lit. The light stands still in the world
+    axes of `poses`; without them camera and light stand still.
+
+    Args:
+      rgb: sRGB in [0, 1].
+      buffers: in [0, 1], as from the inverse renderer. Basecolor and normal are required. Missing roughness counts as
+        0.5 and missing metallic as 0. Without depth no pixel is background, and nothing casts shadows.
+      fov: vertical field of view in degrees; None: 50.
+      poses: camera-to-world matrices, OpenGL axes.
+      size: height and width of the result. Details finer than 32×64 are not resolved.
+    Raises:
+      InputError: a buffer is missing or has another shape, an argument is out of range, no pixel shows a surface, or
+        all of those are saturated.
+    """
+    frames = _read_frames(rgb, buffers, fov, poses)
+    if min(size) < 1:
+        raise InputError(f"environment size {size[0]}x{size[1]} is not positive")
+    rng = np.random.default_rng(0)
+    sampled = [_sample(frame, MAX_PIXELS // len(frames), rng) for frame in frames]
+    surfaces, backgrounds = zip(*sampled, strict=True)
+    surface = _Surface(*(np.concatenate([getattr(part, f.name) for part in surfaces]) for f in fields(_Surface)))
+    background = _Background(*(np.concatenate(parts) for parts in zip(*backgrounds, strict=True)))
+    if not len(surface.seen):
+        raise InputError("no pixel shows a surface (depth below 1); give a clip with a foreground, or its right depth")
+    if (surface.seen >= SATURATED).all():
+        raise InputError("all pixels of the surfaces are saturated; give a clip with a lower exposure")
+    return _resize(_solve(surface, background), size)
+
+
+# --- pixels -----------------------------------------------------------------------------------------------------------
+
+
+class _Frame(NamedTuple):
+    """Linear radiance, buffers and rays (with z = −1) of a frame [h w c] in camera axes; camera-to-world rotation."""
+
+    seen: np.ndarray
+    normals: np.ndarray
+    depth: np.ndarray | None
+    basecolor: np.ndarray
+    roughness: np.ndarray
+    metallic: np.ndarray
+    rays: np.ndarray
+    rotation: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Surface:
+    """Sampled pixels with a surface, in world axes.
+
+    Attributes:
+      views: to the camera.
+      basecolor: linear.
+      seen: linear radiance.
+      visible: 1 where a direction of the first grid is free, 0 where it is blocked.
+      bounced: radiance of the surface that blocks a direction, otherwise 0.
+    """
+
+    normals: Float32[np.ndarray, "p 3"]
+    views: Float32[np.ndarray, "p 3"]
+    basecolor: Float32[np.ndarray, "p 3"]
+    roughness: Float32[np.ndarray, "p 1"]
+    metallic: Float32[np.ndarray, "p 1"]
+    seen: Float32[np.ndarray, "p 3"]
+    visible: Float32[np.ndarray, "p j"]
+    bounced: Float32[np.ndarray, "p j 3"]
+
+
+class _Background(NamedTuple):
+    """Pixels without a surface [p 3]: unit directions in world axes, and linear radiance."""
+
+    directions: np.ndarray
+    seen: np.ndarray
+
+
+def _read_frames(rgb, buffers, fov, poses) -> list[_Frame]:
+    """Return the frames that are used, subsampled; raise InputError as `estimate_environment`."""
+    if missing := [name for name in ("basecolor", "normal") if name not in buffers]:
+        raise InputError(f"buffer {' and '.join(missing)} is missing, without which no light can be estimated; add it")
+    for name, images in buffers.items():
+        if images.shape != rgb.shape:
+            raise InputError(f"{name} has shape {images.shape} and rgb {rgb.shape}; give both the same frames and size")
+    fov = DEFAULT_FOV if fov is None else fov
+    if not 0 < fov < 180:
+        raise InputError(f"fov {fov:g} must be between 0 and 180 degrees")
+    num_frames, height, width, _ = rgb.shape
+    rotations = camera_rotations(num_frames, poses=poses)
+    stride = -(-max(height, width) // MAX_SIDE)
+    subsampled = np.s_[stride // 2 :: stride, stride // 2 :: stride]
+    rays = _rays(height, width, fov)[subsampled]
+    frames = []
+    for i in np.unique(np.linspace(0, num_frames - 1, min(num_frames, MAX_FRAMES)).round().astype(int)):
+        images = {name: np.asarray(x[i][subsampled], np.float32) for name, x in {**buffers, "rgb": rgb}.items()}
+        constants = {"roughness": 0.5, "metallic": 0.0}
+        for name, value in constants.items():
+            images.setdefault(name, np.full_like(images["normal"], value))
+        depth = images["depth"][..., 0] if "depth" in images else None
+        seen, basecolor = srgb_to_linear(images["rgb"]), srgb_to_linear(images["basecolor"])
+        roughness, metallic = images["roughness"][..., :1], images["metallic"][..., :1]
+        normals = decode_normal(images["normal"])
+        frames.append(_Frame(seen, normals, depth, basecolor, roughness, metallic, rays, rotations[i]))
+    return frames
+
+
+def _rays(height: int, width: int, fov: float) -> Float32[np.ndarray, "h w 3"]:
+    """Return the directions of a camera's pixels, with z = −1."""
+    y, x = np.meshgrid(height - 1 - 2 * np.arange(height), 2 * np.arange(width) + 1 - width, indexing="ij")
+    tangent = np.tan(np.deg2rad(fov) / 2) / height
+    return np.stack([x * tangent, y * tangent, np.full(x.shape, -1.0)], axis=-1).astype(np.float32)
+
+
+def _sample(frame: _Frame, count: int, rng: np.random.Generator) -> tuple[_Surface, _Background]:
+    """Return the background, and up to `count` pixels with a surface, of which rare normals are drawn more often."""
+    views = -frame.rays / np.linalg.norm(frame.rays, axis=-1, keepdims=True)
+    depth, empty = frame.depth, np.zeros(frame.seen.shape[:2], bool)
+    if depth is not None:
+        empty = (depth >= BACKGROUND_DEPTH) & (frame.normals[..., 2] > 0.95)
+    rows, columns = np.nonzero(~empty & ((frame.normals * views).sum(-1) > 0.05))
+    if len(rows):
+        bins = np.round((frame.normals[rows, columns] + 1) * 4).astype(int) @ [81, 9, 1]
+        _, kinds, sizes = np.unique(bins, return_inverse=True, return_counts=True)
+        share = 1 / np.sqrt(sizes[kinds])
+        drawn = rng.choice(len(rows), min(count, len(rows)), replace=False, p=share / share.sum())
+        rows, columns = rows[drawn], columns[drawn]
+    directions, _ = _grid(*GRIDS[0])
+    free = np.ones((len(rows), len(directions)), np.float32)
+    blocker = np.zeros((*free.shape, 3), np.float32)
+    if depth is not None:
+        free, blocker = find_blockers(
+            depth, frame.normals, frame.rays, frame.seen, empty, rows, columns, directions @ frame.rotation
+        )
+    at = lambda image: image[rows, columns]
+    turned = frame.rotation.T
+    surface = _Surface(
+        at(frame.normals) @ turned, at(views) @ turned, at(frame.basecolor), at(frame.roughness), at(frame.metallic),
+        at(frame.seen), free, blocker,
+    )  # fmt: skip
+    return surface, _Background(-views[empty] @ turned, frame.seen[empty])
+
+
+# --- solution ---------------------------------------------------------------------------------------------------------
+
+
+def _solve(surface: _Surface, background: _Background) -> Float32[np.ndarray, "H W 3"]:
+    """Return the light on the last of GRIDS."""
+    scale = float((surface.seen @ LUMINANCE).mean()) + 1e-6  # the weights of the terms suppose a mean of 1
+    light, bounced = np.ones((*GRIDS[0], 3), np.float32), None
+    for grid, rounds in zip(GRIDS, ROUNDS, strict=True):
+        directions, solid_angles = _grid(*grid)
+        kernels = light_kernels(
+            surface.normals, surface.views, surface.basecolor, surface.roughness, surface.metallic, directions
+        )
+        kernels *= solid_angles
+        if bounced is None:  # light of known radiance
+            bounced = np.einsum("cpj,pjc->pc", kernels, surface.bounced)
+        kernels *= _resize(surface.visible.T.reshape(*GRIDS[0], -1), grid).reshape(len(directions), -1).T
+        pixels = _Pixels(kernels, (surface.seen - bounced) / scale, surface.seen >= SATURATED)
+        shown = _shown_background(background, grid, scale)
+        light = _resize(light, grid).reshape(-1, 3)
+        for _ in range(rounds):
+            light = _improve(light, grid, pixels, shown)
+        light = light.reshape(*grid, 3)
+    return light * scale
+
+
+class _Pixels(NamedTuple):
+    """The equations of the pixels: kernels [3 p j] times the light give the target [p 3], or more where saturated."""
+
+    kernels: np.ndarray
+    target: np.ndarray
+    saturated: np.ndarray
+
+
+class _Shown(NamedTuple):
+    """The background by direction: its share of all background pixels [j 1], mean [j 3], and whether it saturates."""
+
+    share: np.ndarray
+    radiance: np.ndarray
+    saturated: np.ndarray
+
+
+def _improve(light: Float32[np.ndarray, "j 3"], grid: tuple[int, int], pixels: _Pixels, shown: _Shown):
+    """Return a better light: weigh every equation by how the present light fulfills it, and solve."""
+    directions, solid_angles = _grid(*grid)
+    share, luminance = solid_angles / solid_angles.sum(), light @ LUMINANCE
+    mean = share @ luminance + 1e-6
+    tint = share @ light / mean
+    prior = (1 + SLOPE * directions[:, 1]) * mean
+    prior_weight, color_weight = PRIOR * share / (prior + 0.05), COLOR * share / (luminance + 0.05)
+    smoothness = SMOOTHNESS * _smoothness(grid, luminance)
+    residual = np.einsum("cpj,jc->pc", pixels.kernels, light) - pixels.target
+    weights = _robust_weights(residual @ LUMINANCE)[:, None] * ~(pixels.saturated & (residual > 0))
+    shown_weights = BACKGROUND * shown.share * ~(shown.saturated & (light > shown.radiance))
+    result = np.empty_like(light)
+    for c in range(3):
+        root = np.sqrt(weights[:, c] / len(weights))
+        kernel = pixels.kernels[c] * root[:, None]
+        matrix = kernel.T @ kernel + smoothness
+        matrix[np.diag_indices(len(matrix))] += prior_weight + color_weight + shown_weights[:, c]
+        vector = kernel.T @ (root * pixels.target[:, c]) + shown_weights[:, c] * shown.radiance[:, c]
+        vector += (prior_weight * prior + color_weight * luminance) * tint[c]
+        result[:, c] = _minimize(matrix, vector, light[:, c])
+    return result
+
+
+def _robust_weights(residual: Float32[np.ndarray, " p"]) -> Float32[np.ndarray, " p"]:
+    """Return weights of pixels. Where the prediction is too bright, a shadow is likely, so the weight falls faster."""
+    ratio = residual / (1.5 * np.median(np.abs(residual)) + 0.01)
+    return np.where(ratio > 0, 1 / (1 + ratio**2), 1 / np.maximum(1, -ratio / 1.5)).astype(np.float32)
+
+
+def _smoothness(grid: tuple[int, int], luminance: Float32[np.ndarray, " j"]) -> Float32[np.ndarray, "j j"]:
+    """Return the quadratic form of the gradient over the sphere, relative to the radiance, which spares suns."""
+    height, width = grid
+    index = np.arange(height * width).reshape(grid)
+    first = np.concatenate([index.ravel(), index[:-1].ravel()])
+    second = np.concatenate([np.roll(index, -1, axis=1).ravel(), index[1:].ravel()])
+    centers, edges = np.sin(np.pi * (np.arange(height) + 0.5) / height), np.sin(np.pi * np.arange(1, height) / height)
+    weight = np.concatenate([np.repeat(1 / np.maximum(centers, 0.1), width), np.repeat(edges, width)])
+    weight = np.sqrt(weight / (luminance[first] + luminance[second] + 0.1) / len(luminance))
+    row = np.arange(len(first))
+    difference = sparse.csr_array((np.r_[weight, -weight], (np.r_[row, row], np.r_[first, second])))
+    return (difference.T @ difference).toarray().astype(np.float32)
+
+
+def _minimize(
+    matrix: Float32[np.ndarray, "j j"], vector: Float32[np.ndarray, " j"], start: Float32[np.ndarray, " j"]
+) -> Float32[np.ndarray, " j"]:
+    """Return the x ≥ 0 of least xᵀ·matrix·x/2 − vector·x, by accelerated projected gradient descent with restarts."""
+    unit = 1 / np.sqrt(np.diag(matrix))  # the diagonal preconditions
+    matrix, vector = matrix * unit * unit[:, None], vector * unit
+    largest = np.ones(len(matrix), np.float32)
+    for _ in range(8):  # power iteration
+        largest = matrix @ (largest / np.linalg.norm(largest))
+    rate = np.float32(1 / (1.1 * np.linalg.norm(largest)))
+    x = ahead = start / unit
+    momentum = 1.0
+    for _ in range(STEPS):
+        new = np.maximum(ahead - rate * (matrix @ ahead - vector), 0)
+        momentum = 1.0 if (ahead - new) @ (new - x) > 0 else momentum
+        following = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
+        ahead, x, momentum = new + np.float32((momentum - 1) / following) * (new - x), new, following
+    return x * unit
+
+
+# --- maps -------------------------------------------------------------------------------------------------------------
+
+
+def _grid(height: int, width: int) -> tuple[Float32[np.ndarray, "j 3"], Float32[np.ndarray, " j"]]:
+    """Return the directions in world axes of a map's pixels, under the default rotation of 180°, and solid angles."""
+    azimuth, polar = np.meshgrid(
+        2 * np.pi * (np.arange(width) + 0.5) / width, np.pi * (np.arange(height) + 0.5) / height
+    )
+    directions = np.stack([np.sin(polar) * np.sin(azimuth), np.cos(polar), -np.sin(polar) * np.cos(azimuth)], axis=-1)
+    solid_angles = np.repeat(4 * np.pi * sphere_weights(height, width), width)
+    return directions.reshape(-1, 3).astype(np.float32), solid_angles.astype(np.float32)
+
+
+def _shown_background(background: _Background, grid: tuple[int, int], scale: float) -> _Shown:
+    (height, width), (x, y, z) = grid, background.directions.T
+    row = np.minimum(np.arccos(np.clip(y, -1, 1)) / np.pi * height, height - 1).astype(int)
+    column = np.floor(np.arctan2(x, -z) / (2 * np.pi) * width).astype(int) % width
+
+    def total(values):
+        sums = np.zeros((height * width, values.shape[1]), np.float32)
+        np.add.at(sums, row * width + column, values)
+        return sums
+
+    counts = total(np.ones((len(row), 1), np.float32))
+    mean = lambda values: total(values) / np.maximum(counts, 1)
+    saturated = mean((background.seen >= SATURATED).astype(np.float32)) > 0.5
+    return _Shown(counts / max(len(row), 1), mean(background.seen / scale), saturated)
+
+
+def _resize(image: Float32[np.ndarray, "h w c"], size: tuple[int, int]) -> Float32[np.ndarray, "H W c"]:
+    """Resample a lat-long map, bilinear, around the circle."""
+    (height, width), (new_height, new_width) = image.shape[:2], size
+    if (height, width) == (new_height, new_width):
+        return image
+    row = np.clip((np.arange(new_height, dtype=np.float32) + 0.5) * height / new_height - 0.5, 0, height - 1)
+    column = (np.arange(new_width, dtype=np.float32) + 0.5) * width / new_width - 0.5
+    top, left = np.floor(row).astype(int), np.floor(column).astype(int)
+    down, right = (row - top).astype(np.float32)[:, None, None], (column - left).astype(np.float32)[:, None]
+    image = image[:, left % width] * (1 - right) + image[:, (left + 1) % width] * right
+    return image[top] * (1 - down) + image[np.minimum(top + 1, height - 1)] * down

@@ -1,0 +1,89 @@
+"""Which directions are blocked at the pixels of a frame, and by what color, from its depth buffer alone."""
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int
+
+# All lengths are relative to the depth range of the clip.
+MARCH = 0.02 * 1.4 ** np.arange(13, dtype=np.float32)  # distances at which a ray is tested
+BIAS = 0.02  # depth by which a ray must be behind a surface
+THICKNESS = 0.5  # of surfaces: a ray farther behind passes them
+MIN_VOTES = 50  # pairs of pixels that determine the distance of the camera
+NEAREST = (0.1, 10.0)  # range of the distance of the camera
+
+
+def find_blockers(
+    depth: Float[np.ndarray, "h w"],
+    normals: Float[np.ndarray, "h w 3"],
+    rays: Float[np.ndarray, "h w 3"],
+    seen: Float[np.ndarray, "h w 3"],
+    empty: Bool[np.ndarray, "h w"],
+    rows: Int[np.ndarray, " p"],
+    columns: Int[np.ndarray, " p"],
+    directions: Float[np.ndarray, "j 3"],
+) -> tuple[Float32[np.ndarray, "p j"], Float32[np.ndarray, "p j 3"]]:
+    """March from pixels through the depth buffer (screen-space ray tracing).
+
+    Args:
+      depth: relative, 0 near and 1 far.
+      normals, rays, directions: in camera axes; rays have z = −1.
+      seen: radiance.
+      empty: pixels without a surface.
+      rows, columns: the pixels at which rays start.
+    Returns:
+      1 where a direction is free and 0 where it is blocked; and the radiance of the blocking surface, elsewhere 0.
+    """
+    free = np.ones((len(rows), len(directions)), np.float32)
+    blocker = np.zeros((len(rows), len(directions), 3), np.float32)
+    nearest = nearest_distance(depth, normals, rays, empty)
+    if nearest is None:
+        return free, blocker
+    height, width = depth.shape
+    distance = np.where(empty, np.inf, depth + nearest).astype(np.float32)  # along the optical axis
+    normal = normals[rows, columns]
+    start = distance[rows, columns, None] * rays[rows, columns] + BIAS / 2 * normal
+    scale = (height - 1) / (rays[0, 0, 1] - rays[-1, 0, 1])  # pixels per unit of y / −z
+    top, left = rays[0, 0, 1], rays[0, 0, 0]
+    point, direction = np.nonzero(normal @ directions.T > 0.05)
+    for length in MARCH:
+        x, y, z = (start[point] + length * directions[direction]).T
+        ahead = np.maximum(-z, 1e-3)
+        column = np.round((x / ahead - left) * scale).astype(int)
+        row = np.round((top - y / ahead) * scale).astype(int)
+        inside = (-z > 1e-3) & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        point, direction, row, column = (a[inside] for a in (point, direction, row, column))
+        behind = ahead[inside] - distance[row, column]
+        hit = (behind > BIAS) & (behind < THICKNESS)
+        free[point[hit], direction[hit]] = 0
+        blocker[point[hit], direction[hit]] = seen[row[hit], column[hit]]
+        point, direction = point[~hit], direction[~hit]
+    return free, blocker
+
+
+def nearest_distance(
+    depth: Float[np.ndarray, "h w"],
+    normals: Float[np.ndarray, "h w 3"],
+    rays: Float[np.ndarray, "h w 3"],
+    empty: Bool[np.ndarray, "h w"],
+) -> float | None:
+    """Return the distance of depth 0 from the camera, in units of the depth range, by which normals and depth agree.
+
+    A surface of depth d at the distance a + d along the axis has points (a + d)·ray, and its normal n is perpendicular
+    to their change, so ∂d (n · ray) + (a + d) (n · ∂ray) = 0. Every pair of neighbors gives a; the weighted median
+    counts. None: too few pairs.
+    """
+    votes, weights = [], []
+    for transposed in (False, True):
+        d, n, ray, gap = (np.swapaxes(x, 0, 1) if transposed else x for x in (depth, normals, rays, empty))
+        step, turn = np.diff(d, axis=0), np.diff(ray, axis=0)
+        d, n, ray = ((x[:-1] + x[1:]) / 2 for x in (d, n, ray))
+        across = (n * turn).sum(-1)
+        usable = ~(gap[:-1] | gap[1:]) & (np.abs(step) < 0.1)  # no background, no edges
+        usable &= np.abs(across) > 0.1 * np.abs(turn).max()
+        votes.append(-(step * (n * ray).sum(-1))[usable] / across[usable] - d[usable])
+        weights.append(np.abs(across)[usable])
+    votes, weights = np.concatenate(votes), np.concatenate(weights)
+    if len(votes) < MIN_VOTES:
+        return None
+    order = np.argsort(votes)
+    total = np.cumsum(weights[order])
+    return float(np.clip(votes[order][np.searchsorted(total, total[-1] / 2)], *NEAREST))
