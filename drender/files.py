@@ -1,5 +1,7 @@
 """Files and folders: atomic writes, listings in natural order, and errors that name the path."""
 
+import functools
+import hashlib
 import os
 import re
 import shutil
@@ -11,6 +13,8 @@ from typing import TypeVar
 from drender.errors import InputError, first_line
 
 T = TypeVar("T")
+HASHED_WHOLE = 2**24  # bytes; of larger files, which are videos and weights, evenly spaced blocks are hashed
+BLOCK, NUM_BLOCKS = 2**16, 256
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -53,6 +57,30 @@ def _require_utf8(path: Path) -> None:
         raise InputError(f"{path}: the name is not valid UTF-8; rename the file") from None
 
 
+def size_and_time(file: Path) -> tuple[int, int]:
+    """Return the size of a file in bytes and its modification time; raise InputError if there is no such file."""
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from error
+    return status.st_size, status.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=2**16)  # checkpoints and environments are shared by all clips of a run
+def content_hash(file: Path, size: int, mtime_ns: int) -> str:
+    """Return a hash of a file's content, of a large file in part; the other arguments are those of `size_and_time`."""
+    digest = hashlib.sha256(str(size).encode())
+    step = max(BLOCK, (size - BLOCK) // (NUM_BLOCKS - 1)) if size > HASHED_WHOLE else BLOCK
+    try:
+        with file.open("rb") as stream:
+            for start in range(0, size, step):
+                stream.seek(start, os.SEEK_SET)
+                digest.update(stream.read(BLOCK))
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from error
+    return digest.hexdigest()
+
+
 def map_collecting_errors(
     function: Callable[..., T], calls: list[tuple], failed: Callable[[InputError], None] | None
 ) -> list[T]:
@@ -77,6 +105,32 @@ def first_difference(before: dict, now: dict) -> str:
     known = {**now, **before}
     name = next(name for name in known if before.get(name, "unset") != now.get(name, "unset"))
     return f"another {name} ({before.get(name, 'unset')!r}, now {now.get(name, 'unset')!r})"
+
+
+# --- caches ----------------------------------------------------------------------------------------------------------
+
+
+def cache_dir() -> Path:
+    """Return the folder of all caches: DRENDER_CACHE, or `drender` in XDG_CACHE_HOME or `~/.cache`.
+
+    Raises:
+      InputError: there is no home directory.
+    """
+    if folder := os.environ.get("DRENDER_CACHE"):
+        return expand_home(folder)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drender"
+    except RuntimeError:
+        raise InputError("no home directory for the cache; set HOME or DRENDER_CACHE") from None
+
+
+def require_space(folder: Path, num_bytes: int, remedy: str) -> None:
+    """Raise InputError, which ends in the remedy, if a disk has less than this free; `folder` need not exist yet."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < num_bytes:
+        sizes = f"needs {num_bytes / 1e9:.3g} GB of disk, {free / 1e9:.3g} GB are free"
+        raise InputError(f"{folder}: {sizes}; {remedy}")
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

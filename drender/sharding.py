@@ -15,7 +15,6 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,6 +22,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from drender import files
 from drender.config import bounded
 from drender.errors import InputError, first_line
 
@@ -264,19 +264,19 @@ def _supports(option: str, value: str) -> bool:
 def cache_compilations() -> None:
     """Cache compiled programs on disk, unless JAX's configuration or JAX_COMPILATION_CACHE_DIR names a folder already.
 
-    The folder is `drender/xla` in XDG_CACHE_HOME or `~/.cache`. Without a home directory, warn and cache nothing.
+    The folder is `xla` in `files.cache_dir()`. Without a home directory, warn and cache nothing.
     """
     if jax.config.jax_compilation_cache_dir is not None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
+        cache = files.cache_dir()
+    except InputError:
         warnings.warn(
             "no home directory, so compiled programs are not cached; set HOME or JAX_COMPILATION_CACHE_DIR",
             stacklevel=2,
         )
         return
-    jax.config.update("jax_compilation_cache_dir", str(cache / "drender" / "xla"))
+    jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
 
 
 def on_cpu() -> contextlib.AbstractContextManager:

@@ -19,6 +19,7 @@ LAYERS = (
     {"data"},
     {"training", "synthetic"},
     {"editing"},
+    {"app"},
     {"commands"},
     {"__main__"},
 )

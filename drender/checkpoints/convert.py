@@ -31,6 +31,7 @@ from drender.checkpoints.diffusers_layout import Log
 from drender.checkpoints.torch_files import Tensor
 from drender.config import RendererConfig
 from drender.errors import InputError
+from drender.files import expand_home
 from drender.models import lora
 from drender.models.params import abstract_module, flatten, unflatten
 from drender.models.registry import NETWORKS
@@ -84,27 +85,34 @@ def _shape(rule: Callable, name: str, shape: tuple[int, ...]) -> tuple[int, ...]
 # --- from torch ------------------------------------------------------------------------------------------------------
 
 
-def from_released(source: str, destination: str | Path, overwrite: bool = False, log: Log = print) -> None:
+def from_released(
+    source: str, destination: str | Path, overwrite: bool = False, log: Log = print, base: str | None = None,
+    unet: str = "unet",
+) -> None:  # fmt: skip
     """Convert a released checkpoint to an Orbax checkpoint, in the dtypes of the source.
 
     Args:
-      source: a folder in the released layout, or a Hugging Face name ("owner/name").
+      source: a folder in the released layout, or a Hugging Face name ("owner/name" or "owner/name@revision").
       destination: the folder to make; it appears when it is complete.
       overwrite: replace an existing checkpoint.
       log: receives progress and whatever is ignored, a line each.
+      base: like `source`, the checkpoint of the components that it lacks.
+      unet: name of the source's folder with the UNet.
     Raises:
       InputError: the source is unreadable or does not fit the networks (with a line per tensor), or the destination
         exists or cannot be written.
     """
     orbax.check_destination(destination, overwrite)
-    folder = hub.find(source, log)
-    config, tensors = diffusers_layout.read(folder, log)
+    folder = hub.find(source, log, unet)
+    config, tensors = diffusers_layout.read(folder, log, base and hub.find(base, log), unet)
     rows = f", domain table of {config.unet.context_vocab_size} rows" if config.unet.context_embedding_type else ""
     log(f"{folder}: {'Stable Video Diffusion' if config.kind == 'svd' else f'{config.kind} renderer'}{rows}")
     abstract = {name: abstract_module(NETWORKS[name], getattr(config, name))[1] for name in tensors if name in NETWORKS}
     matched = {name: match_tensors(tree, tensors[name], f"{folder}/{name}") for name, tree in abstract.items()}
     if "lora" in tensors:
         matched["lora"] = match_lora(abstract["unet"], tensors["lora"], f"{folder}/lora")
+    num_bytes = sum(tensor.nbytes for leaves in matched.values() for tensor in leaves.values())
+    files.require_space(expand_home(destination).absolute(), num_bytes, "free space, or give a folder on another disk")
 
     def load(component: str) -> dict:
         log(_summary(component, matched[component]))

@@ -79,35 +79,57 @@ def is_released(folder: Path) -> bool:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read(folder: Path, log: Log) -> tuple[RendererConfig, dict[str, dict[str, Tensor]]]:
+def read(
+    folder: Path, log: Log, base: Path | None = None, unet: str = "unet"
+) -> tuple[RendererConfig, dict[str, dict[str, Tensor]]]:
     """Return the configuration of a released checkpoint, and its tensors by component and name, not yet in memory.
 
     Args:
       folder: in the layout above; half-precision variants, shards and legacy pickles are read too.
       log: receives a line about everything ignored, and wherever the tensors overrule a configuration.
+      base: another such folder, of the components that `folder` lacks.
+      unet: name of the UNet's folder.
     Raises:
       InputError: another layout, unreadable JSON, or missing or damaged weights.
     """
-    for name in ("unet", "vae"):
-        if not (folder / name / "config.json").is_file():
-            if (folder / orbax.CONFIG).is_file() and orbax.components(folder):
-                raise InputError(f"{folder}: converted already; --to-torch converts it back")
-            raise InputError(f"{folder}: not a released checkpoint (no {name}/config.json)")
-    tensors = {name: _read_component(folder, name, log) for name in STEMS if (folder / name).is_dir()}
+    parts = _find_parts(folder, log, base, unet)
+    tensors = {name: _read_component(parts[name], name, log) for name in STEMS if name in parts}
     kind = _kind(folder, tensors)
     if kind != "forward":
         tensors = {name: tensors[name] for name in ("unet", "vae")}
     elif "lora" in tensors:
-        tensors["lora"] |= _missing_alphas(folder / "lora", tensors["lora"], log)
-    unused = {path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."} - {*tensors, "scheduler"}
+        tensors["lora"] |= _missing_alphas(parts["lora"], tensors["lora"], log)
+    used = {parts[name] for name in (*tensors, "scheduler") if name in parts}
+    unused = {path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "." and path not in used}
     if unused:
         log(f"ignored folders, which inference does not use: {', '.join(sorted(unused))}")
-    return _renderer_config(folder, kind, tensors, log), tensors
+    index = next((path / MODEL_INDEX for path in (folder, base) if path and is_released(path)), None)
+    return _renderer_config(parts, index, kind, tensors, log), tensors
+
+
+def _find_parts(folder: Path, log: Log, base: Path | None, unet: str) -> dict[str, Path]:
+    """Return the folder of each component that there is, and of the scheduler."""
+    named = {name: unet if name == "unet" else name for name in (*STEMS, "scheduler")}
+    parts = {name: folder / subfolder for name, subfolder in named.items() if (folder / subfolder).is_dir()}
+    if (folder / orbax.CONFIG).is_file() and orbax.components(folder) and not (folder / unet / "config.json").is_file():
+        raise InputError(f"{folder}: converted already; --to-torch converts it back")
+    if base is not None:
+        # The base's LoRA corrects the base's UNet, not this one.
+        added = [name for name in named if name not in (*parts, "unet", "lora") and (base / name).is_dir()]
+        parts |= {name: base / name for name in added}
+        log(f"taken from {base}: {', '.join(added) or 'nothing, as the folder has all components'}")
+    for name in ("unet", "vae"):
+        if name not in parts or not (parts[name] / "config.json").is_file():
+            remedy = "; --base names a checkpoint to take it from" if "unet" in parts and base is None else ""
+            if name == "unet" and (folder / "unet_ema").is_dir():
+                remedy = "; --ema takes unet_ema/"
+            raise InputError(f"{folder}: not a released checkpoint (no {named[name]}/config.json){remedy}")
+    return parts
 
 
 def _read_component(folder: Path, name: str, log: Log) -> dict[str, Tensor]:
     """Return a component's tensors by name, without the prefixes of wrappers around the whole network."""
-    tensors = torch_files.read(folder / name, STEMS[name])
+    tensors = torch_files.read(folder, STEMS[name])
     prefix = WRAPPER_PREFIX.match(next(iter(tensors), "")).group()
     if not prefix or not all(key.startswith(prefix) for key in tensors):
         return tensors
@@ -130,15 +152,20 @@ def _kind(folder: Path, tensors: dict[str, dict[str, Tensor]]) -> str:
 # --- configurations --------------------------------------------------------------------------------------------------
 
 
-def _renderer_config(folder: Path, kind: str, tensors: dict[str, dict[str, Tensor]], log: Log) -> RendererConfig:
-    read = functools.partial(_component_config, folder, log)
+def _renderer_config(
+    parts: Mapping[str, Path], index: Path | None, kind: str, tensors: dict[str, dict[str, Tensor]], log: Log
+) -> RendererConfig:
+    def read(cls: type, name: str, inferred: dict[str, Any]) -> Any:
+        component, file = name.split("/")
+        return _component_config(parts[component] / file, log, cls, name, inferred)
+
     unet = read(UNetConfig, "unet/config.json", _infer_unet(tensors["unet"], kind))
     encoder, scheduler = None, SchedulerConfig()
     if kind == "forward":
         encoder = read(EnvEncoderConfig, "env_encoder/config.json", _infer_env_encoder(tensors["env_encoder"]))
-    if (folder / "scheduler").is_dir():
+    if "scheduler" in parts:
         scheduler = read(SchedulerConfig, "scheduler/scheduler_config.json", {})
-    scaled = _read_json(folder / MODEL_INDEX).get("scale_cond_latents") if is_released(folder) else None
+    scaled = _read_json(index).get("scale_cond_latents") if index else None
     return RendererConfig(
         kind=kind,
         unet=unet,
@@ -171,9 +198,9 @@ def _infer_env_encoder(tensors: dict[str, Tensor]) -> dict[str, Any]:
     return {}
 
 
-def _component_config(folder: Path, log: Log, cls: type, name: str, inferred: dict[str, Any]) -> Any:
-    """Return the configuration in the file `name`, overruled by the `inferred` values; report every difference."""
-    values = _read_json(folder / name)
+def _component_config(file: Path, log: Log, cls: type, name: str, inferred: dict[str, Any]) -> Any:
+    """Return the configuration in a file, overruled by the `inferred` values; report every difference with `name`."""
+    values = _read_json(file)
     defaults = {field.name: field.default for field in dataclasses.fields(cls)}
     constants = {"force_upcast": True} | (SCHEDULER_CONSTANTS if cls is SchedulerConfig else {})
     ignored = [
@@ -188,7 +215,7 @@ def _component_config(folder: Path, log: Log, cls: type, name: str, inferred: di
             log(f"{name}: {key} is {values.get(key, 'absent')!r}; using {value!r}, which the tensors determine")
     # A null means the default, as an absent key does.
     values = {key: value for key, value in values.items() if value is not None}
-    return from_dict(cls, values | inferred, str(folder / name), ignore_unknown=True)
+    return from_dict(cls, values | inferred, str(file), ignore_unknown=True)
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -3,78 +3,124 @@
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any, TypeVar
 
 from drender.checkpoints import torch_files
 from drender.checkpoints.diffusers_layout import MODEL_INDEX, STEMS, Log
 from drender.errors import InputError, first_line
-from drender.files import expand_home
+from drender.files import expand_home, require_space
+
+T = TypeVar("T")
 
 
-def find(source: str, log: Log) -> Path:
+REVISION = re.compile(r"[0-9a-f]{40}")
+# owner/name, and perhaps @ with a branch, tag or commit
+NAME = re.compile(r"([\w-][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
+
+
+def is_name(source: str | Path) -> bool:
+    """Return whether `source` has the form of a Hugging Face name, and no such file or folder exists."""
+    return NAME.fullmatch(str(source)) is not None and not expand_home(source).exists()
+
+
+def find(source: str, log: Log, unet: str = "unet") -> Path:
     """Return the folder of a released checkpoint, downloading it unless `source` is a local folder.
 
+    Args:
+      unet: name of the folder with the UNet.
     Raises:
       InputError: neither a folder, nor a repository that can be downloaded.
     """
     folder = expand_home(source)
     if folder.is_dir():
         return folder
-    if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
+    if not is_name(source):
         raise InputError(f"{source}: neither a folder nor a Hugging Face name of the form owner/name")
-    return _download(source, log)
+    return _with_files(source, log, lambda info, folder: folder or _download_files(info, source, unet, log))
 
 
-def _download(name: str, log: Log) -> Path:
+def pin(source: str, log: Log) -> str:
+    """Return the Hugging Face name with the commit that its revision is now, or was at an earlier download."""
+    name, revision = NAME.fullmatch(source).groups()
+    if revision and REVISION.fullmatch(revision):
+        return source
+    return f"{name}@{_with_files(source, log, lambda info, folder: folder.name if folder else info.sha)}"
+
+
+def _with_files(source: str, log: Log, use: Callable[[Any, Path | None], T]) -> T:
+    """Call `use` with what the hub knows of a repository, or, where it cannot be reached, an earlier download's folder.
+
+    Raises:
+      InputError: neither exists, or `use` fails.
+    """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
+    name, revision = NAME.fullmatch(source).groups()
     try:
         try:
-            listed = [file.rfilename for file in HfApi().model_info(name).siblings]
-        except RepositoryNotFoundError:
+            info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=10)
+        except (RepositoryNotFoundError, RevisionNotFoundError):
             raise
         except Exception as error:  # the class depends on the HTTP library underneath
-            log(f"Hugging Face cannot be reached ({type(error).__name__}); looking for an earlier download")
-            return Path(snapshot_download(name, local_files_only=True))
-        return _download_files(name, listed, snapshot_download, log)
+            log(f"Hugging Face cannot be reached ({type(error).__name__}); looking for an earlier download of {name}")
+            return use(None, Path(snapshot_download(name, revision=revision, local_files_only=True)))
+        return use(info, None)
     except InputError:
         raise
     except GatedRepoError:
-        problem = f"accept its terms at https://huggingface.co/{name}, then run `hf auth login`"
+        problem = f"accept its terms at https://huggingface.co/{name}, then log in with `hf auth login`"
     except RepositoryNotFoundError:
-        problem = "neither a local folder nor a public repository on Hugging Face; check the name"
+        problem = "neither a local folder nor a public repository on Hugging Face; check the name, or `hf auth login`"
+    except RevisionNotFoundError:
+        problem = f"the repository has no revision {revision}; check its branches and tags"
     except LocalEntryNotFoundError:
         problem = "no such folder, and no earlier download; check the path, or the network"
     except Exception as error:
         problem = f"download failed ({first_line(error)}); try again"
-    raise InputError(f"{name}: {problem}")
+    raise InputError(f"{source}: {problem}")
 
 
-def _download_files(name: str, listed: Collection[str], snapshot_download: Callable[..., str], log: Log) -> Path:
+def _download_files(info: Any, source: str, unet: str, log: Log) -> Path:
     """Download what conversion needs: first all but the shards, then the shards that the indices list."""
-    required = required_files(listed)
-    log(f"downloading {len(required)} files of {name} from Hugging Face")
-    folder = Path(snapshot_download(name, allow_patterns=required))
+    from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
+
+    name, revision = NAME.fullmatch(source).groups()
+    cache = Path(constants.HF_HUB_CACHE)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings}
+
+    def download(files: Collection[str]) -> Path:
+        stored = lambda file: isinstance(try_to_load_from_cache(name, file, revision=info.sha), str)
+        num_bytes = sum(sizes.get(file, 0) for file in files if not stored(file))
+        require_space(cache, num_bytes, "free space, or set HF_HOME to a folder on another disk")
+        log(f"downloading {len(files)} files of {name} from Hugging Face, {num_bytes / 1e9:.3g} GB")
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
+
+    required = required_files(sizes, unet)
+    folder = download(required)
     shards = [
         f"{Path(file).parent}/{shard}"
         for file in required
         if "index" in Path(file).name.split(".")
         for shard in torch_files.shard_names(folder / file)
     ]
-    if shards:
-        log(f"downloading {len(shards)} shards")
-        snapshot_download(name, allow_patterns=[*required, *shards])
-    return folder
+    return download([*required, *shards]) if shards else folder
 
 
-def required_files(listed: Collection[str]) -> list[str]:
+def required_files(listed: Collection[str], unet: str = "unet") -> list[str]:
     """Return the files of a repository that conversion needs, without shards.
 
     These are JSON files, and each component's weights in the best form: one file, or the index of its shards.
     """
     wanted = {MODEL_INDEX, "scheduler/scheduler_config.json", "lora/adapter_config.json"}
-    wanted |= {f"{component}/config.json" for component in STEMS}
     for component, stem in STEMS.items():
+        component = unet if component == "unet" else component
+        wanted.add(f"{component}/config.json")
         names = [name.removeprefix(f"{component}/") for name in listed if name.startswith(f"{component}/")]
         wanted.add(f"{component}/{torch_files.find_weights(names, stem)}")
     return [name for name in listed if name in wanted]

@@ -87,7 +87,7 @@ def load(path: str | Path, component: str, abstract: dict | None = None, dtype: 
     folder = expand_home(path).resolve() / component
     if not folder.is_dir():
         raise InputError(f"{path}: no component {component!r}; it has {', '.join(components(path))}")
-    stored = _stored_arrays(folder)
+    stored = stored_arrays(folder)
     abstract = unflatten(stored) if abstract is None else abstract
     leaves = flatten(abstract)
     _check_shapes(folder, leaves, stored)
@@ -108,7 +108,7 @@ def load(path: str | Path, component: str, abstract: dict | None = None, dtype: 
     return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in leaves])
 
 
-def _stored_arrays(folder: Path) -> dict[str, Any]:
+def stored_arrays(folder: Path) -> dict[str, Any]:
     """Return the metadata of a component's arrays, with shape and dtype, by dotted path."""
     try:
         stored = ocp.metadata(folder).metadata
@@ -144,14 +144,14 @@ def load_config(path: str | Path) -> RendererConfig:
     """
     folder = expand_home(path)
     if not folder.is_dir():
-        raise InputError(f"{path}: no such folder; give one that convert_weights.py wrote")
+        raise InputError(f"{path}: no such folder; give a checkpoint, released weights, or a Hugging Face name")
     if (folder / "model_index.json").is_file():
-        raise InputError(f"{path}: made for torch; convert it first: python convert_weights.py {path} DESTINATION")
+        raise InputError(f"{path}: made for torch; convert it first: drender convert {path} DESTINATION")
     file = folder / CONFIG
     try:
         values = json.loads(file.read_text())
     except FileNotFoundError:
-        raise InputError(f"{path}: not a drender checkpoint (no {CONFIG}); make one with convert_weights.py") from None
+        raise InputError(f"{path}: not a drender checkpoint (no {CONFIG}); make one with `drender convert`") from None
     except (ValueError, OSError) as error:
         raise InputError(f"{file}: unreadable ({first_line(error)}); convert the weights again") from None
     return from_dict(RendererConfig, values, str(file))

@@ -14,6 +14,8 @@ def main(words: list[str] | None = None, prog: str | None = None) -> None:
     """Convert; `words` are the command line's, by default this process's."""
     args = parser(prog).parse_args(words)
     jax.config.update("jax_platforms", "cpu")  # a conversion is only file access
+    if (args.base or args.ema) and (args.to_torch or run_dir.is_run(args.source)):
+        raise InputError("--base and --ema: only for released weights")
     if args.to_torch:
         convert.to_released(args.source, args.destination, args.overwrite, args.dtype)
     elif run_dir.is_run(args.source):
@@ -21,7 +23,8 @@ def main(words: list[str] | None = None, prog: str | None = None) -> None:
     elif args.dtype:
         raise InputError(f"--dtype {args.dtype}: only for training runs and --to-torch; other weights keep their dtype")
     else:
-        convert.from_released(args.source, args.destination, args.overwrite)
+        unet = "unet_ema" if args.ema else "unet"
+        convert.from_released(args.source, args.destination, args.overwrite, base=args.base, unet=unet)
 
 
 def parser(prog: str | None) -> cli.Parser:
@@ -29,10 +32,14 @@ def parser(prog: str | None) -> cli.Parser:
     top.add_argument(
         "source",
         type=cli.path,
-        help="folder in the released layout, Hugging Face name such as owner/name, or training run; with --to-torch a "
-        "checkpoint",
+        help="folder in the released layout, Hugging Face name owner/name[@revision], or training run; with --to-torch "
+        "a checkpoint",
     )
     top.add_argument("destination", type=cli.path, help="folder to write")
+    top.add_argument(
+        "--base", type=cli.path, metavar="SOURCE", help="released weights of whatever the source lacks, such as the VAE"
+    )
+    top.add_argument("--ema", action="store_true", help="take the UNet from unet_ema/, the average of its training")
     top.add_argument("--overwrite", action="store_true", help="replace the checkpoint at the destination")
     top.add_argument("--to-torch", action="store_true", help="convert a checkpoint to the released layout")
     top.add_argument(

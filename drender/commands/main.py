@@ -15,6 +15,7 @@ from drender.commands import sample
 OTHERS = {
     "convert": "Convert released weights or a training run to a checkpoint, or back",
     "train": "Train an inverse or forward renderer",
+    "app": "Serve a page to relight in",
     "info": "Describe a checkpoint, a run or a clip",
 }
 

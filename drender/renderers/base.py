@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from drender import assets, diffusion
 from drender.checkpoints import orbax
+from drender.checkpoints.cache import resolve
 from drender.config import DTYPES, RendererConfig, Sampling, from_dict
 from drender.errors import InputError, unknown_name_error
 from drender.models import lora
@@ -64,10 +65,12 @@ class Renderer:
         device: jax.Device | Sequence[jax.Device] | None = None,
         lora_scale: float = 1.0,
     ) -> "Renderer":
-        """Load a converted checkpoint.
+        """Load a checkpoint.
 
         Args:
-          path: folder written by `convert_weights.py`; None: the small built-in model.
+          path: folder that `drender convert` wrote; or released weights, which are converted into a cache the first
+            time: a folder, or a Hugging Face name such as "owner/name" or "owner/name@revision". None: the small
+            built-in model.
           dtype: computation dtype: "float32", "bfloat16" or "float16"; None: float32 on a CPU, else bfloat16.
           device: one device, or several that share every clip and each hold all parameters; None: the default device.
           lora_scale: weight of the LoRA trained on real footage, if the checkpoint has one.
@@ -80,7 +83,7 @@ class Renderer:
         dtype = dtype or ("float32" if devices[0].platform == "cpu" else "bfloat16")
         if dtype not in DTYPES:
             raise unknown_name_error("dtype", dtype, DTYPES)
-        path = path or assets.checkpoint(cls.kind)
+        path = resolve(path or assets.checkpoint(cls.kind))
         config = cls.load_config(path)
         with jax.default_device(devices[0]):
             params = cls._load_params(path, config, dtype)
@@ -91,8 +94,8 @@ class Renderer:
 
     @classmethod
     def load_config(cls, path: str | Path) -> RendererConfig:
-        """Load a checkpoint's configuration without its weights; raise InputError if it is of another kind."""
-        config = orbax.load_config(path)
+        """Load the configuration of a checkpoint, named as for `load`; raise InputError if it is of another kind."""
+        config = orbax.load_config(resolve(path))
         if config.kind != cls.kind:
             raise InputError(f"{path} holds a {config.kind!r} model, but the {cls.kind} renderer needs {cls.kind!r}")
         return config

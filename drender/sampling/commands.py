@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from drender import assets, cli
+from drender.checkpoints.cache import resolve
 from drender.config import RendererConfig, Sampling, from_dict
 from drender.errors import InputError
 from drender.lighting.camera import read_poses
@@ -90,7 +91,7 @@ def complete_options(command: str, options: Any) -> tuple[Any, RendererConfig | 
     for kind, renderer in (("inverse", InverseRenderer), ("forward", ForwardRenderer)):
         if kind in kinds:
             option = kind if command == "relight" else "checkpoint"
-            changes[option] = getattr(options, option) or str(assets.checkpoint(kind))
+            changes[option] = str(resolve(getattr(options, option) or assets.checkpoint(kind)))
             configs[kind] = renderer.load_config(changes[option])
     model = configs[kinds[0]]
     frames = model.frames if options.frames is None else options.frames

@@ -72,6 +72,7 @@ def stops(text: str) -> float | str:
 # --- groups of options ---
 
 CLIPS = "image, video, folder of frames, or folder of these (the built-in clip)"
+CHECKPOINT = "folder of `drender convert`, folder of released weights, or Hugging Face name owner/name[@revision]"
 GBUFFERS = "folder of G-buffers, or folder of these (the built-in clip)"
 
 
@@ -100,15 +101,15 @@ class EncodingOptions:
 class CheckpointOptions:
     """The renderer of a command that uses one."""
 
-    checkpoint: str | None = option("folder written by convert_weights.py (the built-in model)", metavar="FOLDER")
+    checkpoint: str | None = option(f"{CHECKPOINT} (the built-in model)", metavar="CHECKPOINT")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointsOptions:
     """The renderers of `relight`."""
 
-    inverse: str | None = option("checkpoint of the inverse renderer (the built-in model)", metavar="FOLDER")
-    forward: str | None = option("checkpoint of the forward renderer (the built-in model)", metavar="FOLDER")
+    inverse: str | None = option(f"inverse renderer: {CHECKPOINT} (the built-in model)", metavar="CHECKPOINT")
+    forward: str | None = option("forward renderer, likewise (the built-in model)", metavar="CHECKPOINT")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,17 +3,14 @@
 import functools
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from drender.errors import InputError
+from drender.files import content_hash, size_and_time
 
 FIELD_TYPES = {"settings": dict, "labels": list, "chunks": list, "finished": bool}
 LABEL = re.compile(r"\w+")  # labels become glob patterns of the files that are deleted
-HASHED_WHOLE = 2**24  # bytes; of larger files, which are videos and weights, evenly spaced blocks are hashed
-BLOCK, NUM_BLOCKS = 2**16, 256
 
 
 def read_record(path: Path) -> dict:
@@ -56,12 +53,12 @@ class InputFiles:
     @functools.cached_property
     def state(self) -> str:
         """Return a hash of the files' paths, sizes and modification times."""
-        return _digest(json.dumps([str(file.absolute()), *_size_and_time(file)]) for file, _ in self._files)
+        return _digest(json.dumps([str(file.absolute()), *size_and_time(file)]) for file, _ in self._files)
 
     @functools.cached_property
     def content(self) -> str:
         """Return a hash of the files' names and contents."""
-        return _digest(json.dumps([name, _content_hash(file, *_size_and_time(file))]) for file, name in self._files)
+        return _digest(json.dumps([name, content_hash(file, *size_and_time(file))]) for file, name in self._files)
 
     def match(self, recorded: dict) -> bool:
         """Return whether the files are those of a record's `inputs`."""
@@ -73,25 +70,3 @@ class InputFiles:
 
 def _digest(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
-
-
-def _size_and_time(file: Path) -> tuple[int, int]:
-    try:
-        status = file.stat()
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}") from error
-    return status.st_size, status.st_mtime_ns
-
-
-@functools.lru_cache(maxsize=2**16)  # checkpoints and environments are shared by all clips of a run
-def _content_hash(file: Path, size: int, mtime_ns: int) -> str:
-    digest = hashlib.sha256(str(size).encode())
-    step = max(BLOCK, (size - BLOCK) // (NUM_BLOCKS - 1)) if size > HASHED_WHOLE else BLOCK
-    try:
-        with file.open("rb") as stream:
-            for start in range(0, size, step):
-                stream.seek(start, os.SEEK_SET)
-                digest.update(stream.read(BLOCK))
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}") from error
-    return digest.hexdigest()

@@ -39,7 +39,7 @@ def train(config: TrainConfig) -> int:
     """
     mesh = sharding.make_mesh(config.mesh, config.data.batch, config.optimizer.grad_accum_steps)
     weights = resolve_weights(config)
-    hint = f"python convert_weights.py {config.output} CHECKPOINT exports a checkpoint to sample"
+    hint = f"drender convert {config.output} CHECKPOINT exports a checkpoint to sample"
     with RunFolder(config, weights.model) as run:
         if (run.last or 0) >= config.optimizer.steps:
             log(f"finished before: {run.last} steps; {hint}; raise optimizer.steps to continue")

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from drender.checkpoints import orbax
+from drender.checkpoints.cache import resolve
 from drender.checkpoints.fingerprint import fingerprint
 from drender.config import RendererConfig, from_dict, to_dict
 from drender.errors import InputError, unknown_name_error
@@ -207,8 +208,9 @@ class WeightSource:
             self.run = train_config
             self.components = Weights(train_config, {}, self.config).components
         else:
-            self.config = orbax.load_config(path)
-            self.components = tuple(orbax.components(path))
+            self.path = resolve(path)
+            self.config = orbax.load_config(self.path)
+            self.components = tuple(orbax.components(self.path))
 
     def load(self, name: str) -> dict:
         """Return a component as a nested dict of arrays."""

@@ -289,7 +289,7 @@ def test_script_converts_both_ways(originals, monkeypatch, tmp_path, capsys):
     [
         (["a", "b", "--overwrit"], "unknown option '--overwrit'; did you mean '--overwrite'?"),
         (["nowhere", "b"], "error: nowhere: neither a folder nor a Hugging Face name of the form owner/name"),
-        (["--to-torch", "nowhere", "b"], "error: nowhere: no such folder; give one that convert_weights.py wrote"),
+        (["--to-torch", "nowhere", "b"], "error: nowhere: no such folder; give a checkpoint, released"),
         (["nowhere", "b", "--dtype", "float16"], "error: --dtype float16: only for training runs and --to-torch"),
     ],
 )

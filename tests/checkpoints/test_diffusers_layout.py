@@ -1,6 +1,7 @@
 """The released layout: incomplete and wrong JSON files, wrapped names, LoRA strength."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from helpers import tiny
 from safetensors.numpy import load_file, save_file
 
 from drender.checkpoints import convert, diffusers_layout, orbax
+from drender.commands import convert as convert_command
 from drender.config import DOMAINS, EnvEncoderConfig, SchedulerConfig
 from drender.errors import InputError
 from drender.models import lora
@@ -216,3 +218,51 @@ def test_inconsistent_lora_settings_are_named(forward, where, settings, message)
     place = where if where in PLACES[:1] else "lora_adapter_metadata"
     with pytest.raises(InputError, match=f"{place}: {message}"):
         diffusers_layout.read(forward, SILENT)
+
+
+# --- a UNet alone -----------------------------------------------------------------------------------------------------
+
+
+def unet_alone(source, folder, name="unet"):
+    """Return a folder that holds nothing but a UNet, as trainers write it."""
+    shutil.copytree(source / "unet", folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["inverse", "forward"])
+def test_base_gives_what_a_folder_lacks(originals, tmp_path, kind):
+    folder, lines = unet_alone(originals[kind], tmp_path / "run"), []
+    with pytest.raises(InputError, match=r"no vae/config\.json\); --base names a checkpoint to take it from"):
+        diffusers_layout.read(folder, SILENT)
+    config, tensors = diffusers_layout.read(folder, lines.append, originals[kind])
+    expected, expected_tensors = diffusers_layout.read(originals[kind], SILENT)
+    assert config == expected
+    # The base's LoRA belongs to the base's UNet.
+    assert tensors.keys() == expected_tensors.keys() - {"lora"}
+    encoder = ["env_encoder"] if kind == "forward" else []
+    assert lines[0] == f"taken from {originals[kind]}: {', '.join(['vae', *encoder, 'scheduler'])}"
+
+
+def test_own_components_come_before_those_of_the_base(inverse, originals):
+    tiny.edit_json(inverse / "scheduler/scheduler_config.json", sigma_max=80.0)
+    assert diffusers_layout.read(inverse, SILENT, originals["inverse"])[0].scheduler.sigma_max == 80
+
+
+def test_averaged_unet_is_taken_by_its_name(originals, tmp_path):
+    folder = unet_alone(originals["inverse"], tmp_path / "run", "unet_ema")
+    tiny.edit_json(folder / "unet_ema/config.json", decay=0.9999, update_after_step=0)
+    with pytest.raises(InputError, match=r"no unet/config\.json\); --ema takes unet_ema/"):
+        diffusers_layout.read(folder, SILENT)
+    lines = []
+    _, tensors = diffusers_layout.read(folder, lines.append, originals["inverse"], "unet_ema")
+    assert tensors["unet"].keys() == tiny.shapes("inverse", "unet").keys()
+    assert any("ignored decay = 0.9999" in line for line in lines)
+
+
+def test_script_takes_base_and_average(originals, tmp_path, monkeypatch):
+    folder = unet_alone(originals["inverse"], tmp_path / "run", "unet_ema")
+    words = [folder, tmp_path / "converted", "--base", originals["inverse"], "--ema"]
+    convert_command.main([str(word) for word in words])
+    assert orbax.components(tmp_path / "converted") == ["unet", "vae"]
+    with pytest.raises(InputError, match="--base and --ema: only for released weights"):
+        convert_command.main([str(tmp_path / "converted"), str(tmp_path / "back"), "--to-torch", "--ema"])

@@ -1,12 +1,18 @@
 """Downloads from Hugging Face: only the required files, and one line for every failure."""
 
 import json
+import shutil
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 from helpers import tiny
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from drender.checkpoints import hub
 from drender.errors import InputError
@@ -22,13 +28,15 @@ class FakeHub:
         monkeypatch.setattr(huggingface_hub, "HfApi", lambda: self)
         monkeypatch.setattr(huggingface_hub, "snapshot_download", self.snapshot_download)
 
-    def model_info(self, name):
+    def model_info(self, name, revision=None, files_metadata=True, timeout=None):
         if self.listing:
             raise self.listing
         files = [str(file.relative_to(self.folder)) for file in self.folder.rglob("*") if file.is_file()]
-        return type("Info", (), {"siblings": [type("File", (), {"rfilename": name}) for name in files]})
+        size = lambda name: (self.folder / name).stat().st_size
+        siblings = [type("File", (), {"rfilename": name, "size": size(name)}) for name in files]
+        return type("Info", (), {"siblings": siblings, "sha": "a" * 40})
 
-    def snapshot_download(self, name, allow_patterns=None, local_files_only=False):
+    def snapshot_download(self, name, revision=None, allow_patterns=None, local_files_only=False):
         self.requested = allow_patterns
         if error := self.cached if local_files_only else self.download:
             raise error
@@ -67,7 +75,10 @@ def test_shards_are_downloaded_with_their_index(tmp_path, monkeypatch, index):
     files = ["config.json", f"{stem}.{index}", *(f"{stem}.fp16-0000{i}-of-00003.safetensors" for i in (1, 2, 3))]
     expected = [f"{component}/{file}" for component in ("unet", "vae") for file in files]
     assert sorted(fake.requested) == sorted([*expected, "model_index.json", "scheduler/scheduler_config.json"])
-    assert lines == ["downloading 6 files of owner/name from Hugging Face", "downloading 6 shards"]
+    assert [line.rpartition(",")[0] for line in lines] == [
+        "downloading 6 files of owner/name from Hugging Face",
+        "downloading 12 files of owner/name from Hugging Face",
+    ]
 
 
 def test_shards_outside_the_folder_are_not_requested(inverse, monkeypatch):
@@ -101,4 +112,21 @@ def test_earlier_download_is_used_offline(originals, monkeypatch):
     FakeHub(monkeypatch, originals["inverse"], listing=ConnectionError())
     lines = []
     assert hub.find("owner/name", lines.append) == originals["inverse"]
-    assert lines == ["Hugging Face cannot be reached (ConnectionError); looking for an earlier download"]
+    assert lines == ["Hugging Face cannot be reached (ConnectionError); looking for an earlier download of owner/name"]
+
+
+def test_a_download_that_does_not_fit_on_the_disk_is_not_begun(originals, monkeypatch):
+    fake = FakeHub(monkeypatch, originals["inverse"])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+    with pytest.raises(InputError, match=r"needs 0\.0\d+ GB of disk, 0\.001 GB are free; free space, or set HF_HOME"):
+        hub.find("owner/name", SILENT)
+    assert not hasattr(fake, "requested")
+
+
+def test_revision_is_part_of_a_name(originals, monkeypatch):
+    fake = FakeHub(monkeypatch, originals["inverse"])
+    assert hub.pin("owner/name@dev", SILENT) == "owner/name@" + "a" * 40
+    assert hub.pin("owner/name@" + "b" * 40, SILENT) == "owner/name@" + "b" * 40
+    fake.listing = hub_error(RevisionNotFoundError)
+    with pytest.raises(InputError, match="owner/name@dev: the repository has no revision dev; check its branches"):
+        hub.find("owner/name@dev", SILENT)

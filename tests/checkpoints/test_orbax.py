@@ -189,7 +189,7 @@ def test_other_folders_are_not_loaded(tmp_path):
     with pytest.raises(InputError, match=r"config\.json: unknown key 'hidden_size'"):
         orbax.load_config(tmp_path)
     (tmp_path / "model_index.json").write_text("{}")
-    with pytest.raises(InputError, match=r"convert it first: python convert_weights\.py"):
+    with pytest.raises(InputError, match=r"convert it first: drender convert"):
         orbax.load_config(tmp_path)
 
 

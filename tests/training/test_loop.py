@@ -292,7 +292,7 @@ def test_a_finished_run_ends_at_once(whole, train, monkeypatch, capsys):
     monkeypatch.setattr(loop, "compile_step", None)
     before = (whole / "metrics.jsonl").read_text()
     assert train(whole) == 0
-    assert capsys.readouterr().out.startswith(f"finished before: 12 steps; python convert_weights.py {whole}")
+    assert capsys.readouterr().out.startswith(f"finished before: 12 steps; drender convert {whole}")
     assert (whole / "metrics.jsonl").read_text() == before
 
 

@@ -1,0 +1,72 @@
+"""Checkpoints by any name: released weights are converted once into a cache."""
+
+import hashlib
+import sys
+from pathlib import Path
+
+import filelock
+
+from drender import files
+from drender.checkpoints import convert, hub
+from drender.checkpoints.diffusers_layout import STEMS, Log
+from drender.errors import InputError
+
+
+def progress(line: str) -> None:
+    """Print a line to stderr, where it is not taken for a result."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def resolve(source: str | Path, log: Log = progress) -> Path:
+    """Return the folder of a converted checkpoint, converting released weights unless the cache holds them.
+
+    Args:
+      source: a converted checkpoint; a folder in the released layout; or a Hugging Face name ("owner/name" or
+        "owner/name@revision"), of which a branch or tag is looked up again each time.
+      log: receives progress, a line each.
+    Raises:
+      InputError: the weights cannot be found, downloaded or converted. Other folders are left to the reader to judge.
+    """
+    folder = files.expand_home(source)
+    if (folder / "unet" / "config.json").is_file():
+        return _converted(f"{folder.resolve().name}-{_content_key(folder)}", str(folder), log)
+    if hub.is_name(source):
+        pinned = hub.pin(str(source), log)
+        return _converted(pinned.replace("/", "--"), pinned, log)
+    return Path(source)
+
+
+def _converted(key: str, source: str, log: Log) -> Path:
+    """Return the cached checkpoint of this key, which one of several processes converts."""
+    folder = files.cache_dir() / "checkpoints" / key
+    if folder.is_dir():  # folders appear when they are complete
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder.with_name(f".{key}.lock"))  # released by the system if its owner is killed
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            log(f"{source}: waiting for another process, which converts it")
+            lock.acquire()
+    except OSError as error:
+        raise InputError(f"{folder.parent}: cannot be written ({error.strerror}); set DRENDER_CACHE") from error
+    try:
+        if not folder.is_dir():
+            log(f"{source}: converting into {folder}")
+            convert.from_released(source, folder, log=log)
+    finally:
+        lock.release()
+    return folder
+
+
+def _content_key(folder: Path) -> str:
+    """Return a hash of the files that a conversion may read: names, times and contents."""
+    digest = hashlib.sha256()
+    for part in (".", *STEMS, "scheduler"):
+        for file in sorted((folder / part).glob("*")):
+            if file.is_file():
+                size, mtime = files.size_and_time(file)
+                name = file.relative_to(folder).as_posix()
+                digest.update(f"{name} {mtime} {files.content_hash(file, size, mtime)}\n".encode())
+    return digest.hexdigest()[:16]
