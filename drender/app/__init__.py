@@ -1,0 +1,1 @@
+"""The page to relight in: `session.py` is what it does, `page.py` how it looks (Gradio)."""

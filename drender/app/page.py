@@ -1,0 +1,279 @@
+"""The page: Gradio components, and what happens when they change."""
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from drender import assets
+from drender.app.session import Light, Session
+from drender.config import DEFAULT_PASSES
+from drender.errors import InputError
+from drender.media.images import to_integers
+from drender.renderers.forward import ForwardRenderer
+from drender.renderers.inverse import InverseRenderer, chosen_passes
+
+DOWNLOADS = {"PNG": "png", "EXR": "exr", "mp4": "mp4", "G-buffers": "gbuffers"}
+# Every event that uses the device: one at a time, others queue.
+DEVICE = {"concurrency_id": "device", "concurrency_limit": 1}
+# Sliders send many events: compute the last one, without a spinner.
+AT_ONCE = {"trigger_mode": "always_last", "show_progress": "hidden", "concurrency_limit": 4}
+CSS = """
+.gradio-container {max-width: 1200px !important; margin: auto}
+.ball img {border-radius: 50%} .ball {max-width: 260px; margin: auto}
+#buffers .grid-wrap {min-height: 0; max-height: none} #buffers {min-height: 0}
+footer {display: none !important}
+"""
+
+
+@dataclass
+class App:
+    """The renderers, and the visitors' sessions by the browser's session name.
+
+    Attributes:
+      folder: temporary, of all sessions.
+      size: (height, width) that clips are fitted to.
+      max_frames: of a clip, the rest is not read.
+    """
+
+    inverse: InverseRenderer
+    forward: ForwardRenderer
+    folder: Path
+    size: tuple[int, int]
+    max_frames: int
+    sessions: dict[str, Session] = field(default_factory=dict)
+    device: threading.Lock = field(default_factory=threading.Lock)
+
+    def session(self, request: gr.Request) -> Session:
+        name = request.session_hash
+        if name not in self.sessions:
+            folder = self.folder / f"session{len(self.sessions)}-{threading.get_ident()}"
+            folder.mkdir(parents=True)
+            self.sessions[name] = Session(folder)
+        return self.sessions[name]
+
+    def close(self, request: gr.Request) -> None:
+        """Forget a visitor who has left."""
+        if session := self.sessions.pop(request.session_hash, None):
+            session.close()
+
+    # --- clip ---
+
+    def begin(self, request: gr.Request) -> None:
+        self.session(request).stop.clear()
+
+    def cancel(self, request: gr.Request) -> None:
+        self.session(request).stop.set()
+
+    def open(self, path: str | None, request: gr.Request) -> tuple:
+        session = self.session(request)
+        try:
+            line, *warnings = session.open(path or assets.CLIPS, self.size, self.max_frames)
+        finally:
+            if path:
+                Path(path).unlink(missing_ok=True)  # its frames are in memory
+        for warning in warnings:
+            gr.Warning(warning)
+        last = len(session.rgb) - 1
+        frame = gr.Slider(0, max(1, last), 0, visible=last > 0)
+        return None, line, frame, gallery(session, 0), None, None, gr.DownloadButton(interactive=False)
+
+    def estimate(self, request: gr.Request, progress: Any = gr.Progress(track_tqdm=True)) -> Iterator[tuple]:  # noqa: B008
+        session = self.session(request)
+        if session.rgb is None:
+            return
+        with self.device:
+            for _ in session.estimate(self.inverse, chosen_passes(self.inverse.config, DEFAULT_PASSES)):
+                yield gallery(session, 0), shown(session.buffers.get("basecolor"), 0)
+
+    def show(self, index: int, request: gr.Request) -> tuple:
+        session = self.session(request)
+        return gallery(session, index), shown(session.buffers.get("basecolor"), index), comparison(session, index)
+
+    # --- materials ---
+
+    def pick(self, index: int, request: gr.Request, event: gr.SelectData) -> str:
+        x, y = event.index
+        color = to_integers(self.session(request).buffers["basecolor"][index, y, x])
+        return "#{:02x}{:02x}{:02x}".format(*color)
+
+    def edit(self, index, color, distance, parts, new, roughness, metallic, request: gr.Request) -> tuple:
+        session = require(self.session(request))
+        given = {"basecolor": new, "roughness": str(roughness), "metallic": str(metallic)}
+        fraction = session.edit(color, distance, {name: given[name] for name in parts})
+        gr.Info(f"{fraction:.1%} of the pixels changed")
+        return self.show(index, request)[:2]
+
+    def reset(self, index: int, request: gr.Request) -> tuple:
+        self.session(request).reset()
+        return self.show(index, request)[:2]
+
+    # --- light ---
+
+    def ball(self, name, file, yaw, pitch, roll, exposure) -> np.ndarray:
+        return to_integers(light(name, file, yaw, pitch, roll, exposure).mirror_ball())
+
+    def relight(
+        self, index, kind, name, file, yaw, pitch, roll, exposure, request: gr.Request,
+        progress: Any = gr.Progress(track_tqdm=True),  # noqa: B008
+    ) -> tuple:  # fmt: skip
+        session = require(self.session(request))
+        with self.device:
+            session.relight(self.forward, light(name, file, yaw, pitch, roll, exposure))
+        return comparison(session, index), self.save(kind, request)
+
+    def save(self, kind: str, request: gr.Request) -> Any:
+        session = self.session(request)
+        if session.rgb is None or (session.relit is None and kind != "G-buffers") or not session.buffers:
+            return gr.DownloadButton(interactive=False)
+        return gr.DownloadButton(f"Download {kind}", value=str(session.save(DOWNLOADS[kind])), interactive=True)
+
+
+def require(session: Session) -> Session:
+    """Return a session that has all G-buffers."""
+    if not session.buffers:
+        raise InputError("no G-buffers yet; upload a picture or clip, or take the built-in one")
+    return session
+
+
+def light(name: str, file: str | None, yaw: float, pitch: float, roll: float, exposure: float) -> Light:
+    return Light(file or assets.environment(name), yaw, pitch, roll, exposure)
+
+
+def shown(clip: np.ndarray | None, index: int) -> np.ndarray | None:
+    return None if clip is None else to_integers(clip[min(index, len(clip) - 1)])
+
+
+def gallery(session: Session, index: int) -> list[tuple[np.ndarray, str]]:
+    clips = {} if session.rgb is None else {"input": session.rgb} | session.buffers
+    return [(shown(clip, index), name) for name, clip in clips.items()]
+
+
+def comparison(session: Session, index: int) -> tuple | None:
+    return None if session.relit is None else (shown(session.rgb, index), shown(session.relit, index))
+
+
+def one_line(function: Callable) -> Callable:
+    """Show bad input and cancellation as a message on the page, in a handler that is called or iterated."""
+
+    def failed(error: BaseException) -> gr.Error:
+        return gr.Error(
+            "Cancelled" if isinstance(error, KeyboardInterrupt) else str(error), duration=10, print_exception=False
+        )
+
+    if inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def iterated(*args, **kwargs):
+            try:
+                yield from function(*args, **kwargs)
+            except (InputError, KeyboardInterrupt) as error:
+                raise failed(error) from None
+
+        return iterated
+
+    @functools.wraps(function)
+    def called(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except (InputError, KeyboardInterrupt) as error:
+            raise failed(error) from None
+
+    return called
+
+
+# --- layout ---
+
+
+def build(app: App) -> gr.Blocks:
+    """Return the page."""
+    with gr.Blocks(title="drender", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gr.Markdown("# drender\nLight a picture or a clip anew: open it, choose a light, relight.")
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                gr.Markdown("### 1 Clip")
+                with gr.Row():
+                    upload = gr.File(label="Picture or clip", height=140, elem_id="upload", interactive=True)
+                    example = gr.Button("Take the built-in clip", elem_id="example", min_width=140)
+                about = gr.Markdown(elem_id="about")
+                buffers = gr.Gallery(
+                    label="G-buffers", columns=3, object_fit="contain", elem_id="buffers", format="png"
+                )
+                frame = gr.Slider(0, 1, 0, step=1, label="Frame", visible=False)
+                with gr.Accordion("Change materials", open=False):
+                    with gr.Row():
+                        basecolor = gr.Image(label="Click a color", format="png", interactive=False, min_width=160)
+                        with gr.Column(min_width=160):
+                            color = gr.ColorPicker("#808080", label="where the basecolor is near")
+                            distance = gr.Slider(0, 1, 0.15, label="within a distance of")
+                            parts = gr.CheckboxGroup(["basecolor", "roughness", "metallic"], label="set")
+                            new = gr.ColorPicker("#c03020", label="basecolor")
+                            roughness = gr.Slider(0, 1, 0.3, label="roughness")
+                            metallic = gr.Slider(0, 1, 0, label="metallic")
+                    with gr.Row():
+                        change, undo = gr.Button("Change"), gr.Button("Undo all")
+            with gr.Column(scale=1, min_width=280):
+                gr.Markdown("### 2 Light")
+                names = assets.environments()
+                name = gr.Dropdown(names, value=assets.LIGHTS[0], label="Built-in environment", elem_id="light")
+                file = gr.UploadButton("or a lat-long map (.hdr, .exr)", elem_id="map")
+                ball = gr.Image(
+                    label="Mirror ball", interactive=False, elem_classes="ball", elem_id="ball", format="png"
+                )
+                yaw = gr.Slider(-180, 180, 0, step=1, label="Yaw, °: to the right", elem_id="yaw")
+                pitch = gr.Slider(-90, 90, 0, step=1, label="Pitch, °: upward")
+                roll = gr.Slider(-180, 180, 0, step=1, label="Roll, °: clockwise")
+                exposure = gr.Slider(-5, 5, 0, step=0.1, label="Exposure, stops")
+        gr.Markdown("### 3 Relit")
+        with gr.Row():
+            run = gr.Button("Relight", variant="primary", elem_id="relight")
+            stop = gr.Button("Cancel", variant="stop", elem_id="cancel")
+        result = gr.ImageSlider(label="before | after", interactive=False, format="png", elem_id="result")
+        with gr.Row():
+            kind = gr.Radio(list(DOWNLOADS), value="PNG", label="Format", elem_id="format")
+            download = gr.DownloadButton("Download", interactive=False, elem_id="download")
+
+        settings = [name, file, yaw, pitch, roll, exposure]
+        opened = {"outputs": [upload, about, frame, buffers, basecolor, result, download], **DEVICE}
+        for event in (upload.upload, example.click):
+            inputs = upload if event is upload.upload else gr.State(None)
+            event(app.begin, queue=False).then(one_line(app.open), inputs, **opened).success(
+                one_line(app.estimate), outputs=[buffers, basecolor], **DEVICE
+            )
+        file.upload(lambda path: gr.UploadButton(f"map: {Path(path).name}", value=path), file, file)
+        name.input(lambda: gr.UploadButton("or a lat-long map (.hdr, .exr)", value=None), outputs=file)
+        frame.input(app.show, frame, [buffers, basecolor, result], **AT_ONCE)
+        basecolor.select(app.pick, frame, color)
+        edit = [frame, color, distance, parts, new, roughness, metallic]
+        change.click(one_line(app.edit), edit, [buffers, basecolor])
+        undo.click(app.reset, frame, [buffers, basecolor])
+        changes = [setting.change for setting in settings if setting is not file]
+        gr.on([page.load, file.upload, *changes], one_line(app.ball), settings, ball, **AT_ONCE)
+        run.click(app.begin, queue=False).then(
+            one_line(app.relight), [frame, kind, *settings], [result, download], **DEVICE
+        )
+        stop.click(app.cancel, queue=False)
+        kind.change(one_line(app.save), kind, download)
+        page.unload(app.close)
+    return page
+
+
+def serve(app: App, host: str, port: int, max_upload_mb: float, block: bool = True) -> gr.Blocks:
+    """Serve the page until interrupted, or until `close` if not `block`."""
+    page = build(app)
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # no fonts from the network
+    page.queue(max_size=32, api_open=False)
+    try:
+        page.launch(
+            server_name=host, server_port=port, max_file_size=f"{max_upload_mb:g}mb", prevent_thread_lock=not block,
+            share=False, quiet=True, theme=theme, css=CSS, footer_links=[], ssr_mode=False,
+        )  # fmt: skip
+    except OSError as error:
+        raise InputError(f"--host {host} --port {port}: cannot be served ({error}); give another") from error
+    return page

@@ -1,0 +1,163 @@
+"""What a visitor of the page has: a clip, its G-buffers, edits, and the clip under another light.
+
+Clips are `f h w 3` in [0, 1], sRGB-encoded, at the size that suits the models.
+"""
+
+import functools
+import shutil
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from drender.editing import materials
+from drender.errors import InputError, oom_guard
+from drender.lighting.camera import camera_rotations, light_angles, light_orientation
+from drender.lighting.environment import environment_maps
+from drender.lighting.latlong import load_latlong
+from drender.lighting.projection import latlong_to_cube, project
+from drender.media.encodings import ImageFormat
+from drender.media.gbuffers import frame_path
+from drender.media.resize import ResizeConfig
+from drender.media.video import find_clips, write_video
+from drender.renderers.forward import GUIDANCE, ForwardRenderer, used_conditions
+from drender.renderers.inverse import InverseRenderer
+from drender.renderers.windows import whole
+
+# Frames are scaled to cover the model's size; panoramas and strips beyond this multiple of its area are refused.
+MAX_AREA = 4
+SMALLER = "give a smaller picture or fewer frames"
+
+
+@dataclass(frozen=True)
+class Light:
+    """An environment (path of a lat-long map) and its turn in degrees and exposure in stops, as for `Environment`."""
+
+    path: str
+    yaw: float = 0.0
+    pitch: float = 0.0
+    roll: float = 0.0
+    exposure: float = 0.0
+
+    def mirror_ball(self, side: int = 192) -> Float32[np.ndarray, "side side 3"]:
+        """Return a mirror ball in this light, as a camera sees it."""
+        # Turning the camera back equals turning the light, and needs no new cube map.
+        turn = light_orientation(self.yaw, self.pitch, self.roll).T @ camera_rotations(1)[0]
+        light = _cube(self.path) * np.float32(2.0**self.exposure)
+        return np.asarray(project(light, (side, side), turn[None], light_angles(1, False), "ball")["env_ldr"][0])
+
+    def maps(self, size: tuple[int, int]) -> dict[str, np.ndarray]:
+        """Return the forward renderer's maps, of one frame for all."""
+        turn = {"yaw": self.yaw, "pitch": self.pitch, "roll": self.roll}
+        return environment_maps(self.path, 1, size, exposure=self.exposure, **turn)
+
+
+@functools.lru_cache(maxsize=8)
+def _cube(path: str) -> np.ndarray:
+    return latlong_to_cube(load_latlong(path), light_orientation())
+
+
+class Session:
+    """One visitor's work.
+
+    Attributes:
+      folder: temporary, of files to download.
+      name, fps, rgb: of the clip; `rgb` is None before one is opened.
+      estimated: G-buffers of the clip.
+      buffers: the same with edits.
+      relit: the clip under another light, or None.
+      stop: setting this event aborts a job.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.name, self.fps, self.rgb, self.relit = "", 24.0, None, None
+        self.estimated, self.buffers = {}, {}
+        self.stop = threading.Event()
+
+    def close(self) -> None:
+        self.stop.set()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def open(self, path: str | Path, size: tuple[int, int], max_frames: int) -> list[str]:
+        """Read a picture or the first frames of a clip; return a line on it, and the reader's warnings.
+
+        Raises:
+          InputError: the file cannot be read, holds several clips, or is a strip. The session is unchanged.
+        """
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            clip, *others = find_clips(path)
+            if others:
+                raise InputError(f"{Path(path).name} holds {len(others) + 1} clips; give one of them")
+            plan = ResizeConfig(size=size).place(clip.size)
+            if np.prod(plan.outer) > MAX_AREA * np.prod(size):
+                raise InputError(f"{clip.name} has {clip.size[1]}×{clip.size[0]} pixels; crop it to a squarer shape")
+            rgb = np.stack([plan.fit(frame) for frame in clip.frames(0, max_frames)])
+        self.name, self.fps, self.rgb, self.relit = clip.name, clip.fps, rgb, None
+        self.estimated, self.buffers = {}, {}
+        count = (
+            f"the first {len(rgb)} of {clip.num_frames} frames" if len(rgb) < clip.num_frames else f"{len(rgb)} frames"
+        )
+        count = "a picture" if clip.num_frames == 1 else f"{count}, {clip.fps:.4g} a second"
+        sizes = f"{clip.size[1]}×{clip.size[0]}, seen at {plan.outer[1]}×{plan.outer[0]}"
+        return [f"{clip.name}: {count}, {sizes}", *dict.fromkeys(str(warning.message) for warning in caught)]
+
+    def estimate(self, inverse: InverseRenderer, passes: list[str]) -> Iterator[str]:
+        """Estimate the clip's G-buffers; yield the name of each as it is done."""
+        with oom_guard(SMALLER):
+            sampling = inverse.sampling({})
+            latents = inverse.encode(self.rgb[None], sampling)
+            noise = inverse.initial_noise(None, sampling.seed, latents.shape)
+            for name, estimated in inverse.estimate(latents, passes, sampling, noise, stop=self.stop):
+                images = whole(inverse.decode_buffer(name, estimated, sampling))[0]
+                self.estimated[name] = self.buffers[name] = images
+                yield name
+
+    def edit(self, color: str, distance: float, values: dict[str, str]) -> float:
+        """Set materials where the basecolor lies within a distance of a color; return the fraction of pixels."""
+        if not values:
+            raise InputError("nothing to change; choose a new color, roughness or metallic")
+        mask = materials.color_range(self.buffers["basecolor"], color, distance)
+        self.buffers |= materials.edit(self.buffers, materials.feather(mask, 1), set=values)
+        return float(mask.mean())
+
+    def reset(self) -> None:
+        """Undo all edits."""
+        self.buffers = dict(self.estimated)
+
+    def relight(self, forward: ForwardRenderer, light: Light) -> None:
+        """Render the G-buffers in a light."""
+        with oom_guard(SMALLER):
+            sampling = forward.sampling({}, GUIDANCE)
+            names = used_conditions(forward.config, ())
+            latents = {name: forward.encode(self.buffers[name][None], sampling) for name in names}
+            maps = forward.encode_environment(light.maps(forward.environment_size))
+            noise = forward.initial_noise(None, sampling.seed, latents[names[0]].shape)
+            rendered = forward.render(latents, maps, sampling, noise, stop=self.stop)
+            self.relit = whole(forward.decode(rendered, sampling))[0]
+
+    def save(self, kind: str) -> Path:
+        """Write the relit clip as "png" or "exr" (of several frames, a zip of them) or "mp4", or the "gbuffers"."""
+        stem = self.folder / f"{self.name}.{'gbuffers' if kind == 'gbuffers' else 'relit'}"
+        if kind == "mp4":
+            write_video(stem.with_name(f"{stem.name}.mp4"), self.relit, self.fps)
+            return stem.with_name(f"{stem.name}.mp4")
+        format = ImageFormat("exr" if kind == "exr" else "png")
+        images = {"rgb": self.rgb, **self.buffers} if kind == "gbuffers" else {"env0000": self.relit}
+        if kind != "gbuffers" and len(self.relit) == 1:
+            file = stem.with_name(f"{stem.name}.{format.kind}")
+            format.write(file, self.relit[0], "rgb")
+            return file
+        frames = stem.with_name(f"{stem.name}.files") / self.name
+        frames.mkdir(parents=True, exist_ok=True)
+        for label, clip in images.items():
+            for index, image in enumerate(clip):
+                format.write(frame_path(frames, 0, index, label, format.kind), image, label)
+        archive = shutil.make_archive(str(stem), "zip", frames.parent)
+        shutil.rmtree(frames.parent)
+        return Path(archive)
