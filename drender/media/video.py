@@ -3,6 +3,7 @@
 Frames are float32 `h w 3` in [0, 1], sRGB-encoded.
 """
 
+import collections
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,12 +13,14 @@ import av
 import numpy as np
 from jaxtyping import Float32
 
+from drender.config import DOMAINS
 from drender.errors import InputError
 from drender.files import atomic_write, list_dir, map_collecting_errors, require_file
 from drender.media.animation import is_animated, probe_animation, read_animation
 from drender.media.decoding import DEFAULT_FPS, decode, probe
 from drender.media.encodings import DEFAULT, InputEncoding, read_labeled
 from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES, image_size, to_integers
+from drender.media.sequences import split_sequences, without_overlaps
 
 SUFFIXES = IMAGE_SUFFIXES + HDR_SUFFIXES
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts")
@@ -80,7 +83,7 @@ class Clip:
     """A sequence of frames on disk, from `find_clips`: a video or animation, a folder of images, or one image.
 
     Attributes:
-      name: stem of the image or video, or name of the folder.
+      name: stem of the image or video, or name of the folder or sequence.
       fps: frame rate of the video or animation, or DEFAULT_FPS.
       num_frames: number of frames.
       paths: the images in order, or the one video or animation.
@@ -128,16 +131,19 @@ def find_clips(
 
     Animated GIF, WebP and PNG files, and TIFF files of several pages, count as videos.
 
-    A folder that holds only images is one clip. In a folder of G-buffers the `*.rgb.*` files are the frames, and
-    contact sheets and `*.viz.mp4` next to such folders are skipped. Next to videos or folders with clips, each image is
-    a clip of its own. EXR and Radiance files are frames only if the folder holds nothing else to read. Hidden files and
-    files of other kinds are ignored; folders are searched to any depth.
+    The images of a folder are clips by their names, see `split_sequences`; a single one has the folder's name. In a
+    folder of G-buffers the `*.rgb.*` files are the frames, each once if chunks share it, and contact sheets,
+    `*.viz.mp4` and folders named like G-buffers beside `rgb` are skipped. EXR and Radiance files are frames only if the
+    folder holds nothing else to read. Hidden files and files of other kinds are ignored; folders are searched to any
+    depth. Clips of one name get the names of their parent folders in front.
+
+    Warns of missing frame numbers.
 
     Args:
       failed: receives the InputErrors of single clips among several; None: raise them.
       label, assumed: of the clips' images, see `Clip`.
     Raises:
-      InputError: nothing to read, two clips of one name, an unreadable clip, or frames of different size.
+      InputError: nothing to read, two clips of one name in a folder, an unreadable clip, or frames of different size.
     """
     path = Path(path)
     try:
@@ -146,11 +152,8 @@ def find_clips(
         found = _clips_at(path)
         if not found:
             raise InputError(f"{path}: no images or videos found; known: {' '.join(SUFFIXES + VIDEO_SUFFIXES)}")
-        named = {}
-        for name, paths in found:
-            if (first := named.setdefault(name, paths)) is not paths:
-                raise InputError(f"two clips are named {name!r}: {first[0]} and {paths[0]}; rename one")
-        return map_collecting_errors(_open_clip, [(*clip, label, assumed) for clip in found], failed)
+        clips = [(*clip, label, assumed) for clip in _with_unique_names(found)]
+        return map_collecting_errors(_open_clip, clips, failed)
     except OSError as error:
         raise InputError(f"cannot read {error.filename or path}: {error.strerror}") from error
 
@@ -160,19 +163,57 @@ def _clips_at(path: Path) -> list[tuple[str, list[Path]]]:
     if not path.is_dir():
         return [(path.stem, [path])] if path.suffix.lower() in SUFFIXES + VIDEO_SUFFIXES else []
     found = {entry: _clips_at(entry) for entry in list_dir(path)}
-    images = [
-        entry for entry in found if entry.suffix.lower() in SUFFIXES and entry.is_file() and not is_animated(entry)
-    ]
+    if found.get(path / "rgb"):
+        found = {entry: clips for entry, clips in found.items() if entry.name not in DOMAINS}
     if not all(entry.suffix.lower() in HDR_SUFFIXES for entry, clips in found.items() if clips):
-        images = [image for image in images if image.suffix.lower() not in HDR_SUFFIXES]
         found = {entry: clips for entry, clips in found.items() if entry.suffix.lower() not in HDR_SUFFIXES}
+    is_image = lambda entry: entry.suffix.lower() in SUFFIXES and entry.is_file() and not is_animated(entry)
+    images = dict.fromkeys(filter(is_image, found))
     if rgb_frames := [image for image in images if image.stem.endswith(".rgb")]:
-        return [(path.resolve().name, rgb_frames)]
+        return _image_clips(path, rgb_frames, alone=True)
     if any(entry.is_dir() and files[0].stem.endswith(".rgb") for entry, clips in found.items() for _, files in clips):
         found = {entry: clips for entry, clips in found.items() if not entry.name.endswith(SUMMARIES)}
-    if images and all(entry in images for entry, clips in found.items() if clips):
-        return [(path.resolve().name, images)]
-    return [clip for clips in found.values() for clip in clips]
+        images = dict.fromkeys(image for image in images if image in found)
+    clips = _image_clips(path, list(images), alone=all(entry in images for entry, clips in found.items() if clips))
+    by_entry = {files[0]: [(name, files)] for name, files in clips}
+    return [clip for entry in found for clip in (by_entry.get(entry, []) if entry in images else found[entry])]
+
+
+def _image_clips(folder: Path, images: list[Path], alone: bool) -> list[tuple[str, list[Path]]]:
+    """Return (name, files) of the sequences among the images of a folder, which may hold them `alone`."""
+    by_suffix = {}
+    for image in images:
+        by_suffix.setdefault(image.suffix.lower(), {})[image.stem.removesuffix(".rgb")] = image
+    if len({stem for files in by_suffix.values() for stem in files}) == len(images):
+        by_suffix = {"": {stem: file for files in by_suffix.values() for stem, file in files.items()}}
+    sequences = [(files, sequence) for files in by_suffix.values() for sequence in split_sequences(list(files))]
+    clips, name = [], folder.resolve().name
+    for files, sequence in sequences:
+        frames = [files[stem] for stem in sequence.stems]
+        if len(frames) > 1 or (alone and len(sequences) == 1):
+            sequence.warn_of_gaps(folder)
+            several = len(sequences) > 1 and sequence.name
+            clips.append((f"{name}_{sequence.name}" if several else name, without_overlaps(frames)))
+        else:
+            clips.append((sequence.name, frames))
+    return clips
+
+
+def _with_unique_names(clips: list[tuple[str, list[Path]]]) -> list[tuple[str, list[Path]]]:
+    """Put the names of parent folders in front of names that several clips have; InputError if these are equal too."""
+    names = [name for name, _ in clips]
+    for depth in range(max(len(files[0].resolve().parents) for _, files in clips)):
+        count = collections.Counter(names)
+        for index, (name, files) in enumerate(clips):
+            parents = [parent.name for parent in files[0].resolve().parents]
+            parents = parents[1:] if name == parents[0] else parents
+            if count[names[index]] > 1 and depth < len(parents):
+                names[index] = f"{parents[depth]}_{names[index]}"
+    for name, number in collections.Counter(names).items():
+        if number > 1:
+            first, second = [clip for other, clip in zip(names, clips, strict=True) if other == name][:2]
+            raise InputError(f"two clips are named {first[0]!r}: {first[1][0]} and {second[1][0]}; rename one")
+    return [(name, files) for name, (_, files) in zip(names, clips, strict=True)]
 
 
 def _open_clip(name: str, paths: list[Path], label: str, assumed: InputEncoding) -> Clip:

@@ -161,14 +161,14 @@ def test_image_is_a_clip_of_one_frame(tmp_path):
 
 
 def test_frame_folder_is_a_clip_in_natural_order(tmp_path):
-    for number in (10, 9, 1, 2, 11):
+    for number in (10, 9, 8, 12, 11):
         write_png(tmp_path / "walk" / f"frame{number}.PNG", np.full((2, 2, 3), number, np.uint8))
     (tmp_path / "walk" / ".hidden.png").write_text("")
     (tmp_path / "walk" / "notes.txt").write_text("")
     (clip,) = find_clips(tmp_path / "walk")
     assert (clip.name, clip.num_frames) == ("walk", 5)
-    assert [round(255 * frame.max()) for frame in clip.frames()] == [1, 2, 9, 10, 11]
-    assert [round(255 * frame.max()) for frame in clip.frames(1, 3)] == [2, 9]
+    assert [round(255 * frame.max()) for frame in clip.frames()] == [8, 9, 10, 11, 12]
+    assert [round(255 * frame.max()) for frame in clip.frames(1, 3)] == [9, 10]
     assert [found.name for found in find_clips(tmp_path)] == ["walk"]
 
 
@@ -217,6 +217,50 @@ def test_duplicate_clip_names_are_an_input_error(tmp_path):
     movie(tmp_path / "a.mp4", frames=2)
     message = broken(find_clips, tmp_path)
     assert "two clips are named 'a'" in message and "a.png" in message and "a.mp4" in message
+
+
+def test_sequences_of_a_folder_are_clips(tmp_path):
+    names = ("0000", "0001", "0000_mask", "0001_mask", "poster")
+    for name in names:
+        write_png(tmp_path / "shot" / f"{name}.png", RGB)
+    clips = {clip.name: [path.stem for path in clip.paths] for clip in find_clips(tmp_path / "shot")}
+    assert clips == {"shot": [*names[:2]], "shot_mask": [*names[2:4]], "poster": ["poster"]}
+    movie(tmp_path / "shot" / "film.mp4", frames=2)
+    assert [clip.num_frames for clip in find_clips(tmp_path / "shot")] == [2, 2, 2, 1]
+
+
+def test_missing_frames_are_named(tmp_path):
+    for number in (1001, 1002, 1003, 1006, 1007, 1009):
+        write_png(tmp_path / "walk" / f"p.{number}.png", RGB)
+    with pytest.warns(UserWarning, match=r"walk: frames are missing .*: 1004 to 1005, 1008; the clip jumps there"):
+        assert find_clips(tmp_path)[0].num_frames == 6
+
+
+def test_clips_of_one_name_get_their_parents_names(tmp_path):
+    for folder in ("a/cam/rgb", "b/cam/rgb", "b/other"):
+        for label in ("rgb", "depth") if folder == "a/cam/rgb" else ("rgb",):
+            write_png(tmp_path / folder.replace("rgb", label) / "0.png", RGB)
+    movie(tmp_path / "a" / "take.mp4", frames=1)
+    movie(tmp_path / "b" / "take.mp4", frames=1)
+    names = [clip.name for clip in find_clips(tmp_path)]
+    assert names == ["a_cam_rgb", "a_take", "b_cam_rgb", "other", "b_take"]
+
+
+def test_frames_that_chunks_share_are_read_once(tmp_path):
+    frames = [np.full((2, 2, 3), value, np.uint8) for value in range(10)]
+    for chunk, start in enumerate((0, 3, 6)):
+        for i, frame in enumerate(frames[start : start + 5]):
+            write_png(tmp_path / "walk" / f"{chunk:04d}.{i:04d}.rgb.png", frame)
+    (clip,) = find_clips(tmp_path / "walk")
+    assert [round(255 * frame.max()) for frame in clip.frames()] == [*range(10)]
+
+
+def test_names_of_files_may_hold_colons(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    movie(tmp_path / "12:30:45.mp4", frames=2)
+    write_png("a:b.png", RGB)
+    assert {clip.name: len(list(clip.frames())) for clip in find_clips(".")} == {"12:30:45": 2, "a:b": 1}
+    assert find_clips("12:30:45.mp4")[0].size == (32, 48) and find_clips("a:b.png")[0].size == (20, 31)
 
 
 def test_equal_frames_give_equal_bytes(tmp_path):
