@@ -1,4 +1,4 @@
-"""Color: the sRGB curve (IEC 61966-2-1) for numpy and for JAX, luminance, and HDR video to sRGB through OpenColorIO."""
+"""Color: the sRGB curve (IEC 61966-2-1) for numpy and for JAX, luminance, and other color spaces to sRGB."""
 
 import functools
 import io
@@ -9,11 +9,17 @@ import OpenImageIO as oiio
 from jaxtyping import Array, Float, Float32, UInt16
 from PIL import Image, ImageCms
 
+from drender.errors import InputError
+
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)  # weights of linear BT.709 red, green and blue
 OCIO_CONFIG = "ocio://studio-config-latest"  # built into OpenColorIO
 HDR_SPACES = {"pq": "Rec.2100-PQ - Display", "hlg": "Rec.2100-HLG - Display"}
 LINEAR_SPACES = {"rec709": "Linear Rec.709 (sRGB)", "rec2020": "Linear Rec.2020", "p3": "Linear P3-D65"}
+# OpenImageIO's names of color spaces that images declare, and of those that count as sRGB. Viewers show an image of
+# gamma 2.2 as sRGB.
+LINEAR_SPACE, SRGB_SPACES = "lin_rec709_scene", ("srgb_rec709_scene", "g22_rec709_scene", "srgb_rec709_display")
 HDR_WHITE = 203.0  # nits of diffuse white in HDR video (ITU-R BT.2408)
+REC709 = (0.64, 0.33, 0.30, 0.60, 0.15, 0.06, 0.3127, 0.3290)  # x and y of red, green, blue, white
 KNEE = 0.8  # HDR light above this share of white is compressed to [KNEE, 1]
 
 
@@ -76,6 +82,58 @@ def hdr_to_srgb(
     return linear_to_srgb(np.where(peak > KNEE, linear * (rolled / np.maximum(peak, KNEE)), linear))
 
 
+def space_to_srgb(image: Float32[np.ndarray, "h w 3"], space: str) -> Float32[np.ndarray, "h w 3"]:
+    """Convert an image of a color space that OpenImageIO names, such as "pq_rec2020_display", to sRGB, clipped.
+
+    Raises:
+      InputError: unknown space.
+    """
+    transfer, _, primaries = space.removesuffix("_display").partition("_")
+    if transfer in HDR_SPACES and primaries in ("rec2020", "p3d65"):
+        signal = np.rint(np.clip(image, 0, 1) * 65535).astype(np.uint16)
+        return hdr_to_srgb(signal, transfer, primaries.removesuffix("d65"))
+    return linear_to_srgb(space_to_rec709(image, space))
+
+
+def space_to_rec709(image: Float32[np.ndarray, "h w 3"], space: str) -> Float32[np.ndarray, "h w 3"]:
+    """Convert an image of a color space that OpenImageIO names to linear light with Rec. 709 primaries.
+
+    Raises:
+      InputError: unknown space.
+    """
+    return image if space == LINEAR_SPACE else _ocio_convert(image, space, LINEAR_SPACE)
+
+
+@functools.cache
+def primaries_to_rec709(chromaticities: tuple[float, ...]) -> Float32[np.ndarray, "3 3"]:
+    """Return the matrix that takes row vectors of linear light to Rec. 709, with white adapted to D65 (Bradford).
+
+    Args:
+      chromaticities: x and y of red, green, blue and white.
+    Raises:
+      InputError: they span no gamut.
+    """
+    to_xyz, white = _to_xyz(chromaticities)
+    bradford = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+    to_rec709, d65 = np.linalg.inv(_to_xyz(REC709)[0]), _to_xyz(REC709)[1]
+    adapt = np.linalg.inv(bradford) @ np.diag((bradford @ d65) / (bradford @ white)) @ bradford
+    return (to_rec709 @ adapt @ to_xyz).T.astype(np.float32)
+
+
+def _to_xyz(chromaticities: tuple[float, ...]) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]:
+    """Return the matrix from RGB (columns) to XYZ, and XYZ of white at Y = 1."""
+    x, y = np.array(chromaticities, np.float64).reshape(4, 2).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        white = np.array([x[3] / y[3], 1, (1 - x[3] - y[3]) / y[3]])
+    primaries = np.stack([x, y, 1 - x - y])[:, :3]
+    if not np.isfinite(white).all() or abs(np.linalg.det(primaries)) < 1e-6:
+        raise InputError(f"chromaticities {chromaticities} span no gamut; correct them in the file")
+    return primaries * np.linalg.solve(primaries, white), white
+
+
+XYZ_TO_REC709 = np.linalg.inv(_to_xyz(REC709)[0]).T.astype(np.float32)
+
+
 @functools.cache
 def _hdr_curve(transfer: str) -> Float32[np.ndarray, "65536"]:
     """Return linear light, relative to diffuse white, of every 16-bit value of a channel.
@@ -98,5 +156,7 @@ def _to_rec709(primaries: str) -> Float32[np.ndarray, "3 3"]:
 def _ocio_convert(image: Float32[np.ndarray, "h w 3"], source: str, target: str) -> Float32[np.ndarray, "h w 3"]:
     """Convert an image between color spaces of OpenColorIO's built-in configuration."""
     converted = oiio.ImageBufAlgo.colorconvert(oiio.ImageBuf(image), source, target, colorconfig=OCIO_CONFIG)
-    assert not converted.has_error, converted.geterror()
+    if not converted.initialized or converted.has_error:
+        oiio.geterror()  # clears it
+        raise InputError(f"{source!r} is unknown")
     return converted.get_pixels(oiio.FLOAT)

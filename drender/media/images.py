@@ -4,24 +4,22 @@ Images are float32 `h w 3` with the values of the file, integers mapped to [0, 1
 WebP, linear in Radiance .hdr and OpenEXR. Writing is atomic.
 """
 
-import math
-import re
 import struct
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import OpenImageIO as oiio
 from jaxtyping import Float, Float32, UInt8
-from PIL import ImageCms
 
 from drender.errors import InputError, first_line
 from drender.files import atomic_write, require_file
-from drender.media.color import profile_to_srgb, srgb_to_linear
+from drender.media.color import LINEAR_SPACE, SRGB_SPACES, srgb_to_linear
 from drender.media.layers import find_layer
+from drender.media.loaded import LoadedImage, warn_once
+from drender.media.radiance import RadianceHeader, read_radiance, read_radiance_header
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".gif")
 HDR_SUFFIXES = (".hdr", ".exr")
@@ -38,12 +36,13 @@ def read_image(path: str | Path) -> Float32[np.ndarray, "h w 3"]:
     """Read the image at `path` as stored, integers mapped to [0, 1] (sRGB-encoded; .hdr and .exr are linear).
 
     Gray becomes three equal channels, alpha is composited on black, EXIF orientation is applied, EXR's data window is
-    placed in its display window, and an ICC profile is converted to sRGB.
+    placed in its display window, and colors of another space are converted to Rec. 709 primaries.
 
     Raises:
       InputError: the file is missing, not an image, truncated, damaged or larger than MAX_PIXELS.
     """
-    return load_image(path).in_srgb_gamut(path)
+    still = load_image(path)
+    return still.as_linear(path) if still.is_float else still.as_srgb(path)
 
 
 def read_hdr(path: str | Path, warn: bool = True) -> Float32[np.ndarray, "h w 3"]:
@@ -53,12 +52,12 @@ def read_hdr(path: str | Path, warn: bool = True) -> Float32[np.ndarray, "h w 3"
     """
     still = load_image(path)
     if still.is_float:
-        return still.image
+        return still.as_linear(path)
     if warn:
         warnings.warn(
             f"{path} is not an HDR image, so its lights are clipped at 1; use a .hdr or .exr file", stacklevel=2
         )
-    return srgb_to_linear(still.in_srgb_gamut(path))
+    return srgb_to_linear(still.as_srgb(path))
 
 
 def write_png(
@@ -134,34 +133,20 @@ def to_integers(image: np.ndarray, bits: int = 8) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-class LoadedImage(NamedTuple):
-    """An image with its metadata."""
-
-    image: Float32[np.ndarray, "h w 3"]  # upright, composited on black
-    is_float: bool  # linear light unless the attributes contradict
-    attributes: dict[str, str]  # strings of the header
-    profile: bytes | None = None  # ICC profile of RGB integers, unless it names sRGB
-
-    def in_srgb_gamut(self, path: str | Path) -> Float32[np.ndarray, "h w 3"]:
-        """Return the image converted from its ICC profile to sRGB; warn, naming `path`, if the profile is invalid."""
-        if self.profile is None:
-            return self.image
-        try:
-            return profile_to_srgb(self.image, self.profile)
-        except (ImageCms.PyCMSError, OSError) as error:
-            warnings.warn(f"{path}: its ICC profile is ignored ({first_line(error)}); convert it to sRGB", stacklevel=2)
-            return self.image
-
-
-def load_image(path: str | Path, label: str = "rgb", page: int = 0) -> LoadedImage:
+def load_image(path: str | Path, label: str = "rgb", page: int = 0, layer_name: str | None = None) -> LoadedImage:
     """Load an image as `read_image` does; of an EXR, the channels and the layer that fit the label.
 
+    Args:
+      layer_name: layer of an EXR, or channel of any image, to read instead.
     Raises:
-      InputError: as `read_image`, and for an EXR of several layers unless exactly one fits.
+      InputError: as `read_image`, for an EXR of several layers unless exactly one fits, and for an unknown layer.
     """
+    if header := _radiance_header(path):
+        return LoadedImage(read_radiance(Path(path), header), is_float=True, attributes={})
     source = open_image(path, page)
-    layer = find_layer(source, path, label) if Path(path).suffix.lower() == ".exr" else None
-    if layer:
+    is_exr = Path(path).suffix.lower() == ".exr"
+    layer = find_layer(source, path, label, layer_name) if is_exr or layer_name else None
+    if layer and is_exr:
         page = layer.part
         source.seek_subimage(page, 0)
     spec = source.spec()
@@ -170,7 +155,7 @@ def load_image(path: str | Path, label: str = "rgb", page: int = 0) -> LoadedIma
     else:
         # OpenImageIO puts R, G, B first if present. Otherwise: luminance, depth, or channels of unknown names.
         chosen = [channel for channel in range(spec.nchannels) if channel != spec.alpha_channel] or [0]
-    multiplies_alpha = spec.alpha_channel >= 0 and spec.get_int_attribute("oiio:UnassociatedAlpha")
+    multiplies_alpha = not layer and spec.alpha_channel >= 0 and spec.get_int_attribute("oiio:UnassociatedAlpha")
     first, last = (min(chosen), max(chosen) + 1) if layer else (0, spec.nchannels)
     try:
         pixels = source.read_image(page, 0, first, last, "float")
@@ -184,18 +169,36 @@ def load_image(path: str | Path, label: str = "rgb", page: int = 0) -> LoadedIma
     image = pixels[..., chosen]
     if multiplies_alpha:  # associated alpha is multiplied in the file
         image = image * pixels[..., spec.alpha_channel, None]
-    if spec.get_float_attribute("hdr:exposure"):
-        image = image / np.float32(_radiance_exposure(Path(path)))
     image = _in_display_window(image, spec)
     image = np.ascontiguousarray(_upright(image, spec.get_int_attribute("Orientation", 1)))
+    aspect = spec.get_float_attribute("PixelAspectRatio", 1.0)
+    if is_exr and aspect > 0 and abs(np.log(aspect)) > 0.01:
+        warn_once(path, f"its pixel aspect ratio of {aspect:g} is ignored; resize it to square pixels")
     is_float = str(spec.format) in ("half", "float", "double")
     strings = (item for item in spec.extra_attribs if str(item.type) == "string")
     attributes = {_text(lambda: item.name): _text(lambda: item.value) for item in strings}  # noqa: B023
-    return LoadedImage(image, is_float, attributes, None if is_float else _icc_profile(spec))
+    space = attributes.get("oiio:ColorSpace")
+    stated = space not in (None, "data", "raw", "unknown", *((LINEAR_SPACE,) if is_float else SRGB_SPACES))
+    profile, chromaticities = None if is_float else _icc_profile(spec), spec.getattribute("chromaticities")
+    return LoadedImage(image, is_float, attributes, profile, space if stated else None, chromaticities)
+
+
+def _radiance_header(path: str | Path) -> RadianceHeader | None:
+    """Return the header of a Radiance file, or None for other images; InputError as in `read_image`."""
+    path = Path(path)
+    if path.suffix.lower() != ".hdr":
+        return None
+    require_file(path)
+    header = read_radiance_header(path)
+    if header:
+        _check_size(path, header.columns, header.rows, path.stat().st_size)
+    return header
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """Return the (height, width) of an image as `load_image` returns it, from the header; InputError as there."""
+    if header := _radiance_header(path):
+        return header.size
     spec = open_image(path).spec()
     size = (spec.full_height, spec.full_width) if spec.full_width * spec.full_height else (spec.height, spec.width)
     return size if spec.get_int_attribute("Orientation", 1) < 5 else size[::-1]
@@ -230,16 +233,19 @@ def open_image(path: str | Path, page: int = 0) -> "oiio.ImageInput":
     if page and not source.seek_subimage(page, 0):
         raise InputError(f"{path}: has no page {page}; save it again")
     spec, size = source.spec(), path.stat().st_size
-    declared = f"{path}: declares {spec.width}x{spec.height} pixels"
-    if spec.full_width * spec.full_height > MAX_PIXELS:
-        declared = f"{path}: declares {spec.full_width}x{spec.full_height} pixels"
-    if max(spec.width * spec.height, spec.full_width * spec.full_height) > MAX_PIXELS:
-        raise InputError(f"{declared}, the limit is {MAX_PIXELS}; shrink it")
-    if spec.width * spec.height > max(MAX_PIXELS_PER_BYTE * size, SMALL):
-        raise InputError(f"{declared} in {size} bytes; save it again")
+    _check_size(path, spec.full_width, spec.full_height)
+    _check_size(path, spec.width, spec.height, size)
     if not 0 < spec.nchannels <= MAX_CHANNELS or spec.depth > 1 or spec.deep:
         raise InputError(f"{path}: expected a flat image of 1 to {MAX_CHANNELS} channels; save it again")
     return source
+
+
+def _check_size(path: Path, width: int, height: int, num_bytes: int | None = None) -> None:
+    """Raise InputError for a size that is too large, or that `num_bytes` cannot hold."""
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{path}: declares {width}x{height} pixels, the limit is {MAX_PIXELS}; shrink it")
+    if num_bytes is not None and not 0 < width * height <= max(MAX_PIXELS_PER_BYTE * num_bytes, SMALL):
+        raise InputError(f"{path}: declares {width}x{height} pixels in {num_bytes} bytes; save it again")
 
 
 def _text(read: Callable[[], str]) -> str:
@@ -248,15 +254,6 @@ def _text(read: Callable[[], str]) -> str:
         return read()
     except UnicodeDecodeError as error:
         return error.object.decode(errors="replace")
-
-
-def _radiance_exposure(path: Path) -> float:
-    """Return the factor on stored values: the product of all EXPOSURE lines, of which OpenImageIO keeps the last."""
-    with path.open("rb") as file:
-        header = file.read(2**16).partition(b"\n\n")[0]
-    factors = re.findall(rb"^EXPOSURE=\s*([\d.]+(?:[eE][+-]?\d+)?)\s*$", header, re.MULTILINE)
-    factor = math.prod(map(float, factors))
-    return factor if 0 < factor < math.inf else 1.0
 
 
 def _in_display_window(image: Float32[np.ndarray, "h w 3"], spec: "oiio.ImageSpec") -> Float32[np.ndarray, "H W 3"]:

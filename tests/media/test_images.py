@@ -186,10 +186,17 @@ def test_full_disk_leaves_nothing_behind(tmp_path, limit):
 # --- Damaged files ---
 
 
-def png(width, height, data=b""):
+def png(width, height, data=b"", extra=()):
     chunk = lambda kind, x: struct.pack(">I", len(x)) + kind + x + struct.pack(">I", zlib.crc32(kind + x))
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    stated = b"".join(chunk(*kind_and_content) for kind_and_content in extra)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + stated
+        + chunk(b"IDAT", zlib.compress(data))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp", "hdr", "exr"])
@@ -246,6 +253,7 @@ def test_paths_that_are_not_images(tmp_path):
 QUADRANTS = (
     np.array([[(200, 40, 40), (40, 200, 40)], [(40, 40, 200), (200, 200, 200)]], np.uint8).repeat(8, 0).repeat(8, 1)
 )
+TO_P3 = np.array([[0.8225, 0.1774, 0.0], [0.0332, 0.9669, 0.0], [0.0171, 0.0724, 0.9108]])  # from Rec. 709
 
 
 def display_p3() -> bytes:
@@ -273,9 +281,7 @@ def display_p3() -> bytes:
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
 def test_icc_profile_is_converted_to_srgb(tmp_path, suffix):
-    to_p3 = np.array([[0.8225, 0.1774, 0.0], [0.0332, 0.9669, 0.0], [0.0171, 0.0724, 0.9108]])
-    light = np.where(QUADRANTS / 255 <= 0.04045, QUADRANTS / 255 / 12.92, ((QUADRANTS / 255 + 0.055) / 1.055) ** 2.4)
-    stored = np.rint(255 * linear_to_srgb(light @ to_p3.T)).astype(np.uint8)
+    stored = np.rint(255 * linear_to_srgb(to_linear(QUADRANTS / 255) @ TO_P3.T)).astype(np.uint8)
     options = {"jpg": {"quality": 100, "subsampling": 0}, "webp": {"lossless": True}}.get(suffix, {})
     Image.fromarray(stored).save(tmp_path / f"a.{suffix}", icc_profile=display_p3(), **options)
     for found in (read_image(tmp_path / f"a.{suffix}"), *read_all(tmp_path / f"a.{suffix}")):
@@ -284,13 +290,87 @@ def test_icc_profile_is_converted_to_srgb(tmp_path, suffix):
     np.testing.assert_allclose(255 * load_image(tmp_path / f"a.{suffix}").image, stored, atol=3)
 
 
+def to_linear(image):
+    return np.where(image <= 0.04045, image / 12.92, ((image + 0.055) / 1.055) ** 2.4)
+
+
+def write_quadrants(path, stored, *extra):
+    rows = b"".join(b"\0" + row.tobytes() for row in np.rint(255 * stored.clip(0, 1)).astype(np.uint8))
+    path.write_bytes(png(16, 16, rows, extra))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "encode"),
+    [
+        (b"gAMA", struct.pack(">I", 100000), lambda light: light),
+        (b"gAMA", struct.pack(">I", 55556), lambda light: light ** (1 / 1.8)),
+        (b"gAMA", struct.pack(">I", 45455), linear_to_srgb),  # shown as sRGB
+        (b"cICP", bytes((1, 13, 0, 1)), linear_to_srgb),
+        (b"cICP", bytes((12, 13, 0, 1)), lambda light: linear_to_srgb(light @ TO_P3.T)),
+    ],
+)
+def test_color_chunks_of_png_are_honored(tmp_path, kind, content, encode):
+    path = write_quadrants(tmp_path / "a.png", encode(to_linear(QUADRANTS / 255)), (kind, content))
+    for found in (read_image(path), *read_all(path)):
+        np.testing.assert_allclose(255 * found, QUADRANTS, atol=5)
+    assert np.abs(load_image(path).image - encode(to_linear(QUADRANTS / 255))).max() < 0.01  # data have no curve
+
+
+def test_pq_png_is_tone_mapped_like_video(tmp_path):
+    # 203 nits, diffuse white, is 0.58 in PQ (ITU-R BT.2408); a quarter of it 0.443.
+    stored = np.full((16, 16, 3), 0.58)
+    stored[8:] = 0.443
+    found = read_image(write_quadrants(tmp_path / "a.png", stored, (b"cICP", bytes((9, 16, 0, 1)))))
+    np.testing.assert_allclose(255 * found[[0, -1], 0], [[247] * 3, [137] * 3], atol=4)
+
+
+@pytest.mark.parametrize("white", [(0.3127, 0.3290), (0.32168, 0.33767), (1 / 3, 1 / 3)])
+def test_chromaticities_of_exr_become_rec709(tmp_path, white):
+    spec = oiio.ImageSpec(3, 1, 3, "float")
+    spec.attribute("chromaticities", oiio.TypeDesc("float[8]"), (0.708, 0.292, 0.17, 0.797, 0.131, 0.046, *white))
+    pixels = np.float32([[[1, 0, 0], [0, 1, 0], [0.5, 0.5, 0.5]]])
+    output = oiio.ImageOutput.create("exr")
+    assert output.open(str(tmp_path / "a.exr"), spec) and output.write_image(pixels) and output.close()
+    found = read_hdr(tmp_path / "a.exr")
+    np.testing.assert_allclose(found[0, 2], 0.5, atol=1e-3)  # white stays white
+    if white[1] == 0.3290:  # ITU-R BT.2087
+        np.testing.assert_allclose(found[0, :2], [[1.6605, -0.1246, -0.0182], [-0.5876, 1.1329, -0.1006]], atol=1e-3)
+    np.testing.assert_array_equal(load_image(tmp_path / "a.exr", "normal").image, pixels)
+
+
+def test_named_color_space_of_exr(tmp_path):
+    pixels = np.float32([[[0.25, 0.5, 1.0]]])
+    for name in ("lin_ap1_scene", "lin_nonsense_scene"):
+        spec = oiio.ImageSpec(1, 1, 3, "float")
+        spec.attribute("colorInteropID", name)
+        output = oiio.ImageOutput.create("exr")
+        assert output.open(str(tmp_path / f"{name}.exr"), spec) and output.write_image(pixels) and output.close()
+    to_709 = np.array([[1.70505, -0.62179, -0.08326], [-0.13026, 1.14080, -0.01055], [-0.02400, -0.12897, 1.15297]])
+    np.testing.assert_allclose(read_hdr(tmp_path / "lin_ap1_scene.exr"), pixels @ to_709.T, atol=2e-3)
+    with pytest.warns(UserWarning, match=r"lin_nonsense_scene\.exr: its color space is ignored .*; convert it to sRGB"):
+        np.testing.assert_array_equal(read_hdr(tmp_path / "lin_nonsense_scene.exr"), pixels)
+
+
+def test_a_problem_of_all_frames_is_reported_once(tmp_path):
+    for frame in range(3):
+        spec = oiio.ImageSpec(2, 2, 3, "float")
+        spec.attribute("PixelAspectRatio", 2.0)
+        output = oiio.ImageOutput.create("exr")
+        assert output.open(str(tmp_path / f"{frame}.exr"), spec) and output.write_image(np.ones((2, 2, 3), np.float32))
+        output.close()
+    with pytest.warns(UserWarning, match=r"0\.exr: its pixel aspect ratio of 2 is ignored; resize it") as caught:
+        assert len(read_all(tmp_path)) == 3
+    assert len(caught) == 1
+
+
 def test_invalid_icc_profile_is_ignored_with_a_warning(tmp_path):
     profile = bytearray(display_p3())
     profile[132:140] = b"xxxxxxxx"
     Image.fromarray(QUADRANTS).save(tmp_path / "a.png", icc_profile=bytes(profile)[:200].ljust(200))
     loaded = load_image(tmp_path / "a.png")._replace(profile=b"damaged")
-    with pytest.warns(UserWarning, match=r"a\.png: its ICC profile is ignored \(.*\); convert it to sRGB"):
-        np.testing.assert_array_equal(loaded.in_srgb_gamut(tmp_path / "a.png"), loaded.image)
+    with pytest.warns(UserWarning, match=r"a\.png: its ICC profile is ignored \(.*\); convert it to sRGB, or"):
+        np.testing.assert_array_equal(loaded.as_srgb(tmp_path / "a.png"), loaded.image)
 
 
 @pytest.mark.parametrize("window", [(2, 3, 4, 5), (-2, -1, 4, 5), (6, 9, 5, 6), (-3, -4, 30, 40), (20, 30, 2, 2)])
