@@ -5,7 +5,6 @@ A clip is a folder of G-buffers and `rgb` in a layout of `drender.media.gbuffers
 """
 
 import functools
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -167,30 +166,15 @@ def open_clips(path: str | Path, labels: Sequence[str]) -> list[LabeledClip]:
     """Open the clips in a folder, in natural order. Every frame must have all `labels`.
 
     Raises:
-      InputError: there is no clip, or a clip lacks a label, lacks the light that an environment label needs, or is a
-        folder of unrelated stills.
+      InputError: there is no clip, or a clip lacks a label, or lacks the light that an environment label needs.
     """
     stored = [label for label in labels if label not in ENVIRONMENT_LABELS]
     # Where only the light is needed, `rgb` gives the number of frames.
     clips = [LabeledClip(clip) for clip in find_gbuffer_clips(path, stored or ["rgb"], labels=stored or ["rgb"])]
     for clip in clips:
-        _require_sequence(clip)
         if len(stored) < len(labels):
             clip.light()
     return clips
-
-
-def _require_sequence(clip: LabeledClip) -> None:
-    """Raise InputError if the frames' names differ in more than numbers, as those of unrelated stills do."""
-    label = clip.buffers.labels[0]
-    for chunk in clip.buffers.chunks:
-        stems = [path.stem.removesuffix(f".{label}") for path in clip.buffers.paths[label, chunk]]
-        first, *others = {re.sub(r"\d+", "#", stem): stem for stem in stems}.values()
-        if others:
-            raise InputError(
-                f"clip {clip.name!r}: {first!r} and {others[0]!r} are not numbered frames of one sequence; put every "
-                "still in a folder of its own"
-            )
 
 
 @dataclass(frozen=True)

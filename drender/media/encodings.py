@@ -20,10 +20,16 @@ from jaxtyping import Float, Float32
 from drender.errors import InputError, unknown_name_error
 from drender.media.color import linear_to_srgb, srgb_to_linear
 from drender.media.images import load_image, write_exr, write_png
+from drender.media.loaded import LoadedImage
 
 KINDS = ("png", "exr")
 TRANSFERS = ("linear", "srgb")
 NORMALS = ("opengl", "directx")
+INPUT_NORMALS = (*NORMALS, "world")
+DEPTHS = ("relative", "metric", "inverse")
+FAR = 1e9  # distances above are background
+SLACK = 0.05  # resampling may overshoot a range by this
+MAX_SPREAD = 0.25  # difference of the channels' means where they hold one value; those of an ORM texture differ more
 SCALAR_LABELS = ("depth", "roughness", "metallic")
 COLOR_LABELS = re.compile(r"rgb|basecolor|diffuse_albedo|env\d{4,}")
 ATTRIBUTE_PREFIX = "drender:"
@@ -121,39 +127,114 @@ class InputEncoding:
 
     Attributes:
       transfer: of colors, "linear" or "srgb"; None: linear in files of floats, sRGB in those of integers.
-      normals: "opengl" or "directx".
+      normals: "opengl", "directx", or "world" (axes of the camera poses).
+      depth: "relative" (0 near, 1 far), "metric" (distances in any unit) or "inverse" (their reciprocals); None:
+        relative, or metric if the first frame is out of range.
+      layers: (label, name) of layers of EXR files, or of channels of any image, that hold a label.
+      depth_range: nearest and farthest distance in a clip, from `resolve_encoding`; None: depth is relative.
+      packed_normals: normals in files of floats are n·½ + ½, from `resolve_encoding`.
     """
 
     transfer: str | None = None
     normals: str = "opengl"
+    depth: str | None = None
+    layers: tuple[tuple[str, str], ...] = ()
+    depth_range: tuple[float, float] | None = None
+    packed_normals: bool = False
+
+    def layer(self, label: str) -> str | None:
+        """Return the name of the layer or channel that holds a label, if the user gave one."""
+        return dict(self.layers).get(label)
 
 
 DEFAULT = InputEncoding()
 
 
 def read_labeled(
-    path: Path, label: str, assumed: InputEncoding = DEFAULT, page: int = 0
+    path: Path,
+    label: str,
+    assumed: InputEncoding = DEFAULT,
+    page: int = 0,
+    camera: Float32[np.ndarray, "3 3"] | None = None,
 ) -> Float32[np.ndarray, "h w 3"]:
-    """Read the image at `path` as the label requires, whatever its format; data outside [0, 1] are kept.
+    """Read the image at `path` as the label requires, whatever its format.
 
     Normals in a file of floats are vectors in [−1, 1], from the channels X, Y, Z if present; depth is Z if present.
 
+    Args:
+      camera: camera-to-world rotation of the frame, which normals in world space need.
     Raises:
-      InputError: as in `read_image`, and for non-finite values.
+      InputError: as in `read_image`, and for values that are not finite, out of the label's range, or three different
+        channels of a label that has one.
     """
-    still = load_image(path, label, page)
+    still = load_image(path, label, page, assumed.layer(label))
+    if label == "depth" and assumed.depth_range is not None:
+        near, far = assumed.depth_range
+        distance = distances(still, assumed.depth)
+        relative = np.where(np.isfinite(distance), (distance - near) / max(far - near, 1e-30), 1).clip(0, 1)
+        return np.repeat(relative[..., None], 3, axis=-1).astype(np.float32)
     image = still.image
     if not np.isfinite(image).all():
         raise InputError(f"{path}: some pixels are infinite or NaN; replace them")
     if is_color(label):
         default = "linear" if still.is_float else "srgb"
         linear = still.attributes.get(f"{ATTRIBUTE_PREFIX}transfer", assumed.transfer or default) == "linear"
-        return linear_to_srgb(image) if linear else still.in_srgb_gamut(path)
+        return linear_to_srgb(still.as_linear(path)) if linear else still.as_srgb(path)
     if label == "normal":
-        image = encode_normal(image) if still.is_float else image
-        directx = still.attributes.get(f"{ATTRIBUTE_PREFIX}normals", assumed.normals) == "directx"
-        return _flip(image) if directx else image
+        return _read_normal(path, still, assumed, camera)
+    if label in SCALAR_LABELS:
+        check_scalar(path, label, still)
     return image
+
+
+def _read_normal(
+    path: Path, still: LoadedImage, assumed: InputEncoding, camera: Float32[np.ndarray, "3 3"] | None
+) -> Float32[np.ndarray, "h w 3"]:
+    """Return normals as stored colors in camera space with OpenGL's axes."""
+    image = still.image
+    if still.is_float and not assumed.packed_normals:
+        if np.abs(image).max() > 1 + SLACK:
+            largest = np.abs(image).max()
+            raise InputError(f"{path}: normals reach {largest:.3g}, expected unit vectors; write them in −1 to 1")
+        image = encode_normal(image)
+    axes = still.attributes.get(f"{ATTRIBUTE_PREFIX}normals", assumed.normals)
+    if axes != "world":
+        return _flip(image) if axes == "directx" else image
+    if camera is None:
+        raise InputError(f"{path}: normals in world space need the camera's poses; give --poses, or camera space")
+    # Row vectors times the camera-to-world matrix: the inverse rotation. A normal of ½ has no direction and stays so.
+    return encode_normal(decode_normal(image) @ camera).astype(np.float32)
+
+
+def check_scalar(path: Path, label: str, still: LoadedImage) -> None:
+    """Raise InputError unless an image of one value per pixel has equal channels, in [0, 1] up to SLACK."""
+    image, wants_distance = still.image, label == "depth"
+    low, high = float(image.min()), float(image.max())
+    if low < -SLACK or high > 1 + SLACK:
+        remedy = "give --input-depth metric if these are distances" if wants_distance else "rescale it"
+        raise InputError(f"{path}: {label} is {low:.3g} to {high:.3g}, expected 0 to 1; {remedy}")
+    spread = float(np.ptp(image.mean(axis=(0, 1), dtype=np.float64)))
+    if spread > MAX_SPREAD:
+        remedy = "choose the channel: --input-layers roughness=G metallic=B of an ORM texture"
+        if wants_distance:
+            remedy = "write one channel, or choose one: --input-layers depth=R"
+        raise InputError(f"{path}: expected equal channels of {label}, got means {spread:.2f} apart; {remedy}")
+
+
+def distances(still: LoadedImage, kind: str | None) -> Float32[np.ndarray, "h w"]:
+    """Return the distances of metric or "inverse" depth, infinite in the background.
+
+    Background is what is not finite, not positive, or above FAR, and the largest integer.
+    """
+    depth = still.image[..., 0]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if kind == "inverse":
+            depth = np.where(depth > 0, 1 / depth, np.inf)
+        elif not still.is_float:
+            depth = np.where(depth < 1, depth, np.inf)
+        elif (depth[np.isfinite(depth)] <= 0).all():  # z in OpenGL's camera space
+            depth = -depth
+        return np.where((depth > 0) & (depth <= FAR), depth, np.inf)
 
 
 def _flip(normal: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w 3"]:

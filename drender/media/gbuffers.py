@@ -1,7 +1,9 @@
 """Find and read folders of G-buffers. `encodings.py` defines the meaning of their values."""
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,10 +14,13 @@ from drender.config import CONDITIONS, DOMAINS
 from drender.errors import InputError
 from drender.files import list_dir, map_collecting_errors, natural_order
 from drender.media.encodings import DEFAULT, InputEncoding, read_labeled
-from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES
+from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES, open_image
+from drender.media.layers import find_layer
+from drender.media.ranges import resolve_encoding
+from drender.media.sequences import RELEASED_STEM, split_sequences
 
-# Chunk and frame number in the released layout.
-RELEASED_STEM = re.compile(r"\d{4,}\.\d{4,}")
+# Labels of textures that pack others in their channels.
+PACKED = {"orm": {"roughness": "G", "metallic": "B"}, "arm": {"roughness": "G", "metallic": "B"}}
 
 
 def frame_path(folder: str | Path, chunk: int, frame: int, label: str, kind: str = "png") -> Path:
@@ -41,13 +46,24 @@ class GBufferClip:
         Raises:
           InputError: naming a file that is unreadable or differs from the first in size.
         """
-        return read_frames(self.paths[label, chunk][start:stop], label, self.assumed)
+        return read_frames(self.paths[label, chunk][start:stop], label, self.encoding(label))
+
+    def encoding(self, label: str) -> InputEncoding:
+        """Return the encoding of a label's files, found out once; InputError if they cannot be read."""
+        if label not in self._encodings:
+            paths = [path for (other, _), paths in self.paths.items() if other == label for path in paths]
+            self._encodings[label] = resolve_encoding(paths, label, self.assumed)
+        return self._encodings[label]
+
+    @functools.cached_property
+    def _encodings(self) -> dict[str, InputEncoding]:
+        return {}
 
     @property
     def folder(self) -> Path:
         """Return the clip's folder."""
         (label, _), (path, *_) = next(iter(self.paths.items()))
-        return path.parent if path.stem.endswith(f".{label}") else path.parent.parent  # `label/stem.png`
+        return path.parent.parent if path.parent.name in (label, *PACKED) else path.parent  # `label/stem.png`
 
     def read(
         self, label: str, chunk: int = 0, start: int = 0, stop: int | None = None
@@ -57,12 +73,19 @@ class GBufferClip:
 
 
 def read_frames(
-    paths: Sequence[Path], label: str, assumed: InputEncoding = DEFAULT
+    paths: Sequence[Path],
+    label: str,
+    assumed: InputEncoding = DEFAULT,
+    cameras: Iterable[Float32[np.ndarray, "3 3"] | None] = (),
 ) -> Iterator[Float32[np.ndarray, "h w 3"]]:
-    """Yield the images of a clip, whatever their format; InputError as in `GBufferClip.frames`."""
+    """Yield the images of a clip, whatever their format; InputError as in `GBufferClip.frames`.
+
+    Args:
+      cameras: camera-to-world rotation of every frame, which normals in world space need.
+    """
     size = None
-    for path in paths:
-        image = read_labeled(path, label, assumed)
+    for path, camera in itertools.zip_longest(paths, cameras):
+        image = read_labeled(path, label, assumed, camera=camera)
         size = size or image.shape
         if image.shape != size:
             actual, expected = (f"{width}x{height}" for height, width, _ in (image.shape, size))
@@ -81,7 +104,9 @@ def find_gbuffer_clips(
     """Return the clips at `path`, the folder of one clip or a folder of such folders, in natural order.
 
     A clip's folder holds `{chunk:04d}.{frame:04d}.{label}.png` (the released layout), `{stem}.{label}.png` (webdataset
-    style, frames in the natural order of their stems), or `{label}/{stem}.png`; or any other format of `read_image`.
+    style), or `{label}/{stem}.png`; or any other format of `read_image`; or `{stem}.exr` with a layer per label. Frames
+    are ordered, and several clips in a folder told apart, by their stems, see `split_sequences`. A texture of the label
+    `orm` or `arm` holds roughness in G and metallic in B. Warns of missing frame numbers.
 
     Args:
       required: labels that every frame must have.
@@ -96,15 +121,17 @@ def find_gbuffer_clips(
 
     def clip(name: str, files: dict[str, dict[str, Path]]) -> GBufferClip:
         check(name, next(iter(next(iter(files.values())).values())).parent)
-        return replace(_clip(name, files, required, known), assumed=assumed)
+        return _clip(name, files, required, known, assumed)
 
-    clips = find_images(path, known)
+    clips = find_images(path, known, assumed)
     if not clips:
         raise InputError(f"{path}: no G-buffers found; expected files such as {frame_path('clip', 0, 0, 'basecolor')}")
     return map_collecting_errors(clip, clips, failed)
 
 
-def find_images(path: str | Path, labels: Sequence[str]) -> list[tuple[str, dict[str, dict[str, Path]]]]:
+def find_images(
+    path: str | Path, labels: Sequence[str], assumed: InputEncoding = DEFAULT
+) -> list[tuple[str, dict[str, dict[str, Path]]]]:
     """Return the files of the clips at `path`, in the layouts and order of `find_gbuffer_clips`.
 
     Returns:
@@ -116,42 +143,82 @@ def find_images(path: str | Path, labels: Sequence[str]) -> list[tuple[str, dict
     if not path.is_dir():
         raise InputError(f"{path} is not a folder" if path.exists() else f"{path} does not exist")
     try:
-        found = {path: _files_of_clip(path, labels)}
+        found = {path: _files_of_folder(path, labels, assumed)}
         if not found[path]:
-            found = {entry: _files_of_clip(entry, labels) for entry in list_dir(path) if entry.is_dir()}
+            found = {entry: _files_of_folder(entry, labels, assumed) for entry in list_dir(path) if entry.is_dir()}
     except OSError as error:
         raise InputError(f"cannot read {error.filename or path}: {error.strerror}") from error
-    return [(folder.resolve().name, files) for folder, files in found.items() if files]
+    return [clip for folder, files in found.items() if files for clip in _split_clips(folder, files)]
 
 
-def _files_of_clip(folder: Path, labels: Sequence[str]) -> dict[str, dict[str, Path]]:
-    """Return {label: {stem of the frame: file}} of a clip's folder."""
-    files = {}
-    for entry in list_dir(folder):
+def _split_clips(folder: Path, files: dict[str, dict[str, Path]]) -> list[tuple[str, dict[str, dict[str, Path]]]]:
+    """Return (name, files) of every sequence in a folder."""
+    stems = sorted({stem for images in files.values() for stem in images}, key=natural_order)
+    sequences, name, clips = split_sequences(stems), folder.resolve().name, []
+    for sequence in sequences:
+        sequence.warn_of_gaps(folder)
+        own = {
+            label: {stem: images[stem] for stem in sequence.stems if stem in images} for label, images in files.items()
+        }
+        own = {label: images for label, images in own.items() if images}
+        clips.append((f"{name}_{sequence.name}" if len(sequences) > 1 and sequence.name else name, own))
+    return clips
+
+
+def _files_of_folder(folder: Path, labels: Sequence[str], assumed: InputEncoding) -> dict[str, dict[str, Path]]:
+    """Return {label: {stem of the frame: file}} of a folder."""
+    files, known = {}, (*labels, *PACKED)
+    entries = list_dir(folder)
+    for entry in entries:
         stem, _, label = entry.stem.rpartition(".")
         candidates = [(label, stem, entry)]
-        if entry.name in labels and entry.is_dir():
+        if entry.name in known and entry.is_dir():
             candidates = [(entry.name, image.stem, image) for image in list_dir(entry)]
         for label, stem, file in candidates:
-            if label not in labels or not stem or file.suffix.lower() not in IMAGE_SUFFIXES + HDR_SUFFIXES:
+            if label not in known or not stem or file.suffix.lower() not in IMAGE_SUFFIXES + HDR_SUFFIXES:
                 continue
             if (other := files.setdefault(label, {}).setdefault(stem, file)) is not file:
                 raise InputError(f"{other} and {file.name} are the same buffer of the same frame; remove one")
-    return files
+    for packed, channels in PACKED.items():
+        images = files.pop(packed, {})
+        files = {label: images for label in channels if images and label in labels} | files
+    return files or _layered_files([entry for entry in entries if entry.suffix.lower() == ".exr"], labels, assumed)
 
 
-def _clip(name: str, files: dict[str, dict[str, Path]], required: Sequence[str], known: Sequence[str]) -> GBufferClip:
+def _layered_files(
+    entries: Sequence[Path], labels: Sequence[str], assumed: InputEncoding
+) -> dict[str, dict[str, Path]]:
+    """Return the files of EXR frames that each hold the layers of at least two G-buffers."""
+    found = []
+    for label in labels if entries else ():
+        with contextlib.suppress(InputError):
+            layer = find_layer(open_image(entries[0]), entries[0], label, assumed.layer(label))
+            found += [label] if layer and layer.name else []
+    frames = {entry.stem: entry for entry in entries}
+    return dict.fromkeys(found, frames) if len(set(found) & DOMAINS.keys()) > 1 else {}
+
+
+def _clip(
+    name: str, files: dict[str, dict[str, Path]], required: Sequence[str], known: Sequence[str], assumed: InputEncoding
+) -> GBufferClip:
     """Return the clip of all frames that any `required` buffer has; every required buffer must have all of them."""
     stems = {stem for label in required or files for stem in files.get(label, {})}
-    stems = sorted(stems, key=natural_order)
-    _require_all(name, files, required, stems)
-    labels = tuple(label for label in known if label in files and files[label].keys() >= set(stems))
-    numbered = all(RELEASED_STEM.fullmatch(stem) for stem in stems)
+    ordered = [stem for sequence in split_sequences(sorted(stems, key=natural_order)) for stem in sequence.stems]
+    _require_all(name, files, required, ordered)
+    labels = tuple(label for label in known if label in files and files[label].keys() >= stems)
+    numbered = all(RELEASED_STEM.fullmatch(stem) for stem in ordered)
     chunks = {}
-    for stem in stems:
+    for stem in ordered:
         chunks.setdefault(int(stem.split(".")[0]) if numbered else 0, []).append(stem)
     paths = {(x, chunk): tuple(files[x][stem] for stem in frames) for x in labels for chunk, frames in chunks.items()}
-    return GBufferClip(name, labels, {chunk: len(frames) for chunk, frames in chunks.items()}, paths)
+    packed = {}
+    for label in labels:
+        path = next(iter(files[label].values()))
+        kind = path.parent.name if path.parent.name in PACKED else path.stem.rpartition(".")[2]
+        packed |= {label: PACKED[kind][label]} if label in PACKED.get(kind, ()) else {}
+    layers = tuple((packed | dict(assumed.layers)).items())
+    sizes = {chunk: len(frames) for chunk, frames in chunks.items()}
+    return GBufferClip(name, labels, sizes, paths, replace(assumed, layers=layers))
 
 
 def _require_all(name: str, files: dict[str, dict[str, Path]], required: Sequence[str], stems: list[str]) -> None:

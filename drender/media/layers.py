@@ -37,9 +37,11 @@ class Layer(NamedTuple):
         return list(self.channels.values())[:1]
 
 
-def find_layer(source: "oiio.ImageInput", path: str | Path, label: str) -> Layer | None:
+def find_layer(source: "oiio.ImageInput", path: str | Path, label: str, name: str | None = None) -> Layer | None:
     """Return the layer for a label, or None for a single layer of unusual channels or damaged names.
 
+    Args:
+      name: of the layer or channel, as given by the user: whole, or the last part, such as `DiffCol` or `G`.
     Raises:
       InputError: no layer or several fit; the message lists them.
     """
@@ -47,15 +49,41 @@ def find_layer(source: "oiio.ImageInput", path: str | Path, label: str) -> Layer
         layers = _list_layers(source)
     except UnicodeDecodeError:
         return None
+    if name is not None:
+        return _only(
+            _named(layers, name),
+            layers,
+            path,
+            f"the name {name!r}",
+            f"give its whole name: --input-layers {label}=NAME",
+        )
     if len(layers) == 1:
         return layers[0] if layers[0].channels.keys() & set("RGBXYZ") else None
     by_name = {name: [layer for layer in layers if _pass_name(layer.name) == name] for name in _names(label)}
     fitting = next(filter(None, by_name.values()), []) or [layer for layer in layers if not layer.name]
+    remedy = f"name one with --input-layers {label}=NAME, or write it to a file of its own"
+    return _only(fitting, layers, path, f"the label {label!r}", remedy)
+
+
+def _only(fitting: list[Layer], layers: list[Layer], path: str | Path, wanted: str, remedy: str) -> Layer:
     if len(fitting) == 1:
         return fitting[0]
     problem = "several layers fit" if fitting else "no layer fits"
-    names = ", ".join(layer.name for layer in fitting or layers)
-    raise InputError(f"{path}: {problem} the label {label!r}: {names}; write the layer to a file of its own")
+    names = ", ".join(layer.name or "/".join(layer.channels) for layer in fitting or layers)
+    raise InputError(f"{path}: {problem} {wanted}: {names}; {remedy}")
+
+
+def _named(layers: list[Layer], name: str) -> list[Layer]:
+    """Return the layers of a name, else the channels of it as layers of their own."""
+    for fits in (lambda other: other == name, lambda other: _pass_name(other) == _pass_name(name)):
+        if found := [layer for layer in layers if layer.name and fits(layer.name)]:
+            return found
+    prefix, _, component = name.rpartition(".")
+    return [
+        Layer(name, layer.part, {component.upper(): layer.channels[component.upper()]})
+        for layer in layers
+        if component.upper() in layer.channels and prefix in (layer.name, layer.name.rpartition(".")[2])
+    ]
 
 
 def _list_layers(source: "oiio.ImageInput") -> list[Layer]:

@@ -13,8 +13,11 @@ import numpy as np
 from drender.config import DOMAINS
 from drender.errors import InputError
 from drender.files import atomic_write, natural_order
-from drender.media.gbuffers import RELEASED_STEM, find_images, frame_path, read_frames
+from drender.media.encodings import DEFAULT
+from drender.media.gbuffers import find_images, frame_path, read_frames
 from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES
+from drender.media.ranges import resolve_encoding
+from drender.media.sequences import RELEASED_STEM
 from drender.metrics.image import Scores, evaluate
 from drender.metrics.lpips import LPIPS
 
@@ -36,7 +39,9 @@ class Comparison:
 
     def scores(self, lpips: LPIPS | None = None) -> Scores:
         """Return the number of `frames`, and the scores of `evaluate`."""
-        predicted, truth = (np.stack(list(read_frames(files, self.label))) for files in (self.predicted, self.truth))
+        encodings = [resolve_encoding(files, self.label, DEFAULT) for files in (self.predicted, self.truth)]
+        predicted = np.stack(list(read_frames(self.predicted, self.label, encodings[0])))
+        truth = np.stack(list(read_frames(self.truth, self.label, encodings[1])))
         _require_same_size(self.predicted[0], predicted, self.truth[0], truth)
         mask = None
         if self.masks is not None:

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from drender import assets, cli
 from drender.checkpoints.cache import resolve
 from drender.config import RendererConfig, Sampling, from_dict
 from drender.errors import InputError
-from drender.lighting.camera import read_poses
+from drender.lighting.camera import camera_rotations, read_poses
 from drender.media.encodings import ImageFormat, InputEncoding
 from drender.media.resize import ResizeConfig
 from drender.renderers.forward import ForwardRenderer, used_conditions
@@ -61,14 +62,16 @@ def build_job(command: str, options: Any) -> tuple[Job, Load]:
     options, inverse_config, forward_config = complete_options(command, options)
     run_config = build_run_config(options)
     dtype = options.dtype
-    encoding = InputEncoding(options.input_transfer, getattr(options, "input_normals", "opengl"))
+    encoding = InputEncoding(options.input_transfer, layers=options.input_layers)
     if command == "inverse":
         job = InverseJob(run_config, chosen_passes(inverse_config, options.passes), encoding)
         return job, lambda devices: InverseRenderer.load(options.checkpoint, dtype, devices, options.lora_scale)
     conditions = used_conditions(forward_config, options.drop)
     if command == "forward":
-        lights = build_lights(options)
-        job = ForwardJob(run_config, lights, conditions, options.drop, options.fixed_frame, encoding)
+        encoding = dataclasses.replace(encoding, normals=options.input_normals, depth=options.input_depth)
+        job = ForwardJob(
+            run_config, build_lights(options), conditions, options.drop, options.fixed_frame, encoding, cameras(options)
+        )
         return job, lambda devices: ForwardRenderer.load(options.checkpoint, dtype, devices, options.lora_scale)
     passes = chosen_passes(inverse_config, options.passes)
     if missing := [name for name in conditions if name not in passes]:
@@ -127,6 +130,16 @@ def build_lights(options: LightOptions) -> Lights:
     arguments["poses"] = read_poses(options.poses, relative=True) if options.poses else None
     size = multiples_of_64("--environment-size", options.environment_size)
     return Lights([assets.environment(word) for word in options.environment], size=size, **arguments)
+
+
+def cameras(options: ForwardOptions) -> np.ndarray | None:
+    """Return the rotations of the cameras that normals in world space need, or None."""
+    if options.input_normals != "world":
+        return None
+    if options.poses is None:
+        raise InputError("--input-normals world: needs the poses of the cameras; give --poses, or camera-space normals")
+    poses = read_poses(options.poses)
+    return camera_rotations(len(poses), poses=poses)
 
 
 def image_format(options: Any) -> ImageFormat:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from drender.errors import InputError, unknown_name_error
 from drender.media.gbuffers import GBufferClip, read_frames
+from drender.media.images import image_size
 from drender.media.resize import ResizePlan
 from drender.media.video import DEFAULT_FPS, Clip
 from drender.sampling.record import read_record
@@ -165,13 +166,21 @@ class BufferChunks(ChunkedClip):
     Attributes:
       clip: the files, which have chunks of their own.
       places: chunk -> for each of its frames, (chunk, frame) as the files are numbered.
+      cameras: camera-to-world rotation of every frame of the clip, for normals in world space.
     """
 
     clip: GBufferClip
     places: dict[Chunk, list[tuple[int, int]]]
+    cameras: Float[np.ndarray, "f 3 3"] | None = None
 
     @classmethod
-    def plan(cls, clip: GBufferClip, config: ChunkConfig, fixed_frame: int | None = None) -> "BufferChunks":
+    def plan(
+        cls,
+        clip: GBufferClip,
+        config: ChunkConfig,
+        fixed_frame: int | None = None,
+        cameras: Float[np.ndarray, "f 3 3"] | None = None,
+    ) -> "BufferChunks":
         """Return the clip in the chunks of its files, or, if they have one or are to be blended, in those of a video.
 
         The record of our inverse run gives the frame rate and the overlap of the files' chunks; the released scripts
@@ -179,6 +188,7 @@ class BufferChunks(ChunkedClip):
 
         Args:
           fixed_frame: a frame of the clip to repeat `config.frames` times, and nothing else.
+          cameras: see the attribute; of a fixed frame, its own is repeated.
         Raises:
           InputError: there is no such frame, or the files' chunks contradict the overlap.
         """
@@ -191,32 +201,36 @@ class BufferChunks(ChunkedClip):
             if not 0 <= fixed_frame < len(places):
                 raise InputError(f"--fixed-frame {fixed_frame}: clip {clip.name!r} has frames 0 to {len(places) - 1}")
             still = Chunk(0, 0, config.frames, config.frames)
-            return cls(clip.name, fps, [still], 0, clip, {still: [places[fixed_frame]] * config.frames})
+            cameras = cameras if cameras is None else cameras[fixed_frame : fixed_frame + 1].repeat(config.frames, 0)
+            return cls(clip.name, fps, [still], 0, clip, {still: [places[fixed_frame]] * config.frames}, cameras)
         if several and config.mode != "blend":
             chunks = select_chunks(stored, config.mode)
             as_stored = {chunk: [(chunk.index, i) for i in range(chunk.num_frames)] for chunk in chunks}
-            return cls(clip.name, fps, chunks, overlap, clip, as_stored)
+            return cls(clip.name, fps, chunks, overlap, clip, as_stored, cameras)
         chunks = config.plan(len(places))
         joined = {chunk: places[chunk.start : chunk.stop] for chunk in chunks}
-        return cls(clip.name, fps, chunks, overlap, clip, joined)
+        return cls(clip.name, fps, chunks, overlap, clip, joined, cameras)
 
     @functools.cached_property
     def size(self) -> tuple[int, int]:
-        """(height, width); the first frame is read."""
-        return next(self.clip.frames(*next(iter(self.clip.paths)))).shape[:2]
+        """(height, width), from the header of the first frame."""
+        return image_size(next(iter(self.clip.paths.values()))[0])
 
     def files(self, labels: Sequence[str]) -> list[Path]:
         return [path for (label, _), paths in self.clip.paths.items() if label in labels for path in paths]
 
     def read(self, chunk: Chunk, frame: int, label: str) -> Float[np.ndarray, "h w 3"]:
         """Return a frame of one buffer at its size on disk."""
-        stored, i = self.places[chunk][frame]
-        return self.clip.read(label, stored, i, i + 1)[0]
+        return next(self._frames(chunk, label, slice(frame, frame + 1)))
 
     def batches(self, chunk: Chunk, label: str, resize: ResizePlan) -> Iterator[Float[np.ndarray, "1 n h w 3"]]:
         """Yield a chunk's frames of one buffer at the network's size."""
-        files = [self.clip.paths[label, stored][frame] for stored, frame in self.places[chunk]]
-        return batch_frames(map(resize.fit, read_frames(files, label, self.clip.assumed)), chunk.length)
+        return batch_frames(map(resize.fit, self._frames(chunk, label)), chunk.length)
+
+    def _frames(self, chunk: Chunk, label: str, frames: slice = slice(None)) -> Iterator[Float[np.ndarray, "h w 3"]]:
+        files = [self.clip.paths[label, stored][frame] for stored, frame in self.places[chunk][frames]]
+        cameras = () if self.cameras is None else self.cameras[chunk.start : chunk.stop][frames]
+        return read_frames(files, label, self.clip.encoding(label), cameras)
 
 
 def _stored_chunks(clip: GBufferClip, overlap: int) -> tuple[list[Chunk], list[tuple[int, int]]]:

@@ -168,6 +168,7 @@ class ForwardJob(Job):
       drop: conditions, or "environment", that are not.
       fixed_frame: frame of the clip to render as often as a chunk has frames.
       encoding: of input files that do not state theirs.
+      cameras: camera-to-world rotations of the frames, for normals in world space.
     """
 
     title: ClassVar[str] = "Forward rendering"
@@ -178,10 +179,11 @@ class ForwardJob(Job):
     drop: Sequence[str] = ()
     fixed_frame: int | None = None
     encoding: InputEncoding = DEFAULT
+    cameras: Float[np.ndarray, "f 3 3"] | None = None
 
     def discover(self, on_failure: OnFailure) -> list[BufferChunks]:
         def plan(clip):
-            chunked = BufferChunks.plan(clip, self.run.chunks, self.fixed_frame)
+            chunked = BufferChunks.plan(clip, self.run.chunks, self.fixed_frame, self.cameras)
             self.lights.check(clip.name, chunked.num_frames)
             return chunked
 

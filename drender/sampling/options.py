@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from drender import assets, cli
-from drender.config import DEFAULT_PASSES, DTYPES, Sampling
+from drender.config import DEFAULT_PASSES, DOMAINS, DTYPES, Sampling
+from drender.errors import unknown_name_error
 from drender.lighting.camera import ELEVATION_SIGNS
 from drender.lighting.projection import PROJECTIONS
-from drender.media.encodings import KINDS, NORMALS, TRANSFERS
+from drender.media.encodings import DEPTHS, INPUT_NORMALS, KINDS, NORMALS, TRANSFERS
 from drender.media.resize import MODES as FIT_MODES
 from drender.media.resize import OUTPUTS
 from drender.sampling.inputs import MODES
@@ -69,6 +70,16 @@ def stops(text: str) -> float | str:
         return text
 
 
+def layer(text: str) -> tuple[str, str]:
+    """Convert LABEL=NAME."""
+    label, _, name = text.partition("=")
+    if label not in ("rgb", *DOMAINS):
+        raise argparse.ArgumentTypeError(unknown_name_error("label", label, ("rgb", *DOMAINS)))
+    if not name:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected LABEL=NAME, such as basecolor=DiffCol")
+    return label, name
+
+
 # --- groups of options ---
 
 CLIPS = "image, video, folder of frames, or folder of these (the built-in clip)"
@@ -95,6 +106,10 @@ class EncodingOptions:
     input_transfer: str | None = option(
         "transfer curve of colors in images that do not state it (srgb; linear in files of floats)", choices=TRANSFERS
     )
+    input_layers: tuple[tuple[str, str], ...] = option(
+        "layers of EXR files, or channels of any image, that hold a label: basecolor=DiffCol, roughness=G",
+        (), "LABEL=NAME", nargs="+", type=layer,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +284,14 @@ class ForwardOptions(
         "size in pixels that frames are fitted to, rounded up to multiples of 64 (their own)", metavar=("H", "W")
     )
     fixed_frame: int | None = option("index of a frame of the clip to repeat for --frames frames", metavar="I")
-    input_normals: str = option("axes of normals in files that do not state them", "opengl", choices=NORMALS)
+    input_normals: str = option(
+        "axes of normals in files that do not state them; world needs --poses", "opengl", choices=INPUT_NORMALS
+    )
+    input_depth: str | None = option(
+        "depth of other programs: relative is 0 near to 1 far, metric a distance in any unit, inverse its reciprocal; "
+        "the last two are normalized over the clip (relative; metric if the first frame is out of range)",
+        choices=DEPTHS,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -181,7 +181,7 @@ def test_png_matches_release_and_names_its_encoding(tmp_path, bits):
     ImageFormat(bits=bits).write(tmp_path / "gl.png", image, "normal")
     ImageFormat(bits=bits, normals="directx").write(tmp_path / "dx.png", image, "normal")
     write_png(tmp_path / "plain.png", image, bits)
-    gl, dx, plain = (read_labeled(tmp_path / f"{name}.png", "roughness") for name in ("gl", "dx", "plain"))
+    gl, dx, plain = (read_labeled(tmp_path / f"{name}.png", "data") for name in ("gl", "dx", "plain"))
     np.testing.assert_array_equal(gl, plain)
     np.testing.assert_allclose(dx, plain * [1, -1, 1] + [0, 1, 0], atol=1.01 / (2**bits - 1))
     assert png_info(tmp_path / "dx.png")["drender:normals"] == "directx"

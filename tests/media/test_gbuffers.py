@@ -6,8 +6,9 @@ from helpers.refusals import broken
 
 from drender.config import CONDITIONS, DEFAULT_PASSES, DOMAINS
 from drender.errors import InputError
+from drender.media.encodings import InputEncoding
 from drender.media.gbuffers import find_gbuffer_clips, frame_path
-from drender.media.images import write_png
+from drender.media.images import write_exr, write_png
 
 RELEASED = "{chunk:04d}.{frame:04d}.{label}.png"
 WEBDATASET = "walk-{frame}.{label}.png"
@@ -96,10 +97,10 @@ def test_exr_frames_among_png(tmp_path):
     depth = np.linspace(0, 1, 6, dtype=np.float32).reshape(2, 3)
     for frame in (0, 1):
         (tmp_path / f"0000.{frame:04d}.depth.png").unlink()
-        file = OpenEXR.File({"type": OpenEXR.scanlineimage}, {"Y": depth + frame})
+        file = OpenEXR.File({"type": OpenEXR.scanlineimage}, {"Y": depth / (frame + 1)})
         file.write(str(tmp_path / f"0000.{frame:04d}.depth.exr"))
     found = find_gbuffer_clips(tmp_path)[0].read("depth")
-    np.testing.assert_array_equal(found, np.stack([depth, depth + 1])[..., None] * np.ones(3, np.float32))
+    np.testing.assert_array_equal(found, np.stack([depth, depth / 2])[..., None] * np.ones(3, np.float32))
 
 
 def test_required_labels(tmp_path):
@@ -152,3 +153,33 @@ def test_frames_of_different_size_are_an_input_error(tmp_path):
     assert clip.read("normal").shape == (3, 2, 3, 3)
     with pytest.raises(InputError, match=r"0000\.0002\.depth\.png has 4x4 pixels, 0000\.0000\.depth\.png 3x2"):
         clip.read("depth")
+
+
+def test_unrelated_stills_are_clips_of_their_own(tmp_path):
+    for stem in ("chair", "lamp", "walk-1", "walk-2"):
+        for label in CONDITIONS:
+            write_png(tmp_path / "set" / f"{stem}.{label}.png", np.full((2, 3, 3), 0.5, np.float32))
+    clips = {clip.name: clip.chunks for clip in find_gbuffer_clips(tmp_path / "set")}
+    assert clips == {"set_chair": {0: 1}, "set_lamp": {0: 1}, "set_walk": {0: 2}}
+
+
+def test_missing_frames_are_named(tmp_path):
+    for number in (1, 2, 3, 5):
+        write_png(tmp_path / "walk" / f"{number}.depth.png", np.full((2, 3, 3), 0.5, np.float32))
+    with pytest.warns(UserWarning, match="walk: frames are missing between '1' and '5': 4;"):
+        (clip,) = find_gbuffer_clips(tmp_path, ["depth"])
+    assert clip.chunks == {0: 4}
+
+
+def test_frames_of_multi_layer_exr_need_no_names_of_labels(tmp_path):
+    value = lambda x: np.full((2, 3), x, np.float32)
+    for frame in range(2):
+        layers = {f"View.DiffCol.{c}": value(0.25) for c in "RGB"} | {"View.Depth.Z": value(0.5)}
+        normal = {f"View.Odd.{c}": value(x) for c, x in zip("XYZ", (0, 0, 1), strict=True)}
+        write_exr(tmp_path / "shot" / f"a.{frame}.exr", layers | normal)
+    assumed = InputEncoding(layers=(("normal", "Odd"),))
+    (clip,) = find_gbuffer_clips(tmp_path / "shot", ("basecolor", "normal", "depth"), assumed=assumed)
+    assert (clip.name, clip.chunks, clip.folder) == ("shot", {0: 2}, tmp_path / "shot")
+    np.testing.assert_allclose(clip.read("normal"), np.broadcast_to([0.5, 0.5, 1], (2, 2, 3, 3)), atol=1e-6)
+    np.testing.assert_allclose(clip.read("depth"), 0.5)
+    assert "shot" in broken(find_gbuffer_clips, tmp_path / "shot", ("basecolor", "normal"))

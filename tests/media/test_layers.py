@@ -59,6 +59,20 @@ def test_unnamed_channels_are_the_fallback(tmp_path):
     np.testing.assert_allclose(load_image(tmp_path / "a.exr", "depth").image, IMAGES["depth"], rtol=1e-3)
 
 
+def test_layers_and_channels_by_name(tmp_path):
+    write_exr(tmp_path / "a.exr", layered("A.") | layered("B.", {"basecolor": "DiffCol"}))
+    found = load_image(tmp_path / "a.exr", "basecolor", layer_name="A.DiffCol")
+    np.testing.assert_allclose(found.image, IMAGES["basecolor"], rtol=1e-3)
+    found = load_image(tmp_path / "a.exr", "roughness", layer_name="A.DiffCol.G").image
+    np.testing.assert_allclose(found, IMAGES["basecolor"][..., [1, 1, 1]], rtol=1e-3)
+    for name, message in (
+        ("diffcol", r"several layers fit the name 'diffcol': A\.DiffCol, B\.DiffCol; give its whole name: --input-l"),
+        ("Albedo", r"no layer fits the name 'Albedo': A\.Combined, "),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_image(tmp_path / "a.exr", "basecolor", layer_name=name)
+
+
 def test_ambiguous_or_missing_layers_are_input_errors(tmp_path):
     write_exr(tmp_path / "a.exr", layered("A.") | layered("B."))
     with pytest.raises(InputError, match=r"a\.exr: several layers fit the label 'basecolor': A\.DiffCol, B\.DiffCol;"):

@@ -1,5 +1,7 @@
 """Formats of the written files: EXR, 16 bits, transfer curves, frame rates and video quality."""
 
+import json
+
 import numpy as np
 import pytest
 from helpers.runs import (
@@ -8,9 +10,12 @@ from helpers.runs import (
     pictures,
     write_frames,
 )
+from scipy.spatial.transform import Rotation
 
 from drender.media.color import linear_to_srgb, srgb_to_linear
-from drender.media.images import read_image, write_exr, write_png
+from drender.media.encodings import ImageFormat, decode_normal, encode_normal
+from drender.media.gbuffers import find_gbuffer_clips
+from drender.media.images import load_image, read_image, write_exr, write_png
 from drender.media.video import find_clips, write_video
 
 
@@ -29,7 +34,7 @@ def test_forward_reads_every_format_alike(run, forward, models, tmp_path, option
         return
     # The same PNG files without the attributes that state their encoding.
     for path in (tmp_path / "directx/walk").glob("*.png"):
-        write_png(path, read_image(path), bits=16)
+        write_png(path, load_image(path).image, bits=16)
     stated = ("--input-normals", "directx", "--input-transfer", "linear" if "linear" in options else "srgb")
     assert forward("--input", tmp_path / "directx", "--output", tmp_path / "stated", "--bits", 16, *stated)[0] == 0
     assert forward("--input", tmp_path / "directx", "--output", tmp_path / "unstated", "--bits", 16)[0] == 0
@@ -92,3 +97,47 @@ def test_inverse_reads_linear_frames(inverse, tmp_path):
     expected, *others = (read_image(tmp_path / f"{n}-out/walk/0000.0000.rgb.png") for n in ("srgb", "png", "exr"))
     for found in others:
         np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_gbuffers_of_other_programs(forward, gbuffers, tmp_path):
+    """World normals, distances and odd layers give the results of the same buffers as drender writes them."""
+    (clip,) = find_gbuffer_clips(gbuffers)
+    images = {label: clip.read(label) for label in clip.labels}
+    for label in ("depth", "roughness", "metallic"):
+        values = images[label].mean(axis=-1, keepdims=True)
+        images[label] = ((values - values.min()) / np.ptp(values)).repeat(3, axis=-1)
+    poses = Rotation.from_euler("XYZ", [[20, 30, 40], [70, 10, 0]], degrees=True).as_matrix()
+    normals = decode_normal(images["normal"]).astype(np.float32)
+    plain, other = tmp_path / "plain" / "walk", tmp_path / "other" / "walk"
+    for i, pose in enumerate(poses):
+        for label, frames in images.items():
+            image = encode_normal(normals[i]) if label == "normal" else frames[i]
+            ImageFormat("exr").write(plain / f"{i:04d}.{label}.exr", image, label)
+        layers = {"Albedo": srgb_to_linear(images["basecolor"][i]), "World": normals[i] @ pose.T.astype(np.float32)}
+        layers |= {label: images[label][i] for label in ("roughness", "metallic")}
+        layers["depth"] = 3 + 4 * images["depth"][i]
+        channels = {f"{name}.{c}": image[..., k] for name, image in layers.items() for k, c in enumerate("RGB")}
+        write_exr(other / f"shot.{i:04d}.exr", channels)
+    rows = [np.block([[pose, np.zeros((3, 1))], [np.zeros((1, 3)), np.ones((1, 1))]]).tolist() for pose in poses]
+    (tmp_path / "poses.json").write_text(json.dumps({"frames": [{"transform_matrix": row} for row in rows]}))
+    options = ("--poses", tmp_path / "poses.json", "--bits", 16)
+    assert forward("--input", plain, "--output", tmp_path / "a", *options)[0] == 0
+    names = (
+        "--input-layers",
+        "basecolor=Albedo",
+        "normal=World",
+        "--input-normals",
+        "world",
+        "--input-depth",
+        "metric",
+    )
+    check_one_line(forward("--input", other, "--output", tmp_path / "b", *names), "world", "give --poses")
+    assert forward("--input", other, "--output", tmp_path / "b", *names, *options)[0] == 0
+    for i in range(2):
+        found, expected = (read_image(tmp_path / name / f"walk/0000.{i:04d}.env0000.png") for name in "ab")
+        np.testing.assert_allclose(found, expected, atol=0.02)
+
+
+def test_mistyped_layers_are_errors(forward, gbuffers):
+    check_one_line(forward("--input", gbuffers, "--input-layers", "basecolour=A"), "basecolour", "did you mean")
+    check_one_line(forward("--input", gbuffers, "--input-layers", "depth"), "expected LABEL=NAME")

@@ -1,0 +1,91 @@
+"""Find out, from the values of a clip's files, what their metadata do not tell: metric depth and packed normals."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from drender.media.encodings import ATTRIBUTE_PREFIX, FAR, SLACK, InputEncoding, distances, is_color
+from drender.media.images import load_image
+from drender.media.loaded import LoadedImage
+
+SUSPICIOUS_DEPTH = 0.25  # relative depth that stays below is probably distances in integers
+
+
+def resolve_encoding(paths: Sequence[Path], label: str, assumed: InputEncoding) -> InputEncoding:
+    """Return the encoding of a clip's files of one label; a warning names what was found out from their values.
+
+    Only the first frame is read, unless depth is metric: its range is that of the clip.
+
+    Raises:
+      InputError: a file cannot be read.
+    """
+    if label not in ("depth", "normal") and (not is_color(label) or label == "rgb"):
+        return assumed
+    first = load_image(paths[0], label, 0, assumed.layer(label))
+    if label == "normal":
+        return replace(assumed, packed_normals=_are_packed(paths[0], first))
+    if label == "depth":
+        kind = _kind_of_depth(paths[0], first, assumed)
+        if kind == "relative":
+            return replace(assumed, depth=kind)
+        return replace(assumed, depth=kind, depth_range=_distance_range(paths, kind, assumed))
+    if first.is_float and first.image.max() > 1 + SLACK:
+        warnings.warn(
+            f"{paths[0]}: {label} reaches {first.image.max():.3g} and is clipped; expected linear values in 0 to 1",
+            stacklevel=2,
+        )
+    return assumed
+
+
+def _are_packed(path: Path, first: LoadedImage) -> bool:
+    """Return whether float normals are n·½ + ½: none is negative, and unpacked they are closer to unit length."""
+    if not first.is_float or f"{ATTRIBUTE_PREFIX}normals" in first.attributes or not np.isfinite(first.image).all():
+        return False
+    normals = first.image[(first.image != 0).any(axis=-1)]
+    if not len(normals) or normals.min() < 0:
+        return False
+    as_vectors, unpacked = (np.median(np.abs(np.linalg.norm(n, axis=-1) - 1)) for n in (normals, normals * 2 - 1))
+    if as_vectors < 0.02 or unpacked >= as_vectors:
+        return False
+    warnings.warn(f"{path}: normals are read as n/2 + 1/2, since none is negative nor of unit length", stacklevel=3)
+    return True
+
+
+def _kind_of_depth(path: Path, first: LoadedImage, assumed: InputEncoding) -> str:
+    """Return whether depth is "relative", "metric" or "inverse"."""
+    if first.attributes.get("ImageDescription", "").startswith("depth: relative"):  # a file of drender
+        return "relative"
+    if assumed.depth is not None:
+        return assumed.depth
+    depth = first.image[..., 0]
+    if not first.is_float:
+        if depth.min() < depth.max() < SUSPICIOUS_DEPTH:
+            warnings.warn(
+                f"{path}: depth is only {depth.min():.3g} to {depth.max():.3g}, expected 0 near to 1 far; "
+                "give --input-depth metric if these are distances, relative if not",
+                stacklevel=3,
+            )
+        return "relative"
+    in_range = np.isfinite(depth).all() and depth.min() >= -SLACK and depth.max() <= 1 + SLACK
+    return "relative" if in_range else "metric"
+
+
+def _distance_range(paths: Sequence[Path], kind: str, assumed: InputEncoding) -> tuple[float, float]:
+    """Return the nearest and farthest distance of a clip."""
+    near, far = np.inf, -np.inf
+    for path in paths:
+        found = distances(load_image(path, "depth", 0, assumed.layer("depth")), kind)
+        known = found[np.isfinite(found)]
+        if known.size:
+            near, far = min(near, float(known.min())), max(far, float(known.max()))
+    near, far = (near, far) if near <= far else (0.0, 1.0)
+    if assumed.depth is None:
+        warnings.warn(
+            f"{paths[0].parent}: depth is out of 0 to 1, so it is read as distances, {near:.3g} to {far:.3g} over the "
+            f"clip (above {FAR:.0e} is background); give --input-depth if it is not metric",
+            stacklevel=4,
+        )
+    return near, far
