@@ -27,6 +27,11 @@ DEFAULT_FPS = 7.0  # of images, which have no frame rate: the released models ar
 CODECS_WITH_HIDDEN_FRAMES = ("vp8", "vp9")
 HDR_TRANSFERS = {ColorTrc.SMPTE2084: "pq", ColorTrc.ARIB_STD_B67: "hlg"}
 PRIMARIES = {ColorPrimaries.BT2020: "rec2020", ColorPrimaries.SMPTE431: "p3", ColorPrimaries.SMPTE432: "p3"}
+# Log, linear and cinema curves and gamuts, which FFmpeg leaves as they are.
+UNKNOWN_TRANSFERS = ("LINEAR", "LOG", "LOG_SQRT", "SMPTE428", "V_LOG")
+UNKNOWN_PRIMARIES = ("BT470M", "FILM", "SMPTE428", "V_GAMUT")
+DOLBY_TAGS = ("dvh1", "dvhe", "dva1", "dvav", "dav1")  # of Dolby Vision streams that are nothing else
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders skip the alpha of WebM
 UNSPECIFIED = 2  # FFmpeg's number for an unspecified color matrix, transfer or primaries
 
 
@@ -80,7 +85,9 @@ def decode(path: Path, start: int, stop: int) -> Iterator[Float32[np.ndarray, "h
     with open_video(path) as (container, stream):
         size = _square_pixel_size(stream)  # of all frames, though a stream may change its size
         for frame in _deinterlace(_decode(path, container, stream)):
-            matrix = matrix or _display_matrix(frame, path)
+            if matrix is None:
+                matrix = _display_matrix(frame, path)
+                _warn_of_color(frame, stream, path)
             count += 1
             if count > start:
                 yield _upright(_to_rgb(frame, size), matrix)
@@ -114,16 +121,27 @@ def _packets(path: Path, container: av.container.InputContainer, stream: av.Vide
 
 def _decode(path: Path, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
     """Yield the frames that can be shown; packets before the first keyframe, as of a recording, may be undecodable."""
-    begun = False
+    begun, decoder = False, stream.codec_context
+    if stream.metadata.get("alpha_mode") == "1" and decoder.name in ALPHA_DECODERS:
+        decoder = _alpha_decoder(path, decoder)
     for packet in _packets(path, container, stream):
         begun |= packet.is_keyframe
         try:
-            frames = packet.decode()
+            frames = decoder.decode(packet if packet.size else None)
         except av.InvalidDataError:
             if begun:
                 raise
             continue
         yield from frames
+
+
+def _alpha_decoder(path: Path, decoder: av.VideoCodecContext) -> av.VideoCodecContext:
+    """Return a decoder of WebM with alpha, or the given one, with a warning, if FFmpeg was built without it."""
+    try:
+        return av.codec.CodecContext.create(ALPHA_DECODERS[decoder.name], "r")
+    except (av.FFmpegError, ValueError):
+        warnings.warn(f"{path}: its alpha is ignored; convert the video to ProRes 4444 or PNG frames", stacklevel=2)
+        return decoder
 
 
 # --- geometry ---
@@ -194,6 +212,24 @@ def _upright(pixels: Float32[np.ndarray, "h w 3"], matrix: tuple[int, int, int, 
 
 
 # --- color ---
+
+
+def _warn_of_color(frame: av.VideoFrame, stream: av.VideoStream, path: Path) -> None:
+    """Warn of colors that are declared but not honored."""
+    transfer = _name(ColorTrc, frame.color_trc)
+    ignored = [f"transfer {transfer}"] if transfer in UNKNOWN_TRANSFERS else []
+    primaries = _name(ColorPrimaries, frame.color_primaries)
+    ignored += [f"primaries {primaries}"] if primaries in UNKNOWN_PRIMARIES else []
+    if stream.codec_context.codec_tag in DOLBY_TAGS and frame.color_trc == UNSPECIFIED:
+        ignored = ["Dolby Vision metadata, without which its colors are wrong"]
+    if ignored:
+        warnings.warn(
+            f"{path}: ignored: {', '.join(ignored)}; convert the video to Rec. 709, HDR10 or HLG", stacklevel=3
+        )
+
+
+def _name(kind: type, number: int) -> str:
+    return next((member.name for member in kind if member.value == int(number)), "")
 
 
 def _to_rgb(frame: av.VideoFrame, size: tuple[int, int]) -> Float32[np.ndarray, "h w 3"]:

@@ -13,6 +13,7 @@ from drender.media.video import find_clips, write_video
 COLORS = np.array([[(200, 40, 40), (40, 200, 40)], [(40, 40, 200), (200, 200, 200)]])
 QUADRANTS = COLORS.repeat(32, axis=0).repeat(32, axis=1) / 255  # sRGB
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+CONVERT = "convert the video to Rec. 709, HDR10 or HLG"
 
 
 def encode(path, frames, codec="ffv1", pix_fmt="yuv444p", options=None, matrix=None, times=None, rate=24, **tags):
@@ -215,3 +216,38 @@ def test_alpha_is_composited_on_black(tmp_path, codec, pix_fmt):
     encode(tmp_path / "a.mkv", [integers(np.concatenate([QUADRANTS, alpha], axis=-1))] * 2, codec, pix_fmt)
     _, found = read(tmp_path / "a.mkv")
     np.testing.assert_allclose(found[1], QUADRANTS * alpha, atol=3 / 255)
+
+
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+def test_alpha_of_webm_is_composited_on_black(tmp_path, codec, monkeypatch):
+    rgba = np.concatenate([integers(QUADRANTS), np.full((64, 64, 1), 255, np.uint8)], axis=-1)
+    rgba[:32, :, 3] = 0
+    path = encode(tmp_path / "a.webm", [rgba] * 3, codec, "yuva420p", {"auto-alt-ref": "0", "crf": "4", "b": "4M"})
+    clip, frames = read(path)
+    assert clip.num_frames == 3
+    np.testing.assert_allclose(quadrant_levels(frames[0])[1], COLORS[1], atol=8)
+    np.testing.assert_array_equal(quadrant_levels(frames[0])[0], 0)
+    monkeypatch.setattr("drender.media.decoding.ALPHA_DECODERS", {"vp8": "absent", "vp9": "absent"})
+    with pytest.warns(UserWarning, match=r"a\.webm: its alpha is ignored; convert the video"):
+        assert read(path)[1][0, :32].max() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        ({"color_trc": 8}, "transfer LINEAR"),
+        ({"color_trc": 9, "color_primaries": 8}, "transfer LOG, primaries FILM"),
+        ({"color_trc": 1, "color_primaries": 1}, None),
+    ],
+)
+def test_unknown_colors_are_named(tmp_path, tags, message, recwarn):
+    path = encode(tmp_path / "a.mkv", [integers(QUADRANTS)], **tags)
+    np.testing.assert_allclose(quadrant_levels(read(path)[1][0]), COLORS, atol=2)
+    assert [str(w.message) for w in recwarn] == ([f"{path}: ignored: {message}; {CONVERT}"] if message else [])
+
+
+def test_dolby_vision_without_a_base_layer_is_named(tmp_path):
+    path = encode(tmp_path / "a.mp4", [integers(QUADRANTS)], "libx264", "yuv420p")
+    path.write_bytes(path.read_bytes().replace(b"avc1\0", b"dva1\0"))
+    with pytest.warns(UserWarning, match=r"a\.mp4: ignored: Dolby Vision metadata, .*; convert the video to Rec"):
+        read(path)
