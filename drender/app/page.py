@@ -196,7 +196,7 @@ def build(app: App) -> gr.Blocks:
     with gr.Blocks(title="drender", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown("# drender\nLight a picture or a clip anew: open it, choose a light, relight.")
         with gr.Row():
-            with gr.Column(scale=2, min_width=320):
+            with gr.Column(scale=2, min_width=280):
                 gr.Markdown("### 1 Clip")
                 with gr.Row():
                     upload = gr.File(label="Picture or clip", height=140, elem_id="upload", interactive=True)
@@ -224,7 +224,12 @@ def build(app: App) -> gr.Blocks:
                 name = gr.Dropdown(names, value=assets.LIGHTS[0], label="Built-in environment", elem_id="light")
                 file = gr.UploadButton("or a lat-long map (.hdr, .exr)", elem_id="map")
                 ball = gr.Image(
-                    label="Mirror ball", interactive=False, elem_classes="ball", elem_id="ball", format="png"
+                    label="Mirror ball",
+                    interactive=False,
+                    elem_classes="ball",
+                    elem_id="ball",
+                    buttons=["fullscreen"],
+                    format="png",
                 )
                 yaw = gr.Slider(-180, 180, 0, step=1, label="Yaw, °: to the right", elem_id="yaw")
                 pitch = gr.Slider(-90, 90, 0, step=1, label="Pitch, °: upward")

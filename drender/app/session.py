@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Array, Float32
 
 from drender.editing import materials
 from drender.errors import InputError, oom_guard
@@ -43,21 +43,21 @@ class Light:
     roll: float = 0.0
     exposure: float = 0.0
 
-    def mirror_ball(self, side: int = 192) -> Float32[np.ndarray, "side side 3"]:
+    def mirror_ball(self, side: int = 192) -> Float32[np.ndarray, "{side} {side} 3"]:
         """Return a mirror ball in this light, as a camera sees it."""
         # Turning the camera back equals turning the light, and needs no new cube map.
         turn = light_orientation(self.yaw, self.pitch, self.roll).T @ camera_rotations(1)[0]
         light = _cube(self.path) * np.float32(2.0**self.exposure)
         return np.asarray(project(light, (side, side), turn[None], light_angles(1, False), "ball")["env_ldr"][0])
 
-    def maps(self, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    def maps(self, size: tuple[int, int]) -> dict[str, Float32[Array, "1 H W 3"]]:
         """Return the forward renderer's maps, of one frame for all."""
         turn = {"yaw": self.yaw, "pitch": self.pitch, "roll": self.roll}
         return environment_maps(self.path, 1, size, exposure=self.exposure, **turn)
 
 
 @functools.lru_cache(maxsize=8)
-def _cube(path: str) -> np.ndarray:
+def _cube(path: str) -> Float32[Array, "6 n n 3"]:
     return latlong_to_cube(load_latlong(path), light_orientation())
 
 

@@ -3,12 +3,12 @@
 import base64
 import io
 import re
-import shutil
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.chromium import chromium
 from helpers.pages import HOSTILE, clip, decode, frame
 from PIL import Image
 
@@ -17,21 +17,7 @@ from drender.sampling.report import write_page
 pytestmark = pytest.mark.browser
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium, driven by its own driver."""
-    selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    binary, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-    if not binary or not driver:
-        pytest.skip("no Chromium with chromedriver is installed (Debian: apt-get install chromium chromium-driver)")
-    options = selenium.ChromeOptions()
-    options.binary_location = binary
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    opened = selenium.Chrome(options=options, service=selenium.ChromeService(driver))
-    yield opened
-    opened.quit()
+browser = pytest.fixture(scope="module")(chromium)
 
 
 class Viewer:
