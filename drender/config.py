@@ -1,22 +1,15 @@
-"""Frozen dataclasses that configure the models and the sampler, and their conversion from and to JSON.
+"""Frozen dataclasses that configure the models and the sampler, in the names of released files.
 
 Field names are those of the released `config.json` files. A released value that is one number or a list with an entry
 per UNet level is always a list here.
 """
 
-import contextlib
-import dataclasses
-import math
-import operator
-import reprlib
-import types
-import typing
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
-import numpy as np
+import functools
+from dataclasses import dataclass
+from typing import Literal
 
 from drender.errors import InputError, unknown_name_error
+from drender.fields import bounded, check_ranges
 
 # Computation types, by the names of numpy and JAX.
 DTYPES = ("float32", "bfloat16", "float16")
@@ -29,76 +22,44 @@ CONDITIONS = ("basecolor", "normal", "depth", "roughness", "metallic")
 # The order of the environment images in the input channels of the environment encoder.
 ENVIRONMENT_LABELS = ("env_ldr", "env_log", "env_nrm")
 
-# One number for all levels of the UNet, or one per level.
-PerLevel = int | tuple[int, ...]
 
 _CROSS_DOWN, _DOWN = "CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"
 _CROSS_UP, _UP = "CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal"
 
-# Shortens values in messages: YAML's aliases let a small file hold a value whose repr is endless.
-SHORT = reprlib.Repr()
-SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 100, 100
-
-
-# --- ranges ----------------------------------------------------------------------------------------------------------
-
-_COMPARISONS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
-
-
-def bounded(default: Any = dataclasses.MISSING, **limits: int | float) -> Any:
-    """Declare a field of finite numbers within limits: `at_least`, `above`, `at_most` or `below`.
-
-    `check_ranges` enforces them. None is always allowed; in a tuple every number is checked.
-    """
-    return field(default=default, metadata={"limits": limits})
-
-
-def check_ranges(config: Any, prefix: str = "") -> None:
-    """Raise InputError for the first `bounded` number out of range, in a dataclass and those nested in its fields."""
-    for f in dataclasses.fields(config):
-        value, name = getattr(config, f.name), prefix + f.name
-        limits = f.metadata.get("limits")
-        if dataclasses.is_dataclass(value):
-            check_ranges(value, f"{name}.")
-        elif limits is not None and value is not None:
-            numbers = value if isinstance(value, tuple) else (value,)
-            if not all(_in_range(number, limits) for number in numbers):
-                expected = " and ".join(f"{word.replace('_', ' ')} {limit}" for word, limit in limits.items())
-                raise InputError(f"{name}: expected {expected or 'a finite number'}, got {value}")
-
-
-def _in_range(number: int | float, limits: dict[str, int | float]) -> bool:
-    finite = -math.inf < number < math.inf
-    return finite and all(_COMPARISONS[word](number, limit) for word, limit in limits.items())
-
 
 # --- models ----------------------------------------------------------------------------------------------------------
+
+# Far beyond all models of this kind; larger numbers come from damaged or hostile files.
+MAX_SIZE, MAX_DEPTH, MAX_LEVELS = 2**16, 64, 8
+_size = functools.partial(bounded, at_least=1, at_most=MAX_SIZE)
+_depth = functools.partial(bounded, at_least=1, at_most=MAX_DEPTH)
 
 
 @dataclass(frozen=True)
 class UNetConfig:
     """The spatio-temporal UNet. Defaults are Stable Video Diffusion's, which the released configs leave out."""
 
-    in_channels: int = 8
-    out_channels: int = 4
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    in_channels: int = _size(8)
+    out_channels: int = _size(4)
+    block_out_channels: tuple[int, ...] = _size((320, 640, 1280, 1280), items=MAX_LEVELS)
     down_block_types: tuple[str, ...] = (_CROSS_DOWN, _CROSS_DOWN, _CROSS_DOWN, _DOWN)
     up_block_types: tuple[str, ...] = (_UP, _CROSS_UP, _CROSS_UP, _CROSS_UP)
-    layers_per_block: PerLevel = (2, 2, 2, 2)
-    transformer_layers_per_block: PerLevel = (1, 1, 1, 1)
-    num_attention_heads: PerLevel = (5, 10, 20, 20)
-    cross_attention_dim: PerLevel = (1024, 1024, 1024, 1024)
-    temporal_cross_attention_dim: int | None = 1024  # None: temporal blocks have no cross-attention
-    addition_time_embed_dim: int = 256
-    projection_class_embeddings_input_dim: int = 768
+    layers_per_block: int | tuple[int, ...] = _depth((2, 2, 2, 2))
+    transformer_layers_per_block: int | tuple[int, ...] = _depth((1, 1, 1, 1))
+    num_attention_heads: int | tuple[int, ...] = _size((5, 10, 20, 20))
+    cross_attention_dim: int | tuple[int, ...] = _size((1024, 1024, 1024, 1024))
+    temporal_cross_attention_dim: int | None = _size(1024)  # None: temporal blocks have no cross-attention
+    addition_time_embed_dim: int = _size(256)
+    projection_class_embeddings_input_dim: int = _size(768)
     multi_res_encoder_hidden_states: bool = False  # the context is a list, one entry per level
     context_embedding_type: Literal["clip"] | None = None  # "clip": a learned domain embedding is added to the context
-    context_vocab_size: int = 16
-    norm_num_groups: int = 32
-    num_frames: int = 25  # clip length the model was trained on; the network itself takes any
-    sample_size: int = 64
+    context_vocab_size: int = _size(16)
+    norm_num_groups: int = _size(32)
+    num_frames: int = _size(25)  # clip length the model was trained on; the network itself takes any
+    sample_size: int = _size(64)
 
     def __post_init__(self):
+        check_ranges(self, "unet.")
         levels = len(self.block_out_channels)
         for name in ("layers_per_block", "transformer_layers_per_block", "num_attention_heads", "cross_attention_dim"):
             self._per_level(name, levels)
@@ -106,35 +67,41 @@ class UNetConfig:
             self._per_level(name, levels)
             for kind in getattr(self, name):
                 if kind not in allowed:
-                    raise unknown_name_error(f"UNet {name} entry", kind, allowed)
+                    raise unknown_name_error(f"entry of unet.{name}", kind, allowed)
         for channels, heads in zip(self.block_out_channels, self.num_attention_heads, strict=True):
-            if channels % heads or channels % self.norm_num_groups:
-                raise InputError(
-                    f"UNet block_out_channels: expected multiples of the attention heads ({heads}) "
-                    f"and of norm_num_groups ({self.norm_num_groups}), got {channels}"
-                )
+            _require_multiples("unet.block_out_channels", (channels,), "num_attention_heads", heads)
+        _require_multiples("unet.block_out_channels", self.block_out_channels, "norm_num_groups", self.norm_num_groups)
 
     def _per_level(self, name: str, levels: int) -> None:
         """Repeat a single number for all levels, and check the length of a list."""
         value = getattr(self, name)
         value = (value,) * levels if isinstance(value, int) else tuple(value)
         if len(value) != levels:
-            raise InputError(f"UNet {name}: expected {levels} entries, as in block_out_channels, got {value}")
+            raise InputError(f"unet.{name}: expected {levels} entries, as in block_out_channels, got {value}")
         object.__setattr__(self, name, value)
+
+
+def _require_multiples(name: str, channels: tuple[int, ...], divisor_name: str, divisor: int) -> None:
+    if wrong := [number for number in channels if number % divisor]:
+        raise InputError(f"{name}: expected multiples of {divisor_name} ({divisor}), got {wrong[0]}")
 
 
 @dataclass(frozen=True)
 class VAEConfig:
     """The video autoencoder with temporal decoder (`AutoencoderKLTemporalDecoder`)."""
 
-    in_channels: int = 3
-    out_channels: int = 3
-    latent_channels: int = 4
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2  # in the encoder; the decoder has one more
-    norm_num_groups: int = 32
-    scaling_factor: float = 0.18215
-    sample_size: int = 768
+    in_channels: int = _size(3)
+    out_channels: int = _size(3)
+    latent_channels: int = _size(4)
+    block_out_channels: tuple[int, ...] = _size((128, 256, 512, 512), items=MAX_LEVELS)
+    layers_per_block: int = _depth(2)  # in the encoder; the decoder has one more
+    norm_num_groups: int = _size(32)
+    scaling_factor: float = bounded(0.18215, above=0, at_most=1e6)
+    sample_size: int = _size(768)
+
+    def __post_init__(self):
+        check_ranges(self, "vae.")
+        _require_multiples("vae.block_out_channels", self.block_out_channels, "norm_num_groups", self.norm_num_groups)
 
     @property
     def downscale(self) -> int:
@@ -146,21 +113,32 @@ class VAEConfig:
 class EnvEncoderConfig:
     """The environment encoder, from latents (or pixels) of the environment images to a feature map per UNet level."""
 
-    in_channels: int = 12
-    channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    num_res_blocks: int = 2
+    in_channels: int = _size(12)
+    channels: tuple[int, ...] = _size((320, 640, 1280, 1280), items=MAX_LEVELS)
+    num_res_blocks: int = _depth(2)
     latent_encoder: bool = True  # False: pixels enter through a small conv stem
-    in_labels: tuple[str, ...] = ENVIRONMENT_LABELS
-    norm_num_groups: int = 32
+    in_labels: tuple[str, ...] = bounded(ENVIRONMENT_LABELS, items=64)
+    norm_num_groups: int = _size(32)
+
+    def __post_init__(self):
+        check_ranges(self, "env_encoder.")
+        _require_multiples("env_encoder.channels", self.channels, "norm_num_groups", self.norm_num_groups)
 
 
 @dataclass(frozen=True)
 class SchedulerConfig:
     """The noise schedule (EDM with Karras sigmas, Karras et al. 2022, eq. 5)."""
 
-    sigma_min: float = 0.002
-    sigma_max: float = 700.0
+    sigma_min: float = bounded(0.002, above=0, at_most=1e6)
+    sigma_max: float = bounded(700.0, above=0, at_most=1e6)
     timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
+
+    def __post_init__(self):
+        check_ranges(self, "scheduler.")
+        if self.sigma_min >= self.sigma_max:
+            raise InputError(
+                f"scheduler.sigma_min: expected less than sigma_max ({self.sigma_max}), got {self.sigma_min}"
+            )
 
 
 @dataclass(frozen=True)
@@ -183,12 +161,15 @@ class RendererConfig:
     env_encoder: EnvEncoderConfig | None = None
     scheduler: SchedulerConfig = SchedulerConfig()
     scale_cond_latents: bool = False
-    domains: dict[str, int] = field(default_factory=lambda: dict(DOMAINS))
-    conditions: tuple[str, ...] = CONDITIONS
-    size: tuple[int, int] = (512, 512)
-    frames: int = 24
-    environment_size: tuple[int, int] = (512, 512)
+    domains: dict[str, int] = bounded(DOMAINS, items=1024, at_least=0, below=MAX_SIZE)  # noqa: RUF009 (copied)
+    conditions: tuple[str, ...] = bounded(CONDITIONS, items=64)
+    size: tuple[int, int] = _size((512, 512))
+    frames: int = _size(24)
+    environment_size: tuple[int, int] = _size((512, 512))
     deterministic: bool = False
+
+    def __post_init__(self):
+        check_ranges(self)
 
 
 # --- sampling --------------------------------------------------------------------------------------------------------
@@ -242,80 +223,3 @@ class Sampling:
             object.__setattr__(self, "guidance", (self.guidance, self.guidance))
         if len(self.guidance) != 2:
             raise InputError(f"guidance: expected two numbers, for the first and the last frame, got {self.guidance}")
-
-
-# --- JSON ------------------------------------------------------------------------------------------------------------
-
-
-def from_dict(cls: type, data: dict, where: str, ignore_unknown: bool = False) -> Any:
-    """Build a configuration dataclass from plain JSON values.
-
-    Args:
-      cls: one of the dataclasses above.
-      data: keys and values; absent keys take the defaults.
-      where: file or option that `data` comes from, for messages.
-      ignore_unknown: drop unknown keys, which released files carry, instead of failing.
-
-    Raises:
-      InputError: an unknown key (with the nearest known one), or a value of the wrong type.
-    """
-    if not isinstance(data, dict):
-        raise InputError(f"{where}: expected a mapping of names to values, got {type(data).__name__}")
-    hints = typing.get_type_hints(cls)
-    values = {}
-    for key, value in data.items():
-        if key not in hints:
-            if ignore_unknown:
-                continue
-            raise InputError(f"{where}: {unknown_name_error('key', str(key), hints)}")
-        values[key] = _convert(hints[key], value, f"{where}: {key}")
-    missing = [f.name for f in dataclasses.fields(cls) if f.name not in values and _required(f)]
-    if missing:
-        raise InputError(f"{where}: missing key {missing[0]!r}")
-    return cls(**values)
-
-
-def to_dict(config: Any) -> dict:
-    """Return a configuration as plain JSON values, which `from_dict` reads back."""
-    return dataclasses.asdict(config)
-
-
-def _required(f: dataclasses.Field) -> bool:
-    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """Convert a JSON value to the type `hint`, or raise an InputError that names both."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        # Only one member of the union takes lists, and only one takes mappings.
-        members = [member for member in args if member is not type(None)]
-        container = tuple if isinstance(value, (list, tuple)) else dict if isinstance(value, dict) else None
-        matching = [member for member in members if typing.get_origin(member) is container]
-        return _convert((matching or members)[0], value, where)
-    if hint is Any:
-        return value
-    if origin is Literal:
-        if value in args:
-            return value
-        raise InputError(f"{where}: expected one of {', '.join(map(repr, args))}, got {SHORT.repr(value)}")
-    if origin is tuple:
-        if isinstance(value, (list, tuple)):
-            if args[-1] is not Ellipsis and len(value) != len(args):
-                raise InputError(f"{where}: expected {len(args)} values, got {len(value)}: {SHORT.repr(value)}")
-            return tuple(_convert(args[0], item, where) for item in value)
-    elif origin is dict:
-        if isinstance(value, dict):
-            return {_convert(args[0], k, where): _convert(args[1], v, where) for k, v in value.items()}
-    elif dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, where)
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        with contextlib.suppress(OverflowError):  # an integer of hundreds of digits
-            return float(value)
-    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    raise InputError(f"{where}: expected {hint if origin else hint.__name__}, got {SHORT.repr(value)}")

@@ -14,11 +14,11 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str, details: Iterable[str] = ()):
-        super().__init__("\n  ".join(_printable(line) for line in (message, *details)))
+        super().__init__("\n  ".join(printable(line) for line in (message, *details)))
 
 
-def _printable(line: str) -> str:
-    """Escape line breaks and undecodable bytes, which file names and damaged files may hold."""
+def printable(line: str) -> str:
+    """Escape control characters and undecodable bytes, which file names and damaged files may hold."""
     escape = lambda c: c.encode("unicode_escape", "surrogatepass").decode()
     return "".join(c if c.isprintable() else escape(c) for c in line)
 

@@ -1,20 +1,29 @@
-"""Files and folders: atomic writes, listings in natural order, and errors that name the path."""
+"""Files and folders: atomic writes, listings in natural order, bounded readers, and errors that name the path."""
 
+import errno
 import functools
 import hashlib
+import json
+import math
 import os
 import re
+import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from drender.errors import InputError, first_line
+from drender.locks import lock
 
 T = TypeVar("T")
 HASHED_WHOLE = 2**24  # bytes; of larger files, which are videos and weights, evenly spaced blocks are hashed
 BLOCK, NUM_BLOCKS = 2**16, 256
+# Bytes of the largest text file that is read: the poses of 100,000 frames, or the index of 500,000 tensors.
+MAX_TEXT = 2**26
+PART = ".part"  # in the names of temporary files
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -100,11 +109,66 @@ def map_collecting_errors(
     return results
 
 
-def first_difference(before: dict, now: dict) -> str:
-    """Describe the first setting whose value differs: "another seed (1, now 2)"."""
-    known = {**now, **before}
-    name = next(name for name in known if before.get(name, "unset") != now.get(name, "unset"))
-    return f"another {name} ({before.get(name, 'unset')!r}, now {now.get(name, 'unset')!r})"
+# --- text and JSON ---------------------------------------------------------------------------------------------------
+
+
+def read_text(path: str | Path, limit: int = MAX_TEXT) -> str:
+    """Return the content of a UTF-8 file.
+
+    Raises:
+      OSError: the file is missing, unreadable, a device or pipe, or larger than `limit` bytes.
+      ValueError: it is not UTF-8.
+    """
+    # Without O_NONBLOCK, opening a pipe would wait for its writer.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"more than {limit} bytes", str(path))
+    return data.decode()
+
+
+def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Args:
+      remedy: ends the errors, such as "convert the weights again".
+    Raises:
+      InputError: the file is missing or not as `read_text` and `parse_json` need it.
+    """
+    try:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: unreadable ({getattr(error, 'strerror', None) or error}); {remedy}") from None
+    return parse_json(text, str(path), remedy)
+
+
+def parse_json(text: str, where: str, remedy: str) -> dict[str, Any]:
+    """Return the JSON object in a text, as `read_json` does; `where` is named in errors.
+
+    Raises:
+      InputError: not JSON, too deeply nested, a number that is not finite, or anything but an object.
+    """
+    try:
+        values = json.loads(text, parse_float=_finite, parse_constant=_not_finite)
+        if not isinstance(values, dict):
+            raise ValueError(f"expected names and values, got {type(values).__name__}")
+    except RecursionError:
+        raise InputError(f"{where}: unreadable (nested too deeply); {remedy}") from None
+    except ValueError as error:
+        raise InputError(f"{where}: unreadable ({error}); {remedy}") from None
+    return values
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    return value if math.isfinite(value) else _not_finite(number)
+
+
+def _not_finite(number: str) -> NoReturn:
+    raise ValueError(f"{number[:100]} is not a finite number")
 
 
 # --- caches ----------------------------------------------------------------------------------------------------------
@@ -149,7 +213,7 @@ def atomic_write(path: str | Path, errors: tuple[type[Exception], ...] = ()) -> 
     """
     path = Path(path)
     _require_utf8(path)
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")  # a fixed name, so leftovers of killed runs go too
+    temporary = path.with_name(f"{_temporary_prefix(path)}{secrets.token_hex(4)}{PART}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -159,6 +223,19 @@ def atomic_write(path: str | Path, errors: tuple[type[Exception], ...] = ()) -> 
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path, path: Path | None = None) -> None:
+    """Delete the temporary files that killed processes left in a folder: all, or those of one file `path`."""
+    prefix = "." if path is None else _temporary_prefix(path)
+    with suppress(OSError):
+        for entry in os.scandir(folder):
+            if entry.name.startswith(prefix) and PART in entry.name:
+                os.unlink(entry)
+
+
+def _temporary_prefix(path: Path) -> str:
+    return f".{path.stem[:40]}."  # short, as the longest name leaves no room for more
 
 
 def check_destination(path: str | Path, overwrite: bool, replaceable: Callable[[Path], bool]) -> None:
@@ -186,22 +263,27 @@ def atomic_dir(path: str | Path, overwrite: bool, replaceable: Callable[[Path], 
     Args: as for `check_destination`.
 
     Raises:
-      InputError: as from `check_destination`, or the folder cannot be written.
+      InputError: as from `check_destination`, another process writes it, or the folder cannot be written.
     """
     folder = expand_home(path).resolve()
     partial, old = (folder.parent / f".{folder.name}.{suffix}" for suffix in ("partial", "old"))
-    _clean_up(folder, partial, old)  # after a process that was killed
-    check_destination(path, overwrite, replaceable)
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with lock(folder.parent / f".{folder.name}.lock", path):
+            _clean_up(folder, partial, old)  # after a process that was killed
+            check_destination(path, overwrite, replaceable)
+            try:
+                partial.mkdir()
+                yield partial
+                if folder.exists():
+                    folder.rename(old)
+                partial.rename(folder)
+            finally:
+                _clean_up(folder, partial, old)
+    except BrokenPipeError:
+        raise  # a log's reader exited, which no disk space mends
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({first_line(error)}); free space or choose another") from error
-    finally:
-        _clean_up(folder, partial, old)
 
 
 def _clean_up(folder: Path, partial: Path, old: Path) -> None:

@@ -23,8 +23,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from drender import files
-from drender.config import bounded
 from drender.errors import InputError, first_line
+from drender.fields import bounded
 
 AXES = ("data", "fsdp", "frames")
 ROWS = ("data", "fsdp")

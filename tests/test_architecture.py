@@ -11,7 +11,7 @@ PACKAGE = Path(drender.__file__).parent
 # From the lowest to the highest. A module imports from its own layer's package and from lower layers.
 LAYERS = (
     {"errors"},
-    {"files", "config", "cli", "assets", "sharding", "diffusion"},
+    {"files", "locks", "fields", "config", "settings", "cli", "assets", "sharding", "diffusion"},
     {"models", "media"},
     {"checkpoints", "lighting"},
     {"renderers", "metrics"},

@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from drender.config import RendererConfig, Sampling, UNetConfig, bounded, check_ranges, from_dict, to_dict
+from drender.config import RendererConfig, Sampling, UNetConfig
 from drender.errors import InputError
+from drender.fields import bounded, check_ranges, from_dict, to_dict
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,6 @@ The released JSON files are sometimes wrong. Where the tensors' names and shapes
 
 import dataclasses
 import functools
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -22,20 +21,13 @@ import numpy as np
 
 from drender.checkpoints import orbax, torch_files
 from drender.checkpoints.torch_files import Tensor
-from drender.config import (
-    CONDITIONS,
-    DOMAINS,
-    EnvEncoderConfig,
-    RendererConfig,
-    SchedulerConfig,
-    UNetConfig,
-    VAEConfig,
-    from_dict,
-    to_dict,
-)
+from drender.config import CONDITIONS, DOMAINS, EnvEncoderConfig, RendererConfig, SchedulerConfig, UNetConfig, VAEConfig
 from drender.errors import InputError
+from drender.fields import from_dict, naming, to_dict
+from drender.files import parse_json, read_json
 
 MODEL_INDEX = "model_index.json"
+AGAIN = "download it again"
 # Components, and the stem of their weight files.
 STEMS = dict.fromkeys(("unet", "vae", "env_encoder"), "diffusion_pytorch_model") | {"lora": "pytorch_lora_weights"}
 
@@ -165,7 +157,7 @@ def _renderer_config(
         encoder = read(EnvEncoderConfig, "env_encoder/config.json", _infer_env_encoder(tensors["env_encoder"]))
     if "scheduler" in parts:
         scheduler = read(SchedulerConfig, "scheduler/scheduler_config.json", {})
-    scaled = _read_json(index).get("scale_cond_latents") if index else None
+    scaled = read_json(index, AGAIN).get("scale_cond_latents") if index else None
     return RendererConfig(
         kind=kind,
         unet=unet,
@@ -200,7 +192,7 @@ def _infer_env_encoder(tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 def _component_config(file: Path, log: Log, cls: type, name: str, inferred: dict[str, Any]) -> Any:
     """Return the configuration in a file, overruled by the `inferred` values; report every difference with `name`."""
-    values = _read_json(file)
+    values = read_json(file, AGAIN)
     defaults = {field.name: field.default for field in dataclasses.fields(cls)}
     constants = {"force_upcast": True} | (SCHEDULER_CONSTANTS if cls is SchedulerConfig else {})
     ignored = [
@@ -215,27 +207,8 @@ def _component_config(file: Path, log: Log, cls: type, name: str, inferred: dict
             log(f"{name}: {key} is {values.get(key, 'absent')!r}; using {value!r}, which the tensors determine")
     # A null means the default, as an absent key does.
     values = {key: value for key, value in values.items() if value is not None}
-    return from_dict(cls, values | inferred, str(file), ignore_unknown=True)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return _mapping(file.read_text(), str(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: unreadable ({error}); download it again") from None
-
-
-def _mapping(text: str, where: str) -> dict[str, Any]:
-    """Parse a JSON object; InputError, which names `where`, for anything else."""
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not valid JSON ({error}); download it again") from None
-    if not isinstance(values, dict):
-        raise InputError(
-            f"{where}: expected a mapping of names to values, got {type(values).__name__}; download it again"
-        )
-    return values
+    with naming(file):
+        return from_dict(cls, values | inferred, "", ignore_unknown=True)
 
 
 # --- LoRA strength ---------------------------------------------------------------------------------------------------
@@ -270,8 +243,8 @@ def _lora_settings(folder: Path) -> tuple[dict[str, Any], str]:
     file = folder / "adapter_config.json"
     if packed is not None:
         source = f"{folder}: lora_adapter_metadata"
-        return {key.removeprefix("unet."): value for key, value in _mapping(packed, source).items()}, source
-    return (_read_json(file), str(file)) if file.is_file() else ({}, str(file))
+        return {key.removeprefix("unet."): value for key, value in parse_json(packed, source, AGAIN).items()}, source
+    return (read_json(file, AGAIN), str(file)) if file.is_file() else ({}, str(file))
 
 
 def _module_alpha(settings: Mapping[str, Any], module: str, rank: int, source: str) -> float:

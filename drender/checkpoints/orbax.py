@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from drender import files
-from drender.config import RendererConfig, from_dict, to_dict
+from drender.config import RendererConfig
 from drender.errors import InputError, first_line
+from drender.fields import read_config, to_dict
 from drender.files import expand_home
 from drender.models.params import flatten, unflatten
 
@@ -148,13 +149,9 @@ def load_config(path: str | Path) -> RendererConfig:
     if (folder / "model_index.json").is_file():
         raise InputError(f"{path}: made for torch; convert it first: drender convert {path} DESTINATION")
     file = folder / CONFIG
-    try:
-        values = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path}: not a drender checkpoint (no {CONFIG}); make one with `drender convert`") from None
-    except (ValueError, OSError) as error:
-        raise InputError(f"{file}: unreadable ({first_line(error)}); convert the weights again") from None
-    return from_dict(RendererConfig, values, str(file))
+    if not file.exists():
+        raise InputError(f"{path}: not a drender checkpoint (no {CONFIG}); make one with `drender convert`")
+    return read_config(RendererConfig, file, "convert the weights again")
 
 
 def components(path: str | Path) -> list[str]:

@@ -21,6 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from drender.errors import InputError, first_line
+from drender.files import read_json
 
 # Importing JAX registers bfloat16 with numpy, so that safetensors can return it.
 DTYPES = {"F32": np.dtype("float32"), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype("float16")}
@@ -89,8 +90,8 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
 def shard_names(index: Path) -> list[str]:
     """Return the file names that an index of shards lists; InputError if it is damaged or they lie elsewhere."""
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        names = sorted(set(read_json(index, "download it again")["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError):
         raise InputError(f"{index}: not an index of weight files; download it again") from None
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"[^/\\]+\.(safetensors|bin)", name):

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
-from drender.config import bounded, check_ranges
 from drender.errors import InputError
+from drender.fields import bounded, check_ranges
 from drender.media.color import linear_to_srgb_jnp, srgb_to_linear
 from drender.sharding import on_cpu
 

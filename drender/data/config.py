@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from drender.config import DEFAULT_PASSES, bounded, check_ranges
+from drender.config import DEFAULT_PASSES
 from drender.errors import InputError
+from drender.fields import bounded, check_ranges
 
 OBJECTIVES = ("inverse", "forward", "environment", "vae")
 

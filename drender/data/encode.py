@@ -17,6 +17,7 @@ from drender.data.augment import Augmentation, AugmentationConfig
 from drender.data.clips import LabeledClip, check_size, open_clips
 from drender.data.latent_cache import LatentCacheManifest, begin_cache, brief, create_array, missing_entries
 from drender.errors import InputError
+from drender.locks import lock_folder
 from drender.models.params import abstract_module
 from drender.models.vae import VAE
 from drender.renderers.base import Renderer
@@ -98,9 +99,10 @@ def encode(
         weights=fingerprint(load(checkpoint, "vae", dtype=np.float32)),
         clips=windows,
     )
-    writer = _Writer(Path(destination), manifest, clips, encoders)
     index, count = process
-    _write_missing(writer, range(len(manifest.entries))[index::count], num_workers)
+    with lock_folder(Path(destination), process):
+        writer = _Writer(Path(destination), manifest, clips, encoders)
+        _write_missing(writer, range(len(manifest.entries))[index::count], num_workers)
 
 
 def _windows(clip: LabeledClip, frames: int) -> tuple[int, ...]:

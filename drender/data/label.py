@@ -6,8 +6,9 @@ from pathlib import Path
 
 import jax
 
-from drender.config import Sampling, from_dict
+from drender.config import Sampling
 from drender.errors import InputError
+from drender.fields import from_dict
 from drender.lighting.light_file import LIGHT_FILE, Light, write_light
 from drender.media.images import HDR_SUFFIXES
 from drender.media.resize import ResizeConfig

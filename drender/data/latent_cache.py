@@ -21,12 +21,15 @@ import numpy as np
 import tensorstore as ts
 from jaxtyping import Float16
 
-from drender.config import ENVIRONMENT_LABELS, VAEConfig, from_dict, to_dict
+from drender.config import ENVIRONMENT_LABELS, VAEConfig
 from drender.data.augment import AugmentationConfig
 from drender.errors import InputError
-from drender.files import first_difference
+from drender.fields import bounded, check_ranges, read_config, to_dict
+from drender.files import PART
+from drender.settings import differences
 
 MANIFEST = "set.json"
+MAX_ENTRIES = 2**24
 
 
 @dataclass(frozen=True)
@@ -44,17 +47,23 @@ class LatentCacheManifest:
       clips: the first frames of every clip's windows.
     """
 
-    labels: tuple[str, ...]
-    frames: int
-    size: tuple[int, int]
-    environment_size: tuple[int, int]
-    variants: int
+    labels: tuple[str, ...] = bounded(items=64)
+    frames: int = bounded(at_least=1, at_most=2**16)
+    size: tuple[int, int] = bounded(at_least=1, at_most=2**16)
+    environment_size: tuple[int, int] = bounded(at_least=1, at_most=2**16)
+    variants: int = bounded(at_least=1, at_most=2**16)
     augmentation: AugmentationConfig
-    seed: int
-    dtype: str
+    seed: int = bounded(at_least=0)
+    dtype: str = bounded()
     vae: VAEConfig
-    weights: str
+    weights: str = bounded()
     clips: dict[str, tuple[int, ...]]
+
+    def __post_init__(self):
+        check_ranges(self)
+        starts = [start for windows in self.clips.values() for start in windows]
+        if not 1 <= len(starts) * self.variants <= MAX_ENTRIES or min(starts) < 0:
+            raise InputError(f"clips: expected 1 to {MAX_ENTRIES} entries, of frames from 0 on; encode the set again")
 
     @property
     def entries(self) -> list[tuple[str, int, int]]:
@@ -78,19 +87,24 @@ def begin_cache(folder: Path, manifest: LatentCacheManifest) -> None:
       InputError: the folder holds anything else, or cannot be written.
     """
     if is_latent_cache(folder):
-        before, now = to_dict(read_manifest(folder)), to_dict(manifest)
-        if before != now:
-            other = "other clips" if before["clips"] != now["clips"] else first_difference(before, now)
-            raise InputError(f"{folder} holds latents made with {other}; give another folder, or the same options")
+        if changes := differences(to_dict(read_manifest(folder)), to_dict(manifest)):
+            raise InputError(
+                f"{folder} holds latents made with another {changes[0]}; give another folder, or the same options"
+            )
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(path.name[0] != "." for path in folder.iterdir()):
             raise InputError(f"{folder} holds other files and no {MANIFEST}; give another folder")
-        # Several processes may begin at once. All write the same text, each to a temporary file of its own.
-        temporary = folder / f".{os.getpid()}.{MANIFEST}"
+        # Several processes may begin at once, and only one manifest may count: a link, unlike a rename, replaces none.
+        temporary = folder / f".{os.getpid()}{PART}.json"
         temporary.write_text(json.dumps(to_dict(manifest), indent=1) + "\n")
-        os.replace(temporary, folder / MANIFEST)
+        try:
+            os.link(temporary, folder / MANIFEST)
+        finally:
+            temporary.unlink()
+    except FileExistsError:
+        begin_cache(folder, manifest)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); give another folder") from error
 
@@ -135,12 +149,7 @@ def is_latent_cache(path: str | Path) -> bool:
 
 def read_manifest(path: str | Path) -> LatentCacheManifest:
     """Read a set's manifest; raise InputError if it is invalid."""
-    file = Path(path) / MANIFEST
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: unreadable ({error}); encode the set again") from None
-    return from_dict(LatentCacheManifest, values, str(file))
+    return read_config(LatentCacheManifest, Path(path) / MANIFEST, "encode the set again")
 
 
 def missing_entries(path: str | Path, manifest: LatentCacheManifest) -> set[int]:

@@ -4,7 +4,6 @@ World axes: x right, y up, z backward. A camera without pose looks along −z, a
 matrix has the camera's right, up and backward axes as its columns.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,10 @@ from jaxtyping import ArrayLike, Float32
 from scipy.spatial.transform import Rotation
 
 from drender.errors import InputError, unknown_name_error
-from drender.files import natural_order
+from drender.files import natural_order, read_json
 
 ELEVATION_SIGNS = ("released", "up")
+EXPECTED = "expected frames[i].transform_matrix"
 
 
 def camera_rotations(
@@ -88,19 +88,15 @@ def read_poses(path: str | Path, relative: bool = False) -> Float32[np.ndarray, 
     Raises:
       InputError: unreadable file, missing key, or a matrix that is no rigid transform.
     """
+    frames = read_json(path, EXPECTED).get("frames")
     try:
-        frames = json.loads(Path(path).read_text(encoding="utf-8"))["frames"]
         if all(isinstance(frame.get("file_path"), str) for frame in frames):
             frames = sorted(frames, key=lambda frame: natural_order(frame["file_path"]))
         poses = np.array([frame["transform_matrix"] for frame in frames], np.float64)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
     except KeyError as error:
-        raise InputError(f"{path} lacks the key {error}; expected frames[i].transform_matrix") from error
-    except RecursionError:
-        raise InputError(f"{path} holds no list of poses; expected frames[i].transform_matrix") from None
-    except (ValueError, TypeError, AttributeError, OverflowError) as error:  # invalid JSON, or values of other types
-        raise InputError(f"{path} holds no list of poses ({error}); expected frames[i].transform_matrix") from error
+        raise InputError(f"{path} lacks the key {error}; {EXPECTED}") from error
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise InputError(f"{path} holds no list of poses ({error}); {EXPECTED}") from error
     if poses.shape[1:] != (4, 4) or not np.isfinite(poses).all():
         raise InputError(f"{path}: every transform_matrix must be 4x4 and finite, found shape {poses.shape[1:]}")
     for index, pose in enumerate(poses):

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from drender.config import from_dict, to_dict
 from drender.errors import InputError
+from drender.fields import bounded, check_ranges, read_config, to_dict
 from drender.files import atomic_write
 from drender.lighting.camera import camera_rotations
 
@@ -27,11 +27,14 @@ class Light:
     """
 
     environment: str
-    rotation: float = 180.0
+    rotation: float = bounded(180.0)
     flip: bool = False
-    strength: float = 1.0
-    angles: tuple[float, ...] | None = None
+    strength: float = bounded(1.0, at_least=0)
+    angles: tuple[float, ...] | None = bounded(None)
     poses: tuple[tuple[tuple[float, ...], ...], ...] | None = None
+
+    def __post_init__(self):
+        check_ranges(self)
 
     def rotations(self, num_frames: int) -> Float32[np.ndarray, "f 3 3"]:
         """Return the camera's rotation in every frame; InputError unless there is one finite 4x4 pose for each."""
@@ -46,17 +49,9 @@ def read_light(folder: Path, num_frames: int) -> Light:
       InputError: the file is missing, unreadable or inconsistent, or its environment does not exist.
     """
     path = folder / LIGHT_FILE
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"clip {folder.resolve().name!r} has no {LIGHT_FILE}, which names its environment; add it"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: unreadable ({error}); write it again") from None
-    light = from_dict(Light, values, str(path))
-    if not np.isfinite([light.rotation, light.strength, *(light.angles or ())]).all() or light.strength < 0:
-        raise InputError(f"{path}: rotation, strength and angles must be finite, and strength not negative")
+    if not path.exists():
+        raise InputError(f"clip {folder.resolve().name!r} has no {LIGHT_FILE}, which names its environment; add it")
+    light = read_config(Light, path, "write it again")
     if not (folder / light.environment).is_file():
         raise InputError(f"{path}: its environment {light.environment} does not exist; correct the path")
     if light.angles is not None and len(light.angles) != num_frames:

@@ -20,8 +20,9 @@ from tqdm import tqdm
 from drender import assets, diffusion
 from drender.checkpoints import orbax
 from drender.checkpoints.cache import resolve
-from drender.config import DTYPES, RendererConfig, Sampling, from_dict
+from drender.config import DTYPES, RendererConfig, Sampling
 from drender.errors import InputError, unknown_name_error
+from drender.fields import from_dict
 from drender.models import lora
 from drender.models.params import abstract_module
 from drender.models.registry import NETWORKS

@@ -10,8 +10,9 @@ import numpy as np
 
 from drender import assets, cli
 from drender.checkpoints.cache import resolve
-from drender.config import RendererConfig, Sampling, from_dict
+from drender.config import RendererConfig, Sampling
 from drender.errors import InputError
+from drender.fields import from_dict
 from drender.lighting.camera import camera_rotations, read_poses
 from drender.media.encodings import ImageFormat, InputEncoding
 from drender.media.resize import ResizeConfig

@@ -3,6 +3,7 @@
 Hosts that see the same folders share the clips by index: process I of N takes every N-th clip from the I-th on.
 """
 
+import contextlib
 import os
 import sys
 import threading
@@ -17,6 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from drender.errors import InputError, oom_guard
+from drender.files import remove_partial
+from drender.locks import lock_folder
 from drender.media.images import write_png
 from drender.media.montage import contact_sheet, side_by_side, tile
 from drender.sampling.inputs import ChunkedClip, Frame
@@ -56,11 +59,14 @@ def execute(job: Job, load: Load, devices: Sequence[jax.Device], process: tuple[
             print(f"{clip.name}: finished before, skipped", flush=True)
         else:
             pending.append(clip)
-    if pending:
+    if pending or job.run.html:
         require_writable(job.run.output)
-        run_clips(job, load, devices, pending, None if num_clips == 1 else report_failure)
-    if job.run.html:
-        write_job_page(job, clips)
+        with lock_folder(job.run.output, process):
+            if process[1] == 1:
+                remove_partial(job.run.output)
+            run_clips(job, load, devices, pending, None if num_clips == 1 else report_failure)
+            if job.run.html:
+                write_job_page(job, clips)
     if failures:
         raise InputError(f"{len(failures)} of {num_clips} clips failed (see above)")
 
@@ -82,6 +88,8 @@ def run_clips(
     job: Job, load: Load, devices: Sequence[jax.Device], clips: list[ChunkedClip], on_failure: OnFailure | None
 ) -> None:
     """Run clips on groups of devices, a thread for each group; `on_failure` takes InputErrors of single clips."""
+    if not clips:
+        return
     queue, stopped = iter(clips), threading.Event()
     groups = [tuple(group) for group in np.array_split(np.array(devices), min(len(clips), len(devices)))]
 
@@ -91,7 +99,11 @@ def run_clips(
         # `next` on a list's iterator is atomic, so no two groups get the same clip.
         while not stopped.is_set() and (clip := next(queue, None)) is not None:
             try:
-                with oom_guard(SMALLER):
+                # The output folder's lock does not keep out processes that share other numbers of clips, or that write
+                # to a folder inside it.
+                with oom_guard(SMALLER), contextlib.ExitStack() as locks:
+                    for output in job.outputs(clip):
+                        locks.enter_context(lock_folder(output.path))
                     run_clip(job, renderers, clip, len(groups) == 1, stopped)
             except InputError as error:
                 if on_failure is None:
@@ -113,6 +125,8 @@ def run_clip(job: Job, renderers: Any, clip: ChunkedClip, progress: bool, stoppe
     """Run the chunks of a clip that are not complete, then draw its previews."""
     start = time.perf_counter()
     outputs = job.outputs(clip)
+    for output in outputs:
+        output.remove_partial()
     if job.run.overwrite and all(output.is_finished() for output in outputs):
         for output in outputs:
             output.restart()

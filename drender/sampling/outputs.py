@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from drender.errors import InputError
-from drender.files import atomic_write, first_difference
+from drender.files import atomic_write, remove_partial
 from drender.media.encodings import KINDS, ImageFormat, read_labeled
 from drender.media.gbuffers import frame_path
 from drender.media.resize import ResizePlan
@@ -22,6 +22,7 @@ from drender.renderers.windows import WindowedLatents
 from drender.sampling.inputs import Chunk, Frame
 from drender.sampling.record import InputFiles, read_record
 from drender.sampling.report import Reader
+from drender.settings import as_json, differences
 
 PNG = ImageFormat()
 
@@ -51,11 +52,12 @@ class ClipOutput:
         self.path = self.root / below / name
         self._record_path = self.path / f"{command}.json"
         self._inputs = inputs or InputFiles()
-        settings = json.loads(json.dumps(settings))  # as the record gives them back: lists for tuples
+        settings = as_json(settings)
         self._record = {"settings": settings, "labels": sorted(labels), "chunks": [], "finished": False, "inputs": {}}
         existing = read_record(self._record_path)
-        same_settings = existing.get("settings") == settings
-        self._continued = same_settings and self._inputs.match(existing.get("inputs", {}))
+        changes = differences(existing["settings"], settings) if existing else []
+        same_settings = existing and not changes
+        self._continued = bool(same_settings) and self._inputs.match(existing.get("inputs", {}))
         if self._continued:
             self._record |= existing
         elif overwrite:
@@ -67,8 +69,7 @@ class ClipOutput:
             )
         elif existing:
             raise InputError(
-                f"{self.path} holds results made with {first_difference(existing['settings'], settings)}; "
-                "give another --output, or --overwrite"
+                f"{self.path} holds results made with another {changes[0]}; give another --output, or --overwrite"
             )
         elif images := self._images():
             raise InputError(
@@ -94,6 +95,12 @@ class ClipOutput:
         """Treat existing results as those of other settings: they are replaced once the first new file is written."""
         self._continued = False
         self._record |= {"chunks": [], "finished": False}
+
+    def remove_partial(self) -> None:
+        """Delete the temporary files of a run that was killed."""
+        remove_partial(self.path)
+        for preview in (self.video, self.sheet):
+            remove_partial(preview.parent, preview)
 
     # --- latents of an interrupted run ---
 
@@ -179,7 +186,7 @@ class ClipOutput:
             self._write_record(existing | {"chunks": [], "finished": False})
         for path in (*self._images(), self.video, self.sheet):
             path.unlink(missing_ok=True)
-        self._remove(".*.latents.npz", ".*.part.*")
+        self._remove(".*.latents.npz")
         self._save()
 
     def _preview_is_taken(self) -> bool:

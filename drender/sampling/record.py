@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from drender.files import content_hash, size_and_time
+from drender.errors import InputError
+from drender.files import content_hash, read_json, size_and_time
 
 FIELD_TYPES = {"settings": dict, "labels": list, "chunks": list, "finished": bool}
 LABEL = re.compile(r"\w+")  # labels become glob patterns of the files that are deleted
@@ -16,14 +17,14 @@ LABEL = re.compile(r"\w+")  # labels become glob patterns of the files that are 
 def read_record(path: Path) -> dict:
     """Return the record of an earlier run, or {} if there is none or it is invalid."""
     try:
-        record = json.loads(path.read_text())
+        record = read_json(path, "run again with --overwrite")
         valid = all(isinstance(record[key], kind) for key, kind in FIELD_TYPES.items())
         valid = valid and all(isinstance(label, str) and LABEL.fullmatch(label) for label in record["labels"])
         valid = valid and all(_is_count(index) for index in record["chunks"])
         valid = valid and _is_count(record["settings"].get("overlap", 0))
         valid = valid and 1e-3 <= record.get("fps", 1) <= 1e6
         valid = valid and isinstance(record.get("inputs", {}), dict)
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (InputError, LookupError, TypeError):
         return {}
     return record if valid else {}
 

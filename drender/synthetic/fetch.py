@@ -25,6 +25,7 @@ from tqdm import tqdm
 from drender import cli
 from drender.errors import InputError, first_line
 from drender.files import atomic_write
+from drender.locks import lock_folder
 from drender.media.images import IMAGE_SUFFIXES, read_image
 from drender.synthetic.mesh_files import read_mesh
 
@@ -46,13 +47,13 @@ def main(words: list[str]) -> None:
     for program in ("apt-get", "dpkg-deb", "npm"):
         if shutil.which(program) is None:
             raise InputError(f"{program} not found; install it, or make the folders of meshes and environments by hand")
-    with tempfile.TemporaryDirectory() as folder:
+    with lock_folder(output), tempfile.TemporaryDirectory() as folder:
         download = Path(folder)
         environments = fetch_environments(download, output / "environments")
         credits = fetch_objects(download, output / "objects")
-    textures = collect_textures(output / "objects", output / "textures")
-    with atomic_write(output / "CREDITS.md") as temporary:
-        temporary.write_text(credits_text(credits, environments))
+        textures = collect_textures(output / "objects", output / "textures")
+        with atomic_write(output / "CREDITS.md") as temporary:
+            temporary.write_text(credits_text(credits, environments))
     print(f"{output}: {len(credits)} objects, {environments} environments, {textures} textures")
 
 

@@ -33,11 +33,13 @@ from drender import cli
 from drender.assets import ENVIRONMENTS as BUNDLED
 from drender.data.clips import open_clips
 from drender.errors import InputError
-from drender.files import atomic_dir, atomic_write, first_difference
+from drender.files import atomic_dir, atomic_write, list_dir, read_json, remove_partial
 from drender.lighting.light_file import write_light
+from drender.locks import lock_folder
 from drender.media.gbuffers import frame_path
 from drender.media.images import read_image, write_png
 from drender.media.montage import side_by_side
+from drender.settings import differences
 from drender.synthetic import environments as skies
 from drender.synthetic import mesh_files, pool, textures
 from drender.synthetic import scene as scenes
@@ -74,7 +76,13 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")  # encoding images needs no GPU, which a training run may hold
     args = parser().parse_args()
     settings = read_settings(args)
-    output = Path(args.output)
+    with lock_folder(Path(args.output)):
+        make_clips(args, settings, Path(args.output))
+
+
+def make_clips(args, settings: Settings, output: Path) -> None:
+    """Make the clips of a command line that `output` lacks."""
+    remove_partial(output)
     check_record(output, settings)
     todo = [
         (index, light)
@@ -176,19 +184,12 @@ def check_record(output: Path, settings: Settings) -> None:
         "environments": files_digest(settings.paths.values()),
         "textures": files_digest(settings.assets.textures),
     }
-    record = json.loads(json.dumps(record))  # JSON turns tuples into lists
     file = output / RECORD
-    if not file.exists() and output.exists() and not (output.is_dir() and not any(output.iterdir())):
+    if not file.exists() and list_dir(output):
         raise InputError(f"{output}: expected a new folder or one of synthetic clips; give another one")
     if any(output.glob("[0-9]*")):
-        try:
-            existing = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{file}: unreadable ({error}); give another folder") from None
-        if existing != record:
-            raise InputError(
-                f"{output} holds clips made with {first_difference(existing, record)}; give another folder"
-            )
+        if changes := differences(read_json(file, "give another folder"), record):
+            raise InputError(f"{output} holds clips made with another {changes[0]}; give another folder")
     else:
         shutil.rmtree(output / ENVIRONMENTS, ignore_errors=True)  # left by a run that made no clip
         with atomic_write(file) as temporary:

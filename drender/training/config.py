@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import yaml
 
-from drender.config import bounded, check_ranges, from_dict
 from drender.data.config import DataConfig
 from drender.errors import InputError, unknown_name_error
+from drender.fields import bounded, check_ranges, from_dict
 from drender.files import expand_home
 from drender.sharding import MeshConfig
 

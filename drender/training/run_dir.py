@@ -28,11 +28,13 @@ from orbax.checkpoint import v1 as ocp
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
-from drender.config import RendererConfig, from_dict, to_dict
+from drender.config import RendererConfig
 from drender.errors import InputError, first_line
-from drender.files import atomic_write, expand_home
+from drender.fields import from_dict, naming, to_dict
+from drender.files import atomic_write, expand_home, list_dir, read_json, remove_partial
+from drender.locks import lock_folder
 from drender.media.images import write_png
-from drender.models.params import flatten
+from drender.settings import differences
 from drender.training.config import TrainConfig
 
 RECORD = "run.json"
@@ -69,16 +71,16 @@ def is_run(path: str | Path) -> bool:
 def read_run(path: str | Path) -> tuple[TrainConfig, RendererConfig]:
     """Return the configurations of a run and of its renderer; raise InputError if they cannot be read."""
     record, file = _read_record(path), expand_home(path) / RECORD
-    return from_dict(TrainConfig, record["train"], str(file)), from_dict(RendererConfig, record["model"], str(file))
+    with naming(file):
+        return from_dict(TrainConfig, record["train"], "train"), from_dict(RendererConfig, record["model"], "model")
 
 
 def _read_record(path: str | Path) -> dict[str, Any]:
     file = expand_home(path) / RECORD
-    try:
-        record = json.loads(file.read_text())
-        return {"train": record["train"], "model": record["model"], "starts": record.get("starts", [])}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file}: unreadable ({error}); is {path} a training run?") from error
+    record = {"starts": []} | read_json(file, f"is {path} a training run?")
+    if not ({"train", "model"} <= record.keys() and isinstance(record["starts"], list)):
+        raise InputError(f"{file}: expected the keys train, model and starts; is {path} a training run?")
+    return record
 
 
 def last_step(path: str | Path) -> int:
@@ -129,9 +131,16 @@ class RunFolder:
         self.is_main = jax.process_index() == 0
         self.last: int | None = None
         self.changes: list[str] = []
-        if self.path.exists() and not is_run(self.path) and not (self.path.is_dir() and not any(self.path.iterdir())):
+        if self.path.exists() and not is_run(self.path) and not (self.path.is_dir() and not list_dir(self.path)):
             raise InputError(f"output {config.output}: holds something other than a training run; give another folder")
-        policy = ocp.training.preservation_policies.LatestN(config.keep_checkpoints)
+        with contextlib.ExitStack() as stack:
+            if self.is_main:
+                stack.enter_context(lock_folder(self.path))
+            self._open_checkpoints()
+            self._lock = stack.pop_all()
+
+    def _open_checkpoints(self) -> None:
+        policy = ocp.training.preservation_policies.LatestN(self.config.keep_checkpoints)
         self._open = lambda: ocp.training.Checkpointer(
             self.path / CHECKPOINTS, preservation_policy=policy, cleanup_tmp_directories=True
         )
@@ -147,16 +156,15 @@ class RunFolder:
         before, before_model = read_run(self.path)
         old, new = to_dict(before), to_dict(self.config)
         fixed_old, fixed_new = (
-            {name: values[name] for name in FIXED} | flatten(to_dict(model))
+            {name: values[name] for name in FIXED} | {"model": to_dict(model)}
             for values, model in ((old, before_model), (new, self.model))
         )
-        for name in fixed_old | fixed_new:
-            if fixed_old.get(name) != fixed_new.get(name):
-                raise InputError(
-                    f"output {self.config.output}: holds a run with {name} {fixed_old.get(name)!r}, not "
-                    f"{fixed_new.get(name)!r}; give another output, or start a new run with init_from that run"
-                )
-        self.changes = list(_differences(old, new))
+        if changes := differences(fixed_old, fixed_new):
+            raise InputError(
+                f"output {self.config.output}: holds a run with another {changes[0]}; give another output, or start a "
+                "new run with init_from that run"
+            )
+        self.changes = differences(old, new)
 
     def begin(self) -> None:
         """Create the folder, or continue it after the last checkpoint: later lines of metrics.jsonl are dropped."""
@@ -164,6 +172,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if self.is_main:
+                remove_partial(self.path)
                 starts = _read_record(self.path)["starts"] if is_run(self.path) else []
                 starts.append({"step": step, "time": _now(), "commit": _commit(), "changes": self.changes})
                 record = {"train": to_dict(self.config), "model": to_dict(self.model), "starts": starts}
@@ -180,7 +189,7 @@ class RunFolder:
         """Drop lines of steps that will be repeated, left by a run that was killed after its last checkpoint."""
         file = self.path / METRICS
         lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        kept = [line for line in lines if _is_before(line, step)]
         if len(kept) < len(lines):
             with atomic_write(file) as temporary:
                 temporary.write_text("".join(kept))
@@ -189,6 +198,10 @@ class RunFolder:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
+        with self._lock:
+            self._close(kind)
+
+    def _close(self, kind: type[BaseException] | None) -> None:
         if self._board is not None:
             self._board.close()
         if self._checkpointer is not None:
@@ -277,13 +290,12 @@ def _damage_as_input_error(path: str | Path, step: int) -> Iterator[None]:
 # --- the record ------------------------------------------------------------------------------------------------------
 
 
-def _differences(before: Any, after: Any, name: str = "") -> Iterator[str]:
-    """Yield a line per option whose value differs, such as `optimizer.steps: 20 (was 10)`."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        for key in before | after:
-            yield from _differences(before.get(key), after.get(key), f"{name}.{key}" if name else key)
-    elif before != after:
-        yield f"{name}: {after!r} (was {before!r})"
+def _is_before(line: str, step: int) -> bool:
+    """Return whether a line of metrics.jsonl is complete, and of this step or an earlier one."""
+    try:
+        return line.endswith("\n") and json.loads(line)["step"] <= step
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return False
 
 
 def _now() -> str:

@@ -17,8 +17,9 @@ import numpy as np
 from drender.checkpoints import orbax
 from drender.checkpoints.cache import resolve
 from drender.checkpoints.fingerprint import fingerprint
-from drender.config import RendererConfig, from_dict, to_dict
+from drender.config import RendererConfig
 from drender.errors import InputError, unknown_name_error
+from drender.fields import from_dict, to_dict
 from drender.models import lora
 from drender.models.params import abstract_module, flatten, unflatten
 from drender.models.registry import network_of

@@ -115,8 +115,8 @@ def test_scheduler_and_model_index_may_be_missing(inverse):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not valid JSON"),
-        ("", "not valid JSON"),
+        ("{", "unreadable"),
+        ("", "unreadable"),
         ("[1]", "got list"),
         ('{"in_channels": "8"}', "in_channels: expected int"),
     ],

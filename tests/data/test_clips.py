@@ -127,8 +127,11 @@ def test_exposure_and_turn_of_the_light(tmp_path, sky):
             {"environment": "../sky.hdr", "poses": np.eye(4)[None].tolist()},
             "expected 3 finite 4x4 matrices, one per frame",
         ),
-        ({"environment": "../sky.hdr", "strength": -1}, "strength not negative"),
-        ({"environment": "../sky.hdr", "rotation": float("inf")}, "must be finite"),
+        ({"environment": "../sky.hdr", "strength": -1}, "light.json: strength: expected at least 0, got -1.0"),
+        (
+            {"environment": "../sky.hdr", "rotation": float("inf")},
+            "light.json: unreadable (Infinity is not a finite number)",
+        ),
         ({"rotation": 0}, "missing key 'environment'"),
     ],
 )

@@ -12,7 +12,7 @@ from helpers.tiny_clips import write_sky
 
 from drender import sharding
 from drender.checkpoints import orbax
-from drender.config import from_dict
+from drender.fields import from_dict
 from drender.lighting.light_file import Light, write_light
 from drender.media.gbuffers import frame_path
 from drender.media.images import write_png

@@ -16,7 +16,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from drender.checkpoints import convert
-from drender.config import EnvEncoderConfig, UNetConfig, VAEConfig, from_dict
+from drender.config import EnvEncoderConfig, UNetConfig, VAEConfig
+from drender.fields import from_dict
 from drender.models.params import abstract_module, flatten
 from drender.models.registry import NETWORKS
 

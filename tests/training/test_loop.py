@@ -263,12 +263,12 @@ def test_a_resumed_run_reports_and_records_its_changes(whole, train, monkeypatch
     assert train(run, **changes) == 0
     shown = capsys.readouterr().out
     assert f"resuming {run} after step 12" in shown
-    for line in ("optimizer.learning_rate: 0.0005 (was 0.001)", "seed: 7 (was 0)", "optimizer.steps: 13 (was 12)"):
+    for line in ("optimizer.learning_rate (0.001, now 0.0005)", "seed (0, now 7)", "optimizer.steps (12, now 13)"):
         assert f"  changed {line}\n" in shown
     assert "changed optimizer.warmup" not in shown
     first, second = json.loads((run / "run.json").read_text())["starts"]
     assert (first["step"], first["changes"]) == (0, [])
-    assert second["step"] == 12 and "seed: 7 (was 0)" in second["changes"]
+    assert second["step"] == 12 and "seed (0, now 7)" in second["changes"]
     assert len(second["commit"]) == 40 and datetime.datetime.fromisoformat(second["time"]).tzinfo is not None
 
 
@@ -361,9 +361,12 @@ def test_two_killed_processes_resume_as_two_or_as_one(whole, settings, train, tm
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": {"vae": smallest.VAE | {"layers_per_block": 2}}}, "holds a run with vae.layers_per_block 1, not 2"),
-        ({"trainable": ["vae.decoder"]}, r"holds a run with trainable \('vae.*, not \('vae.decoder',\)"),
-        ({"objective": "inverse"}, "holds a run with objective 'vae', not 'inverse'"),
+        (
+            {"model": {"vae": smallest.VAE | {"layers_per_block": 2}}},
+            r"another model.vae.layers_per_block \(1, now 2\)",
+        ),
+        ({"trainable": ["vae.decoder"]}, r"another trainable \(\['vae.*, now \['vae.decoder'\]\)"),
+        ({"objective": "inverse"}, r"another objective \('vae', now 'inverse'\)"),
     ],
 )
 def test_a_run_of_another_model_is_not_resumed(whole, train, change, message):
