@@ -1,15 +1,21 @@
 """The argument parser of all scripts: one-line errors, which suggest the nearest known word for a mistyped one."""
 
 import argparse
+import contextlib
+import errno
+import io
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
 
-from drender.errors import InputError, unknown_name_error
+from drender.errors import InputError, printable, unknown_name_error
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,7 +59,7 @@ class Parser(argparse.ArgumentParser):
             self.error(str(unknown_name_error(name, str(value), map(str, action.choices))))
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+        self.exit(2, f"error: {printable(message)}; see {self.prog} --help\n")
 
 
 class Help(argparse.HelpFormatter):
@@ -77,23 +83,97 @@ def path(text: str) -> str:
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run a script's `main` and exit with its code: 2 and one line for a bad input, 130 when interrupted."""
+    """Run a script's `main` and exit with its code: 2 and one line for a bad input, 128 + the number of a signal."""
     # Orbax logs a failure with the traceback of each of its threads. The error that it raises says the same.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # clip names may have characters that the console lacks
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr, flush=True)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(Output(sys.stdout)), signals_as_exceptions():
+        warnings.showwarning = lambda message, *_: print(
+            f"warning: {printable(str(message), keep=WHITE)}", file=sys.stderr, flush=True
+        )
         try:
             code = main() or 0
+            sys.stdout.flush()
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             code = 2
+        except Terminated as error:
+            print("terminated; rerun the same command to resume", file=sys.stderr)
+            code = 128 + error.args[0]
         except KeyboardInterrupt:
             print("interrupted; rerun the same command to resume", file=sys.stderr)
             code = 130
-        except BrokenPipeError:
-            # The reader of the output exited, as `| head` does.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OutputError as error:
+            if error.args[0] != errno.EPIPE:  # as after `| head`
+                print(f"error: standard output cannot be written ({os.strerror(error.args[0])})", file=sys.stderr)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # it is flushed once more at the end
             code = 1
     sys.exit(code)
+
+
+# --- the terminal ----------------------------------------------------------------------------------------------------
+
+WHITE = "\n\t"
+
+
+class OutputError(Exception):
+    """Standard output cannot be written, with the system's error number. No OSError, as files are not to blame."""
+
+
+class Output:
+    """Standard output without control characters, which names from files may hold; it raises OutputErrors."""
+
+    def __init__(self, stream: io.TextIOBase):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._try(self._stream.write, printable(text, keep=WHITE))
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, function: Callable, *arguments: str) -> Any:
+        try:
+            return function(*arguments)
+        except OSError as error:
+            raise OutputError(error.errno) from error
+
+
+class Terminated(KeyboardInterrupt):
+    """A signal, whose number it holds, asked the process to end; temporary files go on the way out."""
+
+
+@contextlib.contextmanager
+def signals_as_exceptions() -> Iterator[None]:
+    """Raise Terminated for the first SIGTERM or SIGHUP; a second one ends the process at once."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(number, signal.SIG_DFL)
+        raise Terminated(number)
+
+    handled = []
+    if threading.current_thread() is threading.main_thread():
+        numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        handled = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]  # not under nohup
+    for number in handled:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _show_exception(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+# Scripts import this module first: Ctrl-C during their imports, before `run`, prints no traceback.
+sys.excepthook = _show_exception

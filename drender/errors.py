@@ -17,10 +17,10 @@ class InputError(ValueError):
         super().__init__("\n  ".join(printable(line) for line in (message, *details)))
 
 
-def printable(line: str) -> str:
-    """Escape control characters and undecodable bytes, which file names and damaged files may hold."""
+def printable(text: str, keep: str = "") -> str:
+    """Escape control characters and undecodable bytes, which file names and damaged files may hold, except `keep`."""
     escape = lambda c: c.encode("unicode_escape", "surrogatepass").decode()
-    return "".join(c if c.isprintable() else escape(c) for c in line)
+    return "".join(c if c.isprintable() or c in keep else escape(c) for c in text)
 
 
 def unknown_name_error(kind: str, name: str, known: Iterable[str]) -> InputError:

@@ -120,9 +120,9 @@ def read_text(path: str | Path, limit: int = MAX_TEXT) -> str:
       ValueError: it is not UTF-8.
     """
     # Without O_NONBLOCK, opening a pipe would wait for its writer.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    opener = lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    with open(path, "rb", opener=opener) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         data = file.read(limit + 1)
     if len(data) > limit:

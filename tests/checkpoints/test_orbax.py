@@ -169,7 +169,7 @@ def test_disk_that_fills_up_while_writing_is_one_line(tmp_path, monkeypatch):
 
 def test_unwritable_destination_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written .*file"):
+    with pytest.raises(InputError, match=r"cannot be written .*file"):
         orbax.save(tmp_path / "file" / "c", CONFIG, {"unet": TREE})
 
 

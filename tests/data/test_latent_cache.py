@@ -212,7 +212,7 @@ def test_a_set_of_other_contents_is_kept(clips, vae, tmp_path):
     with pytest.raises(InputError, match="another weights"):
         encode(clips, tmp_path / "set", tmp_path / "other", ("rgb",), augmentation=PLAIN, size=(8, 8))
     write_noise(clips / "clip3")
-    with pytest.raises(InputError, match="another clips.clip3"):
+    with pytest.raises(InputError, match=r"another clips\.clip3"):
         run(("rgb",), size=(8, 8))
     assert files(tmp_path / "set") == before
     (tmp_path / "full").mkdir()
