@@ -72,6 +72,13 @@ class UNetConfig:
             _require_multiples("unet.block_out_channels", (channels,), "num_attention_heads", heads)
         _require_multiples("unet.block_out_channels", self.block_out_channels, "norm_num_groups", self.norm_num_groups)
 
+    @property
+    def num_layers(self) -> int:
+        """A lower bound on the residual blocks and transformer blocks, in time that does not depend on them."""
+        down, up = self.down_block_types, self.up_block_types[::-1]
+        counts = zip(self.layers_per_block, self.transformer_layers_per_block, down, up, strict=True)
+        return sum(n * (2 + m * ((d == _CROSS_DOWN) + (u == _CROSS_UP))) for n, m, d, u in counts)
+
     def _per_level(self, name: str, levels: int) -> None:
         """Repeat a single number for all levels, and check the length of a list."""
         value = getattr(self, name)
@@ -104,6 +111,11 @@ class VAEConfig:
         _require_multiples("vae.block_out_channels", self.block_out_channels, "norm_num_groups", self.norm_num_groups)
 
     @property
+    def num_layers(self) -> int:
+        """A lower bound on the residual blocks."""
+        return 2 * len(self.block_out_channels) * self.layers_per_block
+
+    @property
     def downscale(self) -> int:
         """Pixels per latent along each side."""
         return 2 ** (len(self.block_out_channels) - 1)
@@ -123,6 +135,11 @@ class EnvEncoderConfig:
     def __post_init__(self):
         check_ranges(self, "env_encoder.")
         _require_multiples("env_encoder.channels", self.channels, "norm_num_groups", self.norm_num_groups)
+
+    @property
+    def num_layers(self) -> int:
+        """The residual blocks."""
+        return len(self.channels) * self.num_res_blocks
 
 
 @dataclass(frozen=True)
@@ -170,6 +187,40 @@ class RendererConfig:
 
     def __post_init__(self):
         check_ranges(self)
+
+
+def check_parts(config: RendererConfig) -> None:
+    """Raise InputError where the networks of an inverse or forward renderer do not fit together."""
+    unet, vae, encoder = config.unet, config.vae, config.env_encoder
+    forward, latent = config.kind == "forward", vae.latent_channels
+    if forward and encoder is None:
+        raise InputError("env_encoder: missing, but a forward renderer needs it")
+    expected = {
+        "unet.in_channels": latent * (1 + len(config.conditions) if forward else 2),
+        "unet.out_channels": latent,
+        "unet.projection_class_embeddings_input_dim": 3 * unet.addition_time_embed_dim,
+        "unet.cross_attention_dim": encoder.channels
+        if forward
+        else unet.cross_attention_dim[-1:] * len(unet.cross_attention_dim),
+        "unet.multi_res_encoder_hidden_states": forward,
+        "unet.context_embedding_type": "clip" if config.kind == "inverse" else None,
+        "vae.in_channels": 3,
+        "vae.out_channels": 3,
+    }
+    if forward:
+        expected["env_encoder.in_channels"] = len(encoder.in_labels) * (latent if encoder.latent_encoder else 3)
+    if unet.temporal_cross_attention_dim is not None:
+        expected["unet.temporal_cross_attention_dim"] = unet.cross_attention_dim[-1]
+    for name, value in expected.items():
+        part, _, key = name.partition(".")
+        if (actual := getattr(getattr(config, part), key)) != value:
+            raise InputError(f"{name}: expected {value!r}, which fits the other networks, got {actual!r}")
+    rows = unet.context_vocab_size
+    if config.kind == "inverse" and (outside := [name for name, row in config.domains.items() if row >= rows]):
+        raise InputError(
+            f"domains: expected rows below unet.context_vocab_size {rows}, got "
+            f"{', '.join(f'{name} {config.domains[name]}' for name in outside)}; use a free row or raise the size"
+        )
 
 
 # --- sampling --------------------------------------------------------------------------------------------------------

@@ -41,6 +41,18 @@ def list_dir(folder: Path) -> list[Path]:
     return sorted(entries, key=lambda entry: natural_order(entry.name))
 
 
+def list_files(folder: Path) -> list[Path]:
+    """Return all files below a folder, at any depth, sorted; links to folders are not followed."""
+    files, folders = [], [folder]
+    while folders:
+        for entry in os.scandir(folders.pop()):
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(Path(entry))
+            elif entry.is_file():
+                files.append(Path(entry))
+    return sorted(files)
+
+
 def expand_home(path: str | Path) -> Path:
     """Return the path with `~` or `~user` replaced by the home directory; raise InputError if there is none."""
     try:

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from drender import files
-from drender.config import RendererConfig
+from drender.config import RendererConfig, check_parts
 from drender.errors import InputError, first_line
-from drender.fields import read_config, to_dict
+from drender.fields import naming, read_config, to_dict
 from drender.files import expand_home
 from drender.models.params import flatten, unflatten
 
@@ -85,9 +85,7 @@ def load(path: str | Path, component: str, abstract: dict | None = None, dtype: 
       InputError: the checkpoint or component is missing or damaged, or parameters have other shapes.
     """
     load_config(path)
-    folder = expand_home(path).resolve() / component
-    if not folder.is_dir():
-        raise InputError(f"{path}: no component {component!r}; it has {', '.join(components(path))}")
+    folder = _component(path, component)
     stored = stored_arrays(folder)
     abstract = unflatten(stored) if abstract is None else abstract
     leaves = flatten(abstract)
@@ -107,6 +105,13 @@ def load(path: str | Path, component: str, abstract: dict | None = None, dtype: 
     except Exception as error:
         raise _damaged(folder, error) from error
     return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in leaves])
+
+
+def _component(path: str | Path, name: str) -> Path:
+    folder = expand_home(path).resolve() / name
+    if not folder.is_dir():
+        raise InputError(f"{path}: no component {name!r}; it has {', '.join(components(path))}")
+    return folder
 
 
 def stored_arrays(folder: Path) -> dict[str, Any]:
@@ -152,6 +157,23 @@ def load_config(path: str | Path) -> RendererConfig:
     if not file.exists():
         raise InputError(f"{path}: not a drender checkpoint (no {CONFIG}); make one with `drender convert`")
     return read_config(RendererConfig, file, "convert the weights again")
+
+
+def check_config(path: str | Path, config: RendererConfig) -> None:
+    """Check a checkpoint's configuration before its networks are traced, which takes as long as they are deep.
+
+    Raises:
+      InputError: a network is missing or has more layers than arrays, or the networks do not fit together.
+    """
+    file = expand_home(path) / CONFIG
+    with naming(file):
+        check_parts(config)
+    for name, part in (("unet", config.unet), ("vae", config.vae), ("env_encoder", config.env_encoder)):
+        if part is not None and part.num_layers > (stored := len(stored_arrays(_component(path, name)))):
+            raise InputError(
+                f"{file}: {name} has {part.num_layers} layers or more, but {stored} arrays are stored; convert the "
+                "weights again"
+            )
 
 
 def components(path: str | Path) -> list[str]:

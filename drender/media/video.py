@@ -4,6 +4,7 @@ Frames are float32 `h w 3` in [0, 1], sRGB-encoded.
 """
 
 import collections
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,6 +25,7 @@ from drender.media.sequences import split_sequences, without_overlaps
 
 SUFFIXES = IMAGE_SUFFIXES + HDR_SUFFIXES
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts")
+MAX_DEPTH, MAX_FOLDERS = 64, 100_000  # of a search for clips, which links may make endless
 SUMMARIES = ("contact.png", ".viz.mp4")  # endings of files that show G-buffers, beside their folders
 
 
@@ -134,8 +136,8 @@ def find_clips(
     The images of a folder are clips by their names, see `split_sequences`; a single one has the folder's name. In a
     folder of G-buffers the `*.rgb.*` files are the frames, each once if chunks share it, and contact sheets,
     `*.viz.mp4` and folders named like G-buffers beside `rgb` are skipped. EXR and Radiance files are frames only if the
-    folder holds nothing else to read. Hidden files and files of other kinds are ignored; folders are searched to any
-    depth. Clips of one name get the names of their parent folders in front.
+    folder holds nothing else to read. Hidden files and files of other kinds are ignored; folders are searched
+    to a depth of MAX_DEPTH, links to folders above are not. Clips of one name get the names of their parent folders in front.
 
     Warns of missing frame numbers.
 
@@ -149,7 +151,7 @@ def find_clips(
     try:
         if not path.is_dir():
             require_file(path)
-        found = _clips_at(path)
+        found = _clips_at(path, (), itertools.count(1))
         if not found:
             raise InputError(f"{path}: no images or videos found; known: {' '.join(SUFFIXES + VIDEO_SUFFIXES)}")
         clips = [(*clip, label, assumed) for clip in _with_unique_names(found)]
@@ -158,11 +160,21 @@ def find_clips(
         raise InputError(f"cannot read {error.filename or path}: {error.strerror}") from error
 
 
-def _clips_at(path: Path) -> list[tuple[str, list[Path]]]:
-    """Return (name, files) of every clip in a file or folder."""
+def _clips_at(path: Path, parents: tuple[Path, ...], counter: Iterator[int]) -> list[tuple[str, list[Path]]]:
+    """Return (name, files) of every clip in a file or folder.
+
+    Args:
+      parents: the folders that lead there, resolved; a link to one of these is passed over.
+      counter: counts the folders.
+    """
     if not path.is_dir():
         return [(path.stem, [path])] if path.suffix.lower() in SUFFIXES + VIDEO_SUFFIXES else []
-    found = {entry: _clips_at(entry) for entry in list_dir(path)}
+    real = path.resolve()
+    if real in parents:
+        return []
+    if len(parents) == MAX_DEPTH or next(counter) > MAX_FOLDERS:
+        raise InputError(f"{path}: more than {MAX_DEPTH} folders deep or {MAX_FOLDERS} in all; give one of its folders")
+    found = {entry: _clips_at(entry, (*parents, real), counter) for entry in list_dir(path)}
     if found.get(path / "rgb"):
         found = {entry: clips for entry, clips in found.items() if entry.name not in DOMAINS}
     if not all(entry.suffix.lower() in HDR_SUFFIXES for entry, clips in found.items() if clips):

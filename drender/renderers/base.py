@@ -103,6 +103,7 @@ class Renderer:
 
     @classmethod
     def _load_params(cls, path: str | Path, config: RendererConfig, dtype: str) -> dict[str, dict]:
+        orbax.check_config(path, config)
         return {name: orbax.load(path, name, shapes, dtype) for name, shapes in _abstract_params(config).items()}
 
     # --- planning ----------------------------------------------------------------------------------------------------

@@ -17,9 +17,9 @@ import numpy as np
 from drender.checkpoints import orbax
 from drender.checkpoints.cache import resolve
 from drender.checkpoints.fingerprint import fingerprint
-from drender.config import RendererConfig
+from drender.config import RendererConfig, check_parts
 from drender.errors import InputError, unknown_name_error
-from drender.fields import from_dict, to_dict
+from drender.fields import from_dict, naming, to_dict
 from drender.models import lora
 from drender.models.params import abstract_module, flatten, unflatten
 from drender.models.registry import network_of
@@ -262,30 +262,9 @@ def _renderer_config(config: TrainConfig, sources: Mapping[str, WeightSource]) -
         # The kind's changes follow from the sizes in `model`, and `model` overrides them.
         model = _merge_config(dataclasses.replace(init.renderer_config(kind, model), **given), config.model)
     if config.objective in ("inverse", "forward"):
-        _check_widths(model)
+        with naming("model"):
+            check_parts(model)
     return dataclasses.replace(model, deterministic=config.loss.one_step)
-
-
-def _check_widths(model: RendererConfig) -> None:
-    """Raise InputError where the UNet's widths differ from those of its inputs."""
-    num_images = 1 + (len(model.conditions) if model.kind == "forward" else 1)
-    in_channels = num_images * model.vae.latent_channels
-    if model.unet.in_channels != in_channels:
-        raise InputError(
-            f"model.unet.in_channels is {model.unet.in_channels}, but {num_images} latents of "
-            f"{model.vae.latent_channels} channels enter; set it to {in_channels}"
-        )
-    rows = model.unet.context_vocab_size
-    if model.kind == "inverse" and (outside := [name for name, row in model.domains.items() if not 0 <= row < rows]):
-        raise InputError(
-            f"model.domains: expected rows below model.unet.context_vocab_size {rows}, got "
-            f"{', '.join(f'{name} {model.domains[name]}' for name in outside)}; use a free row or raise the size"
-        )
-    if model.kind == "forward" and model.unet.cross_attention_dim != model.env_encoder.channels:
-        raise InputError(
-            f"model.unet.cross_attention_dim is {list(model.unet.cross_attention_dim)}, but the environment encoder "
-            f"has channels {list(model.env_encoder.channels)}; make them equal"
-        )
 
 
 def _merge_config(base: RendererConfig, changes: Mapping[str, Any]) -> RendererConfig:

@@ -10,6 +10,8 @@ import pytest
 from helpers.refusals import broken
 
 from drender.errors import InputError
+from drender.files import list_files
+from drender.media import video
 from drender.media.images import write_png
 from drender.media.montage import side_by_side
 from drender.media.video import find_clips, write_video
@@ -275,3 +277,26 @@ def test_equal_frames_give_equal_bytes(tmp_path):
     for i in range(12):
         write_video(tmp_path / f"{i}.mp4", iter(frames), 7.0)
     assert len({(tmp_path / f"{i}.mp4").read_bytes() for i in range(12)}) == 1
+
+
+def test_links_to_folders_above_are_passed_over(tmp_path):
+    write_png(tmp_path / "clips/a/0.png", SCENE)
+    for name in ("b", "c", "d"):
+        (tmp_path / "clips" / name).symlink_to(".")
+        (tmp_path / "clips/a" / name).symlink_to("..")
+    (tmp_path / "clips/e").symlink_to(tmp_path)
+    (clip,) = find_clips(tmp_path / "clips")
+    assert clip.name == "a" and clip.num_frames == 1
+
+
+def test_search_is_bounded(tmp_path, monkeypatch):
+    folder = tmp_path.joinpath(*"f" * 900)
+    write_png(folder / "0.png", SCENE)
+    assert "more than 64 folders deep" in broken(find_clips, tmp_path)
+    assert len(list_files(tmp_path)) == 1
+    monkeypatch.setattr(video, "MAX_FOLDERS", 50)
+    for i in range(12):  # each folder holds the next one twice
+        (tmp_path / f"links/{i}").mkdir(parents=True)
+        for name in "ab":
+            (tmp_path / f"links/{i}/{name}").symlink_to(f"../{i + 1}")
+    assert "or 50 in all; give one of its folders" in broken(find_clips, tmp_path / "links/0")
