@@ -281,7 +281,7 @@ def atomic_dir(path: str | Path, overwrite: bool, replaceable: Callable[[Path], 
     partial, old = (folder.parent / f".{folder.name}.{suffix}" for suffix in ("partial", "old"))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with lock(folder.parent / f".{folder.name}.lock", path):
+        with lock(folder.parent / f".{folder.name}.partial.lock", path):
             _clean_up(folder, partial, old)  # after a process that was killed
             check_destination(path, overwrite, replaceable)
             try:

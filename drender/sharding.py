@@ -264,7 +264,8 @@ def _supports(option: str, value: str) -> bool:
 def cache_compilations() -> None:
     """Cache compiled programs on disk, unless JAX's configuration or JAX_COMPILATION_CACHE_DIR names a folder already.
 
-    The folder is `xla` in `files.cache_dir()`. Without a home directory, warn and cache nothing.
+    The folder is `xla` in `files.cache_dir()`. Damaged entries are removed. Without a home directory, warn
+    and cache nothing.
     """
     if jax.config.jax_compilation_cache_dir is not None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
@@ -276,7 +277,18 @@ def cache_compilations() -> None:
             stacklevel=2,
         )
         return
-    jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
+    folder = cache / "xla"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    show = warnings.showwarning
+
+    def show_and_repair(message: Warning | str, *args: Any) -> None:
+        """Remove a damaged entry, as of a process that was killed: JAX warns of it, but never replaces it."""
+        if match := re.match(r"Error reading persistent compilation cache entry for '([\w.-]+)'", str(message)):
+            for entry in folder.glob(f"{match[1]}-*"):
+                entry.unlink(missing_ok=True)
+        show(message, *args)
+
+    warnings.showwarning = show_and_repair
 
 
 def on_cpu() -> contextlib.AbstractContextManager:

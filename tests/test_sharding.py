@@ -4,6 +4,8 @@ import math
 import os
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -142,3 +144,15 @@ def test_without_a_home_directory_nothing_is_cached(cache_dir, monkeypatch):
     monkeypatch.setattr(sharding.Path, "home", home)
     with pytest.warns(UserWarning, match="no home directory"):
         assert cache_dir() is None
+
+
+def test_damaged_entries_of_the_cache_are_removed(cache_dir, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.warns(UserWarning, match="Error reading"):
+        folder = Path(cache_dir())
+        folder.mkdir(parents=True)
+        for name in ("jit_step-0f-cache", "jit_step-0f-atime", "jit_steps-0f-cache"):
+            (folder / name).touch()
+        # As JAX words it, checked on 0.10 and 0.12; it compiles and writes the entry afterwards.
+        warnings.warn("Error reading persistent compilation cache entry for 'jit_step': Zlib: bad", stacklevel=1)
+    assert [path.name for path in folder.iterdir()] == ["jit_steps-0f-cache"]
