@@ -136,8 +136,9 @@ def find_clips(
     The images of a folder are clips by their names, see `split_sequences`; a single one has the folder's name. In a
     folder of G-buffers the `*.rgb.*` files are the frames, each once if chunks share it, and contact sheets,
     `*.viz.mp4` and folders named like G-buffers beside `rgb` are skipped. EXR and Radiance files are frames only if the
-    folder holds nothing else to read. Hidden files and files of other kinds are ignored; folders are searched
-    to a depth of MAX_DEPTH, links to folders above are not. Clips of one name get the names of their parent folders in front.
+    folder holds nothing else to read. Hidden files and files of other kinds are ignored; folders are searched to
+    a depth of MAX_DEPTH, links to folders above are not. Clips of one name get the names of their parent folders in
+    front.
 
     Warns of missing frame numbers.
 
