@@ -9,8 +9,15 @@ from jaxtyping import Array, ArrayLike, Float32, Int
 
 from drender.errors import InputError
 from drender.lighting.camera import camera_rotations, light_angles, light_orientation
-from drender.lighting.latlong import automatic_exposure, list_map_files, load_latlong, range_warning
-from drender.lighting.projection import check_projection, latlong_to_cube, project
+from drender.lighting.latlong import (
+    automatic_exposure,
+    blur_sphere,
+    box_downsample,
+    list_map_files,
+    load_latlong,
+    range_warning,
+)
+from drender.lighting.projection import CUBE_SIZE, check_projection, latlong_to_cube, project
 
 
 def environment_maps(
@@ -33,7 +40,8 @@ def environment_maps(
     Args:
       source: lat-long image: a .hdr, .exr or (with a warning) LDR file, or an array `h w 3` of linear radiance; or one
         per frame: a folder of such files, or an array `f h w 3`.
-      rotation, flip, strength, options: of `Environment`; the options are `exposure`, `blur`, `yaw`, `pitch`, `roll`.
+      rotation, flip, strength, options: of `Environment`; the options are `exposure`, `blur`, `yaw`, `pitch`, `roll`,
+        `prefilter`.
       rotate_light: of `light_angles`.
       elevation, elevation_sign, poses: of `camera_rotations`.
       projection: of `project`.
@@ -57,6 +65,20 @@ def load_environment(
     return latlong_to_cube(load_latlong(source, rotation, flip, strength), light_orientation())
 
 
+def prefiltered(image: Float32[np.ndarray, "h w 3"], size: tuple[int, int]) -> Float32[np.ndarray, "_h _w 3"]:
+    """Average a map over the pixels of images of `size` (height, width), unless it is as coarse as they are.
+
+    A source of light smaller than a pixel then keeps its energy wherever it lies between pixel centers, so it does not
+    flicker as it turns. The filter's standard deviation is half a pixel of the images or the cube map.
+    """
+    pitch = max(180 / size[0], 360 / size[1], 90 / CUBE_SIZE)
+    height = image.shape[0]
+    if height * pitch <= 180:
+        return image
+    averaged = box_downsample(image.astype(np.float64), int(pitch / 4 * height / 180))
+    return blur_sphere(averaged.astype(np.float32), pitch / 2)
+
+
 class Environment:
     """The light of a clip: one lat-long map for all frames, or one per frame, of which one is in memory at a time.
 
@@ -67,6 +89,7 @@ class Environment:
       rotation, flip, strength, blur: as for `load_latlong`.
       exposure: in stops, as for `load_latlong`, or "auto", see `automatic_exposure`.
       yaw, pitch, roll: of the light, in degrees, as for `light_orientation`.
+      prefilter: average maps that are finer than the images over the images' pixels, see `prefiltered`.
     Raises:
       InputError: value out of range, or unreadable map (of several, the first; the others once they are needed).
     """
@@ -74,6 +97,7 @@ class Environment:
     def __init__(
         self, source: str | Path | ArrayLike, *, rotation: float = 180.0, flip: bool = False, strength: float = 1.0,
         exposure: float | str = 0.0, blur: float = 0.0, yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0,
+        prefilter: bool = False,
     ):  # fmt: skip
         self.name = str(source) if isinstance(source, str | Path) else "array"
         if isinstance(source, str | Path):
@@ -90,8 +114,8 @@ class Environment:
         elif isinstance(exposure, str):
             raise InputError(f"environment exposure {exposure!r} is neither a number of stops nor 'auto'")
         self._options = {"rotation": rotation, "flip": flip, "strength": strength, "exposure": exposure, "blur": blur}
-        self._warned = False
-        self._cached = (0, self._load(0, warn=True))  # index of a map, and its cube
+        self._prefilter, self._warned = prefilter, False
+        self._cached = (0, None, self._load(0, None, warn=True))  # index of a map, size of its images, and its cube
 
     def require(self, num_frames: int, clip: str) -> None:
         """Raise InputError if there is one map per frame, but fewer than the `num_frames` of `clip`."""
@@ -101,13 +125,13 @@ class Environment:
                 "give one for each, or one file for all"
             )
 
-    def cube(self, frame: int) -> Float32[Array, "6 n n 3"]:
-        """Return the cube map that lights a frame."""
-        index, cube = self._cached
-        wanted = frame if self.per_frame else 0
-        if index != wanted:
-            cube = self._load(wanted, warn=False)
-            self._cached = (wanted, cube)  # one assignment: the threads of several devices share this object
+    def cube(self, frame: int, size: tuple[int, int]) -> Float32[Array, "6 n n 3"]:
+        """Return the cube map that lights a frame, for images of this (height, width)."""
+        *cached, cube = self._cached
+        wanted = [frame if self.per_frame else 0, size if self._prefilter else None]
+        if cached != wanted:
+            cube = self._load(*wanted, warn=False)
+            self._cached = (*wanted, cube)  # one assignment: the threads of several devices share this object
         return cube
 
     def maps(
@@ -120,17 +144,19 @@ class Environment:
     ) -> dict[str, Float32[Array, "f H W 3"]]:
         """Return the maps of `project` for these frames, with one camera rotation and one light angle per frame."""
         if not self.per_frame:
-            return project(self.cube(0), size, rotations, angles, projection)
+            return project(self.cube(0, size), size, rotations, angles, projection)
         maps_per_frame = [
-            project(self.cube(int(frame)), size, rotations[i : i + 1], angles[i : i + 1], projection)
+            project(self.cube(int(frame), size), size, rotations[i : i + 1], angles[i : i + 1], projection)
             for i, frame in enumerate(frames)
         ]
         return {name: jnp.concatenate([maps[name] for maps in maps_per_frame]) for name in maps_per_frame[0]}
 
-    def _load(self, index: int, warn: bool) -> Float32[Array, "6 n n 3"]:
+    def _load(self, index: int, size: tuple[int, int] | None, warn: bool) -> Float32[Array, "6 n n 3"]:
         source = self._sources[index]
         image = load_latlong(source, **self._options, warn=warn)
-        if not self._warned and (problem := range_warning(image)):
+        if size is not None:
+            image = prefiltered(image, size)
+        if not self._warned and (size is not None or not self._prefilter) and (problem := range_warning(image)):
             self._warned = True
             warnings.warn(
                 f"environment {source if isinstance(source, str | Path) else 'array'} {problem}", stacklevel=2

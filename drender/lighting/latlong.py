@@ -132,7 +132,8 @@ def range_warning(image: Float32[np.ndarray, "h w 3"]) -> str | None:
     if lost > 0.05:
         return (
             f"exceeds radiance {LOG_WHITE:.0f}, where env_log ends, with {lost:.0%} of its energy, which is lost "
-            f"({white:.2%} of the sphere exceeds {LDR_WHITE:.0f}, where env_ldr ends); lower --exposure or use --blur"
+            f"({white:.2%} of the sphere exceeds {LDR_WHITE:.0f}, where env_ldr ends); "
+            "lower --exposure, use --blur, or --prefilter if the map is finer than these images"
         )
     if white > 0.25:
         return (
@@ -161,7 +162,7 @@ def blur_sphere(image: Float32[np.ndarray, "h w 3"], degrees: float) -> Float32[
     height, sigma = image.shape[0], np.deg2rad(degrees)
     if degrees * height < 1:  # less than 1/180 of a pixel
         return image
-    image = _box_downsample(image.astype(np.float64), int(min(sigma / 4 * height / np.pi, height / MIN_BLURRED_ROWS)))
+    image = box_downsample(image.astype(np.float64), int(min(sigma / 4 * height / np.pi, height / MIN_BLURRED_ROWS)))
     height, width, _ = image.shape
     weights, polar = sphere_weights(height, width), (np.arange(height) + 0.5) / height * np.pi
     azimuth = np.arange(width) * 2 * np.pi / width
@@ -181,7 +182,7 @@ def blur_sphere(image: Float32[np.ndarray, "h w 3"], degrees: float) -> Float32[
     return (result * np.divide(before, after, out=np.ones(3), where=after > 0)).astype(np.float32)
 
 
-def _box_downsample(image: Float[np.ndarray, "h w 3"], max_side: int) -> Float[np.ndarray, "_h _w 3"]:
+def box_downsample(image: Float[np.ndarray, "h w 3"], max_side: int) -> Float[np.ndarray, "_h _w 3"]:
     """Average squares of the largest side, up to `max_side` pixels, that divides the image."""
     height, width, _ = image.shape
     divisor = math.gcd(height, width)

@@ -173,6 +173,7 @@ class LightOptions:
         "exposure of the light, in stops; auto brings its mean luminance to 0.6", 0.0, "STOPS", type=stops
     )
     blur: float = option("blur of the light, in degrees of standard deviation", 0.0, "DEGREES")
+    prefilter: bool = option("average maps that are finer than the model's images, so that no sun flickers", False)
     rotate_light: bool = option("turn the light once over the clip, in the direction of --yaw", False)
     elevation: float = option("elevation of the fixed camera, in degrees", 0.0, "DEGREES")
     elevation_sign: str = option(

@@ -12,9 +12,10 @@ import pytest
 from drender.errors import InputError
 from drender.lighting import projection
 from drender.lighting.camera import camera_rotations, light_angles, read_poses
-from drender.lighting.environment import environment_maps, load_environment
+from drender.lighting.environment import Environment, environment_maps, load_environment, prefiltered
 from drender.lighting.projection import project
 from drender.media import color
+from drender.media.color import srgb_to_linear
 from drender.media.images import write_png
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "env_sunny.npz"
@@ -343,3 +344,25 @@ def test_invalid_transforms_files_are_input_errors(tmp_path, text, message):
 def test_missing_transforms_file_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match=r"none\.json: No such file"):
         read_poses(tmp_path / "none.json")
+
+
+# --- prefilter ---
+
+
+def test_prefilter_keeps_the_energy_of_a_turning_sun(small_cubes):
+    sky = np.full((256, 512, 3), 0.1, np.float32)
+    sky[100, 150] = 8000.0  # one of the 64 pixels that an image's pixel covers
+    sun = {}
+    for prefilter in (False, True):
+        environment = Environment(sky, prefilter=prefilter)
+        angles = np.linspace(0, 0.1, 12, dtype=np.float32)
+        maps = environment.maps(np.arange(12), (32, 64), camera_rotations(12), angles)
+        light = np.expm1(srgb_to_linear(np.asarray(maps["env_log"], np.float64)) * np.log1p(10000.0))
+        sun[prefilter] = (light[..., 0] - 0.1).sum(axis=(1, 2))
+    assert sun[False].max() > 10 * sun[False].mean()  # mostly between pixels
+    assert np.ptp(sun[True]) < 0.1 * sun[True].mean()
+
+
+def test_prefilter_leaves_coarse_maps_alone():
+    sky = np.random.default_rng(0).random((16, 32, 3)).astype(np.float32)
+    assert prefiltered(sky, (32, 64)) is sky
