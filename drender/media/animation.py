@@ -12,6 +12,7 @@ from drender.errors import InputError, first_line
 from drender.files import require_file
 from drender.media.encodings import InputEncoding, read_labeled
 from drender.media.images import MAX_PIXELS, count_pages, open_image
+from drender.media.loaded import LoadedImage
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 UNTIMED_SECONDS = 0.1  # of a frame without a duration, as in browsers
@@ -63,7 +64,8 @@ def read_animation(
         for index in range(start, stop):
             animation.seek(index)
             rgba = np.asarray(animation.convert("RGBA"), np.float32) / 255
-            yield rgba[..., :3] * rgba[..., 3:]
+            image = LoadedImage(rgba[..., :3] * rgba[..., 3:], False, {}, animation.info.get("icc_profile"))
+            yield image.as_srgb(path)
 
 
 @contextmanager

@@ -290,6 +290,17 @@ def test_icc_profile_is_converted_to_srgb(tmp_path, suffix):
     np.testing.assert_allclose(255 * load_image(tmp_path / f"a.{suffix}").image, stored, atol=3)
 
 
+def test_icc_profile_of_an_animation_is_converted(tmp_path):
+    stored = np.rint(255 * linear_to_srgb(to_linear(QUADRANTS / 255) @ TO_P3.T)).astype(np.uint8)
+    frames = [Image.fromarray(np.roll(stored, 8 * i, axis=0)) for i in range(2)]
+    frames[0].save(
+        tmp_path / "a.webp", save_all=True, append_images=frames[1:], lossless=True, icc_profile=display_p3()
+    )
+    first, second = read_all(tmp_path / "a.webp")
+    np.testing.assert_allclose(255 * first, QUADRANTS, atol=4)
+    np.testing.assert_allclose(255 * second, np.roll(QUADRANTS, 8, axis=0), atol=4)
+
+
 def to_linear(image):
     return np.where(image <= 0.04045, image / 12.92, ((image + 0.055) / 1.055) ** 2.4)
 
