@@ -30,7 +30,7 @@ def served(tmp_path_factory):
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         app = App(InverseRenderer.load(), ForwardRenderer.load(), folder, (64, 64), 4)
-        page = serve(app, "127.0.0.1", port, max_upload_mb=1, block=False)
+        page = serve(app, "127.0.0.1", port, max_upload_mb=1.0, block=False)
         yield f"http://127.0.0.1:{port}", folder
         page.close()
 

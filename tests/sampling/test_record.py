@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from drender.sampling.record import BLOCK, HASHED_WHOLE, InputFiles, read_record
+from drender.files import BLOCK, HASHED_WHOLE
+from drender.sampling.record import InputFiles, read_record
 
 VALID = {"settings": {"overlap": 6}, "labels": ["rgb"], "chunks": [0], "finished": True, "fps": 24.0, "inputs": {}}
 
