@@ -108,7 +108,7 @@ def test_bad_options_are_reported_before_loading(request, monkeypatch, tmp_path,
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "expected a command; known: inverse, forward, relight"),
+        ((), "expected a command; known: relight, inverse, forward"),
         (("invers",), "unknown command 'invers'; did you mean 'inverse'?"),
         (("--hlep",), "unknown option '--hlep'; did you mean '--help'?"),
         (("inverse", "--input", "i", "--output", "o", "x"), "unrecognized arguments: x"),
