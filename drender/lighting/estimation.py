@@ -14,15 +14,14 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import ArrayLike, Float, Float32
-from scipy import sparse
+from jaxtyping import ArrayLike, Bool, Float, Float32
 
 from drender.errors import InputError
 from drender.lighting.brdf import light_kernels
 from drender.lighting.camera import camera_rotations
-from drender.lighting.latlong import sphere_weights
+from drender.lighting.latlong_grid import grid_of, pixel_of, resize_latlong, smoothness_of
 from drender.lighting.visibility import find_blockers
-from drender.media.color import LUMINANCE, srgb_to_linear
+from drender.media.color import LUMINANCE, linear_to_srgb, srgb_to_linear
 from drender.media.encodings import decode_normal
 
 DEFAULT_FOV = 50.0  # degrees
@@ -36,7 +35,7 @@ SATURATED = 0.985  # linear, 253 of 255 in sRGB: from here on pixels are lower b
 BACKGROUND_DEPTH = 0.99
 # Weights of the terms beside the pixels' squared errors, for pixels of mean luminance 1.
 SMOOTHNESS = 3e-3  # squared differences of neighboring directions, relative to their radiance
-PRIOR = 3e-3  # distance from a light that grows brighter from bottom to top
+PRIOR = 1e-3  # distance from a light that grows brighter from bottom to top
 COLOR = 3e-3  # distance from the mean color
 BACKGROUND = 0.02  # distance from the background
 SLOPE = 0.6  # of the prior: the zenith has 1 + SLOPE, the nadir 1 − SLOPE
@@ -77,7 +76,48 @@ def estimate_environment(
         raise InputError("no pixel shows a surface (depth below 1); give a clip with a foreground, or its right depth")
     if (surface.seen >= SATURATED).all():
         raise InputError("all pixels of the surfaces are saturated; give a clip with a lower exposure")
-    return _resize(_solve(surface, background), size)
+    return resize_latlong(_solve(surface, background), size)
+
+
+def shade(
+    light: Float[np.ndarray, "_H _W 3"],
+    buffers: Mapping[str, Float[np.ndarray, "f _h _w 3"]],
+    fov: float | None = None,
+    poses: ArrayLike | None = None,
+) -> Float32[np.ndarray, "f _ _ 3"]:
+    """Return sRGB frames of G-buffers under a light of `estimate_environment`, to judge it by eye.
+
+    Shadows are missing, and frames of more than MAX_SIDE pixels are subsampled.
+
+    Args:
+      light, buffers, fov, poses: as for `estimate_environment`.
+    """
+    light = resize_latlong(np.asarray(light, np.float32), GRIDS[-1])
+    directions, solid_angles = grid_of(*GRIDS[-1])
+    power = light.reshape(-1, 3) * solid_angles[:, None]
+    images = []
+    for i in range(len(buffers["normal"])):
+        single = {name: x[i : i + 1] for name, x in buffers.items()}
+        pose = None if poses is None else np.asarray(poses)[i : i + 1]
+        (frame,) = _read_frames(single["basecolor"], single, fov, pose)
+        views = -frame.rays / np.linalg.norm(frame.rays, axis=-1, keepdims=True)
+        turned, empty, rows = frame.rotation.T, _is_empty(frame), []
+        for row in range(len(views)):  # to bound memory
+            kernels = light_kernels(
+                frame.normals[row] @ turned, views[row] @ turned, frame.basecolor[row], frame.roughness[row],
+                frame.metallic[row], directions,
+            )  # fmt: skip
+            lit = np.stack([kernel @ power[:, c] for c, kernel in enumerate(kernels)], axis=-1)
+            shown = light.reshape(-1, 3)[pixel_of(-views[row] @ turned, GRIDS[-1])]
+            rows.append(np.where(empty[row, :, None], shown, lit))
+        images.append(linear_to_srgb(np.stack(rows)))
+    return np.stack(images)
+
+
+def check_fov(fov: float | None) -> None:
+    """Raise InputError unless the vertical field of view, in degrees, is possible or None."""
+    if fov is not None and not 0 < fov < 180:
+        raise InputError(f"field of view {fov:g} must be more than 0 and less than 180 degrees")
 
 
 # --- pixels -----------------------------------------------------------------------------------------------------------
@@ -132,14 +172,12 @@ def _read_frames(rgb, buffers, fov, poses) -> list[_Frame]:
     for name, images in buffers.items():
         if images.shape != rgb.shape:
             raise InputError(f"{name} has shape {images.shape} and rgb {rgb.shape}; give both the same frames and size")
-    fov = DEFAULT_FOV if fov is None else fov
-    if not 0 < fov < 180:
-        raise InputError(f"fov {fov:g} must be between 0 and 180 degrees")
+    check_fov(fov)
     num_frames, height, width, _ = rgb.shape
     rotations = camera_rotations(num_frames, poses=poses)
     stride = -(-max(height, width) // MAX_SIDE)
     subsampled = np.s_[stride // 2 :: stride, stride // 2 :: stride]
-    rays = _rays(height, width, fov)[subsampled]
+    rays = _rays(height, width, DEFAULT_FOV if fov is None else fov)[subsampled]
     frames = []
     for i in np.unique(np.linspace(0, num_frames - 1, min(num_frames, MAX_FRAMES)).round().astype(int)):
         images = {name: np.asarray(x[i][subsampled], np.float32) for name, x in {**buffers, "rgb": rgb}.items()}
@@ -161,12 +199,17 @@ def _rays(height: int, width: int, fov: float) -> Float32[np.ndarray, "h w 3"]:
     return np.stack([x * tangent, y * tangent, np.full(x.shape, -1.0)], axis=-1).astype(np.float32)
 
 
+def _is_empty(frame: _Frame) -> Bool[np.ndarray, "h w"]:
+    """Return the pixels without a surface: as far as depth goes, with normals toward the camera."""
+    if frame.depth is None:
+        return np.zeros(frame.normals.shape[:2], bool)
+    return (frame.depth >= BACKGROUND_DEPTH) & (frame.normals[..., 2] > 0.95)
+
+
 def _sample(frame: _Frame, count: int, rng: np.random.Generator) -> tuple[_Surface, _Background]:
     """Return the background, and up to `count` pixels with a surface, of which rare normals are drawn more often."""
     views = -frame.rays / np.linalg.norm(frame.rays, axis=-1, keepdims=True)
-    depth, empty = frame.depth, np.zeros(frame.seen.shape[:2], bool)
-    if depth is not None:
-        empty = (depth >= BACKGROUND_DEPTH) & (frame.normals[..., 2] > 0.95)
+    depth, empty = frame.depth, _is_empty(frame)
     rows, columns = np.nonzero(~empty & ((frame.normals * views).sum(-1) > 0.05))
     if len(rows):
         bins = np.round((frame.normals[rows, columns] + 1) * 4).astype(int) @ [81, 9, 1]
@@ -174,7 +217,7 @@ def _sample(frame: _Frame, count: int, rng: np.random.Generator) -> tuple[_Surfa
         share = 1 / np.sqrt(sizes[kinds])
         drawn = rng.choice(len(rows), min(count, len(rows)), replace=False, p=share / share.sum())
         rows, columns = rows[drawn], columns[drawn]
-    directions, _ = _grid(*GRIDS[0])
+    directions, _ = grid_of(*GRIDS[0])
     free = np.ones((len(rows), len(directions)), np.float32)
     blocker = np.zeros((*free.shape, 3), np.float32)
     if depth is not None:
@@ -198,17 +241,17 @@ def _solve(surface: _Surface, background: _Background) -> Float32[np.ndarray, "H
     scale = float((surface.seen @ LUMINANCE).mean()) + 1e-6  # the weights of the terms suppose a mean of 1
     light, bounced = np.ones((*GRIDS[0], 3), np.float32), None
     for grid, rounds in zip(GRIDS, ROUNDS, strict=True):
-        directions, solid_angles = _grid(*grid)
+        directions, solid_angles = grid_of(*grid)
         kernels = light_kernels(
             surface.normals, surface.views, surface.basecolor, surface.roughness, surface.metallic, directions
         )
         kernels *= solid_angles
         if bounced is None:  # light of known radiance
             bounced = np.einsum("cpj,pjc->pc", kernels, surface.bounced)
-        kernels *= _resize(surface.visible.T.reshape(*GRIDS[0], -1), grid).reshape(len(directions), -1).T
+        kernels *= resize_latlong(surface.visible.T.reshape(*GRIDS[0], -1), grid).reshape(len(directions), -1).T
         pixels = _Pixels(kernels, (surface.seen - bounced) / scale, surface.seen >= SATURATED)
         shown = _shown_background(background, grid, scale)
-        light = _resize(light, grid).reshape(-1, 3)
+        light = resize_latlong(light, grid).reshape(-1, 3)
         for _ in range(rounds):
             light = _improve(light, grid, pixels, shown)
         light = light.reshape(*grid, 3)
@@ -233,13 +276,13 @@ class _Shown(NamedTuple):
 
 def _improve(light: Float32[np.ndarray, "j 3"], grid: tuple[int, int], pixels: _Pixels, shown: _Shown):
     """Return a better light: weigh every equation by how the present light fulfills it, and solve."""
-    directions, solid_angles = _grid(*grid)
+    directions, solid_angles = grid_of(*grid)
     share, luminance = solid_angles / solid_angles.sum(), light @ LUMINANCE
     mean = share @ luminance + 1e-6
     tint = share @ light / mean
     prior = (1 + SLOPE * directions[:, 1]) * mean
     prior_weight, color_weight = PRIOR * share / (prior + 0.05), COLOR * share / (luminance + 0.05)
-    smoothness = SMOOTHNESS * _smoothness(grid, luminance)
+    smoothness = SMOOTHNESS * smoothness_of(grid, luminance)
     residual = np.einsum("cpj,jc->pc", pixels.kernels, light) - pixels.target
     weights = _robust_weights(residual @ LUMINANCE)[:, None] * ~(pixels.saturated & (residual > 0))
     shown_weights = BACKGROUND * shown.share * ~(shown.saturated & (light > shown.radiance))
@@ -259,20 +302,6 @@ def _robust_weights(residual: Float32[np.ndarray, " p"]) -> Float32[np.ndarray, 
     """Return weights of pixels. Where the prediction is too bright, a shadow is likely, so the weight falls faster."""
     ratio = residual / (1.5 * np.median(np.abs(residual)) + 0.01)
     return np.where(ratio > 0, 1 / (1 + ratio**2), 1 / np.maximum(1, -ratio / 1.5)).astype(np.float32)
-
-
-def _smoothness(grid: tuple[int, int], luminance: Float32[np.ndarray, " j"]) -> Float32[np.ndarray, "j j"]:
-    """Return the quadratic form of the gradient over the sphere, relative to the radiance, which spares suns."""
-    height, width = grid
-    index = np.arange(height * width).reshape(grid)
-    first = np.concatenate([index.ravel(), index[:-1].ravel()])
-    second = np.concatenate([np.roll(index, -1, axis=1).ravel(), index[1:].ravel()])
-    centers, edges = np.sin(np.pi * (np.arange(height) + 0.5) / height), np.sin(np.pi * np.arange(1, height) / height)
-    weight = np.concatenate([np.repeat(1 / np.maximum(centers, 0.1), width), np.repeat(edges, width)])
-    weight = np.sqrt(weight / (luminance[first] + luminance[second] + 0.1) / len(luminance))
-    row = np.arange(len(first))
-    difference = sparse.csr_array((np.r_[weight, -weight], (np.r_[row, row], np.r_[first, second])))
-    return (difference.T @ difference).toarray().astype(np.float32)
 
 
 def _minimize(
@@ -295,43 +324,15 @@ def _minimize(
     return x * unit
 
 
-# --- maps -------------------------------------------------------------------------------------------------------------
-
-
-def _grid(height: int, width: int) -> tuple[Float32[np.ndarray, "j 3"], Float32[np.ndarray, " j"]]:
-    """Return the directions in world axes of a map's pixels, under the default rotation of 180°, and solid angles."""
-    azimuth, polar = np.meshgrid(
-        2 * np.pi * (np.arange(width) + 0.5) / width, np.pi * (np.arange(height) + 0.5) / height
-    )
-    directions = np.stack([np.sin(polar) * np.sin(azimuth), np.cos(polar), -np.sin(polar) * np.cos(azimuth)], axis=-1)
-    solid_angles = np.repeat(4 * np.pi * sphere_weights(height, width), width)
-    return directions.reshape(-1, 3).astype(np.float32), solid_angles.astype(np.float32)
-
-
 def _shown_background(background: _Background, grid: tuple[int, int], scale: float) -> _Shown:
-    (height, width), (x, y, z) = grid, background.directions.T
-    row = np.minimum(np.arccos(np.clip(y, -1, 1)) / np.pi * height, height - 1).astype(int)
-    column = np.floor(np.arctan2(x, -z) / (2 * np.pi) * width).astype(int) % width
+    index = pixel_of(background.directions, grid)
 
     def total(values):
-        sums = np.zeros((height * width, values.shape[1]), np.float32)
-        np.add.at(sums, row * width + column, values)
+        sums = np.zeros((grid[0] * grid[1], values.shape[1]), np.float32)
+        np.add.at(sums, index, values)
         return sums
 
-    counts = total(np.ones((len(row), 1), np.float32))
+    counts = total(np.ones((len(index), 1), np.float32))
     mean = lambda values: total(values) / np.maximum(counts, 1)
     saturated = mean((background.seen >= SATURATED).astype(np.float32)) > 0.5
-    return _Shown(counts / max(len(row), 1), mean(background.seen / scale), saturated)
-
-
-def _resize(image: Float32[np.ndarray, "h w c"], size: tuple[int, int]) -> Float32[np.ndarray, "H W c"]:
-    """Resample a lat-long map, bilinear, around the circle."""
-    (height, width), (new_height, new_width) = image.shape[:2], size
-    if (height, width) == (new_height, new_width):
-        return image
-    row = np.clip((np.arange(new_height, dtype=np.float32) + 0.5) * height / new_height - 0.5, 0, height - 1)
-    column = (np.arange(new_width, dtype=np.float32) + 0.5) * width / new_width - 0.5
-    top, left = np.floor(row).astype(int), np.floor(column).astype(int)
-    down, right = (row - top).astype(np.float32)[:, None, None], (column - left).astype(np.float32)[:, None]
-    image = image[:, left % width] * (1 - right) + image[:, (left + 1) % width] * right
-    return image[top] * (1 - down) + image[np.minimum(top + 1, height - 1)] * down
+    return _Shown(counts / max(len(index), 1), mean(background.seen / scale), saturated)

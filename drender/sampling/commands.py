@@ -1,7 +1,7 @@
-"""The commands `inverse`, `forward` and `relight`: options to jobs."""
+"""The commands `relight`, `inverse`, `forward` and `light`: options to jobs."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from drender.renderers.inverse import InverseRenderer, chosen_passes
 from drender.sampling.execute import Load, execute
 from drender.sampling.inputs import ChunkConfig
 from drender.sampling.jobs import ForwardJob, InverseJob, Job, RelightJob, RunConfig
-from drender.sampling.lights import Lights
+from drender.sampling.light import estimate_lights
+from drender.sampling.lights import OWN_LIGHT, Lights
 from drender.sampling.options import (
+    EstimateOptions,
     ForwardOptions,
     InverseOptions,
     LightOptions,
@@ -31,7 +33,12 @@ from drender.sampling.options import (
     select,
 )
 
-COMMANDS = {"relight": RelightOptions, "inverse": InverseOptions, "forward": ForwardOptions}
+COMMANDS = {
+    "relight": RelightOptions,
+    "inverse": InverseOptions,
+    "forward": ForwardOptions,
+    "light": EstimateOptions,
+}
 # Options that change where and how fast a run works, but not its results.
 NOT_RECORDED = {"command", "run", "output", "devices", "process", "overwrite", "video", "quality", "html"}
 
@@ -46,8 +53,11 @@ def add_commands(add: Callable[..., cli.Parser]) -> None:
 
 def run(args: Any) -> None:
     """Run the chosen command."""
-    check_quality(args.quality)
     options = COMMANDS[args.command](**select(COMMANDS[args.command], args))
+    if args.command == "light":
+        estimate_lights(options)
+        return
+    check_quality(args.quality)
     if options.devices is not None and options.devices < 1:
         raise InputError(f"--devices {options.devices}: must be 1 or more")
     job, load = build_job(args.command, options)
@@ -113,7 +123,7 @@ def build_run_config(options: Any) -> RunConfig:
     from_dict(Sampling, sampling, "options")  # raises InputError before anything is loaded
     values = dataclasses.asdict(options)
     paths = [values.get(name) for name in ("checkpoint", "inverse", "forward", "poses")]
-    paths += [assets.environment(word) for word in values.get("environment", ())]
+    paths += [word for word in environments(values.get("environment", ())) if word != OWN_LIGHT]
     return RunConfig(
         Path(options.input), Path(options.output),
         settings={name: value for name, value in sorted(values.items()) if name not in NOT_RECORDED},
@@ -130,7 +140,12 @@ def build_lights(options: LightOptions) -> Lights:
     del arguments["environment"], arguments["environment_size"]
     arguments["poses"] = read_poses(options.poses, relative=True) if options.poses else None
     size = multiples_of_64("--environment-size", options.environment_size)
-    return Lights([assets.environment(word) for word in options.environment], size=size, **arguments)
+    return Lights(environments(options.environment), size=size, **arguments)
+
+
+def environments(words: Sequence[str]) -> list[str]:
+    """Return the paths of environments; OWN_LIGHT stays as it is, even where a file has that name."""
+    return [word if word == OWN_LIGHT else assets.environment(word) for word in words]
 
 
 def cameras(options: ForwardOptions) -> np.ndarray | None:

@@ -24,6 +24,7 @@ from drender.media.images import write_png
 from drender.media.montage import contact_sheet, side_by_side, tile
 from drender.sampling.inputs import ChunkedClip, Frame
 from drender.sampling.jobs import Job, OnFailure
+from drender.sampling.lights import Lights
 from drender.sampling.outputs import ClipOutput
 from drender.sampling.report import PageClip, write_page
 from drender.sharding import check_process
@@ -149,32 +150,34 @@ def run_clip(job: Job, renderers: Any, clip: ChunkedClip, progress: bool, stoppe
 
 def finish_clip(job: Job, clip: ChunkedClip, outputs: list[ClipOutput]) -> None:
     """Draw the contact sheet (the first, middle and last frame) and the videos, and record the clip as finished."""
-    frames = clip.frames
+    frames, lights = clip.frames, job.lights_of(outputs)
     if job.run.video:
         rows = [frames[i] for i in sorted({0, len(frames) // 2, len(frames) - 1})]
-        images = [[image for output in outputs for image in preview(job, clip, output, frame)] for frame in rows]
+        images = [[image for output in outputs for image in preview(lights, clip, output, frame)] for frame in rows]
         write_png(outputs[0].sheet, contact_sheet(images))
     for output in outputs:
-        video = (video_frame(job, clip, outputs, output, frame) for frame in frames) if job.run.video else None
+        video = (video_frame(lights, clip, outputs, output, frame) for frame in frames) if job.run.video else None
         output.finish(video, clip.fps, job.run.quality)
 
 
-def video_frame(job: Job, clip: ChunkedClip, outputs: list[ClipOutput], output: ClipOutput, frame: Frame) -> np.ndarray:
+def video_frame(
+    lights: Lights | None, clip: ChunkedClip, outputs: list[ClipOutput], output: ClipOutput, frame: Frame
+) -> np.ndarray:
     """Return an output's images side by side; the second output's follow the RGB of the first."""
-    images = preview(job, clip, output, frame)
+    images = preview(lights, clip, output, frame)
     if output is not outputs[0]:
         images.insert(0, outputs[0].read(*frame, "rgb"))
     return side_by_side([tile(image) for image in images])
 
 
-def preview(job: Job, clip: ChunkedClip, output: ClipOutput, frame: Frame) -> list[np.ndarray]:
+def preview(lights: Lights | None, clip: ChunkedClip, output: ClipOutput, frame: Frame) -> list[np.ndarray]:
     """Return an output's images of a frame, relit ones with their environment in the corner."""
     chunk, i = frame
     images = {label: output.read(chunk, i, label) for label in output.labels}
-    if job.lights is not None:
-        for index, label in enumerate(job.lights.labels):
+    if lights is not None:
+        for index, label in enumerate(lights.labels):
             if label in images:
-                images[label] = job.lights.inset(images[label], index, chunk.start + i, clip.num_frames)
+                images[label] = lights.inset(images[label], index, chunk.start + i, clip.num_frames)
     return list(images.values())
 
 
@@ -187,8 +190,9 @@ def write_job_page(job: Job, clips: list[ChunkedClip]) -> None:
             readers = job.source_readers(clip)
             for output in outputs:
                 readers |= output.readers(clip.frames)
-            lights = job.lights.on_page(clip.num_frames) if job.lights else {}
-            shown.append(PageClip(clip.name, clip.fps, len(clip.frames), readers, lights))
+            lights = job.lights_of(outputs)
+            thumbnails = lights.on_page(clip.num_frames) if lights else {}
+            shown.append(PageClip(clip.name, clip.fps, len(clip.frames), readers, thumbnails))
     if shown:
         page = job.run.output / "index.html"
         write_page(page, job.title, shown, job.run.settings)

@@ -23,7 +23,7 @@ from drender.renderers.base import Renderer
 from drender.renderers.forward import GUIDANCE, ForwardRenderer
 from drender.renderers.inverse import InverseRenderer
 from drender.sampling.inputs import BufferChunks, Chunk, ChunkConfig, ChunkedClip, RgbChunks, require_finished
-from drender.sampling.lights import Lights
+from drender.sampling.lights import Lights, require_for_own_light
 from drender.sampling.outputs import PNG, ClipOutput
 from drender.sampling.record import InputFiles
 from drender.sampling.report import Reader
@@ -95,6 +95,10 @@ class Job(abc.ABC):
           progress: show a bar on a terminal.
           stop: setting this event from another thread aborts sampling with KeyboardInterrupt.
         """
+
+    def lights_of(self, outputs: list[ClipOutput]) -> Lights | None:
+        """Return the environments of a clip whose results are in `outputs`."""
+        return self.lights
 
     def source_readers(self, clip: ChunkedClip) -> dict[str, Reader]:
         """Return readers of input images that the HTML page shows beside the results."""
@@ -185,6 +189,8 @@ class ForwardJob(Job):
         def plan(clip):
             chunked = BufferChunks.plan(clip, self.run.chunks, self.fixed_frame, self.cameras)
             self.lights.check(clip.name, chunked.num_frames)
+            if self.lights.has_own:
+                require_for_own_light(clip.labels, f"--environment clip: clip {clip.name!r} has")
             return chunked
 
         labels = (*self.conditions, "rgb")
@@ -208,7 +214,8 @@ class ForwardJob(Job):
     ) -> None:
         resize = self.run.resize.place(clip.size)
         buffers = ((name, clip.batches(chunk, name, resize)) for name in self._labels(clip))
-        self.render(forward, buffers, clip, chunk, outputs[0], progress, stop)
+        read = lambda label, i: clip.read(chunk, i, label)
+        self.render(forward, buffers, clip, chunk, outputs[0], progress, stop, read, clip.clip.labels)
 
     def render(
         self,
@@ -219,27 +226,37 @@ class ForwardJob(Job):
         output: ClipOutput,
         progress: bool,
         stop: Event,
+        read: Callable[[str, int], np.ndarray],
+        labels: Sequence[str],
     ) -> None:
         """Write a chunk under every environment.
 
         Args:
           buffers: name and batches `1 n h w 3` of each buffer; all are read, used or not.
+          read: once the buffers are read, return the image of a label and a frame of the chunk.
+          labels: that `read` accepts.
         """
         sampling = forward.sampling(self.run.sampling, GUIDANCE)
         rng = np.random.default_rng(sampling.seed)
         encoded = {name: encode(forward, batches, sampling, rng) for name, batches in buffers}
         noise = forward.initial_noise(None, sampling.seed, next(iter(encoded.values())).shape)
         conditions = {name: encoded[name] for name in self.conditions}
-        for index, label in enumerate(self.lights.labels):
+        if self.lights.has_own and output.load_light() is None:
+            output.save_light(self.lights.estimate_own(read, labels, chunk, clip.num_frames).light)
+        lights = self.lights_of([output])
+        for index, label in enumerate(lights.labels):
             latents = output.load_latents(chunk, label)
             if latents is None:
                 light = None
                 if "environment" not in self.drop:
-                    light = self.lights.encode(index, forward, chunk, clip.num_frames)
+                    light = lights.encode(index, forward, chunk, clip.num_frames)
                 latents = forward.render(conditions, light, sampling, noise, progress, stop)
                 latents = output.save_latents(chunk, label, latents)
             images = forward.decode(latents, sampling)
             consume(output.write(chunk, label, images, self.run.resize.place(clip.size)))
+
+    def lights_of(self, outputs: list[ClipOutput]) -> Lights:
+        return self.lights.with_own(outputs[-1].load_light()) if self.lights.has_own else self.lights
 
     def source_readers(self, clip: BufferChunks) -> dict[str, Reader]:
         frames, resize = clip.frames, self.run.resize.place(clip.size)
@@ -269,6 +286,8 @@ class RelightJob(Job):
         # As released, the option of guidance applies to the forward renderer only.
         unguided = replace(run, sampling=run.sampling | {"guidance": (1.0, 1.0)})
         self.run, self.lights = run, lights
+        if lights.has_own:
+            require_for_own_light(("rgb", *passes), "--environment clip: --passes has")
         self.inverse = InverseJob(unguided, passes, encoding)
         self.forward = ForwardJob(run, lights, conditions, drop)
 
@@ -278,6 +297,9 @@ class RelightJob(Job):
             return clip
 
         return map_collecting_errors(check, [(clip,) for clip in self.inverse.discover(on_failure)], on_failure)
+
+    def lights_of(self, outputs: list[ClipOutput]) -> Lights:
+        return self.forward.lights_of(outputs)
 
     def outputs(self, clip: RgbChunks) -> list[ClipOutput]:
         return [self.inverse.output(clip, "gbuffers"), self.forward.output(clip, clip.files, "relit")]
@@ -295,7 +317,8 @@ class RelightJob(Job):
         gbuffers, relit = outputs
         # A generator: each G-buffer is decoded and written while `render` encodes it.
         buffers = self.inverse.estimate(inverse, clip, chunk, gbuffers, progress, stop)
-        self.forward.render(forward, buffers, clip, chunk, relit, progress, stop)
+        read = lambda label, i: gbuffers.read(chunk, i, label)
+        self.forward.render(forward, buffers, clip, chunk, relit, progress, stop, read, gbuffers.labels)
 
 
 def encode(

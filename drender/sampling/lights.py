@@ -1,15 +1,18 @@
 """The environments of a run, and the maps that they give for the frames of its clips."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import ArrayLike, Float, Int
+from jaxtyping import ArrayLike, Float, Float32, Int
 
 from drender.errors import InputError
 from drender.lighting.camera import camera_rotations, light_angles
 from drender.lighting.environment import Environment
+from drender.lighting.estimation import MAX_FRAMES, check_fov, estimate_environment
 from drender.lighting.projection import check_projection
 from drender.media import montage
 from drender.media.resize import fit_cover
@@ -17,15 +20,29 @@ from drender.renderers.forward import ForwardRenderer
 from drender.sampling.inputs import READ_BATCH, Chunk
 from drender.sampling.report import PageLight
 
+OWN_LIGHT = "clip"  # the name of the light that a clip was taken in
+ESTIMATED_FROM = ("basecolor", "normal", "depth", "roughness", "metallic")  # the first two are necessary
+
+
+class OwnLight(NamedTuple):
+    """The estimated light of a clip [H W 3], the frames that it was estimated from, and their poses."""
+
+    light: np.ndarray
+    rgb: np.ndarray
+    buffers: dict[str, np.ndarray]
+    poses: np.ndarray
+
 
 class Lights:
     """The environments of a run; maps are computed when they are needed.
 
     Args:
-      sources: lat-long images, or folders with a map per frame, as for `environment_maps`.
+      sources: lat-long images, or folders with a map per frame, as for `environment_maps`; or OWN_LIGHT, which
+        `with_own` replaces by a clip's light.
       rotate_light, elevation, elevation_sign, poses, projection: as there too. The light turns once over a whole clip.
         Poses and maps beyond the clip's last frame are ignored.
       size: height and width of the maps; None: the renderer's.
+      fov: vertical field of view of the clips in degrees, for their own light; None: 50.
       **options: further arguments of every `Environment`.
     Raises:
       InputError: an environment cannot be read, or an option is out of range.
@@ -40,15 +57,55 @@ class Lights:
         poses: ArrayLike | None = None,
         projection: str = "frame",
         size: tuple[int, int] | None = None,
+        fov: float | None = None,
         **options,
     ):
         check_projection(size or (1, 1), projection)
         camera_rotations(1 if poses is None else len(poses), elevation, poses, elevation_sign)  # raises InputError
-        self.environments = [Environment(source, **options) for source in sources]
+        if fov is not None and OWN_LIGHT not in sources:
+            raise InputError(f"--fov {fov:g}: it is for the light of the clip; give --environment {OWN_LIGHT} too")
+        check_fov(fov)
+        self._sources, self._options, self.fov = list(sources), options, fov
+        self.environments = self._load(np.full((1, 2, 3), 0.5, np.float32))  # checks the options
         self.rotate_light, self.poses = rotate_light, poses
         self.elevation, self.elevation_sign = elevation, elevation_sign
         self.projection, self.size = projection, size
         self._displayed = lru_cache(maxsize=32)(self._compute_displayed)
+
+    def _load(self, own: Float32[np.ndarray, "h w 3"]) -> list[Environment]:
+        return [Environment(own if source == OWN_LIGHT else source, **self._options) for source in self._sources]
+
+    @property
+    def has_own(self) -> bool:
+        """Return whether a clip's own light is among the environments."""
+        return OWN_LIGHT in self._sources
+
+    def with_own(self, light: Float32[np.ndarray, "h w 3"]) -> "Lights":
+        """Return these environments for the clip whose own light this is."""
+        lights = copy.copy(self)
+        lights.environments = lights._load(light)
+        lights._displayed = lru_cache(maxsize=32)(lights._compute_displayed)
+        return lights
+
+    def estimate_own(
+        self, read: Callable[[str, int], np.ndarray], labels: Sequence[str], chunk: Chunk, num_frames: int
+    ) -> "OwnLight":
+        """Estimate the light that a clip of `num_frames` was taken in, from frames of one of its chunks.
+
+        Args:
+          read: return the image of a label and a frame of the chunk.
+          labels: of the images that exist.
+        """
+        frames = np.unique(np.linspace(0, chunk.num_frames - 1, MAX_FRAMES).round().astype(int))
+        used = [label for label in ("rgb", *ESTIMATED_FROM) if label in labels]
+        images = {label: np.stack([read(label, int(i)) for i in frames]) for label in used}
+        rgb, poses = images.pop("rgb"), np.tile(np.eye(4, dtype=np.float32), (len(frames), 1, 1))
+        poses[:, :3, :3] = self._rotations(num_frames)[chunk.start + frames]
+        return OwnLight(estimate_environment(rgb, images, self.fov, poses), rgb, images, poses)
+
+    def _rotations(self, num_frames: int) -> Float32[np.ndarray, "f 3 3"]:
+        poses = None if self.poses is None else self.poses[:num_frames]
+        return camera_rotations(num_frames, self.elevation, poses, self.elevation_sign)
 
     @property
     def labels(self) -> list[str]:
@@ -72,8 +129,7 @@ class Lights:
         """Return environment `index` for these frames of a clip of `num_frames`; one frame if all are lit alike."""
         environment = self.environments[index]
         frames = frames if self.moves(index) else frames[:1]
-        poses = None if self.poses is None else self.poses[:num_frames]
-        rotations = camera_rotations(num_frames, self.elevation, poses, self.elevation_sign)[frames]
+        rotations = self._rotations(num_frames)[frames]
         angles = light_angles(num_frames, self.rotate_light)[frames]
         return environment.maps(frames, size, rotations, angles, self.projection)
 
@@ -111,5 +167,11 @@ class Lights:
             light = self.displayed(index, frame, num_frames, size)
             return fit_cover(light, (size[0] // 4, size[1] // 4), multiple=1)
 
-        named = enumerate(zip(self.labels, self.environments, strict=True))
-        return {label: PageLight(Path(light.name).stem, partial(thumbnail, index)) for index, (label, light) in named}
+        named = enumerate(zip(self.labels, self._sources, strict=True))
+        return {label: PageLight(Path(source).stem, partial(thumbnail, index)) for index, (label, source) in named}
+
+
+def require_for_own_light(labels: Sequence[str], subject: str) -> None:
+    """Raise InputError unless images of these labels suffice to estimate a clip's light."""
+    if missing := [label for label in ("rgb", *ESTIMATED_FROM[:2]) if label not in labels]:
+        raise InputError(f"{subject} no {', no '.join(missing)}, of which the light is estimated; add it")

@@ -154,8 +154,8 @@ class LightOptions:
     """Arguments of `Lights`."""
 
     environment: tuple[str, ...] = option(
-        ".hdr, .exr or LDR lat-long maps, folders with a map per frame, or built-in maps: "
-        f"{', '.join(assets.environments())}",
+        ".hdr, .exr or LDR lat-long maps, folders with a map per frame, clip for the clip's own light, which is "
+        f"estimated, or built-in maps: {', '.join(assets.environments())}",
         assets.LIGHTS, "HDR", type=cli.path,
     )  # fmt: skip
     environment_size: tuple[int, int] | None = option(
@@ -182,6 +182,9 @@ class LightOptions:
     )  # fmt: skip
     poses: str | None = option(
         "transforms.json with a camera-to-world pose per frame, for a moving camera", metavar="JSON"
+    )
+    fov: float | None = option(
+        "vertical field of view of the clip, in degrees, for its own light (50)", metavar="DEGREES"
     )
     projection: str = option(
         "projection of the maps: frame is all directions around the camera, ball a mirror ball", "frame",
@@ -267,6 +270,30 @@ class InverseOptions(
     """RGB clips to G-buffers."""
 
     lora_scale: float = option("scale of the LoRA, if the checkpoint has one", 1.0, "X")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateOptions(SamplerOptions, EncodingOptions, CheckpointOptions):
+    """The light of clips, as maps for --environment."""
+
+    input: str | None = option(CLIPS, metavar="PATH")
+    gbuffers: str | None = option(
+        "folder of G-buffers and rgb, or folder of these, instead of --input, whose G-buffers are estimated first",
+        metavar="PATH",
+    )
+    output: str | None = option(".exr file of the map, or folder for one file per clip (outputs/light)", metavar="PATH")
+    overwrite: bool = option("replace existing maps", False)
+    frames: int | None = option("number of frames that are used, from the start of the clip (the model's)", metavar="N")
+    size: tuple[int, int] | None = option(
+        "size in pixels that frames are scaled to cover, rounded up to multiples of 64 (the model's)",
+        metavar=("H", "W"),
+    )
+    fov: float | None = option("vertical field of view of the clip, in degrees (50)", metavar="DEGREES")
+    poses: str | None = option(
+        "transforms.json with a camera-to-world pose per frame, for a moving camera", metavar="JSON"
+    )
+    dtype: str | None = option("dtype of the computation (float32 on CPUs, else bfloat16)", choices=DTYPES)
+    input_normals: str = option("axes of normals in files that do not state them", "opengl", choices=NORMALS)
 
 
 @dataclass(frozen=True, kw_only=True)

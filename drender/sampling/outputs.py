@@ -10,12 +10,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 
 from drender.errors import InputError
 from drender.files import atomic_write, remove_partial
 from drender.media.encodings import KINDS, ImageFormat, read_labeled
 from drender.media.gbuffers import frame_path
+from drender.media.images import read_hdr, write_exr
 from drender.media.resize import ResizePlan
 from drender.media.video import write_video
 from drender.renderers.windows import WindowedLatents
@@ -82,6 +83,7 @@ class ClipOutput:
         stem = f"{name}.{command}" if self._record.get("command_in_preview") is True else name
         self.video = self.path.with_name(f"{stem}.viz.mp4")
         self.sheet = self.root / f"{stem}.contact.png"
+        self.light = self.path.with_name(f"{stem}.light.exr")
 
     @property
     def done(self) -> set[int]:
@@ -130,6 +132,17 @@ class ClipOutput:
         with atomic_write(self._latents_path(chunk, label)) as temporary, open(temporary, "wb") as file:
             np.savez(file, windows=np.array(windows), pieces=np.stack(pieces))
         return WindowedLatents(latents.windows, pieces)
+
+    # --- estimated light ---
+
+    def load_light(self) -> Float32[np.ndarray, "h w 3"] | None:
+        """Return the clip's own light that was saved for these results, or None."""
+        return read_hdr(self.light, False) if self._continued and self.light.exists() else None
+
+    def save_light(self, light: Float32[np.ndarray, "h w 3"]) -> None:
+        """Save the clip's own light, as a map that other runs can take."""
+        self._begin()
+        write_exr(self.light, dict(zip("RGB", np.moveaxis(light, -1, 0), strict=True)))
 
     # --- images ---
 
@@ -184,7 +197,7 @@ class ClipOutput:
         self._continued = True
         if existing := read_record(self._record_path):  # if this is interrupted, the rest must not count as complete
             self._write_record(existing | {"chunks": [], "finished": False})
-        for path in (*self._images(), self.video, self.sheet):
+        for path in (*self._images(), self.video, self.sheet, self.light):
             path.unlink(missing_ok=True)
         self._remove(".*.latents.npz")
         self._save()

@@ -15,7 +15,7 @@ class StandIn:
     def __init__(self):
         pass
 
-    def encode(self, images, sampling, rng):
+    def encode(self, images, sampling, rng=None):
         return images
 
     def initial_noise(self, noise, seed, grid):

@@ -8,6 +8,7 @@ from drender.lighting import estimation
 from drender.lighting.environment import environment_maps
 from drender.lighting.estimation import estimate_environment
 from drender.lighting.latlong import sphere_weights
+from drender.lighting.latlong_grid import grid_of, pixel_of, resize_latlong
 from drender.lighting.visibility import find_blockers, nearest_distance
 from drender.media.color import LUMINANCE, linear_to_srgb, srgb_to_linear
 from drender.media.encodings import decode_normal, encode_normal
@@ -79,7 +80,7 @@ def picture(buffers, latlong, exposure=0.5, rotation=AHEAD) -> np.ndarray:
 
 
 def main_direction(latlong) -> np.ndarray:
-    directions, solid_angles = estimation._grid(*latlong.shape[:2])
+    directions, solid_angles = grid_of(*latlong.shape[:2])
     moment = (directions * ((latlong.reshape(-1, 3) @ LUMINANCE) * solid_angles)[:, None]).sum(0)
     return moment / np.linalg.norm(moment)
 
@@ -161,13 +162,30 @@ def test_bad_input_is_one_line():
         (rgb, empty, {}, "no pixel shows a surface"),
         (np.ones_like(rgb), buffers, {}, "saturated"),
         (rgb[:, :8], buffers, {}, "shape"),
-        (rgb, buffers, {"fov": 180.0}, "fov 180 must be between"),
+        (rgb, buffers, {"fov": 180.0}, "field of view 180 must"),
         (rgb, buffers, {"size": (0, 64)}, "0x64"),
         (rgb, buffers, {"poses": np.zeros((2, 4, 4), np.float32)}, "poses"),
     ):
         with pytest.raises(InputError, match=message) as error:
             estimate_environment(images, kinds, **options)
         assert "\n" not in str(error.value)
+
+
+# --- maps ---
+
+
+def test_every_direction_lies_in_its_own_pixel():
+    directions, solid_angles = grid_of(8, 16)
+    np.testing.assert_array_equal(pixel_of(directions, (8, 16)), np.arange(128))
+    assert solid_angles.sum() == pytest.approx(4 * np.pi)
+
+
+def test_resized_map_keeps_its_mean_and_wraps_around():
+    image = np.random.default_rng(0).random((4, 8, 3)).astype(np.float32)
+    larger = resize_latlong(image, (8, 16))
+    np.testing.assert_allclose(larger.mean(axis=(1,)).mean(), image.mean(), rtol=1e-5)
+    np.testing.assert_allclose(larger[0, 0], 0.25 * image[0, -1] + 0.75 * image[0, 0], rtol=1e-5)
+    np.testing.assert_allclose(resize_latlong(larger, (4, 8)).shape, image.shape)
 
 
 # --- visibility ---
