@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from drender import assets
-from drender.config import Sampling, from_dict
+from drender.config import Sampling
 from drender.errors import InputError, oom_guard
+from drender.fields import from_dict
 from drender.lighting.camera import read_poses
 from drender.lighting.environment import environment_maps
 from drender.lighting.estimation import shade
