@@ -74,7 +74,7 @@ def _in_range(number: int | float, limits: dict[str, int | float]) -> bool:
 # --- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def from_dict(cls: type, data: dict, where: str, ignore_unknown: bool = False) -> Any:
+def from_dict(cls: type, data: Any, where: str, ignore_unknown: bool = False) -> Any:
     """Build a configuration dataclass from plain JSON values.
 
     Args:

@@ -52,7 +52,7 @@ class DataConfig:
     sources: tuple[Source, ...]
     batch: int = bounded(32, at_least=1)
     frames: int = bounded(24, at_least=1)
-    size: tuple[int, int] | None = None
+    size: tuple[int, int] | None = bounded(None, at_least=1)
     passes: tuple[str, ...] = DEFAULT_PASSES
     image_fraction: float = bounded(0.0, at_least=0, at_most=1)
     flip: float = bounded(0.5, at_least=0, at_most=1)

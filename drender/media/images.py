@@ -26,7 +26,7 @@ HDR_SUFFIXES = (".hdr", ".exr")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Against decompression bombs, reject images whose header declares more than MAX_PIXELS, or more than both SMALL and
 # MAX_PIXELS_PER_BYTE times the file's bytes. Outside WebP, even black has no more than 8000 pixels per byte.
-MAX_PIXELS = 2**28
+MAX_PIXELS = 2**27  # 16384x8192, the largest environment maps in use: 1.6 GB as floats
 MAX_PIXELS_PER_BYTE, SMALL = 2**14, 2**24
 MAX_CHANNELS = 256
 PREFERRED_CHANNELS = {"normal": "XYZ", "depth": "Z"}  # of an EXR, over R, G and B
@@ -166,9 +166,10 @@ def load_image(path: str | Path, label: str = "rgb", page: int = 0, layer_name: 
     if pixels is None or error:
         raise InputError(f"{path}: truncated or damaged image ({first_line(error)}); save it again")
     chosen = [channel - first for channel in (chosen[:3] if len(chosen) >= 3 else chosen[:1] * 3)]
-    image = pixels[..., chosen]
+    image = pixels if chosen == list(range(pixels.shape[2])) else pixels[..., chosen]  # a copy
     if multiplies_alpha:  # associated alpha is multiplied in the file
-        image = image * pixels[..., spec.alpha_channel, None]
+        image *= pixels[..., spec.alpha_channel, None]
+    del pixels
     image = _in_display_window(image, spec)
     image = np.ascontiguousarray(_upright(image, spec.get_int_attribute("Orientation", 1)))
     aspect = spec.get_float_attribute("PixelAspectRatio", 1.0)

@@ -19,6 +19,7 @@ from drender.media.color import XYZ_TO_REC709, primaries_to_rec709
 SIGNATURES = (b"#?RADIANCE", b"#?RGBE")
 RESOLUTION = re.compile(rb"([-+])([XY]) +(\d+) +([-+])([XY]) +(\d+)[ \t\r]*\n")
 MAX_HEADER = 2**16
+MAX_BYTES_PER_PIXEL = 8  # pixels take 4, and in short rows run lengths as much again
 
 
 class RadianceHeader(NamedTuple):
@@ -94,7 +95,9 @@ def _numbers(path: Path, text: bytes, name: str, count: int, last: bool = False)
 
 def read_radiance(path: Path, header: RadianceHeader) -> Float32[np.ndarray, "h w 3"]:
     """Return the upright image in linear light with Rec. 709 primaries; InputError if the file is damaged."""
-    data = path.read_bytes()[header.start :]
+    with path.open("rb") as file:
+        file.seek(header.start)
+        data = file.read(MAX_BYTES_PER_PIXEL * header.rows * header.columns)  # the rest of a larger file is no image
     is_run_length_coded = data[:2] == b"\2\2" and 8 <= header.columns < 2**15
     if is_run_length_coded:
         image = _read_runs(path, header, data)
@@ -104,8 +107,9 @@ def read_radiance(path: Path, header: RadianceHeader) -> Float32[np.ndarray, "h 
     if header.transposed:
         image = image.swapaxes(0, 1)
     image = image[:: -1 if header.bottom_up else 1, :: -1 if header.right_to_left else 1]
-    image = image / np.float32(header.factor)
-    return np.ascontiguousarray(image if header.to_rec709 is None else image @ header.to_rec709)
+    image = np.ascontiguousarray(image)
+    image /= np.float32(header.factor)  # in place, as maps may take gigabytes
+    return image if header.to_rec709 is None else image @ header.to_rec709
 
 
 def _read_runs(path: Path, header: RadianceHeader, data: bytes) -> Float32[np.ndarray, "rows columns 3"]:

@@ -17,7 +17,7 @@ import yaml
 from drender.data.config import DataConfig
 from drender.errors import InputError, unknown_name_error
 from drender.fields import bounded, check_ranges, from_dict
-from drender.files import expand_home
+from drender.files import expand_home, read_text
 from drender.sharding import MeshConfig
 
 
@@ -37,12 +37,12 @@ class LossConfig:
       kl: the VAE's weight of the divergence from a unit Gaussian, per pixel value.
     """
 
-    log_sigma_mean: float = 0.7
+    log_sigma_mean: float = bounded(0.7)
     log_sigma_std: float = bounded(1.6, at_least=0)
     one_step: bool = False
     condition_dropout: float = bounded(0.1, at_least=0, at_most=1)
     all_dropout: float = bounded(0.05, at_least=0, at_most=1)
-    condition_noise: tuple[float, float] | None = None
+    condition_noise: tuple[float, float] | None = bounded(None)
     temporal_gradient: float = bounded(0.0, at_least=0)
     kl: float = bounded(1e-6, at_least=0)
 
@@ -61,7 +61,7 @@ class LoraConfig:
     """
 
     rank: int = bounded(16, at_least=1)
-    alpha: float | None = None
+    alpha: float | None = bounded(None)
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out")
 
 
@@ -109,7 +109,7 @@ class EvaluationConfig:
     every: int = bounded(1000, at_least=1)
     clips: int = bounded(4, at_least=1)
     num_steps: int = bounded(20, at_least=1)
-    lora_scale: float = 1.0
+    lora_scale: float = bounded(1.0)
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class TrainConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     remat: bool = True
-    seed: int = 0
+    seed: int = bounded(0, at_least=0, below=2**32)
     log_every: int = bounded(10, at_least=1)
     save_every: int = bounded(500, at_least=1)
     keep_checkpoints: int = bounded(2, at_least=1)
@@ -186,7 +186,7 @@ def read_config(path: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
         the file or the override.
     """
     try:
-        text = expand_home(path).read_text(encoding="utf-8")
+        text = read_text(expand_home(path))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError:

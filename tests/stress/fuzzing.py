@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import functools
 import io
 import json
 import os
@@ -21,131 +20,15 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import av
 import numpy as np
-import OpenImageIO as oiio
-from PIL import Image
-from safetensors.numpy import save
+
+if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).parents[1]))
+
+from stress.valid_files import NAMES, TEXTS, VALID, valid
 
 SECONDS = 20.0  # more is a hang; a loaded machine needs some
 MEMORY = 3 * 2**30  # bytes that the process may have beyond those it begins with
-FRAME = np.random.default_rng(0).random((12, 16, 4)).astype(np.float32)
-RECORD = {"settings": {"overlap": 1, "seed": None}, "labels": ["basecolor", "normal"], "chunks": [0], "finished": True}
-POSES = {"frames": [{"file_path": f"a{i}.png", "transform_matrix": np.eye(4).tolist()} for i in range(3)]}
-CONFIG = """\
-objective: inverse
-output: runs/a
-data: {sources: [{path: data/a, weight: 1.0}], size: [64, 64], passes: [normal, depth], batch: 2}
-optimizer: {learning_rate: 1e-4, betas: [0.9, 0.99], steps: 10}
-lora: null
-seed: 3
-"""
-
-
-# ---- Valid files ----
-
-
-def still(suffix: str, channels: int, kind: str, **attributes) -> bytes:
-    """A picture as OpenImageIO writes it."""
-    path = f"/tmp/drender-fuzz-{os.getpid()}.{suffix}"
-    spec = oiio.ImageSpec(16, 12, channels, kind)
-    for name, value in attributes.items():
-        spec.attribute(name.replace("__", ":"), value)
-    if "tile" in attributes:
-        spec.tile_width = spec.tile_height = attributes["tile"]
-    output = oiio.ImageOutput.create(path)
-    assert output.open(path, spec) and output.write_image(np.ascontiguousarray(FRAME[..., :channels]))
-    assert output.close()
-    data = Path(path).read_bytes()
-    os.unlink(path)
-    return data
-
-
-def video(form: str, codec: str) -> bytes:
-    file = io.BytesIO()
-    with av.open(file, "w", format=form) as container:
-        stream = container.add_stream(codec, rate=7)
-        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuvj420p" if codec == "mjpeg" else "yuv420p"
-        container.metadata["title"] = "a title"
-        for i in range(4):
-            pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
-    return file.getvalue()
-
-
-def animation(form: str) -> bytes:
-    """Return an animated image as Pillow writes it."""
-    file = io.BytesIO()
-    images = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (12, 16, 3), np.uint8)) for i in range(3)]
-    images[0].save(file, form, save_all=True, append_images=images[1:], duration=40)
-    return file.getvalue()
-
-
-def weights() -> bytes:
-    random = np.random.default_rng(0)
-    tensors = {"conv.weight": random.random((2, 3)).astype("f4"), "conv.bias": random.random(3).astype("f2")}
-    return save(tensors, {"format": "pt"})
-
-
-def latents() -> bytes:
-    file = io.BytesIO()
-    np.savez(file, windows=np.array([(0, 2), (1, 3)]), pieces=np.zeros((2, 1, 2, 4, 4, 3), np.float32))
-    return file.getvalue()
-
-
-def as_json(value) -> bytes:
-    return json.dumps(value).encode()
-
-
-# Reader -> names and makers of valid files.
-VALID: dict[str, list[tuple[str, Callable[[], bytes]]]] = {
-    "png": [
-        ("a.png", lambda: still("png", 3, "uint8")),
-        ("a.png", lambda: still("png", 4, "uint16", ImageDescription="words")),
-    ],
-    "jpeg": [("a.jpg", lambda: still("jpg", 3, "uint8", Orientation=6, ImageDescription="words"))],
-    "tiff": [
-        ("a.tif", lambda: still("tif", 3, "uint16", compression="zip", ImageDescription="words")),
-        ("a.tif", lambda: still("tif", 4, "uint8", compression="none")),
-        ("a.tif", lambda: still("tif", 3, "uint8", compression="lzw", tile=16)),
-        ("a.tiff", lambda: still("tif", 1, "float", compression="packbits")),
-    ],
-    "webp": [
-        ("a.webp", lambda: still("webp", 3, "uint8")),
-        ("a.webp", lambda: still("webp", 4, "uint8", compression="lossless:100")),
-    ],
-    "hdr": [("a.hdr", lambda: still("hdr", 3, "float"))],
-    "exr": [
-        ("a.exr", lambda: still("exr", 3, "half", compression="zip", ImageDescription="words")),
-        ("a.exr", lambda: still("exr", 4, "float", compression="none", tile=16)),
-        ("a.exr", lambda: still("exr", 3, "half", compression="piz")),
-        ("a.exr", lambda: still("exr", 3, "half", compression="dwaa")),
-        ("a.exr", lambda: still("exr", 3, "half", compression="b44")),
-    ],
-    "animation": [
-        ("a.gif", lambda: animation("GIF")),
-        ("a.webp", lambda: animation("WEBP")),
-        ("a.png", lambda: animation("PNG")),
-    ],
-    "video": [
-        ("a.mp4", lambda: video("mp4", "libx264")),
-        ("a.mkv", lambda: video("matroska", "libx264")),
-        ("a.avi", lambda: video("avi", "mpeg4")),
-        ("a.mov", lambda: video("mov", "mjpeg")),
-        ("a.webm", lambda: video("webm", "libvpx-vp9")),
-    ],
-    "safetensors": [("model.safetensors", weights)],
-    "index": [
-        ("model.safetensors.index.json", lambda: as_json({"weight_map": {"a": "model-00001-of-00001.safetensors"}}))
-    ],
-    "yaml": [("a.yaml", CONFIG.encode)],
-    "record": [("inverse.json", lambda: as_json(RECORD | {"fps": 7.0}))],
-    "poses": [("transforms.json", lambda: as_json(POSES))],
-    "latents": [(".0000.normal.latents.npz", latents)],
-}
-TEXTS = ("index", "yaml", "record", "poses")
-NAMES = "0000.0000.basecolor.png", "a.basecolor.png", "basecolor", "0001.0000.normal.png", "x.normal.exr"
 
 
 # ---- Damage ----
@@ -262,13 +145,6 @@ def damaged(reader: str, folder: Path, draw: random.Random) -> Path:
     return clip / name
 
 
-@functools.cache
-def valid(reader: str, number: int) -> tuple[str, bytes]:
-    """The name and the bytes of a valid file."""
-    name, make = VALID[reader][number]
-    return name, make()
-
-
 # ---- The process ----
 
 
@@ -346,8 +222,11 @@ def answer(reader: Callable[[Path], bool], path: Path) -> str:
 
 def make_readers() -> dict[str, Callable[[Path], bool]]:
     """Of every kind of file: reads it, and says whether the value is of the right kind."""
-    from drender.checkpoints import torch_files
+    from drender.checkpoints import orbax, torch_files
+    from drender.config import RendererConfig
+    from drender.data.latent_cache import LatentCacheManifest, read_manifest
     from drender.lighting.camera import read_poses
+    from drender.lighting.light_file import Light, read_light
     from drender.media.gbuffers import find_gbuffer_clips
     from drender.media.images import load_image, read_image
     from drender.media.video import find_clips
@@ -355,6 +234,7 @@ def make_readers() -> dict[str, Callable[[Path], bool]]:
     from drender.sampling.inputs import BufferChunks, Chunk, ChunkConfig
     from drender.sampling.outputs import ClipOutput
     from drender.training.config import TrainConfig, read_config
+    from drender.training.run_dir import read_run
 
     def is_image(image) -> bool:
         return isinstance(image, np.ndarray) and image.dtype == np.float32 and image.ndim == 3 and image.shape[2] == 3
@@ -395,6 +275,10 @@ def make_readers() -> dict[str, Callable[[Path], bool]]:
         **dict.fromkeys(("hdr", "exr"), lambda path: is_image(load_image(path).image)),
         "video": clips, "animation": clips, "safetensors": tensors, "index": tensors, "gbuffers": gbuffers,
         "record": record, "latents": remembered, "poses": poses,
+        "config": lambda path: isinstance(orbax.load_config(path.parent), RendererConfig),
+        "run": lambda path: isinstance(read_run(path.parent)[1], RendererConfig),
+        "set": lambda path: isinstance(read_manifest(path.parent), LatentCacheManifest),
+        "light": lambda path: isinstance(read_light(path.parent, 3), Light),
         "yaml": lambda path: isinstance(read_config(path), TrainConfig),
     }  # fmt: skip
 
