@@ -232,7 +232,7 @@ def test_png_checksum_is_verified(tmp_path, capfd):
 
 
 def test_huge_declared_sizes_are_rejected(tmp_path, capfd):
-    for width, height in ((0, 5), (5, 0), (100_000, 100_000), (30_000, 30_000), (2**31 - 1, 2**31 - 1)):
+    for width, height in ((0, 5), (5, 0), (100_000, 100_000), (16_000, 16_000), (2**31 - 1, 2**31 - 1)):
         (tmp_path / "a.png").write_bytes(png(width, height))
         (tmp_path / "a.hdr").write_bytes(radiance_header(height, width) + b" " * 99)
         assert "a.png" in broken(read_image, tmp_path / "a.png")

@@ -90,3 +90,11 @@ def test_invalid_header_lines_are_input_errors(tmp_path, line):
 
 def test_primaries_without_a_gamut_are_an_input_error(tmp_path):
     assert "a.hdr" in broken(read_hdr, write(tmp_path / "a.hdr", lines=b"PRIMARIES=0 0 0 0 0 0 0 0\n"))
+
+
+def test_bytes_beyond_the_image_are_not_read(tmp_path):
+    """A sparse file of a terabyte, which would not fit into memory."""
+    path = write(tmp_path / "a.hdr")
+    with path.open("r+b") as file:
+        file.truncate(2**40)
+    np.testing.assert_array_equal(read_hdr(path), IMAGE)

@@ -22,7 +22,8 @@ def test_a_run_beside_another_one_is_refused(inverse, arguments, tmp_path, below
 def test_processes_that_share_a_folder_run_together(inverse, arguments, tmp_path):
     with lock_folder(tmp_path / "out", (1, 2)):
         assert inverse(*arguments, "--process", 0, 2)[0] == 0
-        check_one_line(inverse(*arguments, "--overwrite", "--process", 1, 2), "is writing there")
+    with lock_folder(tmp_path / "out", (0, 2)):
+        check_one_line(inverse(*arguments, "--overwrite", "--process", 0, 2), "is writing there")
     assert not [name for name in contents(tmp_path / "out") if ".lock" in name]
 
 

@@ -27,7 +27,8 @@ from drender.renderers.inverse import InverseRenderer
 
 LIGHTS = ("sunset", "studio")
 COMMAND = (
-    "relight", "--frames", "4", "--overlap", "1", "--size", "64", "64", "--environment-size", "64", "64", "--devices", "1",
+    "relight", "--frames", "4", "--overlap", "1", "--size", "64", "64", "--environment-size", "64", "64",
+    "--devices", "1",
 )  # fmt: skip
 
 
