@@ -2,6 +2,7 @@
 
 python -m drender.data label  CLIPS FOLDER --checkpoint INVERSE      real clips to clips with estimated G-buffers
 python -m drender.data encode FOLDER SET   --checkpoint CHECKPOINT   clips to cached latents
+python -m drender.data import hypersim|interiorverse|blender SOURCE FOLDER   a data set or renders to clips
 """
 
 import jax
@@ -10,13 +11,18 @@ from drender import cli
 from drender.config import DEFAULT_PASSES, DTYPES, ENVIRONMENT_LABELS
 from drender.data.augment import AugmentationConfig
 from drender.data.encode import encode
+from drender.data.importers import READERS, import_clips
 from drender.data.label import label
 from drender.errors import InputError
 
 
 def main() -> None:
     args = {name: tuple(x) if isinstance(x, list) else x for name, x in vars(parser().parse_args()).items()}
-    command, num_devices = args.pop("command"), args.pop("devices")
+    command = args.pop("command")
+    if command == "import":
+        import_clips(**args)
+        return
+    num_devices = args.pop("devices")
     if num_devices is not None and num_devices < 1:
         raise InputError(f"--devices: expected at least 1, got {num_devices}")
     args["devices"] = jax.local_devices()[:num_devices]
@@ -29,7 +35,7 @@ def main() -> None:
 
 
 def parser() -> cli.Parser:
-    """Return a parser whose options are the arguments of `label` and `encode`."""
+    """Return a parser whose options are the arguments of `label`, `encode` and `import_clips`."""
     top = cli.Parser(prog="python -m drender.data", description="Make training data.")
     add = top.add_commands()
     labeling = add("label", help="real clips to clips with estimated G-buffers")
@@ -68,6 +74,11 @@ def parser() -> cli.Parser:
     _pair(encoding, "--exposure-range", ("LOW", "HIGH"), float, default=(1.0, 1.0), help="factor on the radiance")
     _number(encoding, "--rotation", float, "DEGREES", default=0.0, help="largest turn of the light")
     _number(encoding, "--num-workers", default=4, help="threads that read ahead of the devices")
+
+    importing = add("import", help="a public data set, or renders of Blender, to clips")
+    importing.add_argument("kind", choices=READERS, help="hypersim (needs drender[hypersim]), interiorverse or blender")
+    importing.add_argument("source", type=cli.path, metavar="SOURCE", help="folder of the set, or of one scene")
+    importing.add_argument("destination", type=cli.path, metavar="FOLDER", help="output folder of the clips")
 
     for command, model in ((labeling, "inverse renderer"), (encoding, "checkpoint whose VAE encodes")):
         command.add_argument("--checkpoint", type=cli.path, required=True, metavar="FOLDER", help=model)

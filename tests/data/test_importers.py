@@ -1,0 +1,197 @@
+"""Importers on miniatures in the layouts of the sets, checked by values computed by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drender.data import importers
+from drender.data.clips import open_clips
+from drender.data.importers import import_clips, tone_scale
+from drender.errors import InputError
+from drender.media.images import read_image, write_exr
+
+# 0.5 is the 90th percentile, becomes 0.8 ** 2.2 = 0.6120, and 0.8048 by the sRGB curve.
+TONED = 0.8048
+BYTE = 0.5 / 255 + 1e-3
+
+
+def read(folder: Path, frame: int, label: str) -> np.ndarray:
+    return read_image(folder / f"0000.{frame:04d}.{label}.png")
+
+
+def exr(path: Path, values, names: str = "RGB") -> None:
+    """Write a 2×2 EXR of one color."""
+    write_exr(path, {name: np.full((2, 2), value, np.float32) for name, value in zip(names, values, strict=True)})
+
+
+# --- tone mapping -----------------------------------------------------------------------------------------------------
+
+
+def test_the_percentile_rule():
+    assert tone_scale(np.linspace(0, 2, 101)) == pytest.approx(0.8**2.2 / 1.8)  # the 90th percentile is 1.8
+    assert tone_scale(np.zeros(4)) == 0 and tone_scale(np.zeros(0)) == 1
+
+
+# --- Hypersim ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hypersim(tmp_path):
+    """A trajectory of two frames of 4×2 pixels, of planes at z = 2 and z = 4; frame 0 has an invalid pixel."""
+    h5py = pytest.importorskip("h5py")
+    images = tmp_path / "ai_001_001" / "images"
+    # f = 2 / tan 30°, so f² = 12, and pixels lie at ±0.5 and ±1.5 in x and at ±0.5 in y.
+    outer, inner = np.sqrt(1 + 2.5 / 12), np.sqrt(1 + 0.5 / 12)
+    slant = np.float32([[outer, inner, inner, outer]] * 2)
+    for frame, z in enumerate((2.0, 4.0)):
+        color, entity, distance = np.full((2, 4, 3), 0.5), np.ones((2, 4), int), z * slant
+        if frame == 0:
+            color[1, 3] = 100
+            entity[0, 0], distance[0, 0], color[0, 0] = -1, np.nan, np.nan
+        arrays = {
+            "final_hdf5": {"color": color, "diffuse_reflectance": np.full((2, 4, 3), 0.2140)},
+            "geometry_hdf5": {
+                "depth_meters": distance,
+                "normal_cam": np.broadcast_to([0.6, 0.0, 0.8], (2, 4, 3)),
+                "render_entity_id": entity,
+            },
+        }
+        for folder, parts in arrays.items():
+            for name, array in parts.items():
+                path = images / f"scene_cam_00_{folder}" / f"frame.{frame:04d}.{name}.hdf5"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with h5py.File(path, "w") as file:
+                    file["dataset"] = array.astype(np.float16 if name == "color" else array.dtype)
+    return tmp_path / "ai_001_001"
+
+
+def test_hypersim(hypersim, tmp_path, capsys):
+    import_clips("hypersim", hypersim, tmp_path / "clips")
+    clip = tmp_path / "clips" / "ai_001_001_cam_00"
+    np.testing.assert_allclose(read(clip, 0, "depth")[1], 0, atol=2e-5)  # a plane again
+    np.testing.assert_allclose(read(clip, 1, "depth"), 1, atol=2e-5)
+    rgb = read(clip, 0, "rgb")
+    np.testing.assert_allclose(rgb[0, 1], TONED, atol=BYTE)
+    np.testing.assert_array_equal(rgb[1, 3], 1)
+    np.testing.assert_allclose(read(clip, 0, "diffuse_albedo")[1], 0.5, atol=BYTE)  # sRGB of 0.2140
+    np.testing.assert_allclose(read(clip, 1, "normal"), np.broadcast_to([0.8, 0.5, 0.9], (2, 4, 3)), atol=2e-5)
+    np.testing.assert_array_equal(read(clip, 0, "valid")[..., 0], [[0, 1, 1, 1], [1, 1, 1, 1]])
+    np.testing.assert_array_equal(read(clip, 1, "valid"), 1)
+    np.testing.assert_allclose(read(clip, 0, "depth")[0, 0], 1)
+    np.testing.assert_allclose(read(clip, 0, "normal")[0, 0], [0.5, 0.5, 1], atol=2e-5)
+    (opened,) = open_clips(tmp_path / "clips", ("rgb",), ("basecolor", "diffuse_albedo", "normal", "depth"))
+    assert set(opened.labels) == {"rgb", "diffuse_albedo", "normal", "depth", "valid"} and opened.num_frames == 2
+    assert "1 of 1 clips to import" in capsys.readouterr().out
+
+
+def test_a_clip_that_exists_is_kept(hypersim, tmp_path, monkeypatch, capsys):
+    import_clips("hypersim", hypersim.parent, tmp_path / "clips")
+    monkeypatch.setattr(importers, "write_clip", None)
+    import_clips("hypersim", hypersim.parent, tmp_path / "clips")
+    assert "0 of 1 clips to import" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:100]), r"depth_meters\.hdf5: not a readable HDF5 file"),
+        (Path.unlink, r"depth_meters\.hdf5: missing; download it, or remove the other files of its frame"),
+    ],
+)
+def test_a_damaged_file_is_one_line_and_leaves_no_clip(hypersim, tmp_path, change, message):
+    change(hypersim / "images" / "scene_cam_00_geometry_hdf5" / "frame.0001.depth_meters.hdf5")
+    with pytest.raises(InputError, match=message) as error:
+        import_clips("hypersim", hypersim, tmp_path / "clips")
+    assert "\n" not in str(error.value) and not list((tmp_path / "clips").iterdir())
+
+
+# --- InteriorVerse ----------------------------------------------------------------------------------------------------
+
+
+def test_interiorverse(tmp_path):
+    scene = tmp_path / "dataset_85" / "L3D1"
+    for view, depth in (("000", np.float32([[1000, 2000], [3000, np.inf]])), ("001", np.full((2, 2), 500, np.float32))):
+        exr(scene / f"{view}_im.exr", (0.5, 0.5, 0.5))
+        exr(scene / f"{view}_albedo.exr", (0.2140, 1.0, 0.0))
+        exr(scene / f"{view}_material.exr", (0.25, 0.75, 0.0))
+        exr(scene / f"{view}_normal.exr", (0.0, -0.6, 0.8))
+        exr(scene / f"{view}_mask.exr", (1.0, 1.0, 1.0))
+        write_exr(scene / f"{view}_depth.exr", dict.fromkeys("RGB", depth))
+    import_clips("interiorverse", tmp_path / "dataset_85", tmp_path / "clips")
+    assert sorted(path.name for path in (tmp_path / "clips").iterdir()) == ["L3D1_000", "L3D1_001"]  # unrelated views
+    clip = tmp_path / "clips" / "L3D1_000"
+    np.testing.assert_allclose(read(clip, 0, "depth")[..., 0], [[0, 0.5], [1, 1]], atol=2e-5)
+    np.testing.assert_array_equal(read(clip, 0, "valid")[..., 0], [[1, 1], [1, 0]])
+    np.testing.assert_allclose(read(clip, 0, "rgb")[0, 0], TONED, atol=BYTE)
+    np.testing.assert_allclose(read(clip, 0, "basecolor")[0, 0], [0.5, 1, 0], atol=BYTE)
+    np.testing.assert_allclose(read(clip, 0, "roughness")[0, 0], 0.25, atol=BYTE)
+    np.testing.assert_allclose(read(clip, 0, "metallic")[0, 0], 0.75, atol=BYTE)
+    np.testing.assert_allclose(read(clip, 0, "normal")[0, 0], [0.5, 0.2, 0.9], atol=1e-4)
+    assert not (tmp_path / "clips" / "L3D1_001" / "0000.0000.valid.png").exists()  # everything is valid
+
+
+# --- Blender ----------------------------------------------------------------------------------------------------------
+
+# The camera is turned by 90° about z: its x axis is the world's y. Blender's matrices may have a scale.
+POSE = [[0, -2, 0, 1], [2, 0, 0, 2], [0, 0, 2, 3], [0, 0, 0, 1]]
+
+
+def write_blender(folder: Path, poses=(POSE, POSE), **layers) -> Path:
+    depths = ([[2, 6], [4, np.inf]], [[2, 2], [2, 2]])
+    for frame, depth in enumerate(depths):
+        passes = {
+            "Combined": ("RGB", (0.2140, 0.2140, 7.0)),
+            "DiffCol": ("RGB", (0.2140, 0.0, 1.0)),
+            "Normal": ("XYZ", (0.0, 1.0, 0.0)),
+            **layers,
+        }
+        channels = {
+            f"ViewLayer.{name}.{component}": np.full((2, 2), value, np.float32)
+            for name, (components, values) in passes.items()
+            for component, value in zip(components, values, strict=True)
+        }
+        write_exr(folder / f"{frame:04d}.exr", channels | {"ViewLayer.Depth.Z": np.float32(depth)})
+    frames = [{"file_path": f"./{i:04d}", "transform_matrix": pose} for i, pose in enumerate(poses)]
+    (folder / "transforms.json").write_text(json.dumps({"frames": frames}))
+    return folder
+
+
+def test_blender(tmp_path):
+    write_blender(tmp_path / "shots" / "chair", Metallic=("X", (1.0,)), BaseColor=("RGB", (1.0, 0.2140, 0.0)))
+    import_clips("blender", tmp_path / "shots", tmp_path / "clips")
+    clip = tmp_path / "clips" / "chair"
+    np.testing.assert_allclose(read(clip, 0, "depth")[..., 0], [[0, 1], [0.5, 1]], atol=2e-5)
+    np.testing.assert_allclose(read(clip, 1, "depth"), 0, atol=2e-5)  # one scale for the clip
+    normal = read(clip, 0, "normal")
+    np.testing.assert_allclose(normal[0, 0], [1, 0.5, 0.5], atol=1e-4)  # to the right of the camera
+    np.testing.assert_allclose(normal[1, 1], [0.5, 0.5, 1], atol=1e-4)  # background
+    np.testing.assert_allclose(read(clip, 0, "rgb")[0, 0], [0.5, 0.5, 1], atol=BYTE)  # with the exposure it has
+    np.testing.assert_allclose(read(clip, 0, "diffuse_albedo")[0, 0], [0.5, 0, 1], atol=BYTE)
+    np.testing.assert_allclose(read(clip, 0, "basecolor")[0, 0], [1, 0.5, 0], atol=BYTE)
+    np.testing.assert_array_equal(read(clip, 0, "metallic")[0, 0], 1)
+    labels = {path.name.split(".")[2] for path in clip.iterdir()}
+    assert labels == {"rgb", "basecolor", "diffuse_albedo", "normal", "depth", "metallic"}
+
+
+def test_blender_without_passes_of_its_own(tmp_path):
+    import_clips("blender", write_blender(tmp_path / "chair"), tmp_path / "clips")
+    labels = {path.name.split(".")[2] for path in (tmp_path / "clips" / "chair").iterdir()}
+    assert labels == {"rgb", "diffuse_albedo", "normal", "depth"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("blender", r"transforms\.json: transform_matrix of 0001 must be 4x4 and finite; correct it"),
+        ("hypersim", r"no clips of hypersim found; expected \{scene\}/images"),
+        ("interiorverse", r"no clips of interiorverse found; expected \{scene\}/000_im\.exr"),
+    ],
+)
+def test_bad_sources(tmp_path, kind, message):
+    write_blender(tmp_path / "chair", poses=(POSE, [[1]]))
+    with pytest.raises(InputError, match=message):
+        import_clips(kind, tmp_path / "chair", tmp_path / "clips")
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        import_clips(kind, tmp_path / "nowhere", tmp_path / "clips")
