@@ -1,7 +1,8 @@
 """Clips on disk for training: frames of every label at one size, and the light they were made under.
 
 A clip is a folder of G-buffers and `rgb` in a layout of `drender.media.gbuffers`. Where the light is needed it has a
-`light.json` too. The environment images `env_ldr`, `env_log` and `env_nrm` count as labels.
+`light.json` too. The environment images `env_ldr`, `env_log` and `env_nrm` count as labels. So does `valid`, which is
+white where pixels count in the loss; pixels that are infinite or NaN in a float file are invalid too.
 """
 
 import functools
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Float32
+from einops import rearrange
+from jaxtyping import ArrayLike, Bool, Float32, Shaped
 
 from drender.config import ENVIRONMENT_LABELS
 from drender.data.augment import Augmentation, AugmentationConfig
@@ -20,13 +22,17 @@ from drender.errors import InputError
 from drender.lighting.environment import load_environment
 from drender.lighting.light_file import Light, read_light
 from drender.lighting.projection import project
-from drender.media.encodings import renormalize_normals
+from drender.media.encodings import read_labeled, renormalize_normals
 from drender.media.gbuffers import GBufferClip, find_gbuffer_clips
+from drender.media.images import HDR_SUFFIXES
 from drender.media.resize import center_crop, fit_cover
 from drender.sharding import on_cpu
 
 Size = tuple[int, int]  # height and width
 
+VALID = "valid"  # not `mask`, which marks the foreground
+# Stored values that invalid pixels get: those of the background, else gray.
+FILL = {"normal": (0.5, 0.5, 1.0), "depth": (1.0,) * 3, "metallic": (0.0,) * 3}
 # Cube maps to keep, of 19 MB each: neighboring rows may share a clip or a sky.
 MAX_CACHED_CUBES = 8
 
@@ -52,6 +58,16 @@ class LabeledClip:
     @property
     def folder(self) -> Path:
         return self.buffers.folder
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that every frame has, without those of the environment."""
+        return self.buffers.labels
+
+    def masked(self, labels: Sequence[str]) -> bool:
+        """Whether pixels of these labels may be invalid: there is a mask, or a file of floats."""
+        files = (file for (label, _), paths in self.buffers.paths.items() if label in labels for file in paths)
+        return VALID in self.labels or any(file.suffix.lower() in HDR_SUFFIXES for file in files)
 
     @property
     def num_frames(self) -> int:
@@ -82,11 +98,15 @@ class LabeledClip:
         """
         return np.stack([_fit(label, image, size) for image in self._read_stored(label, frames)])
 
-    def _read_stored(self, label: str, frames: Sequence[int] | slice) -> list[Float32[np.ndarray, "h w 3"]]:
-        """Read frames of one label at the size on disk."""
+    def _read_stored(
+        self, label: str, frames: Sequence[int] | slice, finite: bool = True
+    ) -> list[Float32[np.ndarray, "h w 3"]]:
+        """Read frames of one label at the size on disk; see `read_labeled` for `finite`."""
         places = [(chunk, i) for chunk, num_frames in self.buffers.chunks.items() for i in range(num_frames)]
         chosen = places[frames] if isinstance(frames, slice) else [places[i] for i in frames]
-        return [self.buffers.read(label, chunk, i, i + 1)[0] for chunk, i in chosen]
+        files = [self.buffers.paths[label, chunk][i] for chunk, i in chosen]
+        encoding = self.buffers.encoding(label)
+        return [read_labeled(file, label, encoding, finite=finite) for file in files]
 
     def light(self) -> Light:
         """Read the clip's `light.json`; raise InputError as `read_light` does."""
@@ -123,26 +143,62 @@ class LabeledClip:
     ) -> dict[str, Float32[np.ndarray, "f _h _w 3"]]:
         """Return frames of all `labels`, augmented alike.
 
+        With the label `valid`, invalid pixels of the other labels are filled, and `valid` `[f, h, w, 1]` is 1 where
+        all of them are valid, and all pixels of which a resized one is made.
+
         Raises:
-          InputError: a file that cannot be read, or labels that are stored in different sizes.
+          InputError: a file that cannot be read, labels that are stored in different sizes, or non-finite values
+            without the label `valid`.
         """
-        images, stored_size = {}, None
+        images, stored, is_masked = {}, {}, VALID in labels
         if any(label in ENVIRONMENT_LABELS for label in labels):
             images = self.environment(environment_size, frames, augmentation)
         for label in labels:
-            if label in images:
-                continue
-            stored = self._read_stored(label, frames)
-            height_width = stored[0].shape[:2]
-            if stored_size not in (None, height_width):
-                (h, w), (first_h, first_w) = height_width, stored_size
+            if label not in images and (label != VALID or VALID in self.labels):
+                stored[label] = self._read_stored(label, frames, finite=not is_masked)
+        self._require_one_size(stored)
+        if is_masked:
+            stored[VALID] = _fill_invalid(stored)
+        for label, frames_of_label in stored.items():
+            fitted = np.stack([_fit(label, image, size) for image in frames_of_label])
+            images[label] = augmentation.image(label, fitted)
+        if is_masked:
+            images[VALID] = (images[VALID][..., :1] > 0.999).astype(np.float32)
+        return {label: images[label] for label in labels}
+
+    def _require_one_size(self, stored: dict[str, list[Float32[np.ndarray, "h w 3"]]]) -> None:
+        sizes = {label: frames[0].shape[:2] for label, frames in stored.items()}
+        for label, (h, w) in sizes.items():
+            first_h, first_w = next(iter(sizes.values()))
+            if (h, w) != (first_h, first_w):
                 raise InputError(
                     f"clip {self.name!r}: its {label!r} has {h}x{w} pixels, other labels {first_h}x{first_w}; "
                     "give all labels of a clip one size"
                 )
-            stored_size = height_width
-            images[label] = augmentation.image(label, np.stack([_fit(label, image, size) for image in stored]))
-        return {label: images[label] for label in labels}
+
+
+def _fill_invalid(stored: dict[str, list[Float32[np.ndarray, "h w 3"]]]) -> list[Float32[np.ndarray, "h w 3"]]:
+    """Replace invalid pixels of the frames of all labels by `FILL`, in place; return masks, 1 where all are valid.
+
+    The picture keeps its pixels outside the mask, because the renderer will see such pixels too.
+    """
+    masks = []
+    given = stored.pop(VALID, None)
+    for i in range(len(next(iter(stored.values())))):
+        inside = np.ones(next(iter(stored.values()))[i].shape[:2], bool) if given is None else given[i].min(-1) >= 0.5
+        finite = {label: np.isfinite(frames[i]).all(-1) for label, frames in stored.items()}
+        for label, frames in stored.items():
+            keeps = finite[label] if label == "rgb" else finite[label] & inside
+            frames[i] = np.where(keeps[..., None], frames[i], np.float32(FILL.get(label, (0.5,) * 3)))
+        mask = np.logical_and.reduce([inside, *finite.values()])
+        masks.append(np.repeat(mask[..., None], 3, axis=-1).astype(np.float32))
+    return masks
+
+
+def latent_mask(mask: Shaped[ArrayLike, "*b H W 1"], downscale: int) -> Bool[ArrayLike, "*b h w 1"]:
+    """Return whether all pixels of each latent are valid, for a VAE with `downscale` pixels per latent."""
+    blocks = rearrange(mask > 0, "... (h i) (w j) c -> ... h w c (i j)", i=downscale, j=downscale)
+    return blocks.all(axis=-1)
 
 
 def check_size(name: str, size: Size, downscale: int) -> None:
@@ -162,17 +218,25 @@ def _fit(label: str, image: Float32[np.ndarray, "h w 3"], size: Size) -> Float32
 # --- a folder of clips -----------------------------------------------------------------------------------------------
 
 
-def open_clips(path: str | Path, labels: Sequence[str]) -> list[LabeledClip]:
-    """Open the clips in a folder, in natural order. Every frame must have all `labels`.
+def open_clips(path: str | Path, labels: Sequence[str], optional: Sequence[str] = ()) -> list[LabeledClip]:
+    """Open the clips in a folder, in natural order.
 
+    Args:
+      labels: every frame must have them.
+      optional: the frames of a clip have all or none of each; see `LabeledClip.labels`. `valid` is always optional.
     Raises:
       InputError: there is no clip, or a clip lacks a label, or lacks the light that an environment label needs.
     """
-    stored = [label for label in labels if label not in ENVIRONMENT_LABELS]
     # Where only the light is needed, `rgb` gives the number of frames.
-    clips = [LabeledClip(clip) for clip in find_gbuffer_clips(path, stored or ["rgb"], labels=stored or ["rgb"])]
+    stored = [label for label in labels if label not in ENVIRONMENT_LABELS] or ["rgb"]
+    optional = (*optional, VALID)
+    clips = [LabeledClip(clip) for clip in find_gbuffer_clips(path, stored, labels=(*stored, *optional))]
     for clip in clips:
-        if len(stored) < len(labels):
+        for label in set(clip.buffers.incomplete).intersection(optional):
+            raise InputError(
+                f"clip {clip.name!r} has {label!r} in some frames only; add the missing files, or remove these"
+            )
+        if any(label in ENVIRONMENT_LABELS for label in labels):
             clip.light()
     return clips
 
@@ -196,6 +260,18 @@ class ClipDataset:
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    def name(self, index: int) -> str:
+        """Return the name of a clip."""
+        return self.clips[index].name
+
+    def has(self, index: int, label: str) -> bool:
+        """Whether a clip has a label."""
+        return label in self.clips[index].labels
+
+    def masked(self, labels: Sequence[str]) -> bool:
+        """Whether pixels of these labels may be invalid in some clip."""
+        return any(clip.masked(labels) for clip in self.clips)
 
     def require(self, frames: int) -> None:
         """Raise InputError naming the first clip without `frames` consecutive frames."""

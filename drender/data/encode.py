@@ -1,6 +1,7 @@
 """Encode clips to cached latents: threads read, all devices encode, and entries are written one by one."""
 
 import queue
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -14,7 +15,7 @@ from drender.checkpoints.fingerprint import fingerprint
 from drender.checkpoints.orbax import load, load_config
 from drender.config import ENVIRONMENT_LABELS, RendererConfig
 from drender.data.augment import Augmentation, AugmentationConfig
-from drender.data.clips import LabeledClip, check_size, open_clips
+from drender.data.clips import VALID, LabeledClip, check_size, latent_mask, open_clips
 from drender.data.latent_cache import LatentCacheManifest, begin_cache, brief, create_array, missing_entries
 from drender.errors import InputError
 from drender.locks import lock_folder
@@ -59,7 +60,9 @@ def encode(
       source: folder of clips.
       destination: folder of the set.
       checkpoint: checkpoint whose VAE encodes.
-      labels: `rgb`, G-buffers and environment images to encode.
+      labels: `rgb`, G-buffers and environment images to encode, of which every clip must have `rgb` and the
+        environment. G-buffers that some clip lacks are left out, with a warning. A `valid` is added if clips have one,
+        or files of floats, whose pixels may be invalid.
       frames: frames per entry; None: as many as every clip has. Longer clips are cut into windows. The last window is
         moved back to end with its chunk.
       size, environment_size: height and width in pixels; None: the checkpoint's.
@@ -80,14 +83,14 @@ def encode(
     size, environment_size = size or config.size, environment_size or config.environment_size
     check_size("size", size, config.vae.downscale)
     check_size("environment size", environment_size, config.vae.downscale)
-    clips = open_clips(source, labels)
+    clips, labels = _open(source, labels)
     frames = frames or min(clip.longest for clip in clips)
     windows = {clip.name: _windows(clip, frames) for clip in clips}
     if len(windows) < len(clips):
         raise InputError(f"{source}: links lead to several clips of one name; rename the linked folders")
     encoders = [Encoder.load(checkpoint, dtype, device) for device in devices or jax.local_devices()]
     manifest = LatentCacheManifest(
-        labels=tuple(dict.fromkeys(labels)),
+        labels=labels,
         frames=frames,
         size=size,
         environment_size=environment_size,
@@ -103,6 +106,19 @@ def encode(
     with lock_folder(Path(destination), process):
         writer = _Writer(Path(destination), manifest, clips, encoders)
         _write_missing(writer, range(len(manifest.entries))[index::count], num_workers)
+
+
+def _open(source: str | Path, labels: Sequence[str]) -> tuple[list[LabeledClip], tuple[str, ...]]:
+    """Return the clips, and the labels that all have."""
+    required = [label for label in labels if label in ("rgb", *ENVIRONMENT_LABELS)]
+    clips = open_clips(source, required, [label for label in labels if label not in required])
+    lacking = {x: clip.name for x in labels if x not in ENVIRONMENT_LABELS for clip in clips if x not in clip.labels}
+    shared = [label for label in dict.fromkeys(labels) if label not in lacking]
+    if not shared:
+        raise InputError(f"{source}: no clip has {', '.join(labels)}; give other --labels")
+    for label, name in lacking.items():
+        warnings.warn(f"{source}: {label} is left out, because clip {name!r} has none; add its files", stacklevel=3)
+    return clips, (*shared, *((VALID,) if any(clip.masked(shared) for clip in clips) else ()))
 
 
 def _windows(clip: LabeledClip, frames: int) -> tuple[int, ...]:
@@ -170,10 +186,15 @@ class _Writer:
     ) -> dict[str, Float16[np.ndarray, "f _h _w c"]]:
         manifest, encoded = self.manifest, {}
         light = [label for label in manifest.labels if label in ENVIRONMENT_LABELS]
+        is_masked, valid = VALID in manifest.labels, np.bool_(True)
         # One image kind at a time bounds the memory. The environment images share a projection.
-        for labels in [[label] for label in manifest.labels if label not in light] + [light] * bool(light):
-            images = clip.images(labels, frames, manifest.size, manifest.environment_size, augmentation)
+        for labels in [[label] for label in manifest.labels if label not in (*light, VALID)] + [light] * bool(light):
+            read = [*labels, VALID] if is_masked and labels != light else labels
+            images = clip.images(read, frames, manifest.size, manifest.environment_size, augmentation)
+            valid = valid & (images.pop(VALID, np.float32(1)) > 0)
             encoded |= {label: self._latents(label, images[label]) for label in labels}
+        if is_masked:
+            encoded[VALID] = latent_mask(valid, manifest.vae.downscale).astype(np.float16)
         return encoded
 
     def _latents(self, label: str, images: Float32[np.ndarray, "f h w 3"]) -> Float16[np.ndarray, "f h8 w8 c"]:

@@ -23,6 +23,7 @@ from jaxtyping import Float16
 
 from drender.config import ENVIRONMENT_LABELS, VAEConfig
 from drender.data.augment import AugmentationConfig
+from drender.data.clips import VALID
 from drender.errors import InputError
 from drender.fields import bounded, check_ranges, read_config, to_dict
 from drender.files import PART
@@ -37,7 +38,7 @@ class LatentCacheManifest:
     """The contents of a set's `set.json`.
 
     Attributes:
-      labels: labels of every entry, environment images included.
+      labels: labels of every entry, environment images included. A `valid` is 1 for latents of valid pixels only.
       frames: per entry.
       size, environment_size: height and width of the encoded pixels.
       variants: per window; the first is unchanged, the others are augmented.
@@ -74,7 +75,8 @@ class LatentCacheManifest:
     def shape(self, label: str) -> tuple[int, int, int]:
         """Return height, width and channels of a frame's latents."""
         height, width = self.environment_size if label in ENVIRONMENT_LABELS else self.size
-        return height // self.vae.downscale, width // self.vae.downscale, self.vae.latent_channels
+        channels = 1 if label == VALID else self.vae.latent_channels
+        return height // self.vae.downscale, width // self.vae.downscale, channels
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -167,7 +169,7 @@ class LatentDataset:
 
     Args:
       path: folder of the set.
-      labels: labels to read.
+      labels: labels that it must have.
     Raises:
       InputError: a set that is damaged or incomplete, or that lacks a label.
     """
@@ -182,12 +184,24 @@ class LatentDataset:
                 f"{path}: {len(absent)} of {len(self.manifest.entries)} entries are not encoded yet; "
                 "run the same encode command again"
             )
-        self.arrays = {label: _open_array(Path(path), label) for label in labels}
+        self.arrays = {label: _open_array(Path(path), label) for label in self.manifest.labels}
         counts = [len(starts) * self.manifest.variants for starts in self.manifest.clips.values()]
         self.bounds = [0, *itertools.accumulate(counts)]  # clip i has entries bounds[i] to bounds[i + 1] − 1
 
     def __len__(self) -> int:
         return len(self.manifest.clips)
+
+    def name(self, index: int) -> str:
+        """Return the name of a clip."""
+        return list(self.manifest.clips)[index]
+
+    def has(self, index: int, label: str) -> bool:
+        """Whether a clip has a label; all clips of a set have the same."""
+        return label in self.manifest.labels
+
+    def masked(self, labels: Sequence[str]) -> bool:
+        """Whether the set has a mask."""
+        return VALID in self.manifest.labels
 
     def require(self, frames: int) -> None:
         """Raise InputError if the entries have fewer than `frames` frames."""
@@ -203,8 +217,10 @@ class LatentDataset:
         """Draw an entry (window and variant) of one clip, and consecutive frames of it."""
         entry = int(rng.integers(self.bounds[index], self.bounds[index + 1]))
         start = int(rng.integers(self.manifest.frames - frames + 1))
-        reads = {label: self.arrays[label][entry, start : start + frames].read() for label in labels}
+        frame_slice = slice(start, start + frames)
+        reads = {label: self.arrays[label][entry, frame_slice].read() for label in labels if self.has(index, label)}
+        masks = {VALID: np.ones((frames, *self.manifest.shape(VALID)), np.float16)} if VALID in labels else {}
         try:
-            return {label: read.result() for label, read in reads.items()}
+            return masks | {label: read.result() for label, read in reads.items()}
         except (ValueError, OSError) as error:
             raise InputError(f"{self.path}: {brief(error)}; remove that file and encode the set again") from error

@@ -4,6 +4,8 @@ Row i is a function of the seed and i alone. Hence the rows of a step are the sa
 resumes at any step without a record of its place in the data.
 """
 
+import functools
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +15,7 @@ import numpy as np
 
 from drender.config import ENVIRONMENT_LABELS, RendererConfig
 from drender.data.augment import AugmentationConfig
-from drender.data.clips import ClipDataset, check_size, open_clips
+from drender.data.clips import VALID, ClipDataset, check_size, open_clips
 from drender.data.config import OBJECTIVES, DataConfig
 from drender.data.latent_cache import LatentDataset, is_latent_cache
 from drender.errors import InputError, unknown_name_error
@@ -35,10 +37,12 @@ def open_data(
     Args:
       objective: one of OBJECTIVES. It decides the contents of a row:
         inverse: rgb, buffer [f, h, w, c]; domain [], the buffer's number in `model.domains`; image_only, real [].
+          The buffer is one of `data.passes` that the clip has.
         forward: rgb [f, h, w, c]; conditions [i, f, h, w, c]; environment [e, f, H, W, c]; image_only, real [].
         environment: environment [e, f, H, W, c].
         vae: images [f, h, w, 3], of one kind, `rgb` or a G-buffer.
-        Pixels are float32 in [0, 1], cached latents float16.
+        Pixels are float32 in [0, 1], cached latents float16. Where a source has masks, or pixels of float files that
+        may be invalid, rows of inverse and forward also have valid [f, h, w, 1], bool.
       model: names and orders of domains, conditions and environment images, and sizes.
       rows: rows of a batch that this process reads.
       seed: of all random draws.
@@ -54,7 +58,14 @@ def open_data(
     if any(latent) and not all(latent):
         clips, latents = (data.sources[latent.index(kind)].path for kind in (False, True))
         raise InputError(f"{clips} holds clips and {latents} cached latents; encode both")
-    sources = _open_latents(data, objective, model, labels) if all(latent) else _open_clips(data, model, labels)
+    optional = optional_labels(data, objective)
+    required = tuple(label for label in labels if label not in optional)
+    if all(latent):
+        sources = _open_latents(data, objective, model, required)
+    else:
+        sources = _open_clips(data, model, required, optional)
+    if optional:
+        _check_passes(sources, optional, needs_one=objective == "inverse")
     if data.image_fraction < 1:
         for source in sources:
             source.require(data.frames)
@@ -83,6 +94,8 @@ class TrainingData:
         self.data, self.objective, self.model, self.sources, self.rows = data, objective, model, sources, rows
         self.latent = isinstance(sources[0], LatentDataset)
         self.fingerprint = sources[0].manifest.weights if self.latent else None
+        labels = row_labels(data, objective, model)
+        self.masked = objective in ("inverse", "forward") and any(source.masked(labels) for source in sources)
         # Every source goes through all its clips in a new order before any clip repeats.
         clips = [
             grain.MapDataset.range(len(source)).seed(seed + i).shuffle().map(lambda clip, i=i: (i, clip)).repeat()
@@ -117,24 +130,30 @@ class TrainingData:
         source, clip = drawn
         image_only = rng.random() < self.data.image_fraction
         kinds = ("rgb", *self.data.passes) if self.objective == "vae" else self.data.passes
+        if self.objective in ("inverse", "vae"):
+            kinds = [kind for kind in kinds if self.sources[source].has(clip, kind)]
         kind = kinds[rng.integers(len(kinds))]
         conditions, light = self.model.conditions, environment_labels(self.model)
 
         def read(*labels: str) -> dict[str, np.ndarray]:
-            return self._images(self.sources[source], clip, labels, image_only, rng)
+            masks = (VALID,) * self.masked
+            return self._images(self.sources[source], clip, (*labels, *masks), image_only, rng)
 
         def stack(images: dict[str, np.ndarray], labels: Sequence[str]) -> np.ndarray:
             return np.stack([images[label] for label in labels])
 
-        flags = {"image_only": np.bool_(image_only), "real": np.bool_(self.data.sources[source].real)}
+        def flags(images: dict[str, np.ndarray]) -> Row:
+            valid = {"valid": images[VALID] > 0.5} if self.masked else {}
+            return {"image_only": np.bool_(image_only), "real": np.bool_(self.data.sources[source].real), **valid}
+
         if self.objective == "inverse":
             images = read("rgb", kind)
             domain = np.int32(self.model.domains[kind])
-            return {"rgb": images["rgb"], "buffer": images[kind], "domain": domain, **flags}
+            return {"rgb": images["rgb"], "buffer": images[kind], "domain": domain, **flags(images)}
         if self.objective == "forward":
             images = read("rgb", *conditions, *light)
             stacks = {"conditions": stack(images, conditions), "environment": stack(images, light)}
-            return {"rgb": images["rgb"], **stacks, **flags}
+            return {"rgb": images["rgb"], **stacks, **flags(images)}
         if self.objective == "environment":
             return {"environment": stack(read(*light), light)}
         return {"images": read(kind)[kind]}
@@ -148,9 +167,10 @@ class TrainingData:
         rng: np.random.Generator,
     ) -> dict[str, np.ndarray]:
         """Return consecutive frames of a clip; of an image-only row, one frame each of this and other clips."""
+        stored = [label for label in labels if label not in (*ENVIRONMENT_LABELS, VALID)]
         if not image_only:
             return source.draw(clip, self.data.frames, labels, rng)
-        others = np.delete(np.arange(len(source)), clip)
+        others = [i for i in range(len(source)) if i != clip and all(map(functools.partial(source.has, i), stored))]
         others = rng.choice(others, min(self.data.frames - 1, len(others)), replace=False)
         # A source with fewer clips than frames gives several frames of a clip.
         clips = np.resize([clip, *others], self.data.frames)
@@ -181,6 +201,11 @@ class _Shard:
 def environment_labels(model: RendererConfig) -> tuple[str, ...]:
     """Return the environment images that the model takes, in its order."""
     return model.env_encoder.in_labels if model.env_encoder else ()
+
+
+def optional_labels(data: DataConfig, objective: str) -> tuple[str, ...]:
+    """Return the labels of `row_labels` that a clip may lack: its rows are of the others."""
+    return tuple(dict.fromkeys(data.passes)) if objective in ("inverse", "vae") else ()
 
 
 def row_labels(data: DataConfig, objective: str, model: RendererConfig) -> tuple[str, ...]:
@@ -217,7 +242,26 @@ def _check(data: DataConfig, objective: str, model: RendererConfig) -> None:
         )
 
 
-def _open_clips(data: DataConfig, model: RendererConfig, labels: Sequence[str]) -> list[ClipDataset]:
+def _check_passes(sources: Sequence[ClipDataset | LatentDataset], passes: Sequence[str], needs_one: bool) -> None:
+    """Warn of passes that clips lack, and raise InputError for a clip that lacks all, if it needs one."""
+    for source in sources:
+        lacking = {i: [name for name in passes if not source.has(i, name)] for i in range(len(source))}
+        lacking = {i: names for i, names in lacking.items() if names}
+        for i, names in lacking.items():
+            if needs_one and len(names) == len(passes):
+                raise InputError(f"{source.path}: {source.name(i)!r} has none of data.passes; remove it, or add files")
+        if lacking:
+            i, names = next(iter(lacking.items()))
+            warnings.warn(
+                f"{source.path}: {len(lacking)} of {len(source)} clips lack G-buffers ({source.name(i)!r} has no "
+                f"{', '.join(names)}); their rows are of the others",
+                stacklevel=2,
+            )
+
+
+def _open_clips(
+    data: DataConfig, model: RendererConfig, labels: Sequence[str], optional: Sequence[str]
+) -> list[ClipDataset]:
     size = data.size or model.size
     check_size("data.size", size, model.vae.downscale)
     check_size("model.environment_size", model.environment_size, model.vae.downscale)
@@ -225,9 +269,9 @@ def _open_clips(data: DataConfig, model: RendererConfig, labels: Sequence[str]) 
     for source in data.sources:
         rotation = data.rotation if source.real else 0.0  # only an estimated light may be off
         augmentation = AugmentationConfig(data.flip, data.exposure_range, rotation)
-        clips = open_clips(source.path, labels)
+        clips = open_clips(source.path, labels, optional)
         sources.append(ClipDataset(source.path, clips, size, model.environment_size, augmentation))
-        if not set(labels) <= set(ENVIRONMENT_LABELS):
+        if optional or not set(labels) <= set(ENVIRONMENT_LABELS):
             sources[-1].warn_if_enlarged()
     return sources
 

@@ -156,6 +156,7 @@ def read_labeled(
     assumed: InputEncoding = DEFAULT,
     page: int = 0,
     camera: Float32[np.ndarray, "3 3"] | None = None,
+    finite: bool = True,
 ) -> Float32[np.ndarray, "h w 3"]:
     """Read the image at `path` as the label requires, whatever its format.
 
@@ -163,6 +164,7 @@ def read_labeled(
 
     Args:
       camera: camera-to-world rotation of the frame, which normals in world space need.
+      finite: raise for non-finite values; else their pixels become NaN.
     Raises:
       InputError: as in `read_image`, and for values that are not finite, out of the label's range, or three different
         channels of a label that has one.
@@ -173,9 +175,24 @@ def read_labeled(
         distance = distances(still, assumed.depth)
         relative = np.where(np.isfinite(distance), (distance - near) / max(far - near, 1e-30), 1).clip(0, 1)
         return np.repeat(relative[..., None], 3, axis=-1).astype(np.float32)
-    image = still.image
-    if not np.isfinite(image).all():
+    invalid = ~np.isfinite(still.image).all(axis=-1, keepdims=True)
+    if finite and invalid.any():
         raise InputError(f"{path}: some pixels are infinite or NaN; replace them")
+    if not invalid.any():
+        return _decode(path, label, still, assumed, camera)
+    filled = still._replace(image=np.where(invalid, np.float32(0.5), still.image))
+    return np.where(invalid, np.float32(np.nan), _decode(path, label, filled, assumed, camera))
+
+
+def _decode(
+    path: Path,
+    label: str,
+    still: LoadedImage,
+    assumed: InputEncoding,
+    camera: Float32[np.ndarray, "3 3"] | None,
+) -> Float32[np.ndarray, "h w 3"]:
+    """Return a finite image as the label requires."""
+    image = still.image
     if is_color(label):
         default = "linear" if still.is_float else "srgb"
         linear = still.attributes.get(f"{ATTRIBUTE_PREFIX}transfer", assumed.transfer or default) == "linear"

@@ -37,6 +37,7 @@ class GBufferClip:
     chunks: dict[int, int]  # number of frames of each chunk; layouts without chunks have one, chunk 0
     paths: dict[tuple[str, int], tuple[Path, ...]]  # (label, chunk) -> the frames in order
     assumed: InputEncoding = DEFAULT  # encoding of files without metadata
+    incomplete: tuple[str, ...] = ()  # the buffers that only some frames have
 
     def frames(
         self, label: str, chunk: int = 0, start: int = 0, stop: int | None = None
@@ -205,7 +206,9 @@ def _clip(
     stems = {stem for label in required or files for stem in files.get(label, {})}
     ordered = [stem for sequence in split_sequences(sorted(stems, key=natural_order)) for stem in sequence.stems]
     _require_all(name, files, required, ordered)
-    labels = tuple(label for label in known if label in files and files[label].keys() >= stems)
+    found = [label for label in known if label in files]
+    labels = tuple(label for label in found if files[label].keys() >= stems)
+    incomplete = tuple(label for label in found if label not in labels and files[label].keys() & stems)
     numbered = all(RELEASED_STEM.fullmatch(stem) for stem in ordered)
     chunks = {}
     for stem in ordered:
@@ -218,7 +221,7 @@ def _clip(
         packed |= {label: PACKED[kind][label]} if label in PACKED.get(kind, ()) else {}
     layers = tuple((packed | dict(assumed.layers)).items())
     sizes = {chunk: len(frames) for chunk, frames in chunks.items()}
-    return GBufferClip(name, labels, sizes, paths, replace(assumed, layers=layers))
+    return GBufferClip(name, labels, sizes, paths, replace(assumed, layers=layers), incomplete)
 
 
 def _require_all(name: str, files: dict[str, dict[str, Path]], required: Sequence[str], stems: list[str]) -> None:

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Key
 
 from drender import diffusion
 from drender.config import RendererConfig
+from drender.data.clips import latent_mask
 from drender.models import lora
 from drender.models.params import abstract_module
 from drender.models.registry import network_of
@@ -147,6 +148,8 @@ def denoising_loss(
       target, conditions: unscaled latents.
       tokens, domain: context of the cross-attention and domain, as `UNet` takes them.
       noise_std: standard deviation of the noise in the conditions, part of the micro-conditioning.
+      batch: image_only, real [b]; sigma [b], where noise levels are not to be drawn; valid [b, f, H, W, 1], where
+        pixels may be invalid: a latent counts if all its pixels are valid.
     """
     config, loss = context.config, context.loss
     x0 = target * config.vae.scaling_factor
@@ -158,6 +161,7 @@ def denoising_loss(
     else:
         sigma_key, noise_key = jax.random.split(key)
         sigma = jnp.exp(loss.log_sigma_mean + loss.log_sigma_std * jax.random.normal(sigma_key, (b,)))
+        sigma = batch.get("sigma", sigma)
         noise, level = jax.random.normal(noise_key, x0.shape), sigma[:, None, None, None, None]
         x = diffusion.scale_model_input(diffusion.add_noise(x0, noise, level), level)
         v = diffusion.v_target(x0, noise, level)
@@ -175,13 +179,28 @@ def denoising_loss(
         True if context.images_only else batch["image_only"],
         context.remat,
     )
-    error = prediction - v
-    value = jnp.mean(error**2)
+    error, valid = prediction - v, valid_latents(context, batch)
+    value = masked_mean(error**2, valid)
     if not loss.temporal_gradient:
         return value, {"loss": value}
     is_clip = ~batch["image_only"][:, None, None, None, None]
-    flicker = jnp.mean((jnp.diff(error, axis=1) * is_clip) ** 2)
+    both_valid = None if valid is None else valid[:, 1:] * valid[:, :-1]
+    flicker = masked_mean((jnp.diff(error, axis=1) * is_clip) ** 2, both_valid)
     return value + loss.temporal_gradient * flicker, {"loss": value, "flicker": flicker}
+
+
+def valid_latents(context: LossContext, batch: Batch) -> Float[Array, "b f h w 1"] | None:
+    """Return 1 for latents of valid pixels only, else 0; None if all are valid."""
+    if "valid" not in batch:
+        return None
+    return latent_mask(batch["valid"], 1 if context.latent else context.config.vae.downscale).astype(jnp.float32)
+
+
+def masked_mean(values: Float[Array, "b f h w c"], mask: Float[Array, "b f h w 1"] | None) -> Float[Array, ""]:
+    """Return the mean of the values inside the mask; 0 if it is empty."""
+    if mask is None:
+        return jnp.mean(values)
+    return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask) * values.shape[-1], 1)
 
 
 def condition_keep_mask(

@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import jax
 import pytest
 from helpers import small
-from helpers.tiny_clips import write_noise, write_sky
+from helpers.tiny_clips import LABELS, write_clip, write_noise, write_sky
 
 from drender.checkpoints import orbax
+from drender.config import ENVIRONMENT_LABELS
+from drender.data import encode
+from drender.data.augment import AugmentationConfig
 from drender.lighting.light_file import Light
 from drender.models.vae import VAE
 
@@ -32,3 +36,20 @@ def vae(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("vae") / "checkpoint"
     orbax.save(folder, small.forward_config(), {"vae": small.random_params(VAE, small.VAE)})
     return folder
+
+
+@pytest.fixture
+def clips(tmp_path) -> Path:
+    """Six clips of five frames."""
+    for i in range(6):
+        write_clip(tmp_path / "clips" / f"clip{i}", clip=i, chunks=(5,))
+    return tmp_path / "clips"
+
+
+@pytest.fixture
+def cached(lit, vae, tmp_path) -> Path:
+    encode.encode(
+        lit, tmp_path / "set", vae, (*LABELS, *ENVIRONMENT_LABELS), size=(16, 16), environment_size=(16, 16),
+        augmentation=AugmentationConfig(), devices=jax.local_devices()[:1],
+    )  # fmt: skip
+    return tmp_path / "set"

@@ -81,6 +81,32 @@ def test_loss_of_a_zero_network_is_the_energy_of_the_target(inverse, random):
     np.testing.assert_allclose(value, np.mean((batch["buffer"] * 0.18215) ** 2), rtol=1e-6)
 
 
+def test_masked_pixels_do_not_enter_the_loss(inverse, random):
+    """The oracle is the energy of the target inside the mask, which is the error of a network that predicts 0."""
+    model, params = inverse
+    model = dataclasses.replace(model, latent=True, loss=dataclasses.replace(EXACT, temporal_gradient=3.0))
+    batch = as_latents(model, params, inverse_batch(random), ["rgb", "buffer"])
+    valid = random.random((2, 2, 8, 8, 1)) < 0.5
+    batch["valid"] = jnp.asarray(valid)
+    loss = jax.jit(lambda x: losses.inverse_loss(model, with_weights(params, 0), batch | {"buffer": x}, KEY)[0])
+    target, weight = np.asarray(batch["buffer"]) * 0.18215, valid * np.ones(4)
+    both = weight[:, 1:] * weight[:, :-1]
+    flicker = np.sum((target[:, 1:] - target[:, :-1]) ** 2 * both) / both.sum()
+    expected = np.sum(target**2 * weight) / weight.sum() + 3 * flicker
+    np.testing.assert_allclose(loss(batch["buffer"]), expected, rtol=1e-5)
+    gradient = np.asarray(jax.grad(loss)(batch["buffer"]))
+    assert (gradient[weight == 0] == 0).all() and (gradient[weight > 0] != 0).all()
+    batch["valid"] = jnp.zeros_like(batch["valid"])
+    assert losses.inverse_loss(model, with_weights(params, 0), batch, KEY)[0] == 0
+
+
+def test_pixels_are_valid_by_whole_latents(inverse):
+    valid = np.ones((1, 2, 4, 4, 1), bool)
+    valid[0, 1, 0, 3] = False
+    mask = losses.valid_latents(inverse[0], {"valid": jnp.asarray(valid)})
+    np.testing.assert_array_equal(mask[0, ..., 0], [[[1, 1], [1, 1]], [[1, 0], [1, 1]]])
+
+
 def test_temporal_gradient_penalizes_changes_of_the_error(inverse, random):
     model, params = inverse
     model = dataclasses.replace(model, latent=True, loss=dataclasses.replace(EXACT, temporal_gradient=3.0))
