@@ -1,12 +1,14 @@
 """Convert released torch weights or a training run to a checkpoint, or a checkpoint back with `--to-torch`."""
 
+import argparse
+
 import jax
 
 from drender import cli
 from drender.checkpoints import convert
 from drender.config import DTYPES
 from drender.errors import InputError
-from drender.training import run_dir
+from drender.training import run_record
 from drender.training.export import export
 
 
@@ -14,12 +16,15 @@ def main(words: list[str] | None = None, prog: str | None = None) -> None:
     """Convert; `words` are the command line's, by default this process's."""
     args = parser(prog).parse_args(words)
     jax.config.update("jax_platforms", "cpu")  # a conversion is only file access
-    if (args.base or args.ema) and (args.to_torch or run_dir.is_run(args.source)):
+    is_run = not args.to_torch and run_record.is_run(args.source)
+    if args.step != "last" and not is_run:
+        raise InputError(f"--step {args.step}: only for training runs, which {args.source} is not")
+    if (args.base or args.ema) and (args.to_torch or is_run):
         raise InputError("--base and --ema: only for released weights")
     if args.to_torch:
         convert.to_released(args.source, args.destination, args.overwrite, args.dtype)
-    elif run_dir.is_run(args.source):
-        export(args.source, args.destination, args.overwrite, args.dtype)
+    elif is_run:
+        export(args.source, args.destination, args.overwrite, args.dtype, args.step)
     elif args.dtype:
         raise InputError(f"--dtype {args.dtype}: only for training runs and --to-torch; other weights keep their dtype")
     else:
@@ -45,4 +50,19 @@ def parser(prog: str | None) -> cli.Parser:
     top.add_argument(
         "--dtype", choices=DTYPES, help="dtype to store a training run's or --to-torch's weights in (as they are)"
     )
+    top.add_argument(
+        "--step",
+        type=_step,
+        metavar="N",
+        default="last",
+        help="checkpoint of a training run: last, best (by its keep_best), or a step",
+    )
     return top
+
+
+def _step(text: str) -> int | str:
+    if text in ("last", "best"):
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected last, best or a number, got {text!r}")
+    return int(text)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from drender import cli, sharding
 from drender.errors import oom_guard
+from drender.training import hosts
 from drender.training.config import TrainConfig, read_config
 from drender.training.loop import train
 
@@ -20,20 +21,28 @@ def main(words: list[str] | None = None, prog: str | None = None) -> int:
     options, overrides = split(top, sys.argv[1:] if words is None else words)
     args = top.parse_args(options)
     config = read_config(args.config, overrides)
+    if hosts.has_peers(args.num_processes) and not hosts.is_child():
+        return hosts.supervise(f"{config.output} keeps its checkpoints: run the same command again on every host")
     sharding.join_hosts(args.coordinator, args.num_processes, args.process_id)
     sharding.cache_compilations()
     with oom_guard("lower data.batch or data.frames, raise optimizer.grad_accum_steps, or set remat=true"):
-        return train(config)
+        return train(config, args.dry_run)
 
 
 def parser(prog: str | None) -> cli.Parser:
-    usage = "%(prog)s --config YAML [key=value …] [--coordinator …]"
+    usage = "%(prog)s --config YAML [key=value …] [--dry-run] [--coordinator …]"
     parser = cli.Parser(prog=prog, description=__doc__, usage=usage)
     parser.add_argument("--config", required=True, type=cli.path, metavar="YAML", help="the run's file, see configs/")
-    hosts = parser.add_argument_group("several processes", "not needed under SLURM, Open MPI and Kubernetes")
-    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
-    hosts.add_argument("--num-processes", type=int, metavar="N", help="number of processes")
-    hosts.add_argument("--process-id", type=int, metavar="I", help="index of this process, from 0")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="load everything, compile the step, print its memory, arithmetic and time and what trains, draw the first "
+        "batch, and stop",
+    )
+    group = parser.add_argument_group("several processes", "not needed under SLURM, Open MPI and Kubernetes")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    group.add_argument("--num-processes", type=int, metavar="N", help="number of processes")
+    group.add_argument("--process-id", type=int, metavar="I", help="index of this process, from 0")
     return parser
 
 

@@ -18,6 +18,8 @@ from drender.metrics.lpips import LPIPS
 Images, Masks = Float[np.ndarray, "*b h w 3"], Bool[np.ndarray, "*b h w"]
 Frames, FrameMasks = Float[np.ndarray, "f h w 3"], Bool[np.ndarray, "f h w"]
 Scores = dict[str, int | float]  # by the name of the metric
+# Metrics of which a larger value is better.
+HIGHER_IS_BETTER = ("psnr", "scaled_psnr", "ssim", "scaled_ssim", "correlation", "under_11.25")
 # Side of SSIM's window in pixels; within it a Gaussian of σ = 1.5 weights them.
 WINDOW = 11
 RADIUS = WINDOW // 2

@@ -95,12 +95,14 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Periodic sampling of held-out clips with the EMA weights.
+    """Periodic evaluation on held-out clips with the EMA weights: the loss, and the metrics of samples.
 
     Attributes:
       path: a folder of clips; None: no evaluation.
       every: steps between evaluations.
       clips: largest number of clips, taken in order.
+      sigmas: fixed noise levels of the validation loss, about the quantiles 1/6, 1/2 and 5/6 of the default training
+        distribution; a one-step model has its own level. Empty: no validation loss.
       num_steps: sampler steps; ignored by a one-step model.
       lora_scale: scale of the merged LoRA factors: 1 as on real sources, 0 as on synthetic ones.
     """
@@ -108,8 +110,20 @@ class EvaluationConfig:
     path: str | None = None
     every: int = bounded(1000, at_least=1)
     clips: int = bounded(4, at_least=1)
+    sigmas: tuple[float, ...] = bounded((0.4, 2.0, 10.0), above=0)
     num_steps: int = bounded(20, at_least=1)
     lora_scale: float = bounded(1.0)
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """A trace of some steps by `jax.profiler`, in `profile/` of the run, for XProf or Perfetto.
+
+    Attributes:
+      steps: the first and the last step to trace, counted from 1; None: no trace.
+    """
+
+    steps: tuple[int, int] | None = bounded(None, at_least=1)
 
 
 @dataclass(frozen=True)
@@ -130,7 +144,12 @@ class TrainConfig:
       remat: recompute the inside of every block in the backward pass instead of storing it.
       seed: of all random numbers.
       log_every, save_every: steps between logs and between checkpoints.
-      keep_checkpoints: number of checkpoints to keep.
+      keep_checkpoints: number of last checkpoints to keep.
+      keep_every: keep the checkpoints after multiples of so many steps for good; None: only the last ones.
+      keep_best: also keep the checkpoint with the best value of this metric of the evaluations, by its name in
+        metrics.jsonl, such as `evaluation/loss/mean`. Then every evaluated step is saved.
+      logger: where curves and pictures go besides metrics.jsonl and TensorBoard: `wandb`, or None.
+      profile: steps to trace.
     """
 
     objective: Literal["inverse", "forward", "environment", "vae"]
@@ -150,6 +169,10 @@ class TrainConfig:
     log_every: int = bounded(10, at_least=1)
     save_every: int = bounded(500, at_least=1)
     keep_checkpoints: int = bounded(2, at_least=1)
+    keep_every: int | None = bounded(None, at_least=1)
+    keep_best: str | None = None
+    logger: Literal["wandb"] | None = None
+    profile: ProfileConfig = ProfileConfig()
 
     def __post_init__(self):
         check_ranges(self)
@@ -160,6 +183,14 @@ class TrainConfig:
             )
         if self.lora is not None and self.objective not in ("inverse", "forward"):
             raise InputError(f"lora belongs to the UNet, which objective {self.objective!r} does not train; remove it")
+        if self.keep_every is not None and self.keep_every % self.save_every:
+            raise InputError(
+                f"keep_every: expected a multiple of save_every {self.save_every}, got {self.keep_every}; change either"
+            )
+        if self.keep_best is not None and self.evaluation.path is None:
+            raise InputError(f"keep_best: {self.keep_best} needs evaluations; set evaluation.path, or remove it")
+        if self.profile.steps is not None and self.profile.steps[0] > self.profile.steps[1]:
+            raise InputError(f"profile.steps: expected the first and the last step, got {list(self.profile.steps)}")
 
 
 # --- from YAML -------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""Periodic evaluation: sample held-out clips with the EMA weights, through the real renderer.
+"""Periodic evaluation with the EMA weights: the validation loss, and samples of held-out clips by the real renderer.
 
 Metrics go to metrics.jsonl. A picture per evaluation has a row per clip and image kind: input, prediction and ground
-truth of the middle frame.
+truth of the middle frame, under their names.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jax.experimental import multihost_utils
-from jaxtyping import Array
+from jaxtyping import Array, Float32
+from PIL import Image, ImageDraw
 
-from drender.data.clips import LabeledClip, open_clips
+from drender.config import ENVIRONMENT_LABELS
+from drender.data.clips import VALID, LabeledClip, open_clips
 from drender.data.latent_cache import is_latent_cache, read_manifest
-from drender.data.loader import row_labels
-from drender.errors import InputError
+from drender.data.loader import optional_labels, row_labels
+from drender.errors import InputError, unknown_name_error
 from drender.metrics import image
 from drender.models import lora
 from drender.models.params import unflatten
@@ -26,10 +28,13 @@ from drender.renderers.forward import ForwardRenderer
 from drender.renderers.inverse import InverseRenderer
 from drender.training.config import TrainConfig
 from drender.training.losses import LossContext, decode_light
-from drender.training.run_dir import RunFolder
+from drender.training.run_dir import RunFolder, failure_as_warning
+from drender.training.validation import ValidationLoss
 
 # (image kind, input, prediction, ground truth), each [f, h, w, 3]
 Comparison = tuple[str, np.ndarray, np.ndarray, np.ndarray]
+# Images on the picture are enlarged to at least this height in pixels, so that their captions fit.
+MIN_HEIGHT, CAPTION_HEIGHT = 64, 14
 
 
 class Evaluation:
@@ -43,13 +48,17 @@ class Evaluation:
         self.config, self.context, self.folder = config, context, run
         self.clips: list[LabeledClip] = []
         self._renderer: Renderer | None = None
+        self.validation = ValidationLoss(config, context)
         self.labels = row_labels(config.data, config.objective, context.config)
         # A model that trains on cached latents is evaluated at their size.
         first = config.data.sources[0].path
         self.size = read_manifest(first).size if is_latent_cache(first) else config.data.size or context.config.size
         if config.evaluation.path is not None:
-            self.clips = open_clips(config.evaluation.path, self.labels)[: config.evaluation.clips]
+            optional = optional_labels(config.data, config.objective)
+            required = [label for label in self.labels if label not in optional]
+            self.clips = open_clips(config.evaluation.path, required, optional)[: config.evaluation.clips]
             self._check_clips()
+            self._check_best()
 
     def _check_clips(self) -> None:
         compared = self.context.config.environment_size if self.config.objective == "environment" else self.size
@@ -65,6 +74,16 @@ class Evaluation:
                     f"data.frames {self.config.data.frames}; give longer clips"
                 )
 
+    def _check_best(self) -> None:
+        """Raise InputError if `keep_best` is no metric of these clips."""
+        frames = np.zeros((1, image.WINDOW, image.WINDOW, 3), np.float32)
+        kinds = ("env_ldr", "env_log") if self.config.objective == "environment" else self.labels
+        kinds = ("rgb",) if self.config.objective == "forward" else kinds
+        names = [f"{kind}/{metric}" for kind in kinds for metric in image.evaluate(kind, frames, frames)]
+        known = {f"evaluation/{name}" for name in [*names, *self.validation.names()]}
+        if self.config.keep_best is not None and self.config.keep_best not in known:
+            raise unknown_name_error("metric in keep_best", self.config.keep_best, known)
+
     def due(self, step: int) -> bool:
         """Whether to evaluate after this step."""
         return bool(self.clips) and (step % self.config.evaluation.every == 0 or step == self.config.optimizer.steps)
@@ -79,15 +98,26 @@ class Evaluation:
         if jax.process_index():
             return {}
         params = self._on_one_device(weights)
-        comparisons = [comparison for clip in self.clips for comparison in self._compare(params, clip)]
+        comparisons: list[Comparison] = []
         values: dict[str, list[float]] = {}
-        for label, _, predicted, truth in comparisons:
-            for name, value in image.evaluate(label, predicted, truth).items():
-                values.setdefault(f"evaluation/{label}/{name}", []).append(value)
+        for index, clip in enumerate(self.clips):
+            images = self._read(clip)
+            mask = images[VALID][..., 0] > 0.5 if VALID in images else None
+            compared = list(self._compare(params, images))
+            scores = [
+                (f"{label}/{name}", value)
+                for label, _, predicted, truth in compared
+                for name, value in image.evaluate(label, predicted, truth, mask).items()
+            ]
+            scores += self.validation.scores(params, images, self._renderer.encode_images, index)
+            for name, value in scores:
+                values.setdefault(f"evaluation/{name}", []).append(value)
+            comparisons += [(f"{clip.name}: {label}", *frames) for label, *frames in compared]
         means = {name: float(np.mean(scores)) for name, scores in values.items()}
         _print_table(step, means)
         self.folder.log(step, means)
-        self.folder.draw(step, draw_comparisons(comparisons))
+        with failure_as_warning("the picture of the evaluation"):
+            self.folder.draw(step, draw_comparisons(comparisons))
         return means
 
     def _on_one_device(self, weights: Mapping[str, Array]) -> dict:
@@ -98,16 +128,23 @@ class Evaluation:
             params["unet"] = lora.merge(params["unet"], params["lora"], self.config.evaluation.lora_scale)
         return params
 
-    def _compare(self, params: dict, clip: LabeledClip) -> Iterator[Comparison]:
-        """Predict the first frames of a clip and yield them beside the ground truth."""
+    def _read(self, clip: LabeledClip) -> dict[str, np.ndarray]:
+        """Return the first frames of a clip, by label, with its mask if it has one."""
+        (window, *_) = clip.windows(self.config.data.frames)
+        frames = slice(window.start, window.start + self.config.data.frames)
+        labels = [label for label in self.labels if label in (*clip.labels, *ENVIRONMENT_LABELS)]
+        if self.config.objective in ("inverse", "forward") and clip.masked(labels):
+            labels.append(VALID)
+        return clip.images(labels, frames, self.size, self.context.config.environment_size)
+
+    def _compare(self, params: dict, images: Mapping[str, np.ndarray]) -> Iterator[Comparison]:
+        """Predict the frames of a clip and yield them beside the ground truth."""
         config, model = self.config, self.context.config
-        (window, *_) = clip.windows(config.data.frames)
-        frames = slice(window.start, window.start + config.data.frames)
-        images = clip.images(self.labels, frames, self.size, model.environment_size)
         batch = {label: np.ascontiguousarray(frames)[None] for label, frames in images.items()}
         options = {"num_steps": config.evaluation.num_steps, "progress": False}
         if config.objective == "inverse":
-            buffers = self._with_params(InverseRenderer, params)(batch["rgb"], config.data.passes, **options)
+            passes = [label for label in dict.fromkeys(config.data.passes) if label in images]
+            buffers = self._with_params(InverseRenderer, params)(batch["rgb"], passes, **options)
             for label, predicted in buffers.items():
                 yield label, images["rgb"], predicted[0], images[label]
         elif config.objective == "forward":
@@ -147,9 +184,24 @@ def _print_table(step: int, means: Mapping[str, float]) -> None:
 
 
 def draw_comparisons(comparisons: list[Comparison]) -> np.ndarray:
-    """Return the middle frames of input, prediction and ground truth side by side, a row per comparison."""
+    """Return the middle frames of input, prediction and ground truth side by side, a row per comparison.
 
-    def middle(frames: np.ndarray) -> np.ndarray:
-        return frames[len(frames) // 2]
+    Above each row is its caption; the columns are named above all.
+    """
+    rows = []
+    for caption, *clips in comparisons:
+        frames = [clip[len(clip) // 2] for clip in clips]
+        factor = max(1, -(-MIN_HEIGHT // len(frames[0])))
+        row = np.concatenate([x.repeat(factor, axis=0).repeat(factor, axis=1) for x in frames], axis=1)
+        if not rows:
+            names = ("input", "prediction", "truth")
+            rows.append(np.concatenate([_caption(name, row.shape[1] // 3) for name in names], axis=1))
+        rows += [_caption(caption, row.shape[1]), row]
+    return np.concatenate(rows)
 
-    return np.concatenate([np.concatenate([middle(frames) for frames in row[1:]], axis=1) for row in comparisons])
+
+def _caption(text: str, width: int) -> Float32[np.ndarray, "h w 3"]:
+    """Return a strip of white text on black."""
+    strip = Image.new("RGB", (width, CAPTION_HEIGHT))
+    ImageDraw.Draw(strip).text((2, 1), text, fill="white")
+    return np.asarray(strip, np.float32) / 255

@@ -3,12 +3,13 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
 
 from drender.checkpoints import orbax
-from drender.training import run_dir
+from drender.training import run_dir, run_record
 from drender.training.weights import WeightSource
 
 
@@ -17,22 +18,25 @@ def export(
     destination: str | Path,
     overwrite: bool = False,
     dtype: str | None = None,
+    step: int | Literal["last", "best"] = "last",
     log: Callable[[str], None] = print,
 ) -> None:
-    """Write the EMA weights of a run's last checkpoint, with the frozen components, as a checkpoint.
+    """Write the EMA weights of one of a run's checkpoints, with the frozen components, as a checkpoint.
 
     Args:
       run: folder of the run.
       destination: folder to make.
       overwrite: replace a checkpoint at `destination`.
       dtype: of the stored weights; None: as they are, float32 where they were trained.
+      step: of the checkpoint; "best": by the run's `keep_best`.
       log: receives a line about the result.
     Raises:
-      InputError: the run has no checkpoint yet, or `destination` exists or cannot be written.
+      InputError: the run has no such checkpoint, or `destination` exists or cannot be written.
     """
     orbax.check_destination(destination, overwrite)
-    _, model = run_dir.read_run(run)
-    source, step = WeightSource(str(run)), run_dir.last_step(run)
+    _, model = run_record.read_run(run)
+    step = run_dir.resolve_step(run, step)
+    source = WeightSource(str(run), step)
 
     def load(name: str) -> dict:
         return jax.tree.map(lambda x: np.asarray(x, dtype), source.load(name))

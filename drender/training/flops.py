@@ -5,11 +5,45 @@ counts as two operations. Elementwise operations are left out, as in published c
 """
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.extend import core
+
+# Dense peak of a device in TFLOP/s by a part of its name, from the vendors' data sheets: (bfloat16 with float32
+# accumulation, and TF32, JAX's default for float32 on NVIDIA's GPUs). The first match counts.
+PEAKS = {
+    r"\b(B200|GB200)\b": (2250, 1125),
+    r"\b(H100 PCIe)\b": (756, 378),
+    r"\b(H100|H200|H800|GH200)\b": (989, 494),
+    r"\bA100\b|\bA800\b": (312, 156),
+    r"\bA40\b": (150, 75),
+    r"\bA10G?\b": (125, 62.5),
+    r"\bL40S\b": (362, 183),
+    r"\bL4\b": (121, 60),
+    r"RTX 4090\b": (165, 82.6),
+    r"RTX 3090\b": (71, 35.6),
+    r"TPU v6": (918, None),
+    r"TPU (v5p|v5)$": (459, None),
+    r"TPU (v5e|v5 lite)": (197, None),
+    r"TPU v4": (275, None),
+}
+
+
+def peak(device_kind: str, dtype: str) -> float | None:
+    """Return the dense peak in operations per second of a device for this dtype, or None if it is unknown.
+
+    Args:
+      device_kind: as in `jax.Device.device_kind`, such as "NVIDIA H100 80GB HBM3".
+      dtype: "bfloat16" or "float32".
+    """
+    for pattern, peaks in PEAKS.items():
+        if re.search(pattern, device_kind):
+            tera = peaks[dtype != "bfloat16"]
+            return tera and tera * 1e12
+    return None
 
 
 def count(fn: Callable, *arguments: Any) -> float:

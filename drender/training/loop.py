@@ -2,36 +2,34 @@
 
 import contextlib
 import dataclasses
-import datetime
-import math
-import signal
-import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array
 
 from drender import sharding
 from drender.data.loader import open_data
-from drender.errors import InputError
-from drender.training import flops
+from drender.training import flops, hosts, plan
 from drender.training.config import TrainConfig
 from drender.training.evaluation import Evaluation
 from drender.training.losses import Batch, LossContext
+from drender.training.progress import MetricLogger, PreemptionGuard, log
 from drender.training.run_dir import RunFolder, TrainState
 from drender.training.step import Arrays, abstract_state, compile_step, init_state, make_optimizer, make_step
 from drender.training.weights import Weights, resolve_weights
 
 
-def train(config: TrainConfig) -> int:
+def train(config: TrainConfig, dry_run: bool = False) -> int:
     """Train up to `optimizer.steps`, from the run's last checkpoint if there is one.
 
+    Args:
+      config: the run.
+      dry_run: load everything and compile the step; print what the run needs and trains, draw the first batch beside
+        the run's folder, and return without training or touching that folder.
     Returns:
       the exit code: 0 at the end, or 128 + the signal that asked to stop, after the state is saved.
     Raises:
@@ -50,22 +48,34 @@ def train(config: TrainConfig) -> int:
             weights.check_latents(data.fingerprint)
         context = make_context(config, weights, data.latent, mesh)
         optimizer = make_optimizer(config.optimizer)
+        for line in plan.describe_config(config):
+            log(line)
         state, frozen = _load_state(config, weights, context, optimizer, run)
+        for line in plan.describe_parameters(state.params, frozen):
+            log(line)
         evaluation = Evaluation(config, context, run)
-        run.begin()
+        if not dry_run:
+            run.begin()
         # Global shapes: the rows of all processes, and a number per device by which each process can request a stop.
         batch = {
             name: jax.ShapeDtypeStruct((config.data.batch, *x.shape[1:]), x.dtype)
             for name, x in data.abstract_batch().items()
         } | {"stop": sharding.per_process_value(0, mesh)}
         step = _compile(make_step(context, config, optimizer), state, frozen, batch, mesh)
-        logger = MetricLogger(config, run, flops_of_step(context, config, state.params, frozen, batch))
+        flops_per_step = flops_of_step(context, config, state.params, frozen, batch)
+        if dry_run:
+            for line in plan.describe_step(config, flops_per_step):
+                log(line)
+            log(f"first batch: {plan.write_batch(config, weights.model, data)}; nothing was trained")
+            return 0
+        logger = MetricLogger(config, run, flops_per_step)
         with PreemptionGuard() as guard, contextlib.closing(data.batches(run.last or 0)) as local_batches:
             batches = (
                 sharding.make_global_batch(batch, mesh) | {"stop": sharding.per_process_value(guard.received, mesh)}
                 for batch in local_batches
             )
-            code = Loop(config, step, run, logger, evaluation, guard).run(state, frozen, batches)
+            with hosts.leave_lost_peers():
+                code = Loop(config, step, run, logger, evaluation, guard).run(state, frozen, batches)
         if code == 0:
             log(f"finished: {config.optimizer.steps} steps; {hint}")
     return code
@@ -129,15 +139,28 @@ class Loop:
 
     def run(self, state: TrainState, frozen: Arrays, batches: Iterator[Batch]) -> int:
         """Step to the end or until a signal asks to stop; return the exit code."""
+        with contextlib.ExitStack() as tracing:
+            return self._run(state, frozen, batches, tracing)
+
+    def _run(self, state: TrainState, frozen: Arrays, batches: Iterator[Batch], tracing: contextlib.ExitStack) -> int:
         last, pending = self.config.optimizer.steps, None
-        for number, batch in zip(range(self.run_folder.last or 0, last), batches, strict=False):
+        first_traced, last_traced = self.config.profile.steps or (0, 0)
+        for number in range(self.run_folder.last or 0, last):
+            if number + 1 == first_traced:
+                tracing.enter_context(jax.profiler.trace(self.run_folder.path / "profile"))
+            with self.logger.waiting():
+                batch = next(batches)
             state, metrics = self.step(state, frozen, batch, np.uint32(number))
+            if number + 1 == last_traced:
+                jax.block_until_ready(metrics)
+                tracing.close()
             # Read the metrics of the previous step, so that the devices need not wait for the host.
             stop = self.logger.read(*pending) if pending else 0
             if jax.process_count() == 1:  # other processes need not agree
                 stop = self.guard.received
             done, pending = number + 1, (number + 1, metrics)
-            saves, evaluates = done % self.config.save_every == 0 or done == last, self.evaluation.due(done)
+            evaluates = self.evaluation.due(done)
+            saves = done % self.config.save_every == 0 or done == last or (evaluates and self.config.keep_best)
             if stop or saves or evaluates or done % self.config.log_every == 0:
                 # Save nothing before it is known to be finite, and time whole steps.
                 stop, pending = max(stop, self.logger.read(*pending)), None
@@ -162,93 +185,3 @@ def flops_of_step(context: LossContext, config: TrainConfig, params: Arrays, fro
 
     state = TrainState(abstract(params), abstract(params), optax.identity().init(params))
     return flops.count(step, state, abstract(frozen), abstract(batch), np.uint32(0))
-
-
-class MetricLogger:
-    """Collects the metrics of steps, and logs their mean and the speed every `log_every` steps."""
-
-    def __init__(self, config: TrainConfig, run: RunFolder, flops_per_step: float):
-        self.config, self.run, self.flops = config, run, flops_per_step
-        self.values: list[dict[str, float]] = []  # since the last log
-        self.start = time.monotonic()
-        self._warned = False
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Exclude a block from the speed."""
-        start = time.monotonic()
-        yield
-        self.start += time.monotonic() - start
-
-    def read(self, step: int, metrics: Mapping[str, Array]) -> int:
-        """Wait for the metrics of a step (counted from 1); return the signal that asks to stop, or 0.
-
-        Raises:
-          InputError: a metric is non-finite.
-        """
-        values = {name: float(value) for name, value in metrics.items()}
-        stop = int(values.pop("stop"))
-        if not all(map(math.isfinite, values.values())):
-            last = self.run.last
-            kept = f"keeps the checkpoint after step {last}" if last else "has no checkpoint yet"
-            raise InputError(
-                f"step {step}: non-finite {', '.join(f'{name} {value:g}' for name, value in values.items())}; "
-                f"{self.config.output} {kept}; lower optimizer.learning_rate, or check the data"
-            )
-        if values["gradient_norm"] == 0 and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"step {step}: the gradient is exactly 0, so nothing trains; no row of the batch reaches the "
-                "parameters of `trainable`",
-                stacklevel=2,
-            )
-        self.values.append(values)
-        if step % self.config.log_every == 0 or step == self.config.optimizer.steps:
-            self.flush(step)
-        return stop
-
-    def flush(self, step: int) -> None:
-        """Log the mean of the metrics since the last log, and the current learning rate."""
-        if not self.values:
-            return
-        names = sorted(self.values[0], key=lambda name: (name != "loss", name))
-        means = {name: sum(values[name] for values in self.values) / len(self.values) for name in names}
-        seconds = (time.monotonic() - self.start) / len(self.values)
-        means |= {
-            "learning_rate": self.values[-1]["learning_rate"],
-            "step_seconds": seconds,
-            "rows_per_second": self.config.data.batch / seconds,
-            "tflops_per_second": self.flops / seconds / 1e12,
-        }
-        left = datetime.timedelta(seconds=round(seconds * (self.config.optimizer.steps - step)))
-        columns = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
-        log(f"step {step}/{self.config.optimizer.steps}  {columns}  left {left}")
-        self.run.log(step, means)
-        self.values, self.start = [], time.monotonic()
-
-
-class PreemptionGuard:
-    """Records SIGTERM and SIGINT instead of exiting; a second Ctrl-C interrupts at once."""
-
-    received = 0
-
-    def __enter__(self) -> "PreemptionGuard":
-        self._handlers = {}
-        if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._record) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def _record(self, number: int, frame) -> None:
-        self.received = number
-        log("stopping after this step, which will be saved")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-
-def log(line: str) -> None:
-    """Print a line of progress, from the first process only."""
-    if jax.process_index() == 0:
-        print(line, flush=True)

@@ -2,44 +2,51 @@
 
     run.json         the configurations of the run and of its renderer, both complete, and a record of every start
     checkpoints/N/   after N steps: `params`, `ema` and `optimizer`, written by Orbax in the background
-    metrics.jsonl    one line per log and per evaluation; also as TensorBoard files in tensorboard/
+    metrics.jsonl    one line per log and per evaluation
+    tensorboard/     the same as TensorBoard's curves, and pictures
     pictures/        of evaluations
 
 The place in the data needs no file, because rows are a function of the seed and the step.
 """
 
 import contextlib
-import datetime
 import errno
 import json
 import os
 import shutil
-import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from jaxtyping import Float
 from orbax.checkpoint import v1 as ocp
-from tensorboardX import SummaryWriter
-from tensorboardX.proto.summary_pb2 import Summary
 
 from drender.config import RendererConfig
 from drender.errors import InputError, first_line
-from drender.fields import from_dict, naming, to_dict
-from drender.files import atomic_write, expand_home, list_dir, read_json, remove_partial
+from drender.fields import to_dict
+from drender.files import atomic_write, expand_home, list_dir, remove_partial
 from drender.locks import lock_folder
 from drender.media.images import write_png
 from drender.settings import differences
 from drender.training.config import TrainConfig
+from drender.training.loggers import Logger, TensorBoard, WeightsAndBiases
+from drender.training.run_record import (
+    METRICS,
+    RECORD,
+    best_step,
+    code_commit,
+    current_time,
+    is_run,
+    read_metrics,
+    read_record,
+    read_run,
+)
 
-RECORD = "run.json"
 CHECKPOINTS = "checkpoints"
-METRICS = "metrics.jsonl"
 # A run with other values of these is another run; other differences are reported when it is resumed.
 FIXED = ("objective", "trainable", "lora")
 
@@ -63,39 +70,35 @@ jax.tree_util.register_dataclass(TrainState, ["params", "ema", "optimizer"], [])
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def is_run(path: str | Path) -> bool:
-    """Whether a folder is a training run."""
-    return (expand_home(path) / RECORD).is_file()
+def resolve_step(path: str | Path, step: int | Literal["last", "best"] = "last") -> int:
+    """Return the step of one of a run's checkpoints: the last, the best by the run's `keep_best`, or the given one.
 
-
-def read_run(path: str | Path) -> tuple[TrainConfig, RendererConfig]:
-    """Return the configurations of a run and of its renderer; raise InputError if they cannot be read."""
-    record, file = _read_record(path), expand_home(path) / RECORD
-    with naming(file):
-        return from_dict(TrainConfig, record["train"], "train"), from_dict(RendererConfig, record["model"], "model")
-
-
-def _read_record(path: str | Path) -> dict[str, Any]:
-    file = expand_home(path) / RECORD
-    record = {"starts": []} | read_json(file, f"is {path} a training run?")
-    if not ({"train", "model"} <= record.keys() and isinstance(record["starts"], list)):
-        raise InputError(f"{file}: expected the keys train, model and starts; is {path} a training run?")
-    return record
-
-
-def last_step(path: str | Path) -> int:
-    """Return the step of a run's last checkpoint; raise InputError if there is none yet."""
-    folder = expand_home(path).resolve() / CHECKPOINTS
+    Raises:
+      InputError: there is no such checkpoint.
+    """
+    folder, steps = expand_home(path).resolve() / CHECKPOINTS, []
     if folder.is_dir():
         with ocp.training.Checkpointer(folder) as checkpointer:
-            if checkpointer.latest is not None:
-                return checkpointer.latest.step
-    raise InputError(f"{path}: the run has no checkpoint yet")
+            steps = [checkpoint.step for checkpoint in checkpointer.checkpoints]
+    if not steps:
+        raise InputError(f"{path}: the run has no checkpoint yet")
+    if step == "last":
+        return max(steps)
+    if step == "best":
+        metric = read_run(path)[0].keep_best
+        if metric is None:
+            raise InputError(f"{path}: the run kept no best checkpoint; train with keep_best, or give a step")
+        step = best_step(read_metrics(expand_home(path) / METRICS), metric)
+        if step is None:
+            raise InputError(f"{path}: the run has measured no {metric} yet; give a step")
+    if step not in steps:
+        raise InputError(f"{path}: has no checkpoint of step {step}; it has {', '.join(map(str, sorted(steps)))}")
+    return step
 
 
-def load_ema(path: str | Path, component: str) -> dict[str, jax.Array]:
-    """Return the EMA of a component's trained parameters, by dotted name, from the last checkpoint of a run."""
-    step = last_step(path)
+def load_ema(path: str | Path, component: str, step: int | None = None) -> dict[str, jax.Array]:
+    """Return the EMA of a component's trained parameters, by dotted name, from a run's checkpoint (None: the last)."""
+    step = resolve_step(path) if step is None else step
     folder = expand_home(path).resolve() / CHECKPOINTS
     with _damage_as_input_error(path, step), ocp.training.Checkpointer(folder) as checkpointer:
         stored = checkpointer.checkpointables_metadata(step).metadata["ema"]
@@ -140,16 +143,27 @@ class RunFolder:
             self._lock = stack.pop_all()
 
     def _open_checkpoints(self) -> None:
-        policy = ocp.training.preservation_policies.LatestN(self.config.keep_checkpoints)
         self._open = lambda: ocp.training.Checkpointer(
-            self.path / CHECKPOINTS, preservation_policy=policy, cleanup_tmp_directories=True
+            self.path / CHECKPOINTS, preservation_policy=self._policy(), cleanup_tmp_directories=True
         )
-        self._checkpointer = self._board = None
+        self._checkpointer: ocp.training.Checkpointer | None = None
+        self._loggers: list[Logger] = []
+        self._evaluations: list[dict[str, Any]] = []  # lines with the metric of `keep_best`
         if (self.path / CHECKPOINTS).is_dir():
             self._checkpointer = self._open()
             if self._checkpointer.latest is not None:
                 self.last = self._checkpointer.latest.step
                 self._compare_with_record()
+
+    def _policy(self) -> ocp.training.preservation_policies.PreservationPolicy:
+        """Return the policy of which checkpoints to keep: the last, every `keep_every` steps, the best."""
+        policies = ocp.training.preservation_policies
+        kept: list = [policies.LatestN(self.config.keep_checkpoints)]
+        if self.config.keep_every is not None:
+            kept.append(policies.EveryNSteps(self.config.keep_every))
+        if self.config.keep_best is not None:
+            kept.append(_KeepBest(self._evaluations, self.config.keep_best))
+        return policies.AnyPreservationPolicy(kept)
 
     def _compare_with_record(self) -> None:
         """Fill `changes`; raise InputError if the folder's run is another one."""
@@ -173,13 +187,15 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if self.is_main:
                 remove_partial(self.path)
-                starts = _read_record(self.path)["starts"] if is_run(self.path) else []
-                starts.append({"step": step, "time": _now(), "commit": _commit(), "changes": self.changes})
+                starts = read_record(self.path)["starts"] if is_run(self.path) else []
+                starts.append({"step": step, "time": current_time(), "commit": code_commit(), "changes": self.changes})
                 record = {"train": to_dict(self.config), "model": to_dict(self.model), "starts": starts}
                 with atomic_write(self.path / RECORD) as temporary:
                     temporary.write_text(json.dumps(record, indent=1) + "\n")
                 self._drop_metrics_after(step)
-                self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+                self._loggers.append(TensorBoard(self.path / "tensorboard", step))
+                if self.config.logger == "wandb":
+                    self._loggers.append(WeightsAndBiases(self.path, starts[0]["time"], record["train"]))
             if self._checkpointer is None:
                 self._checkpointer = self._open()
         except OSError as error:
@@ -188,11 +204,12 @@ class RunFolder:
     def _drop_metrics_after(self, step: int) -> None:
         """Drop lines of steps that will be repeated, left by a run that was killed after its last checkpoint."""
         file = self.path / METRICS
-        lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
-        kept = [line for line in lines if _is_before(line, step)]
-        if len(kept) < len(lines):
+        kept = [line for line in read_metrics(file) if line["step"] <= step]
+        self._evaluations += [line for line in kept if self.config.keep_best in line]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        if file.is_file() and file.read_text() != text:
             with atomic_write(file) as temporary:
-                temporary.write_text("".join(kept))
+                temporary.write_text(text)
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -202,8 +219,9 @@ class RunFolder:
             self._close(kind)
 
     def _close(self, kind: type[BaseException] | None) -> None:
-        if self._board is not None:
-            self._board.close()
+        for logger in self._loggers:
+            with failure_as_warning(type(logger).__name__):
+                logger.close()
         if self._checkpointer is not None:
             # An exception in flight takes precedence over its consequences for the pending checkpoint.
             with self._write_as_input_error() if kind is None else contextlib.suppress(OSError, ValueError):
@@ -230,28 +248,26 @@ class RunFolder:
             return TrainState(**self._checkpointer.load_checkpointables(self.last, abstract.items()))
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Append a line to metrics.jsonl and a point to each of TensorBoard's curves."""
+        """Append a line to metrics.jsonl and a point to each curve of the loggers."""
         if not self.is_main:
             return
+        line = {"step": step} | values
+        if self.config.keep_best in values:
+            self._evaluations.append(line)
         with self._write_as_input_error(), (self.path / METRICS).open("a") as file:
-            file.write(json.dumps({"step": step} | values) + "\n")
-        with _failure_as_warning("TensorBoard's curves"):
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
-            self._board.flush()
+            file.write(json.dumps(line) + "\n")
+        for logger in self._loggers:
+            with failure_as_warning(f"curves of {type(logger).__name__}"):
+                logger.log(step, values)
 
     def draw(self, step: int, image: Float[np.ndarray, "h w 3"]) -> None:
-        """Write an evaluation's picture, in [0, 1], to pictures/ and to TensorBoard."""
+        """Write an evaluation's picture, in [0, 1], to pictures/ and to the loggers."""
         file = self.path / "pictures" / f"{step:08d}.png"
-        with _failure_as_warning(f"the picture {file}"):
+        with failure_as_warning(f"the picture {file}"):
             write_png(file, image)
-            # tensorboardX's `add_image` would need Pillow to encode the PNG, which exists already.
-            height, width, channels = image.shape
-            encoded = Summary.Image(
-                height=height, width=width, colorspace=channels, encoded_image_string=file.read_bytes()
-            )
-            value = Summary.Value(tag="evaluation", image=encoded)
-            self._board.file_writer.add_summary(Summary(value=[value]), step)
+        for logger in self._loggers if file.is_file() else ():
+            with failure_as_warning(f"the picture in {type(logger).__name__}"):
+                logger.draw(step, file)
 
     @contextlib.contextmanager
     def _write_as_input_error(self) -> Iterator[None]:
@@ -267,8 +283,20 @@ class RunFolder:
             ) from error
 
 
+@dataclass(frozen=True)
+class _KeepBest:
+    """Orbax's policy to keep the checkpoint of the best evaluation."""
+
+    evaluations: Sequence[Mapping[str, Any]]
+    metric: str
+
+    def should_preserve(self, checkpoints: Sequence, *, context: Any) -> list[bool]:
+        best = best_step(self.evaluations, self.metric)
+        return [checkpoint.step == best for checkpoint in checkpoints]
+
+
 @contextlib.contextmanager
-def _failure_as_warning(thing: str) -> Iterator[None]:
+def failure_as_warning(thing: str) -> Iterator[None]:
     """Turn any error into a warning, because training does not depend on its illustrations."""
     try:
         yield
@@ -285,27 +313,3 @@ def _damage_as_input_error(path: str | Path, step: int) -> Iterator[None]:
         raise InputError(
             f"{folder}: damaged ({first_line(error)}); remove this folder to resume from the checkpoint before it"
         ) from error
-
-
-# --- the record ------------------------------------------------------------------------------------------------------
-
-
-def _is_before(line: str, step: int) -> bool:
-    """Return whether a line of metrics.jsonl is complete, and of this step or an earlier one."""
-    try:
-        return line.endswith("\n") and json.loads(line)["step"] <= step
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return False
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _commit() -> str | None:
-    """Return the commit of this code, or None outside of a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -23,7 +23,7 @@ from drender.fields import from_dict, naming, to_dict
 from drender.models import lora
 from drender.models.params import abstract_module, flatten, unflatten
 from drender.models.registry import network_of
-from drender.training import init, run_dir
+from drender.training import init, run_dir, run_record
 from drender.training.config import TrainConfig
 from drender.training.losses import OBJECTIVES
 
@@ -197,14 +197,15 @@ class WeightSource:
 
     Attributes:
       path: its folder.
+      step: of a run's checkpoint; None: the last.
       config: its renderer.
       components: names of the components that it holds.
     """
 
-    def __init__(self, path: str):
-        self.path, self.run = path, None
-        if run_dir.is_run(path):
-            train_config, self.config = run_dir.read_run(path)
+    def __init__(self, path: str, step: int | None = None):
+        self.path, self.step, self.run = path, step, None
+        if run_record.is_run(path):
+            train_config, self.config = run_record.read_run(path)
             # What a run has not trained itself is opened when it is loaded.
             self.run = train_config
             self.components = Weights(train_config, {}, self.config).components
@@ -217,7 +218,7 @@ class WeightSource:
         """Return a component as a nested dict of arrays."""
         if self.run is None:
             return orbax.load(self.path, name)
-        leaves = run_dir.load_ema(self.path, name)
+        leaves = run_dir.load_ema(self.path, name, self.step)
         weights = Weights(self.run, {}, self.config)
         if len(leaves) < len(weights.shapes(name)):
             weights = dataclasses.replace(weights, sources=_open_sources(self.run.init_from))

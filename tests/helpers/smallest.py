@@ -76,9 +76,9 @@ def write_config(path: Path, *run, **changes) -> Path:
 
 
 @contextlib.contextmanager
-def begin_run(output: Path) -> Iterator[RunFolder]:
+def begin_run(output: Path, **changes) -> Iterator[RunFolder]:
     """Begin an auto-encoder's run without any step, and yield its folder."""
-    run = config("vae", "", output)
+    run = config("vae", "", output, **changes)
     with RunFolder(run, resolve_weights(run).model) as folder:
         folder.begin()
         yield folder

@@ -1,15 +1,11 @@
 """Training runs: files, logs, and resuming to identical bits after kills and stops."""
 
-import dataclasses
 import datetime
 import functools
 import json
 import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,43 +14,20 @@ import numpy as np
 import OpenImageIO as oiio
 import pytest
 from helpers import smallest
-from helpers.small import random_params
+from helpers.training_runs import checkpoints, metrics, outcomes, processes, saved
 from jax.experimental.compilation_cache import compilation_cache
-from orbax.checkpoint import v1 as ocp
 
 from drender import InputError, sharding
-from drender.checkpoints import orbax
 from drender.media.gbuffers import frame_path
-from drender.models.registry import network_of
 from drender.sharding import MeshConfig
 from drender.training import loop
-from drender.training.config import LoraConfig
-from drender.training.run_dir import RunFolder, load_ema
+from drender.training.run_dir import RunFolder
 from drender.training.step import abstract_state, make_optimizer
 from drender.training.weights import resolve_weights
 
-ROOT = Path(__file__).parents[2]
 STEPS = 12
 # Few trained parameters, because each adds to the compilation. Frozen ones are drawn again when a run resumes.
 LEARNS = ("vae.encoder.conv_in", "vae.decoder.conv_in", "vae.decoder.mid_block.resnets.0")
-DYING = """
-import os, signal, sys
-import train
-from drender import cli, sharding
-from drender.training.loop import MetricLogger
-
-sharding.MAX_REPLICATED_SIZE = 8
-last, read = int(sys.argv.pop(1)), MetricLogger.read
-
-def read_and_die(meter, step, metrics):
-    stop = read(meter, step, metrics)
-    if step == last:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return stop
-
-MetricLogger.read = read_and_die
-cli.run(train.main)
-"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -92,9 +65,9 @@ def settings(clips) -> Callable:
 def train(settings) -> Callable:
     """train(output, …) -> its exit code, in this process."""
 
-    def call(output, **changes) -> int:
+    def call(output, dry_run=False, **changes) -> int:
         run, values = settings(output, **changes)
-        return loop.train(smallest.config(*run, **values))
+        return loop.train(smallest.config(*run, **values), dry_run)
 
     return call
 
@@ -105,48 +78,6 @@ def whole(train, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "whole"
     assert train(folder) == 0
     return folder
-
-
-def processes(path: Path, settings: tuple, count: int, die_after: int = -1) -> list[int]:
-    """The exit codes of the processes that a run of train.py is made of; each kills itself after reading that step."""
-    file = smallest.write_config(path, *settings[0], **settings[1])
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(2 // count)}
-    command = [sys.executable, "-c", DYING, str(die_after), "--config", str(file)]
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        hosts = ["--coordinator", f"localhost:{free.getsockname()[1]}", "--num-processes", str(count)]
-    hosts = [[*hosts, "--process-id", str(i)] for i in range(count)] if count > 1 else [[]]
-    started = [
-        subprocess.Popen([*command, *host], env=environment, stderr=subprocess.PIPE, text=True) for host in hosts
-    ]
-    ends = [(process.communicate()[1], process.returncode) for process in started]
-    assert all(not errors for errors, code in ends if code == 0), ends
-    return [code for _, code in ends]
-
-
-def metrics(run: Path) -> dict[str, dict[int, float]]:
-    """The measured values by name and step."""
-    measured: dict[str, dict[int, float]] = {}
-    for line in (run / "metrics.jsonl").read_text().splitlines():
-        values = json.loads(line)
-        step = values.pop("step")
-        for name, value in values.items():
-            assert step not in measured.setdefault(name, {}), f"{name} of step {step} is there twice"
-            measured[name][step] = value
-    return measured
-
-
-def saved(run: Path, step: int = STEPS) -> dict:
-    """A checkpoint, as it is."""
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    whole = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
-    with ocp.training.Checkpointer(run / "checkpoints") as checkpointer:
-        stored = checkpointer.checkpointables_metadata(step).metadata
-        return checkpointer.load_checkpointables(step, jax.tree.map(whole, dict(stored)))
-
-
-def checkpoints(run: Path) -> list[str]:
-    return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
 def signalled(monkeypatch, number: int, after: int) -> None:
@@ -168,8 +99,8 @@ def test_files_of_a_run(whole):
     assert checkpoints(whole) == ["12", "9"]  # the last two
     measured = metrics(whole)
     assert list(measured["loss"]) == list(range(1, STEPS + 1))
-    assert {"gradient_norm", "learning_rate", "step_seconds", "rows_per_second", "tflops_per_second"} < set(measured)
-    assert list(measured["evaluation/rgb/psnr"]) == [STEPS]
+    assert {"gradient_norm", "learning_rate", "step_seconds", "data_seconds", "tflops_per_second"} < set(measured)
+    assert list(measured["evaluation/rgb/psnr"]) == list(measured["evaluation/loss/mean"]) == [STEPS]
     assert (whole / "pictures" / f"{STEPS:08d}.png").is_file() and any((whole / "tensorboard").iterdir())
     record = json.loads((whole / "run.json").read_text())
     assert record["train"]["optimizer"]["betas"] == [0.9, 0.999]  # complete, with what nobody gave
@@ -186,7 +117,7 @@ def test_a_killed_and_stopped_run_ends_with_identical_bits(whole, settings, trai
             assert train(run) == code
         assert str(after + 1) in checkpoints(run)  # the step that it was at is saved
     assert train(run) == 0
-    same, expected = saved(run), saved(whole)
+    same, expected = saved(run, STEPS), saved(whole, STEPS)
     assert set(same) == {"params", "ema", "optimizer"}
     jax.tree.map(np.testing.assert_array_equal, same, expected)
     ours, theirs = metrics(run), metrics(whole)
@@ -194,67 +125,23 @@ def test_a_killed_and_stopped_run_ends_with_identical_bits(whole, settings, trai
         assert ours[name] == theirs[name]
 
 
-def test_pictures_reach_tensorboard_without_its_own_encoder(whole, settings, tmp_path):
-    """TensorBoard's encoder imports Pillow when it is called, which fails in this process."""
-    file = tmp_path / "run.yaml"
-    run, values = settings(tmp_path / "run")
-    smallest.write_config(file, *run, **values | {"optimizer.steps": 1})
-    code = "import sys; from drender import cli; import train; sys.modules['PIL'] = None; cli.run(train.main)"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
-    command = [sys.executable, "-c", code, "--config", str(file)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    picture = (tmp_path / "run" / "pictures" / "00000001.png").read_bytes()
-    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+def test_pictures_reach_tensorboard(whole):
+    picture = (whole / "pictures" / f"{STEPS:08d}.png").read_bytes()
+    (events,) = (whole / "tensorboard").iterdir()
     assert picture in events.read_bytes()
 
 
-def test_lora_alone_learns_from_plain_sources(tmp_path):
-    clips = smallest.write_balls(tmp_path / "clips", light=False)
-    config = smallest.config("inverse", clips, tmp_path / "run", **{"optimizer.steps": 2, "optimizer.warmup": 0})
-    renderer = resolve_weights(config).model
-    parts = {name: random_params(*network_of(renderer, name)) for name in ("unet", "vae")}
-    orbax.save(tmp_path / "start", renderer, parts)
-    fine_tuning = {
-        "lora": LoraConfig(rank=2),
-        "trainable": ("lora",),
-        "init_from": str(tmp_path / "start"),
-        "model": {},
-    }
-    assert loop.train(dataclasses.replace(config, **fine_tuning)) == 0
-    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
-    assert all(line["gradient_norm"] > 0 for line in lines)
-    factors = load_ema(tmp_path / "run", "lora")
-    # Cross-attention to a single token does not depend on its queries and keys.
-    trained = [x for name, x in factors.items() if ".attn1." in name and name.endswith("lora_B")]
-    assert trained and all(np.abs(x).max() > 0 for x in trained)
-
-
-def metrics_of(**values: float) -> dict:
-    """Return the metrics of a step as the logger reads them."""
-    values = {"loss": 1.0, "gradient_norm": 1.0, "learning_rate": 1.0, "stop": 0.0} | values
-    return {name: jax.numpy.float32(value) for name, value in values.items()}
-
-
-@pytest.fixture
-def begun(tmp_path):
-    """The folder of a run that has begun."""
-    with smallest.begin_run(tmp_path / "run") as folder:
-        yield folder
-
-
-def test_a_gradient_of_zero_is_a_warning(begun):
-    logger = loop.MetricLogger(begun.config, begun, 0.0)
-    with pytest.warns(UserWarning, match="step 1: the gradient is exactly 0, so nothing trains"):
-        logger.read(1, metrics_of(gradient_norm=0.0))
-    logger.read(2, metrics_of(gradient_norm=0.0))  # warned once
-
-
-def test_logs_hold_mean_metrics_and_the_current_learning_rate(begun):
-    logger = loop.MetricLogger(dataclasses.replace(begun.config, log_every=2), begun, 0.0)
-    for step in (1, 2):
-        logger.read(step, metrics_of(loss=step, learning_rate=step / 4))
-    assert (metrics(begun.path)["loss"], metrics(begun.path)["learning_rate"]) == ({2: 1.5}, {2: 0.5})
+def test_a_dry_run_describes_the_run_and_leaves_it_alone(train, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(run, dry_run=True) == 0
+    shown = capsys.readouterr().out
+    assert "  learning_rate: 0.001\n" in shown and "betas: [0.9, 0.999]" in shown  # given, and by default
+    assert "vae: 2,153 parameters train, 14,045 are frozen" in shown
+    assert "GiB of temporaries" in shown and "TFLOP per step on" in shown
+    assert f"first batch: {run}.first-batch.png; nothing was trained" in shown
+    assert not run.exists()
+    # 4 rows of the middle frames of an image each.
+    assert oiio.ImageInput.open(f"{run}.first-batch.png").spec().height == 4 * smallest.SIZE
 
 
 def test_a_resumed_run_reports_and_records_its_changes(whole, train, monkeypatch, tmp_path, capsys):
@@ -272,10 +159,11 @@ def test_a_resumed_run_reports_and_records_its_changes(whole, train, monkeypatch
     assert len(second["commit"]) == 40 and datetime.datetime.fromisoformat(second["time"]).tzinfo is not None
 
 
-def test_a_stop_between_two_logs_keeps_the_metrics(whole, train, monkeypatch, tmp_path):
+def test_a_stop_between_two_logs_keeps_the_metrics_and_the_trace(whole, train, monkeypatch, tmp_path):
     run = tmp_path / "run"
     signalled(monkeypatch, signal.SIGTERM, 3)
-    assert train(run, log_every=5) == 143
+    assert train(run, log_every=5, **{"profile.steps": [2, 3]}) == 143
+    assert list((run / "profile").rglob("*.xplane.pb"))
     expected, found = metrics(whole)["loss"], metrics(run)["loss"]
     last = max(int(name) for name in checkpoints(run))
     assert list(found) == [last] and last % 5
@@ -296,16 +184,6 @@ def test_a_finished_run_ends_at_once(whole, train, monkeypatch, capsys):
     assert (whole / "metrics.jsonl").read_text() == before
 
 
-def test_a_second_ctrl_c_interrupts_at_once(capsys):
-    handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), loop.PreemptionGuard() as signals:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert signals.received == signal.SIGINT
-        os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is handler
-    assert capsys.readouterr().out == "stopping after this step, which will be saved\n"
-
-
 def test_a_non_finite_loss_stops_and_keeps_the_checkpoint(whole, train, clips, tmp_path):
     run, bad = shutil.copytree(whole, tmp_path / "run"), tmp_path / "bad"
     for label in ("rgb", "basecolor", "normal", "depth", "roughness", "metallic"):
@@ -318,7 +196,7 @@ def test_a_non_finite_loss_stops_and_keeps_the_checkpoint(whole, train, clips, t
     sources = {"data.sources": [{"path": str(bad)}], "optimizer.steps": 20}
     with pytest.raises(InputError, match=f"^step 13: .*loss nan.*; {run} keeps the checkpoint after step 12; lower"):
         train(run, **sources)
-    jax.tree.map(np.testing.assert_array_equal, saved(run), saved(whole))
+    jax.tree.map(np.testing.assert_array_equal, saved(run, STEPS), saved(whole, STEPS))
     with pytest.raises(InputError, match=f"^step 1: .*; {tmp_path / 'new'} has no checkpoint yet; lower"):
         train(tmp_path / "new", **sources)
 
@@ -332,7 +210,7 @@ def test_a_checkpoint_is_restored_on_another_mesh(whole, settings):
     weights = resolve_weights(config)
     mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=1), 4, 1)
     optimizer = make_optimizer(config.optimizer)
-    expected = saved(whole)
+    expected = saved(whole, STEPS)
     assert r"null, \"fsdp\"]" in (whole / "checkpoints" / "12" / "params" / "_sharding").read_text()
     with RunFolder(config, weights.model) as folder:
         learn, _ = weights.split(needs_vae=True, resumed=True)
@@ -353,6 +231,21 @@ def test_two_killed_processes_resume_as_two_or_as_one(whole, settings, train, tm
     for measured in (metrics(run), metrics(alone)):
         assert measured["loss"] == pytest.approx(expected["loss"], rel=1e-5)
         assert measured["evaluation/rgb/psnr"] == pytest.approx(expected["evaluation/rgb/psnr"], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_process_that_loses_another_ends_with_one_line(whole, settings, train, tmp_path, lost):
+    """Process 0 holds the coordinator, without which XLA aborts all others."""
+    run = tmp_path / "run"
+    steps = tuple(8 if i == lost else -1 for i in range(2))
+    ends = outcomes(tmp_path / "run.yaml", settings(run), 2, steps)
+    errors, code = ends[1 - lost]
+    remedy = f"{run} keeps its checkpoints: run the same command again on every host"
+    assert (errors, code) == (f"error: another process of this run was lost; {remedy}\n", 2)
+    assert ends[lost][1] == -signal.SIGKILL
+    assert train(run) == 0
+    assert metrics(run)["loss"] == pytest.approx(metrics(whole)["loss"], rel=1e-5)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

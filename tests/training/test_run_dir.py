@@ -64,4 +64,43 @@ def test_a_truncated_line_of_metrics_is_dropped(begun):
 
 def test_a_run_without_a_checkpoint_has_no_weights(begun):
     with pytest.raises(InputError, match="run: the run has no checkpoint yet"):
-        run_dir.last_step(begun[0].path)
+        run_dir.resolve_step(begun[0].path)
+
+
+# --- keeping ----------------------------------------------------------------------------------------------------------
+
+KEEP = {"save_every": 1, "keep_checkpoints": 1, "evaluation.path": "clips"}
+
+
+def keep(output, losses, **changes) -> list[int]:
+    """Save a checkpoint per loss, each measured after it is saved; return the steps that are left."""
+    state = {"vae.x": jax.numpy.ones(4)}
+    with smallest.begin_run(output, **KEEP, **changes) as folder:
+        first = (folder.last or 0) + 1
+        for step, loss in enumerate(losses, first):
+            folder.save(step, run_dir.TrainState(state, state, state))
+            folder.log(step, {"evaluation/loss/mean": loss, "evaluation/rgb/psnr": -loss})
+    return sorted(int(path.name) for path in (output / "checkpoints").iterdir())
+
+
+def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path):
+    losses = [3.0, 1.0, 2.0, 2.0, 1.5]
+    assert keep(tmp_path / "lowest", losses, keep_best="evaluation/loss/mean") == [2, 5]
+    assert keep(tmp_path / "highest", losses, keep_best="evaluation/rgb/psnr") == [2, 5]
+    assert run_dir.resolve_step(tmp_path / "lowest", "best") == 2
+    assert run_dir.resolve_step(tmp_path / "lowest", "last") == run_dir.resolve_step(tmp_path / "lowest") == 5
+    # A later start knows the evaluations before it.
+    assert keep(tmp_path / "lowest", [1.2, 1.1], keep_best="evaluation/loss/mean") == [2, 7]
+    assert keep(tmp_path / "lowest", [0.5, 0.7], keep_best="evaluation/loss/mean") == [8, 9]
+
+
+def test_every_nth_checkpoint_is_kept_for_good(tmp_path):
+    assert keep(tmp_path / "run", [1.0] * 7, keep_every=3) == [3, 6, 7]
+
+
+def test_a_checkpoint_that_is_not_there_is_an_error(tmp_path):
+    keep(tmp_path / "run", [1.0, 2.0])
+    with pytest.raises(InputError, match="has no checkpoint of step 1; it has 2"):
+        run_dir.resolve_step(tmp_path / "run", 1)
+    with pytest.raises(InputError, match="the run kept no best checkpoint; train with keep_best, or give a step"):
+        run_dir.resolve_step(tmp_path / "run", "best")

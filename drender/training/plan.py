@@ -1,0 +1,84 @@
+"""Describe a run before it trains: its configuration, parameters, memory, arithmetic and first batch."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import yaml
+from einops import rearrange
+
+from drender.config import RendererConfig
+from drender.data.loader import TrainingData
+from drender.fields import to_dict
+from drender.files import expand_home
+from drender.media.images import write_png
+from drender.training import flops
+from drender.training.config import TrainConfig
+
+# Share of the devices' peak that a step is assumed to reach where nothing is measured yet.
+ASSUMED_MFU = 0.4
+
+
+def describe_config(config: TrainConfig) -> Iterator[str]:
+    """Yield the lines of the complete configuration as YAML, with the defaults that nobody gave."""
+    yield "configuration:"
+    text = yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    yield from (f"  {line}" for line in text.splitlines())
+
+
+def describe_parameters(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line per component: how many of its parameters train."""
+    for name in sorted({key.partition(".")[0] for key in (*trained, *frozen)}):
+        sizes = [sum(x.size for key, x in arrays.items() if key.startswith(f"{name}.")) for arrays in (trained, frozen)]
+        yield f"{name}: {sizes[0]:,} parameters train, {sizes[1]:,} are frozen"
+
+
+def describe_step(config: TrainConfig, flops_per_step: float) -> Iterator[str]:
+    """Yield the arithmetic of a step, and the time that it takes by the devices' peak."""
+    device, count = jax.devices()[0], jax.device_count()
+    peak = flops.peak(device.device_kind, config.dtype)
+    yield f"{flops_per_step / 1e12:.4g} TFLOP per step on {count} × {device.device_kind}, without rematerialization"
+    if peak is None:
+        yield f"the peak of {device.device_kind} is unknown: run a few steps to learn their time"
+        return
+    seconds = flops_per_step / (peak * count * ASSUMED_MFU)
+    hours = seconds * config.optimizer.steps / 3600
+    yield (
+        f"at {ASSUMED_MFU:.0%} of the peak of {peak / 1e12:g} TFLOP/s per device, a step takes {seconds:.3g} s and the "
+        f"run of {config.optimizer.steps} steps {hours:.3g} h"
+    )
+
+
+def write_batch(config: TrainConfig, model: RendererConfig, data: TrainingData) -> Path:
+    """Draw the first rows of this process, beside the folder of the run, and return the file.
+
+    A row of the picture is a row of the batch: the middle frame of each image. Of cached latents the first three
+    channels are shown.
+    """
+    batch = next(data.batches())
+    rows = [row for _, row in zip(range(8), zip(*_images(batch), strict=True), strict=False)]
+    height = max(len(image) for row in rows for image in row)
+    picture = np.concatenate([np.concatenate([_padded(image, height) for image in row], axis=1) for row in rows])
+    output = expand_home(config.output)
+    path = output.with_name(f"{output.name}.first-batch.png")
+    write_png(path, picture)
+    return path
+
+
+def _images(batch: Mapping[str, np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield arrays `[b, h, w, 3]`, one per image of a row."""
+    for images in batch.values():
+        if images.ndim < 5:
+            continue
+        images = images[:, None] if images.ndim == 5 else images
+        frames = rearrange(images[:, :, images.shape[2] // 2], "b i h w c -> i b h w c").astype(np.float32)
+        for image in frames[..., :3]:
+            image = np.broadcast_to(image, (*image.shape[:3], 3)) if image.shape[-1] == 1 else image
+            low, high = (0, 1) if images.shape[-1] <= 3 else (image.min(), image.max())
+            yield np.clip((image - low) / max(high - low, 1e-6), 0, 1)
+
+
+def _padded(image: np.ndarray, height: int) -> np.ndarray:
+    return np.pad(image, ((0, height - len(image)), (0, 0), (0, 0)))

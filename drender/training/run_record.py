@@ -1,0 +1,71 @@
+"""What a run has written down: run.json with its configurations and starts, and metrics.jsonl."""
+
+import contextlib
+import datetime
+import json
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from drender.config import RendererConfig
+from drender.errors import InputError
+from drender.fields import from_dict, naming
+from drender.files import expand_home, read_json
+from drender.metrics.image import HIGHER_IS_BETTER
+from drender.training.config import TrainConfig
+
+RECORD = "run.json"
+METRICS = "metrics.jsonl"
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a folder is a training run."""
+    return (expand_home(path) / RECORD).is_file()
+
+
+def read_run(path: str | Path) -> tuple[TrainConfig, RendererConfig]:
+    """Return the configurations of a run and of its renderer; raise InputError if they cannot be read."""
+    record, file = read_record(path), expand_home(path) / RECORD
+    with naming(file):
+        return from_dict(TrainConfig, record["train"], "train"), from_dict(RendererConfig, record["model"], "model")
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """Return the contents of run.json."""
+    file = expand_home(path) / RECORD
+    record = {"starts": []} | read_json(file, f"is {path} a training run?")
+    if not ({"train", "model"} <= record.keys() and isinstance(record["starts"], list)):
+        raise InputError(f"{file}: expected the keys train, model and starts; is {path} a training run?")
+    return record
+
+
+def best_step(lines: Iterable[Mapping[str, Any]], metric: str) -> int | None:
+    """Return the step with the best value of a metric among lines of metrics.jsonl; of equal ones the first."""
+    sign = -1 if metric.rpartition("/")[2] in HIGHER_IS_BETTER else 1
+    values = [(sign * line[metric], line["step"]) for line in lines if metric in line]
+    return min(values, default=(0, None))[1]
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl, without those that a killed run left incomplete or damaged."""
+    lines = []
+    for text in file.read_text(errors="replace").splitlines(keepends=True) if file.is_file() else ():
+        with contextlib.suppress(ValueError, RecursionError):
+            line = json.loads(text)
+            if text.endswith("\n") and isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append(line)
+    return lines
+
+
+def current_time() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def code_commit() -> str | None:
+    """Return the commit of this code, or None outside of a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

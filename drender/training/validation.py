@@ -1,0 +1,100 @@
+"""The validation loss: the training loss of held-out rows, without dropout and augmentation, at fixed noise levels.
+
+Its noise is fixed too, so that its curve shows the weights alone and compares between runs of one objective.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32
+
+from drender.config import ENVIRONMENT_LABELS
+from drender.data.clips import VALID, latent_mask
+from drender.data.loader import environment_labels
+from drender.training.config import TrainConfig
+from drender.training.losses import OBJECTIVES, Batch, LossContext
+
+Images = Mapping[str, Float32[np.ndarray, "f _h _w _c"]]
+
+
+class ValidationLoss:
+    """The validation loss of a run.
+
+    Attributes:
+      levels: the noise levels σ; one without meaning, 1, for objectives without noise.
+    """
+
+    def __init__(self, config: TrainConfig, context: LossContext):
+        self.config, self.model = config, context.config
+        self.levels = config.evaluation.sigmas
+        if self.levels and config.loss.one_step:
+            self.levels = (self.model.scheduler.sigma_max,)
+        if self.levels and config.objective not in ("inverse", "forward"):
+            self.levels = (1.0,)
+        loss = dataclasses.replace(context.loss, condition_dropout=0.0, all_dropout=0.0, condition_noise=None)
+        # Rows come as latents, one at a time on one device.
+        context = dataclasses.replace(context, loss=loss, latent=True, remat=False, mesh=None)
+        objective = OBJECTIVES[config.objective].loss
+        self._loss = jax.jit(lambda params, batch, key: objective(context, params, batch, key)[1]["loss"])
+
+    def names(self) -> list[str]:
+        """Return the names of the values that `scores` may yield."""
+        if not self.levels:
+            return []
+        if self.config.objective not in ("inverse", "forward"):
+            return ["loss/mean"]
+        buffers = dict.fromkeys(self.config.data.passes if self.config.objective == "inverse" else ())
+        return ["loss/mean", *(f"{x}/loss" for x in buffers), *(f"loss/sigma_{level:g}" for level in self.levels)]
+
+    def scores(self, params: dict, images: Images, encode: Callable, index: int) -> Iterator[tuple[str, float]]:
+        """Yield (name, loss) of the rows of a clip.
+
+        Args:
+          params: per component, LoRA merged.
+          images: of all labels, in [0, 1].
+          encode: images `[f, h, w, 3]` to unscaled latents.
+          index: of the clip, the seed of its noise.
+        """
+        if not self.levels:
+            return
+        for row, (label, batch) in enumerate(self._rows(images, encode)):
+            for number, level in enumerate(self.levels):
+                key = jax.random.fold_in(jax.random.fold_in(jax.random.key(index), row), number)
+                loss = float(self._loss(params, batch | {"sigma": jnp.full((1,), level, jnp.float32)}, key))
+                yield "loss/mean", loss
+                if label:
+                    yield f"{label}/loss", loss
+                if self.config.objective in ("inverse", "forward"):
+                    yield f"loss/sigma_{level:g}", loss
+
+    def _rows(self, images: Images, encode: Callable) -> Iterator[tuple[str | None, Batch]]:
+        """Yield (label of the G-buffer if the row has one, batch of one row)."""
+        light = environment_labels(self.model)
+        if self.config.objective == "vae":
+            for frames in images.values():
+                yield None, {"images": np.asarray(frames)[None]}
+            return
+        # An encoder of pixels takes the environment images as they are.
+        keeps = () if self.model.env_encoder and self.model.env_encoder.latent_encoder else ENVIRONMENT_LABELS
+        keeps += (VALID,)
+        latents = {label: np.asarray(x if label in keeps else encode(x))[None] for label, x in images.items()}
+        flags = {"image_only": np.zeros(1, bool), "real": np.zeros(1, bool)}
+        if VALID in images:
+            flags["valid"] = latent_mask(images[VALID][None], self.model.vae.downscale)
+
+        def stack(labels: tuple[str, ...]) -> np.ndarray:
+            return np.stack([latents[label] for label in labels], axis=1)
+
+        if self.config.objective == "inverse":
+            for label in dict.fromkeys(self.config.data.passes):
+                if label in latents:
+                    domain = np.full(1, self.model.domains[label], np.int32)
+                    yield label, {"rgb": latents["rgb"], "buffer": latents[label], "domain": domain, **flags}
+        elif self.config.objective == "forward":
+            conditions = stack(self.model.conditions)
+            yield None, {"rgb": latents["rgb"], "conditions": conditions, "environment": stack(light), **flags}
+        else:
+            yield None, {"environment": stack(light)}
