@@ -1,10 +1,10 @@
 """Importers on miniatures in the layouts of the sets, checked by values computed by hand."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.renders import POSE, write_blender
 
 from drender.data import importers
 from drender.data.clips import open_clips
@@ -133,29 +133,6 @@ def test_interiorverse(tmp_path):
 
 
 # --- Blender ----------------------------------------------------------------------------------------------------------
-
-# The camera is turned by 90° about z: its x axis is the world's y. Blender's matrices may have a scale.
-POSE = [[0, -2, 0, 1], [2, 0, 0, 2], [0, 0, 2, 3], [0, 0, 0, 1]]
-
-
-def write_blender(folder: Path, poses=(POSE, POSE), **layers) -> Path:
-    depths = ([[2, 6], [4, np.inf]], [[2, 2], [2, 2]])
-    for frame, depth in enumerate(depths):
-        passes = {
-            "Combined": ("RGB", (0.2140, 0.2140, 7.0)),
-            "DiffCol": ("RGB", (0.2140, 0.0, 1.0)),
-            "Normal": ("XYZ", (0.0, 1.0, 0.0)),
-            **layers,
-        }
-        channels = {
-            f"ViewLayer.{name}.{component}": np.full((2, 2), value, np.float32)
-            for name, (components, values) in passes.items()
-            for component, value in zip(components, values, strict=True)
-        }
-        write_exr(folder / f"{frame:04d}.exr", channels | {"ViewLayer.Depth.Z": np.float32(depth)})
-    frames = [{"file_path": f"./{i:04d}", "transform_matrix": pose} for i, pose in enumerate(poses)]
-    (folder / "transforms.json").write_text(json.dumps({"frames": frames}))
-    return folder
 
 
 def test_blender(tmp_path):
