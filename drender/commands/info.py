@@ -18,7 +18,7 @@ from drender.media.gbuffers import find_gbuffer_clips, find_images
 from drender.media.images import open_image
 from drender.media.video import VIDEO_SUFFIXES, Clip, find_clips
 from drender.sampling.record import read_record
-from drender.training import run_dir
+from drender.training import run_dir, run_record
 
 Property = tuple[str, object]
 RECORDS = ("inverse.json", "forward.json", "edit.json", "insert.json")
@@ -45,7 +45,7 @@ def parser(prog: str | None) -> cli.Parser:
 def describe(path: str) -> Iterator[Property]:
     """Yield name and value of each property; raise InputError if the path holds nothing that is known."""
     folder = files.expand_home(path)
-    if run_dir.is_run(folder):
+    if run_record.is_run(folder):
         yield from describe_run(folder)
     elif hub.is_name(path) or (folder / "unet").is_dir():
         yield from describe_checkpoint(resolve(path, progress))
@@ -87,11 +87,11 @@ def describe_model(config: RendererConfig) -> Iterator[Property]:
 
 
 def describe_run(folder: Path) -> Iterator[Property]:
-    config, model = run_dir.read_run(folder)
+    config, model = run_record.read_run(folder)
     yield "training run", folder
     yield "objective", config.objective
-    yield "steps", f"{run_dir.last_step(folder)} saved, of {config.steps}"
-    metrics = folder / run_dir.METRICS
+    yield "steps", f"{run_dir.resolve_step(folder)} saved, of {config.optimizer.steps}"
+    metrics = folder / run_record.METRICS
     if metrics.is_file() and (lines := metrics.read_text().splitlines()):
         yield "last metrics", ", ".join(f"{key} {value}" for key, value in json.loads(lines[-1]).items())
     yield from describe_model(model)

@@ -86,19 +86,19 @@ def test_a_buffer_of_some_frames_is_an_error(mixed):
 def test_invalid_pixels_are_filled_and_masked(tmp_path):
     folder = write_noise(tmp_path / "clips" / "a", labels=("rgb", "normal"), size=(2, 2), frames=1)
     write_mask(folder, 0, [[0, 1], [1, 1]])
-    depth = np.float32([[0.25, np.nan], [0.5, np.inf]])
-    write_exr(frame_path(folder, 0, 0, "depth", "exr"), {"Z": depth})
-    (clip,) = open_clips(tmp_path / "clips", ("rgb",), ("normal", "depth"))
-    assert clip.labels == ("normal", "depth", "rgb", "valid") and clip.masked(("rgb",))
-    read = clip.images(("rgb", "normal", "depth", "valid"), slice(1), (2, 2), (16, 16))
+    metallic = np.float32([[0.25, np.nan], [0.5, np.inf]])
+    write_exr(frame_path(folder, 0, 0, "metallic", "exr"), dict.fromkeys("RGB", metallic))
+    (clip,) = open_clips(tmp_path / "clips", ("rgb",), ("normal", "metallic"))
+    assert set(clip.labels) == {"rgb", "normal", "metallic", "valid"} and clip.masked(("rgb",))
+    read = clip.images(("rgb", "normal", "metallic", "valid"), slice(1), (2, 2), (16, 16))
     np.testing.assert_array_equal(read["valid"][0, ..., 0], [[0, 0], [1, 0]])
-    np.testing.assert_array_equal(read["depth"][0, ..., 0], [[1, 1], [0.5, 1]])  # background
+    np.testing.assert_array_equal(read["metallic"][0, ..., 0], [[0, 0], [0.5, 0]])
     np.testing.assert_array_equal(read["normal"][0, 0, 0], [0.5, 0.5, 1])  # outside the mask: toward the camera
     plain = clip.read("normal", [0], (2, 2))[0]
     np.testing.assert_array_equal(read["normal"][0, 1], plain[1])
     np.testing.assert_array_equal(read["rgb"][0], clip.read("rgb", [0], (2, 2))[0])  # the picture is as it is
     with pytest.raises(InputError, match="some pixels are infinite or NaN"):
-        clip.images(("rgb", "depth"), slice(1), (2, 2), (16, 16))
+        clip.images(("rgb", "metallic"), slice(1), (2, 2), (16, 16))
 
 
 def test_a_mask_follows_flips_and_shrinks_to_entirely_valid_pixels(tmp_path):
