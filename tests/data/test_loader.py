@@ -180,7 +180,7 @@ def test_unsuitable_latents_are_refused(cached, lit, vae, tmp_path):
     pixels = dataclasses.replace(FORWARD, env_encoder=EnvEncoderConfig(channels=(32, 64), latent_encoder=False))
     assert "environment encoder takes pixels" in said(objective="forward", model=pixels)
     assert "data.exposure_range and data.rotation need clips" in said(exposure_range=(0.5, 2.0))
-    assert "has no latents of 'diffuse_albedo'" in said(passes=("diffuse_albedo",))
+    assert "'clip0' has none of data.passes" in said(passes=("diffuse_albedo",))
     assert "has 2 frames per entry, fewer than 3" in said(frames=3)
     assert f"{lit} holds clips and {cached} cached latents; encode both" in said(cached, lit)
     values = json.loads((cached / "set.json").read_text())

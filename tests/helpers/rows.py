@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from helpers import small
-from helpers.tiny_clips import LABELS
+from helpers.tiny_clips import LABELS, STEP
 
 from drender.data.config import DataConfig, Source
 
@@ -19,5 +19,5 @@ def config(*sources: Source | Path, **how) -> DataConfig:
 
 def origin(image: np.ndarray) -> tuple[str, int, int]:
     """Label, clip and frame of an image of `tiny_clips.write_clip`."""
-    label, clip, frame = (round(float(value) * 65535 / 2000) - 1 for value in image[0, 0])
+    label, clip, frame = (round(float(value) * 65535 / STEP) - 1 for value in image[0, 0])
     return LABELS[label], clip, frame

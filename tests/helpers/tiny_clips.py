@@ -11,11 +11,12 @@ from drender.media.gbuffers import frame_path
 from drender.media.images import write_png
 
 LABELS = ("rgb", *DEFAULT_PASSES)
+STEP = 700  # small, so that the channels of one-channel labels are about equal
 
 
 def colour(label: str, clip: int, frame: int) -> tuple[float, float, float]:
     """Return the color of a frame, exact in 16 bits: red encodes the label, green the clip, blue the frame."""
-    return tuple(2000 * (1 + value) / 65535 for value in (LABELS.index(label), clip, frame))
+    return tuple(STEP * (1 + value) / 65535 for value in (LABELS.index(label), clip, frame))
 
 
 def write_clip(
