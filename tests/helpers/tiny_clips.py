@@ -11,7 +11,7 @@ from drender.media.gbuffers import frame_path
 from drender.media.images import write_png
 
 LABELS = ("rgb", *DEFAULT_PASSES)
-STEP = 700  # small, so that the channels of one-channel labels are about equal
+STEP = 200  # small, so that the channels of one-channel labels are about equal
 
 
 def colour(label: str, clip: int, frame: int) -> tuple[float, float, float]:
