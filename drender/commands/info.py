@@ -1,6 +1,5 @@
 """Describe a checkpoint, a training run, a folder of results, a clip or G-buffers, one property a line."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -91,9 +90,8 @@ def describe_run(folder: Path) -> Iterator[Property]:
     yield "training run", folder
     yield "objective", config.objective
     yield "steps", f"{run_dir.resolve_step(folder)} saved, of {config.optimizer.steps}"
-    metrics = folder / run_record.METRICS
-    if metrics.is_file() and (lines := metrics.read_text().splitlines()):
-        yield "last metrics", ", ".join(f"{key} {value}" for key, value in json.loads(lines[-1]).items())
+    if lines := run_record.read_metrics(folder / run_record.METRICS):
+        yield "last metrics", ", ".join(f"{key} {value}" for key, value in lines[-1].items())
     yield from describe_model(model)
 
 

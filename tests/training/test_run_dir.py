@@ -8,7 +8,7 @@ import pytest
 from helpers import smallest
 
 from drender import InputError
-from drender.training import run_dir
+from drender.training import run_dir, run_record
 
 
 @pytest.fixture
@@ -104,3 +104,28 @@ def test_a_checkpoint_that_is_not_there_is_an_error(tmp_path):
         run_dir.resolve_step(tmp_path / "run", 1)
     with pytest.raises(InputError, match="the run kept no best checkpoint; train with keep_best, or give a step"):
         run_dir.resolve_step(tmp_path / "run", "best")
+
+
+def test_a_run_that_trains_is_not_opened_again(tmp_path):
+    with smallest.begin_run(tmp_path / "run"):
+        with pytest.raises(InputError, match=r"run: process .* is writing there"), smallest.begin_run(tmp_path / "run"):
+            pass
+        assert run_record.is_run(tmp_path / "run")
+    assert not (tmp_path / "run/.lock").exists()
+
+
+def test_damaged_lines_of_the_metrics_are_dropped(tmp_path):
+    lines = ['{"step": 0}\n', "[" * 5000 + "\n", "3\n", '{"step": "x"}\n', '{"steps": 0}\n', "\n", '{"step": 0}']
+    with smallest.begin_run(tmp_path / "run") as folder:
+        (folder.path / "metrics.jsonl").write_text("".join(lines))
+        assert run_record.read_metrics(folder.path / "metrics.jsonl") == [{"step": 0}]
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"train": {}}', '{"train": {}, "model": 3, "starts": []}', "[" * 10**5]
+)
+def test_a_damaged_record_is_one_line(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(InputError, match=r"run\.json: ") as error:
+        run_record.read_run(tmp_path)
+    assert "\n" not in str(error.value)
