@@ -1,9 +1,10 @@
-"""What all tests share: signatures are checked, and the tiny checkpoints are converted once."""
+"""Fixtures of all tests: signatures are checked, and the tiny checkpoints are converted once."""
 
 import atexit
 import importlib.util
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 # Compiling is most of what the tests do; LLVM optimising less halves it. Two devices show that placement works.
@@ -15,6 +16,7 @@ os.environ.setdefault("NPROC", "8")
 # What is compiled so is large, writes longer than it saves, and does not belong into the user's cache.
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 
+import filelock
 import hypothesis
 import jaxtyping
 import pytest
@@ -47,15 +49,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def inverse_checkpoint(tmp_path_factory) -> Path:
-    """The tiny inverse renderer, converted."""
-    return _converted(tmp_path_factory, "inverse")
+def originals(tmp_path_factory) -> dict[str, Path]:
+    """Tiny checkpoints in the released layout, by kind; not to be changed."""
+    write = lambda kind: lambda folder: tiny.write_released(folder, kind)
+    return {kind: _made_once(tmp_path_factory, f"released-{kind}", write(kind)) for kind in tiny.CONFIGS}
 
 
 @pytest.fixture(scope="session")
-def forward_checkpoint(tmp_path_factory) -> Path:
-    """The tiny forward renderer with its LoRA, converted."""
-    return _converted(tmp_path_factory, "forward")
+def inverse_checkpoint(originals, tmp_path_factory) -> Path:
+    """The tiny inverse renderer, converted; not to be changed."""
+    return _converted(tmp_path_factory, originals["inverse"])
+
+
+@pytest.fixture(scope="session")
+def forward_checkpoint(originals, tmp_path_factory) -> Path:
+    """The tiny forward renderer with its LoRA, converted; not to be changed."""
+    return _converted(tmp_path_factory, originals["forward"])
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +75,6 @@ def small_cubes():
         projection.latlong_to_cube.clear_cache()
         yield
     projection.latlong_to_cube.clear_cache()
-
-
-@pytest.fixture(scope="session")
-def originals(tmp_path_factory) -> dict[str, Path]:
-    """Tiny checkpoints in the released layout, by kind; not to be changed."""
-    folder = tmp_path_factory.mktemp("released")
-    return {kind: tiny.write_released(folder / kind, kind) for kind in tiny.CONFIGS}
 
 
 @pytest.fixture
@@ -87,9 +89,18 @@ def forward(originals, tmp_path) -> Path:
     return tiny.linked(originals["forward"], tmp_path / "released")
 
 
-def _converted(tmp_path_factory, kind: str) -> Path:
-    folder = tmp_path_factory.mktemp(kind)
-    convert.from_released(
-        str(tiny.write_released(folder / "released", kind)), folder / "checkpoint", log=lambda _: None
-    )
-    return folder / "checkpoint"
+def _converted(tmp_path_factory, released: Path) -> Path:
+    convert_to = lambda folder: convert.from_released(str(released), folder, log=lambda _: None)
+    return _made_once(tmp_path_factory, released.name.replace("released", "converted"), convert_to)
+
+
+def _made_once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that `make` writes, once for all processes of a test run."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    with filelock.FileLock(base / f"{name}.lock"):
+        if not (base / name).exists():
+            make(base / f"{name}.unfinished")
+            (base / f"{name}.unfinished").rename(base / name)
+    return base / name

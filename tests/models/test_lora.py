@@ -174,7 +174,7 @@ def test_unknown_target_is_rejected():
         lora.init(abstract_module(UNet, CONFIGS["forward"])[1], 2, ["to_q", "to_output"], seed=0)
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", [pytest.param("inverse", marks=pytest.mark.slow), "forward"])
 def test_equal_gates_equal_merging(kind):
     params, factors, call = adapted_unet(kind)
     inputs = unet_inputs(kind)
@@ -185,7 +185,7 @@ def test_equal_gates_equal_merging(kind):
     assert np.abs(base - merged).max() > 1e-2
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", [pytest.param("inverse", marks=pytest.mark.slow), "forward"])
 def test_every_clip_has_its_own_gate(kind):
     params, factors, call = adapted_unet(kind)
     inputs = unet_inputs(kind)
