@@ -106,7 +106,7 @@ class App:
     def edit(self, index, color, distance, parts, new, roughness, metallic, request: gr.Request) -> tuple:
         session = require(self.session(request))
         given = {"basecolor": new, "roughness": str(roughness), "metallic": str(metallic)}
-        fraction = session.edit(color, distance, {name: given[name] for name in parts})
+        fraction = session.edit(color, float(distance), {name: given[name] for name in parts})
         gr.Info(f"{fraction:.1%} of the pixels changed")
         return self.show(index, request)[:2]
 
@@ -143,7 +143,7 @@ def require(session: Session) -> Session:
 
 
 def light(name: str, file: str | None, yaw: float, pitch: float, roll: float, exposure: float) -> Light:
-    return Light(file or assets.environment(name), yaw, pitch, roll, exposure)
+    return Light(file or assets.environment(name), *map(float, (yaw, pitch, roll, exposure)))  # sliders give integers
 
 
 def shown(clip: np.ndarray | None, index: int) -> np.ndarray | None:
