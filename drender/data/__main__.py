@@ -49,6 +49,10 @@ def parser() -> cli.Parser:
     labeling.add_argument(
         "--environments", type=cli.path, metavar="FOLDER", help="folder with the light of clip NAME in NAME.hdr or .exr"
     )
+    labeling.add_argument("--light", action="store_true", help="estimate the light of every clip; write light.json")
+    _number(
+        labeling, "--fov", float, "DEGREES", help="vertical field of view of the clips, in degrees, for --light (50)"
+    )
     labeling.add_argument("--overwrite", action="store_true", help="replace results of other options")
 
     encoding = add("encode", help="clips to cached latents")

@@ -1,22 +1,28 @@
-"""Make training clips of real footage: G-buffers estimated by an inverse renderer, and links to estimated light."""
+"""Make training clips of real footage: G-buffers and light, estimated from the clips."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from drender.config import Sampling
 from drender.errors import InputError
 from drender.fields import from_dict
 from drender.lighting.light_file import LIGHT_FILE, Light, write_light
-from drender.media.images import HDR_SUFFIXES
+from drender.media.gbuffers import find_gbuffer_clips
+from drender.media.images import HDR_SUFFIXES, write_exr
 from drender.media.resize import ResizeConfig
 from drender.renderers.inverse import InverseRenderer, chosen_passes
 from drender.sampling.execute import execute
-from drender.sampling.inputs import ChunkConfig
+from drender.sampling.inputs import BufferChunks, ChunkConfig
 from drender.sampling.jobs import InverseJob, RunConfig
+from drender.sampling.lights import OWN_LIGHT, Lights, require_for_own_light
 from drender.sampling.record import read_record
+
+ESTIMATED_FILE = "environment.exr"
 
 
 def label(
@@ -31,6 +37,8 @@ def label(
     seed: int = 0,
     dtype: str | None = None,
     environments: str | Path | None = None,
+    light: bool = False,
+    fov: float | None = None,
     overwrite: bool = False,
     devices: Sequence[jax.Device] | None = None,
     process: tuple[int, int] = (0, 1),
@@ -46,8 +54,11 @@ def label(
       size: height and width to cover, with sides rounded up to multiples of 64; None: the model's.
       num_steps: network evaluations per pass; None: the renderer's default.
       seed, dtype: see `drender.config.Sampling` and `Renderer.load`.
-      environments: folder with the estimated light of clip NAME in NAME.hdr or NAME.exr. The clip gets a `light.json`
+      environments: folder with the light of clip NAME in NAME.hdr or NAME.exr. The clip gets a `light.json`
         that refers to it, unless it has one.
+      light: estimate the light of every clip from the frames of its first chunk. The clip gets `environment.exr` and a
+        `light.json`, unless it has one. A clip whose light cannot be estimated is a warning.
+      fov: vertical field of view of the clips in degrees, for `light`; None: 50.
       overwrite: replace results of other arguments.
       devices: devices that share the work; None: all local ones.
       process: index of this process, and number of processes that share the clips.
@@ -68,6 +79,13 @@ def label(
         video=False, overwrite=overwrite,
     )  # fmt: skip
     job = InverseJob(run, chosen_passes(config, passes))
+    if light and environments:
+        raise InputError("--light and --environments exclude each other; leave one out")
+    if light:
+        require_for_own_light(("rgb", *job.passes), "--light: --passes has")
+    elif fov is not None:
+        raise InputError(f"--fov {fov:g}: it is for --light; give it too, or leave it out")
+    own = Lights([OWN_LIGHT], fov=fov) if light else None  # raises InputError before anything is loaded
     lights = _lights(job, Path(environments)) if environments else {}
     try:
         execute(
@@ -77,11 +95,31 @@ def label(
             process,
         )
     finally:
-        for name, file in lights.items():
+        names = [clip.name for clip in job.discover(lambda _: None)] if light else lights
+        for name in names:
             folder = run.output / name
-            if read_record(folder / "inverse.json").get("finished") and not (folder / LIGHT_FILE).exists():
+            if not read_record(folder / "inverse.json").get("finished") or (folder / LIGHT_FILE).exists():
+                continue
+            if own is not None:
+                _estimate_light(folder, own)
+            else:
+                file = lights[name]
                 # `..` through a linked folder leads elsewhere, so resolve the folders. A linked file stays a link.
                 write_light(folder, Light(os.path.relpath(file.parent.resolve() / file.name, folder.resolve())))
+
+
+def _estimate_light(folder: Path, lights: Lights) -> None:
+    """Estimate the light of a finished clip, and write it and its `light.json`."""
+    try:
+        (clip,) = find_gbuffer_clips(folder, ("rgb",), labels=("rgb",))
+        chunks = BufferChunks.plan(clip, ChunkConfig(max(clip.chunks.values()), overlap=0, mode="first"))
+        (chunk,) = chunks.chunks
+        own = lights.estimate_own(lambda name, i: chunks.read(chunk, i, name), clip.labels, chunk, chunk.stop)
+    except InputError as error:
+        warnings.warn(f"clip {folder.name!r} gets no {LIGHT_FILE}: {error}", stacklevel=2)
+        return
+    write_exr(folder / ESTIMATED_FILE, dict(zip("RGB", np.moveaxis(own.light, -1, 0), strict=True)))
+    write_light(folder, Light(ESTIMATED_FILE))
 
 
 def _lights(job: InverseJob, environments: Path) -> dict[str, Path]:

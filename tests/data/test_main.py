@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import small
+from helpers.runs import pictures
 from helpers.stand_ins import InverseStandIn
 from helpers.tiny_clips import LABELS, write_sky
 
@@ -19,9 +20,10 @@ from drender.data.clips import open_clips
 from drender.data.config import DataConfig, Source
 from drender.data.latent_cache import read_manifest
 from drender.data.loader import open_data
+from drender.lighting import estimation
 from drender.lighting.light_file import Light
 from drender.media.gbuffers import find_gbuffer_clips, frame_path
-from drender.media.images import read_image, write_png
+from drender.media.images import read_hdr, read_image, write_png
 from drender.renderers.inverse import InverseRenderer
 
 INVERSE, FORWARD = small.inverse_config(), small.forward_config()
@@ -104,6 +106,26 @@ def test_label_makes_training_clips(run, inverse_model, tmp_path):
     assert read_image(frame_path(walk.folder, 0, 1, "depth")).shape == (64, 64, 3)
 
 
+@pytest.mark.filterwarnings("default:clip .night. gets no light")
+def test_label_estimates_the_light(run, inverse_model, monkeypatch, tmp_path):
+    monkeypatch.setattr(estimation, "GRIDS", ((8, 16), (16, 32)))
+    monkeypatch.setattr(estimation, "MAX_PIXELS", 300)
+    for name in ("walk", "night"):
+        for i, image in enumerate(pictures(2)):
+            write_png(tmp_path / "real" / name / f"{i}.png", image if name == "walk" else np.ones_like(image))
+    arguments = ("label", tmp_path / "real", tmp_path / "set", "--checkpoint", inverse_model, "--frames", 2)
+    arguments += ("--size", 64, 64, "--light")
+    code, _, err = run(*arguments, "--fov", 40)
+    assert code == 0 and err.startswith("warning: clip 'night' gets no light.json: ") and "saturated" in err
+    (walk,) = open_clips(tmp_path / "set" / "walk", ("rgb", "normal", "env_ldr"))
+    assert walk.light() == Light("environment.exr")
+    assert read_hdr(walk.folder / "environment.exr", False).shape == (32, 64, 3)
+    assert not (tmp_path / "set/night/light.json").exists()
+    before = (walk.folder / "environment.exr").stat().st_mtime_ns
+    run(*arguments)
+    assert (walk.folder / "environment.exr").stat().st_mtime_ns == before
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -127,6 +149,10 @@ def test_bad_labels(run, inverse_model, vae, tmp_path):
     label = functools.partial(run, "label", tmp_path / "walk.png", tmp_path / "set", "--checkpoint")
     for arguments, said in (
         ((inverse_model, "--environments", tmp_path / "skies"), "no walk.hdr or walk.exr for clip 'walk'"),
+        ((inverse_model, "--light", "--environments", tmp_path / "skies"), "exclude each other"),
+        ((inverse_model, "--light", "--passes", "normal"), "--light: --passes has no basecolor"),
+        ((inverse_model, "--fov", 40), "--fov 40: it is for --light"),
+        ((inverse_model, "--light", "--fov", 200), "field of view 200 must be"),
         ((inverse_model, "--passes", "normals"), "unknown pass 'normals'; did you mean 'normal'"),
         ((inverse_model, "--frames", 0), "frames per chunk is 0"),
         ((inverse_model, "--size", 0, 64), "size is 0 64"),
