@@ -194,7 +194,7 @@ def one_line(function: Callable) -> Callable:
 def build(app: App) -> gr.Blocks:
     """Return the page."""
     with gr.Blocks(title="drender", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gr.Markdown("# drender\nLight a picture or a clip anew: open it, choose a light, relight.")
+        gr.Markdown("# drender\nRelight a picture or a clip: open it, choose a light, relight.")
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
                 gr.Markdown("### 1 Clip")

@@ -104,7 +104,7 @@ class Session:
             f"the first {len(rgb)} of {clip.num_frames} frames" if len(rgb) < clip.num_frames else f"{len(rgb)} frames"
         )
         count = "a picture" if clip.num_frames == 1 else f"{count}, {clip.fps:.4g} a second"
-        sizes = f"{clip.size[1]}×{clip.size[0]}, seen at {plan.outer[1]}×{plan.outer[0]}"
+        sizes = f"{clip.size[1]}×{clip.size[0]}, processed at {plan.outer[1]}×{plan.outer[0]}"
         return [f"{clip.name}: {count}, {sizes}", *dict.fromkeys(str(warning.message) for warning in caught)]
 
     def estimate(self, inverse: InverseRenderer, passes: list[str]) -> Iterator[str]:
