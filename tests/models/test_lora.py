@@ -195,6 +195,7 @@ def test_every_clip_has_its_own_gate(kind):
         np.testing.assert_allclose(mixed[clip], same[clip], atol=2e-5)
 
 
+@pytest.mark.slow
 def test_factors_get_gradients_from_gated_clips_alone():
     """With the gate open for the second clip only, its gradient is the whole gradient; alpha has none."""
     params, factors, call = adapted_unet("inverse")

@@ -31,6 +31,7 @@ def test_any_shape_compiles_each_stage_once(inverse, shape):
         assert (sizes() == before + 1).all()
 
 
+@pytest.mark.slow
 def test_clips_of_a_batch_are_independent(inverse):
     """Two clips together equal each alone; nine frames make two decoder chunks per clip."""
     random = np.random.default_rng(2)
@@ -82,6 +83,7 @@ def test_windows_are_blended_at_every_step(inverse):
     np.testing.assert_allclose(result.blended(), x, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_long_clip_is_sampled_and_decoded_in_windows(inverse, forward):
     rgb = np.random.default_rng(4).random((2, 7, 8, 8, 3), np.float32)
     options = {"num_steps": 2, "frames": 3, "overlap": 1, "decode_chunk_size": 2}
@@ -100,6 +102,7 @@ def test_decoding_is_bit_exact_for_device_and_host_latents(inverse):
     np.testing.assert_array_equal(np.concatenate(device, axis=1), np.concatenate(host, axis=1))
 
 
+@pytest.mark.slow
 def test_batched_passes_equal_single_passes(inverse, clip, monkeypatch):
     together = inverse(clip[0], CONDITIONS, num_steps=2)
     monkeypatch.setattr(inverse_module, "BATCH_LATENTS", 1)
@@ -180,6 +183,7 @@ def test_dropping_a_condition_zeroes_its_latents(forward, clip):
     assert np.abs(dropped - forward(buffers, environment, num_steps=2)).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_dropping_everything_leaves_the_unconditional_branch(forward, clip):
     _, buffers, environment = clip
     everything = [*CONDITIONS, "environment"]
@@ -201,6 +205,7 @@ def test_one_step_models_have_no_guidance_by_default(forward):
     assert one_step.sampling({"deterministic": False}, guidance=(1.2, 1.2)).guidance == (1.2, 1.2)
 
 
+@pytest.mark.slow
 def test_another_device_gives_the_same_bits(inverse, clip):
     second = jax.devices()[1]
     other = InverseRenderer(inverse.config, jax.device_put(inverse.params, second))

@@ -111,7 +111,7 @@ def test_input_convolution_and_domain_table_grow(inverse_checkpoint):
         (
             "inverse",
             {"model": {"unet": {"in_channels": 12}}, "init_from": "CHECKPOINT"},
-            "in_channels is 12, .* set it to 8",
+            r"model: unet\.in_channels: expected 8, .* got 12",
         ),
         (
             "inverse",
