@@ -100,6 +100,7 @@ def test_lora_names_in_both_spellings():
 # --- round trips ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_round_trip_is_bit_for_bit(tmp_path):
     source = tiny.write_released(tmp_path / "source", "forward", "bfloat16", variant="fp16")
     config = converted(source)

@@ -174,7 +174,8 @@ def test_unknown_target_is_rejected():
         lora.init(abstract_module(UNet, CONFIGS["forward"])[1], 2, ["to_q", "to_output"], seed=0)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("inverse", marks=pytest.mark.slow), "forward"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", CONFIGS)
 def test_equal_gates_equal_merging(kind):
     params, factors, call = adapted_unet(kind)
     inputs = unet_inputs(kind)

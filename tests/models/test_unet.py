@@ -68,6 +68,7 @@ def forward_unet():
     return lambda context, rows=2: call(x[:rows], np.float32([0.1] * rows), context, micro[:rows]), context
 
 
+@pytest.mark.slow
 def test_clip_context_equals_the_same_context_per_frame(forward_unet):
     call, context = forward_unet
     first = [level[:, :1] for level in context]
@@ -102,6 +103,7 @@ def inverse_unet():
     )
 
 
+@pytest.mark.slow
 def test_image_only_frames_do_not_see_each_other(inverse_unet):
     """Marked clips are as their frames alone; a clip beside them is unchanged."""
     call, (x, *inputs) = inverse_unet

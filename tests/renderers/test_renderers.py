@@ -42,6 +42,7 @@ def test_clips_of_a_batch_are_independent(inverse):
         np.testing.assert_allclose(together[i : i + 1], alone, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_forward_stages_compile_once(clip):
     stages._compiled.cache_clear()  # which other tests share
     renderer = small.renderer(ForwardRenderer, small.forward_config())

@@ -35,6 +35,7 @@ def test_forward_reads_what_inverse_writes(run, forward, models, tmp_path):
     assert clip.num_frames == 3
 
 
+@pytest.mark.slow
 def test_forward_equals_the_python_interface(networks, forward, models, sky, tmp_path):
     (clip,) = find_gbuffer_clips(write_gbuffers(tmp_path / "in"))
     options = ("--rotate-light", "--strength", 0.5, "--flip", "--rotation", 90, "--elevation", 20)

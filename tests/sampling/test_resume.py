@@ -176,6 +176,7 @@ def test_ctrl_c_stops_two_devices_after_their_chunks(inverse, monkeypatch, tmp_p
     assert len(seen) <= 12  # one clip on each device
 
 
+@pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_files(networks, inverse, models, tmp_path):
     write_frames(tmp_path / "a", 8)
     arguments = ("--input", tmp_path / "a", "--output", tmp_path / "out", "--dtype", "float32")

@@ -107,6 +107,7 @@ def test_files_of_a_run(whole):
     assert record["model"]["vae"]["block_out_channels"] == [8, 8]
 
 
+@pytest.mark.slow
 def test_a_killed_and_stopped_run_ends_with_identical_bits(whole, settings, train, monkeypatch, tmp_path):
     run = tmp_path / "run"
     assert processes(tmp_path / "run.yaml", settings(run), 1, die_after=8) == [-signal.SIGKILL]
@@ -144,6 +145,7 @@ def test_a_dry_run_describes_the_run_and_leaves_it_alone(train, tmp_path, capsys
     assert oiio.ImageInput.open(f"{run}.first-batch.png").spec().height == 4 * smallest.SIZE
 
 
+@pytest.mark.slow
 def test_a_resumed_run_reports_and_records_its_changes(whole, train, monkeypatch, tmp_path, capsys):
     run = shutil.copytree(whole, tmp_path / "run")
     changes = {"optimizer.steps": 13, "optimizer.learning_rate": 5e-4, "seed": 7}

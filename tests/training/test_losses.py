@@ -81,6 +81,7 @@ def test_loss_of_a_zero_network_is_the_energy_of_the_target(inverse, random):
     np.testing.assert_allclose(value, np.mean((batch["buffer"] * 0.18215) ** 2), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_masked_pixels_do_not_enter_the_loss(inverse, random):
     """The oracle is the energy of the target inside the mask, which is the error of a network that predicts 0."""
     model, params = inverse
@@ -107,6 +108,7 @@ def test_pixels_are_valid_by_whole_latents(inverse):
     np.testing.assert_array_equal(mask[0, ..., 0], [[[1, 1], [1, 1]], [[1, 0], [1, 1]]])
 
 
+@pytest.mark.slow
 def test_temporal_gradient_penalizes_changes_of_the_error(inverse, random):
     model, params = inverse
     model = dataclasses.replace(model, latent=True, loss=dataclasses.replace(EXACT, temporal_gradient=3.0))
@@ -121,6 +123,7 @@ def test_temporal_gradient_penalizes_changes_of_the_error(inverse, random):
     np.testing.assert_allclose(metrics["flicker"], np.mean((target[1, 1:] - target[1, :-1]) ** 2) / 2, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_noise_levels_are_log_normal(inverse, random):
     # With x₀ = 0, v is ε/√(σ²+1): its mean square over rows is the mean of 1/(σ²+1).
     model, params = inverse
@@ -133,6 +136,7 @@ def test_noise_levels_are_log_normal(inverse, random):
     np.testing.assert_allclose(np.mean(values), np.mean(1 / (sigma**2 + 1)), rtol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["inverse", "forward"])
 def test_cached_latents_give_the_loss_of_their_pixels(objective, request, random):
     model, params = request.getfixturevalue(objective)
@@ -145,6 +149,7 @@ def test_cached_latents_give_the_loss_of_their_pixels(objective, request, random
     np.testing.assert_allclose(of_latents, of_pixels, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_step_loss_is_that_of_the_one_step_sampler(inverse, random):
     model, params = inverse
     batch = inverse_batch(random)
@@ -171,6 +176,7 @@ def test_condition_dropout_frequencies():
     np.testing.assert_allclose(together.mean(), 0.1 + 0.9 * 0.2**6, atol=0.005)
 
 
+@pytest.mark.slow
 def test_dropped_light_equals_the_unconditional_branch(forward, random):
     model, params = forward
     batch = forward_batch(random)
@@ -197,6 +203,7 @@ def test_condition_noise_has_the_returned_deviation():
     np.testing.assert_allclose(jnp.log(strength).mean(), -3, atol=0.2)
 
 
+@pytest.mark.slow
 def test_lora_acts_on_real_rows_only(inverse, random):
     model, params = inverse
     batch = inverse_batch(random)
@@ -214,6 +221,7 @@ def test_lora_acts_on_real_rows_only(inverse, random):
     assert norm(synthetic_gradient) == 0 < norm(real_gradient)
 
 
+@pytest.mark.slow
 def test_lora_trained_alone_acts_on_all_rows(inverse, random):
     model, params = inverse
     batch = inverse_batch(random)

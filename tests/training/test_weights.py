@@ -180,6 +180,7 @@ def exported(run, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_export_holds_the_ema_and_the_frozen_parameters(run, exported, vae):
     trained, frozen = weights(run)
     found = stored(exported, "unet", "vae")
