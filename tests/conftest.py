@@ -23,8 +23,9 @@ import pytest
 
 # OpenImageIO's binding prints pages of "leaked" objects when the interpreter ends while pytest holds its types.
 atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))
-# A shell that starts the tests in the background has Ctrl-C ignored, by us and by what we start.
+# A shell that starts the tests in the background, or nohup, has signals ignored, by us and by what we start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Before anything of drender is imported: from here on every annotated shape and type is checked at each call.
 jaxtyping.install_import_hook("drender", "beartype.beartype")

@@ -141,7 +141,7 @@ def test_without_a_home_directory_nothing_is_cached(cache_dir, monkeypatch):
     def home():
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(sharding.Path, "home", home)
+    monkeypatch.setattr(Path, "home", home)
     with pytest.warns(UserWarning, match="no home directory"):
         assert cache_dir() is None
 

@@ -88,8 +88,9 @@ def read_poses(path: str | Path, relative: bool = False) -> Float32[np.ndarray, 
     Raises:
       InputError: unreadable file, missing key, or a matrix that is no rigid transform.
     """
-    frames = read_json(path, EXPECTED).get("frames")
+    content = read_json(path, EXPECTED)
     try:
+        frames = content["frames"]
         if all(isinstance(frame.get("file_path"), str) for frame in frames):
             frames = sorted(frames, key=lambda frame: natural_order(frame["file_path"]))
         poses = np.array([frame["transform_matrix"] for frame in frames], np.float64)

@@ -66,7 +66,7 @@ def read_radiance_header(path: Path) -> RadianceHeader | None:
     else:
         primaries = _numbers(path, text, "PRIMARIES", 8, last=True)
         matrix = None
-        if primaries != (1.0,) * 8:
+        if set(primaries) not in ({1.0}, {0.0}):  # none, or zeros, which Photoshop writes for those of Rec. 709
             try:
                 matrix = primaries_to_rec709(primaries)
             except InputError as error:

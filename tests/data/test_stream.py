@@ -87,7 +87,7 @@ def test_processes_share_the_rows_of_a_step(stream, processes):
         ({"passes": ("normals",)}, "unknown pass in data.passes 'normals'; did you mean 'normal'"),
         ({"passes": ()}, "data.passes: empty"),
         ({"size": (2, 3)}, "data.size: expected sides that are multiples of 2, got 2 3"),
-        ({"size": (0, 2)}, "data.size: expected sides that are multiples of 2, got 0 2"),
+        ({"size": (0, 2)}, "data.size: expected at least 1, got (0, 2)"),
         ({"flip": 2.0}, "data.flip: expected at least 0 and at most 1, got 2.0"),
         ({"exposure_range": (0.0, 1.0)}, "data.exposure_range: expected above 0, got (0.0, 1.0)"),
         ({"frames": 6}, "clip 'clip0' has 5 frames, fewer than 6; lower data.frames"),

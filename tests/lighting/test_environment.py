@@ -323,8 +323,8 @@ def test_read_poses_absolute_and_relative(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "no list of poses"),
-        ("[1]", "no list of poses"),
+        ("{", "transforms.json: unreadable"),
+        ("[1]", "expected names and values, got list"),
         ('{"frame": []}', "lacks the key 'frames'"),
         ('{"frames": [{"pose": 1}]}', "lacks the key 'transform_matrix'"),
         ('{"frames": []}', "4x4"),
@@ -342,7 +342,7 @@ def test_invalid_transforms_files_are_input_errors(tmp_path, text, message):
 
 
 def test_missing_transforms_file_is_an_input_error(tmp_path):
-    with pytest.raises(InputError, match=r"none\.json: No such file"):
+    with pytest.raises(InputError, match=r"none\.json: unreadable \(No such file"):
         read_poses(tmp_path / "none.json")
 
 

@@ -89,7 +89,12 @@ def test_invalid_header_lines_are_input_errors(tmp_path, line):
 
 
 def test_primaries_without_a_gamut_are_an_input_error(tmp_path):
-    assert "a.hdr" in broken(read_hdr, write(tmp_path / "a.hdr", lines=b"PRIMARIES=0 0 0 0 0 0 0 0\n"))
+    assert "a.hdr" in broken(read_hdr, write(tmp_path / "a.hdr", lines=b"PRIMARIES=.3 .3 .3 .3 .3 .3 .3 .3\n"))
+
+
+def test_primaries_of_zeros_as_photoshop_writes_them_are_those_of_rec709(tmp_path):
+    path = write(tmp_path / "a.hdr", lines=b"PRIMARIES=0 0 0 0 0 0 0 0\n")
+    np.testing.assert_array_equal(read_hdr(path), IMAGE)
 
 
 def test_bytes_beyond_the_image_are_not_read(tmp_path):

@@ -85,7 +85,7 @@ BAD_OPTIONS = [
     ("forward", ("--environment-size", 0, 64), "environment size 0x64 is not positive"),
     ("forward", ("--strength", -1), "environment strength -1.0"),
     ("forward", ("--elevation", "nan"), "elevation nan"),
-    ("forward", ("--poses", "/nowhere.json"), "cannot read /nowhere.json"),
+    ("forward", ("--poses", "/nowhere.json"), "/nowhere.json: unreadable"),
     ("forward", ("--environment", "/nowhere.hdr"), "/nowhere.hdr does not exist"),
     ("forward", ("--environment", "/dev"), "/dev: no environment maps found"),
     ("forward", ("--exposure", "bright"), "environment exposure 'bright' is neither a number of stops nor 'auto'"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stress import fuzzing
+from stress import fuzzing, valid_files
 
 from drender.errors import InputError
 from drender.media.images import write_png
@@ -115,7 +115,7 @@ def laughs() -> bytes:
 
 
 def record(**changes) -> bytes:
-    return json.dumps(fuzzing.RECORD | {"fps": 7.0} | changes).encode()
+    return json.dumps(valid_files.RECORD | {"fps": 7.0} | changes).encode()
 
 
 def npz(**changes) -> bytes:

@@ -196,7 +196,11 @@ def test_a_non_finite_loss_stops_and_keeps_the_checkpoint(whole, train, clips, t
             assert output.open(str(path), oiio.ImageSpec(16, 16, 3, "float"))
             assert output.write_image(np.full((16, 16, 3), 3e38, np.float32)) and output.close()
     sources = {"data.sources": [{"path": str(bad)}], "optimizer.steps": 20}
-    with pytest.raises(InputError, match=f"^step 13: .*loss nan.*; {run} keeps the checkpoint after step 12; lower"):
+    warns = pytest.warns(UserWarning, match="basecolor reaches 3e.38 and is clipped")
+    with (
+        warns,
+        pytest.raises(InputError, match=f"^step 13: .*loss nan.*; {run} keeps the checkpoint after step 12; lower"),
+    ):
         train(run, **sources)
     jax.tree.map(np.testing.assert_array_equal, saved(run, STEPS), saved(whole, STEPS))
     with pytest.raises(InputError, match=f"^step 1: .*; {tmp_path / 'new'} has no checkpoint yet; lower"):

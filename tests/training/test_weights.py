@@ -116,7 +116,7 @@ def test_input_convolution_and_domain_table_grow(inverse_checkpoint):
         (
             "inverse",
             {"model": {"domains": {"glossiness": 16}}, "init_from": "CHECKPOINT"},
-            "expected rows below model.unet.context_vocab_size 16, got glossiness 16",
+            "model: domains: expected rows below unet.context_vocab_size 16, got glossiness 16",
         ),
         ("forward", {"init_from": "CHECKPOINT"}, "expected a model of kind 'forward' or 'svd' .*, got kind 'inverse'"),
     ],
