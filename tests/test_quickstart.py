@@ -20,7 +20,7 @@ def test_outputs_are_small():
     assert NOTEBOOK.stat().st_size < 300_000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_cell_runs(tmp_path, monkeypatch):
     pytest.importorskip("mitsuba", reason="mitsuba is not installed: pip install -e '.[data]'")
     monkeypatch.chdir(tmp_path)

@@ -112,7 +112,11 @@ def _open(source: str | Path, labels: Sequence[str]) -> tuple[list[LabeledClip],
     """Return the clips, and the labels that all have."""
     required = [label for label in labels if label in ("rgb", *ENVIRONMENT_LABELS)]
     clips = open_clips(source, required, [label for label in labels if label not in required])
-    lacking = {x: clip.name for x in labels if x not in ENVIRONMENT_LABELS for clip in clips if x not in clip.labels}
+    lacking = {}  # the first clip without a label
+    for label in labels:
+        without = (clip.name for clip in clips if label not in clip.labels)
+        if label not in ENVIRONMENT_LABELS and (name := next(without, None)):
+            lacking[label] = name
     shared = [label for label in dict.fromkeys(labels) if label not in lacking]
     if not shared:
         raise InputError(f"{source}: no clip has {', '.join(labels)}; give other --labels")

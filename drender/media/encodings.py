@@ -92,7 +92,7 @@ class ImageFormat:
     def write(self, path: Path, image: Float32[np.ndarray, "h w 3"], label: str) -> None:
         """Write an image to `path`, whose suffix is the kind; InputError as in `write_png`."""
         transfer = (self.transfer or {"exr": "linear", "png": "srgb"}[self.kind]) if is_color(label) else None
-        attributes = {"ImageDescription": self._description(label, transfer)}
+        attributes = {"ImageDescription": self.description(label, transfer)}
         if transfer is not None:
             attributes[f"{ATTRIBUTE_PREFIX}transfer"] = transfer
         if transfer == "linear":
@@ -110,7 +110,7 @@ class ImageFormat:
         channels = dict(zip("RGB", np.moveaxis(image, -1, 0), strict=True))
         write_exr(path, channels | ({"Z": image[..., 0]} if label == "depth" else {}), attributes)
 
-    def _description(self, label: str, transfer: str | None) -> str:
+    def description(self, label: str, transfer: str | None) -> str:
         """Return a description for people who open the file with another program."""
         if label == "normal":
             stored = "unit vectors" if self.kind == "exr" else "n/2 + 1/2 of unit vectors n"
@@ -230,6 +230,8 @@ def check_scalar(path: Path, label: str, still: LoadedImage) -> None:
     if low < -SLACK or high > 1 + SLACK:
         remedy = "give --input-depth metric if these are distances" if wants_distance else "rescale it"
         raise InputError(f"{path}: {label} is {low:.3g} to {high:.3g}, expected 0 to 1; {remedy}")
+    if still.attributes.get("ImageDescription") == ImageFormat().description(label, None):
+        return  # an estimate of ours, whose channels may differ
     spread = float(np.ptp(image.mean(axis=(0, 1), dtype=np.float64)))
     if spread > MAX_SPREAD:
         remedy = "choose the channel: --input-layers roughness=G metallic=B of an ORM texture"

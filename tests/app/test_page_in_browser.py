@@ -12,7 +12,7 @@ from helpers.runs import write_frames
 from drender.media.images import read_image
 
 pytest.importorskip("gradio", reason="gradio is not installed: pip install -e '.[app]'")
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # those of Gradio and others
+pytestmark = [pytest.mark.browser, pytest.mark.long, pytest.mark.filterwarnings("ignore")]  # those of Gradio and others
 
 browser = pytest.fixture(scope="module")(chromium)
 

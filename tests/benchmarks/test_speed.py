@@ -18,6 +18,7 @@ from drender.sharding import DeviceGroup
 ARGS = argparse.Namespace(dtype="float32", frames=2, size=(16, 16), steps=2)
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("config", [small.inverse_config(), small.forward_config()], ids=["inverse", "forward"])
 def test_backends_compute_the_same(config, tmp_path):

@@ -58,6 +58,7 @@ def contents(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
 
 
+@pytest.mark.slow
 def test_a_name_is_converted_once(repository, cache, monkeypatch, inverse_checkpoint):
     lines = []
     folder = resolve(repository, lines.append)

@@ -11,7 +11,7 @@ from drender.checkpoints import orbax
 from drender.commands import info
 from drender.errors import InputError
 from drender.media.video import write_video
-from drender.training import run_dir
+from drender.training import run_dir, run_record
 
 
 def described(path) -> dict[str, str]:
@@ -50,11 +50,11 @@ def test_gbuffers_and_results(tmp_path):
 
 def test_training_run(tmp_path, monkeypatch, inverse_checkpoint):
     model = orbax.load_config(inverse_checkpoint)
-    config = types.SimpleNamespace(objective="inverse", steps=10)
-    monkeypatch.setattr(run_dir, "is_run", lambda path: True)
-    monkeypatch.setattr(run_dir, "read_run", lambda path: (config, model))
-    monkeypatch.setattr(run_dir, "last_step", lambda path: 5)
-    (tmp_path / run_dir.METRICS).write_text('{"step": 1, "loss": 2.0}\n{"step": 5, "loss": 1.5}\n')
+    config = types.SimpleNamespace(objective="inverse", optimizer=types.SimpleNamespace(steps=10))
+    monkeypatch.setattr(run_record, "is_run", lambda path: True)
+    monkeypatch.setattr(run_record, "read_run", lambda path: (config, model))
+    monkeypatch.setattr(run_dir, "resolve_step", lambda path: 5)
+    (tmp_path / run_record.METRICS).write_text('{"step": 1, "loss": 2.0}\n{"step": 5, "loss": 1.5}\n')
     values = described(tmp_path)
     assert (values["steps"], values["last metrics"]) == ("5 saved, of 10", "step 5, loss 1.5")
     assert values["passes"].startswith("basecolor, metallic")

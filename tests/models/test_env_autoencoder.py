@@ -75,6 +75,7 @@ def test_output_depends_on_light_and_directions(params):
         assert np.abs(call(params, x.at[..., channels].set(0)) - call(params, x)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_tiny_autoencoder_learns():
     """From initial parameters, on one sample, with rematerialization as in full-size training."""
     params = {name: init.init_params(cls, CONFIG, seed=0) for name, cls in AUTOENCODER.items()}

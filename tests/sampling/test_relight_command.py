@@ -38,6 +38,7 @@ def test_defaults_are_the_built_in_models_and_clip(run, monkeypatch, tmp_path):
     assert read_image(tmp_path / "outputs/relight/capsules.contact.png").shape == (3 * 128, 9 * 128, 3)
 
 
+@pytest.mark.slow
 def test_relight_equals_inverse_then_forward(networks, relight, models, sky, tmp_path):
     write_frames(tmp_path / "walk", 3)
     code, _, err = relight(

@@ -14,6 +14,7 @@ from drender.models.params import abstract_module, flatten
 from drender.models.unet import UNet
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 def test_denoising_loss_gradients_equal_torch():
     """mean((F − v)²) over two clips at different noise levels, through rematerialized blocks."""

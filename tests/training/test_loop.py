@@ -18,7 +18,6 @@ from helpers.training_runs import checkpoints, metrics, outcomes, processes, sav
 from jax.experimental.compilation_cache import compilation_cache
 
 from drender import InputError, sharding
-from drender.media.gbuffers import frame_path
 from drender.sharding import MeshConfig
 from drender.training import loop
 from drender.training.run_dir import RunFolder
@@ -187,24 +186,14 @@ def test_a_finished_run_ends_at_once(whole, train, monkeypatch, capsys):
 
 
 def test_a_non_finite_loss_stops_and_keeps_the_checkpoint(whole, train, clips, tmp_path):
-    run, bad = shutil.copytree(whole, tmp_path / "run"), tmp_path / "bad"
-    for label in ("rgb", "basecolor", "normal", "depth", "roughness", "metallic"):
-        for frame in range(2):
-            path = frame_path(bad / "clip", 0, frame, label).with_suffix(".exr")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            output = oiio.ImageOutput.create(str(path))
-            assert output.open(str(path), oiio.ImageSpec(16, 16, 3, "float"))
-            assert output.write_image(np.full((16, 16, 3), 3e38, np.float32)) and output.close()
-    sources = {"data.sources": [{"path": str(bad)}], "optimizer.steps": 20}
-    warns = pytest.warns(UserWarning, match="basecolor reaches 3e.38 and is clipped")
-    with (
-        warns,
-        pytest.raises(InputError, match=f"^step 13: .*loss nan.*; {run} keeps the checkpoint after step 12; lower"),
-    ):
-        train(run, **sources)
+    run = shutil.copytree(whole, tmp_path / "run")
+    diverging = {"optimizer.learning_rate": 1e30, "optimizer.steps": 20}
+    kept = rf"^step 1\d: .*loss (nan|inf).*; {run} keeps the checkpoint after step 12; lower"
+    with pytest.raises(InputError, match=kept):
+        train(run, **diverging)
     jax.tree.map(np.testing.assert_array_equal, saved(run, STEPS), saved(whole, STEPS))
-    with pytest.raises(InputError, match=f"^step 1: .*; {tmp_path / 'new'} has no checkpoint yet; lower"):
-        train(tmp_path / "new", **sources)
+    with pytest.raises(InputError, match=rf"^step \d: .*; {tmp_path / 'new'} has no checkpoint yet; lower"):
+        train(tmp_path / "new", **diverging)
 
 
 # --- other devices----------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import numpy as np
+import pytest
 from helpers import smallest
 from helpers.small import random_params
 
@@ -15,6 +16,7 @@ from drender.training.run_dir import load_ema
 from drender.training.weights import resolve_weights
 
 
+@pytest.mark.slow
 def test_lora_alone_learns_from_plain_sources(tmp_path):
     clips = smallest.write_balls(tmp_path / "clips", light=False)
     config = smallest.config("inverse", clips, tmp_path / "run", **{"optimizer.steps": 2, "optimizer.warmup": 0})

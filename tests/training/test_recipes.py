@@ -90,7 +90,7 @@ def write_footage(folder: Path) -> None:
     write_sky(folder / "skies" / "walk.exr")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("recipe", sorted(set(RECIPES) - {"hosts"}))
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_recipe_runs_as_it_is_written(recipe, folder, monkeypatch):

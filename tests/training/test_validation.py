@@ -81,11 +81,6 @@ def test_a_one_step_model_has_its_own_level(make):
     assert "loss/sigma_700" in loss.names()
 
 
-def test_no_levels_are_no_loss(make):
-    loss = make("inverse", lambda context, batch, key: 1 / 0, **{"evaluation.sigmas": []})
-    assert list(loss.scores({}, images("rgb", "depth"), encode, 0)) == loss.names() == []
-
-
 def test_forward_rows_hold_conditions_and_light(make):
     loss = make(
         "forward", lambda context, batch, key: batch["conditions"].shape[1] + 10 * batch["environment"].shape[1]
