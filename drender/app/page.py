@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 import numpy as np
 
 from drender import assets
@@ -18,6 +17,11 @@ from drender.errors import InputError
 from drender.media.images import to_integers
 from drender.renderers.forward import ForwardRenderer
 from drender.renderers.inverse import InverseRenderer, chosen_passes
+
+try:
+    import gradio as gr
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("the page needs Gradio; pip install 'drender[app]'") from error
 
 DOWNLOADS = {"PNG": "png", "EXR": "exr", "mp4": "mp4", "G-buffers": "gbuffers"}
 # Every event that uses the device: one at a time, others queue.
