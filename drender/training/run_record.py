@@ -1,4 +1,4 @@
-"""What a run has written down: run.json with its configurations and starts, and metrics.jsonl."""
+"""The records of a run: run.json with its configurations and starts, and metrics.jsonl."""
 
 import contextlib
 import datetime

@@ -1,4 +1,4 @@
-"""A run refuses a folder that another process writes, and shares it with the processes it is told of."""
+"""A run refuses a folder that another process writes, and shares it with the processes that `--process` names."""
 
 import pytest
 from helpers.runs import check_one_line, contents
