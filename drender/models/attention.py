@@ -9,7 +9,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from drender.models.params import ParamRngs
+from drender.models.layers import Linear
 from drender.sharding import share_rows
 
 # Attention without a fused kernel computes at most this many logits at a time: 1 GiB in float32. On CPUs 4 MiB, which
@@ -23,15 +23,13 @@ MAX_FUSED_ROWS = 2**16 - 1
 class Attention(nnx.Module):
     """Multi-head attention (Vaswani et al. 2017, section 3.2)."""
 
-    def __init__(
-        self, channels: int, heads: int, context_channels: int | None = None, bias: bool = False, *, rngs: ParamRngs
-    ):
+    def __init__(self, channels: int, heads: int, context_channels: int | None = None, bias: bool = False):
         context_channels = context_channels or channels
         self.heads = heads
-        self.to_q = nnx.Linear(channels, channels, use_bias=bias, rngs=rngs)
-        self.to_k = nnx.Linear(context_channels, channels, use_bias=bias, rngs=rngs)
-        self.to_v = nnx.Linear(context_channels, channels, use_bias=bias, rngs=rngs)
-        self.to_out = nnx.List([nnx.Linear(channels, channels, rngs=rngs)])
+        self.to_q = Linear(channels, channels, bias)
+        self.to_k = Linear(context_channels, channels, bias)
+        self.to_v = Linear(context_channels, channels, bias)
+        self.to_out = nnx.List([Linear(channels, channels)])
 
     def __call__(
         self, x: Float[Array, "rows t c"], context: Float[Array, "groups u e"] | None = None

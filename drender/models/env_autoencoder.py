@@ -19,8 +19,7 @@ from drender.config import EnvEncoderConfig
 from drender.errors import InputError
 from drender.models.attention import Attention
 from drender.models.env_encoder import EnvEncoder
-from drender.models.layers import ResnetBlock, Upsample, conv, group_norm, layer_norm, maybe_remat
-from drender.models.params import ParamRngs
+from drender.models.layers import GroupNorm, LayerNorm, Linear, ResnetBlock, Upsample, conv, maybe_remat
 from drender.models.transformer import FeedForward
 from drender.models.vae import EPS
 
@@ -40,8 +39,8 @@ def latent_channels(config: EnvEncoderConfig) -> int:
 class DirectionEncoder(EnvEncoder):
     """E_dir: the environment encoder on one latent, with a SiLU after its first convolution."""
 
-    def __init__(self, config: EnvEncoderConfig, *, rngs: ParamRngs):
-        super().__init__(dataclasses.replace(config, in_channels=latent_channels(config)), rngs=rngs)
+    def __init__(self, config: EnvEncoderConfig):
+        super().__init__(dataclasses.replace(config, in_channels=latent_channels(config)))
 
     def stem(self, x: Float[Array, "rows h w c"]) -> Float[Array, "rows h w c2"]:
         return jax.nn.silu(self.conv_in(x))
@@ -50,16 +49,16 @@ class DirectionEncoder(EnvEncoder):
 class LightTransformer(nnx.Module):
     """Cross-attention from directions to light within a frame, and a feed-forward; no self-attention."""
 
-    def __init__(self, channels: int, groups: int, *, rngs: ParamRngs):
+    def __init__(self, channels: int, groups: int):
         # Heads of 64 channels, or the next larger size that divides the channels.
         heads = next(n for n in range(max(1, channels // HEAD_SIZE), 0, -1) if channels % n == 0)
-        self.norm = group_norm(channels, groups, EPS, rngs=rngs)
-        self.proj_in = nnx.Linear(channels, channels, rngs=rngs)
-        self.norm2 = layer_norm(channels, rngs=rngs)
-        self.attn2 = Attention(channels, heads, channels, rngs=rngs)
-        self.norm3 = layer_norm(channels, rngs=rngs)
-        self.ff = FeedForward(channels, rngs=rngs)
-        self.proj_out = nnx.Linear(channels, channels, rngs=rngs)
+        self.norm = GroupNorm(channels, groups, EPS)
+        self.proj_in = Linear(channels, channels)
+        self.norm2 = LayerNorm(channels)
+        self.attn2 = Attention(channels, heads, channels)
+        self.norm3 = LayerNorm(channels)
+        self.ff = FeedForward(channels)
+        self.proj_out = Linear(channels, channels)
 
     def __call__(
         self, directions: Float[Array, "rows h w c"], light: Float[Array, "rows h w c"]
@@ -74,11 +73,11 @@ class LightTransformer(nnx.Module):
 class UpBlock(nnx.Module):
     """Residual blocks, then the grid of the next finer level if `upsample`."""
 
-    def __init__(self, inputs: int, outputs: int, config: EnvEncoderConfig, upsample: bool, *, rngs: ParamRngs):
+    def __init__(self, inputs: int, outputs: int, config: EnvEncoderConfig, upsample: bool):
         channels = [inputs] + [outputs] * (config.num_res_blocks - 1)
         groups = config.norm_num_groups
-        self.resnets = nnx.List([ResnetBlock(c, outputs, None, groups, EPS, rngs=rngs) for c in channels])
-        self.upsamplers = nnx.List([Upsample(outputs, rngs=rngs)] if upsample else [])
+        self.resnets = nnx.List([ResnetBlock(c, outputs, None, groups, EPS) for c in channels])
+        self.upsamplers = nnx.List([Upsample(outputs)] if upsample else [])
 
     def __call__(self, x: Float[Array, "rows h w c"], size: tuple[int, int], remat: bool) -> Float[Array, "rows _ _ _"]:
         for resnet in self.resnets:
@@ -91,17 +90,17 @@ class UpBlock(nnx.Module):
 class EnvDecoder(nnx.Module):
     """D: the light from each direction, added up from the coarsest level to the finest."""
 
-    def __init__(self, config: EnvEncoderConfig, *, rngs: ParamRngs):
+    def __init__(self, config: EnvEncoderConfig):
         channels, groups = config.channels[::-1], config.norm_num_groups
-        self.transformers = nnx.List([LightTransformer(c, groups, rngs=rngs) for c in channels])
+        self.transformers = nnx.List([LightTransformer(c, groups) for c in channels])
         blocks = []
         for inputs, outputs in zip(channels, [*channels[1:], channels[-1]], strict=True):
             is_finest = len(blocks) == len(channels) - 1
-            blocks.append(UpBlock(inputs, outputs, config, upsample=not is_finest, rngs=rngs))
+            blocks.append(UpBlock(inputs, outputs, config, upsample=not is_finest))
         self.up_blocks = nnx.List(blocks)
-        self.conv_1 = conv(channels[-1], channels[-1], rngs=rngs)
+        self.conv_1 = conv(channels[-1], channels[-1])
         num_images = sum(label != DIRECTIONS for label in config.in_labels)
-        self.conv_out = conv(channels[-1], num_images * latent_channels(config), rngs=rngs)
+        self.conv_out = conv(channels[-1], num_images * latent_channels(config))
 
     def __call__(
         self, light: list[Float[Array, "b f _ _ _"]], directions: list[Float[Array, "b f _ _ _"]], remat: bool = False

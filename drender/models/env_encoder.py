@@ -12,7 +12,6 @@ from jaxtyping import Array, Float
 
 from drender.config import EnvEncoderConfig
 from drender.models.layers import conv, strided_conv
-from drender.models.params import ParamRngs
 from drender.models.vae import DownEncoderBlock
 
 STEM_CHANNELS = (16, 32, 96, 256)
@@ -21,13 +20,13 @@ STEM_CHANNELS = (16, 32, 96, 256)
 class PixelStem(nnx.Module):
     """Shrink pixels to an eighth by convolutions, each but the last with a SiLU (for `latent_encoder: false`)."""
 
-    def __init__(self, inputs: int, outputs: int, *, rngs: ParamRngs):
-        self.conv_in = conv(inputs, STEM_CHANNELS[0], rngs=rngs)
+    def __init__(self, inputs: int, outputs: int):
+        self.conv_in = conv(inputs, STEM_CHANNELS[0])
         blocks = []
         for before, after in itertools.pairwise(STEM_CHANNELS):
-            blocks += [conv(before, before, rngs=rngs), strided_conv(before, after, rngs=rngs)]
+            blocks += [conv(before, before), strided_conv(before, after)]
         self.blocks = nnx.List(blocks)
-        self.conv_out = conv(STEM_CHANNELS[-1], outputs, rngs=rngs)
+        self.conv_out = conv(STEM_CHANNELS[-1], outputs)
 
     def __call__(self, x: Float[Array, "rows h w c"]) -> Float[Array, "rows h8 w8 c2"]:
         for layer in (self.conv_in, *self.blocks):
@@ -41,17 +40,15 @@ class EnvEncoder(nnx.Module):
     Unlike the VAE's, these blocks pad on all sides when they downsample, and the first level does not downsample.
     """
 
-    def __init__(self, config: EnvEncoderConfig, *, rngs: ParamRngs):
+    def __init__(self, config: EnvEncoderConfig):
         self.config = config
         channels, groups = config.channels, config.norm_num_groups
         stem = conv if config.latent_encoder else PixelStem
-        self.conv_in = stem(config.in_channels, channels[0], rngs=rngs)
+        self.conv_in = stem(config.in_channels, channels[0])
         blocks = []
         for i, outputs in enumerate(channels):
             inputs, downsample = channels[max(i - 1, 0)], i > 0
-            blocks.append(
-                DownEncoderBlock(inputs, outputs, config.num_res_blocks, groups, downsample, one_sided=False, rngs=rngs)
-            )
+            blocks.append(DownEncoderBlock(inputs, outputs, config.num_res_blocks, groups, downsample, one_sided=False))
         self.down_blocks = nnx.List(blocks)
 
     def __call__(self, x: Float[Array, "b f h w c"], remat: bool = False) -> list[Float[Array, "b f u e"]]:

@@ -10,7 +10,6 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from drender.models.cpu_conv import conv2d
-from drender.models.params import ParamRngs
 
 # Marks the clips of a batch that are single images, to switch their temporal branches off. With True all clips are, and
 # the temporal branches are not computed at all.
@@ -25,34 +24,55 @@ def maybe_remat(fn: Callable, remat: bool) -> Callable:
     return jax.checkpoint(fn) if remat else fn
 
 
-# --- convolutions ----------------------------------------------------------------------------------------------------
+# --- linear layers and convolutions ----------------------------------------------------------------------------------
 
 
-class Conv(nnx.Conv):
+def parameter(*shape: int) -> nnx.Param:
+    """Make a parameter that has a shape and no value: values are data, see `drender.models.params`."""
+    return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32))
+
+
+class Linear(nnx.Module):
+    """A linear layer over the last axis."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = True):
+        self.kernel = parameter(inputs, outputs)
+        self.bias = parameter(outputs) if bias else None
+
+    def __call__(self, x: Float[Array, "*rows c"]) -> Float[Array, "*rows c2"]:
+        y = x @ self.kernel[...]
+        return y if self.bias is None else y + self.bias[...]
+
+
+class Conv(nnx.Module):
     """A 2-D convolution over the last three axes; `conv` and `strided_conv` make it."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int], stride: int, padding: tuple):
+        self.kernel, self.bias = parameter(*kernel, inputs, outputs), parameter(outputs)
+        self.stride, self.padding = stride, padding
 
     def __call__(self, x: Float[Array, "*rows h w c"]) -> Float[Array, "*rows h2 w2 c2"]:
         x, rows = pack([x], "* h w c")
-        y = conv2d(x, self.kernel[...], self.padding, self.strides) + self.bias[...]
+        y = conv2d(x, self.kernel[...], self.padding, self.stride) + self.bias[...]
         return unpack(y, rows, "* h w c")[0]
 
 
-def conv(inputs: int, outputs: int, kernel: int | tuple[int, int] = 3, *, rngs: ParamRngs) -> Conv:
+def conv(inputs: int, outputs: int, kernel: int | tuple[int, int] = 3) -> Conv:
     """Make a convolution that keeps the grid's size."""
     kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
-    return Conv(inputs, outputs, kernel, padding=tuple((k // 2, k // 2) for k in kernel), rngs=rngs)
+    return Conv(inputs, outputs, kernel, 1, tuple((k // 2, k // 2) for k in kernel))
 
 
-def strided_conv(inputs: int, outputs: int, one_sided: bool = False, *, rngs: ParamRngs) -> Conv:
+def strided_conv(inputs: int, outputs: int, one_sided: bool = False) -> Conv:
     """Make a 3×3 convolution of stride 2, padded by one on all sides, or on the right and bottom only."""
-    return Conv(inputs, outputs, (3, 3), strides=2, padding=((int(not one_sided), 1),) * 2, rngs=rngs)
+    return Conv(inputs, outputs, (3, 3), 2, ((int(not one_sided), 1),) * 2)
 
 
 class Downsample(nnx.Module):
     """Halve the grid by a strided convolution; the VAE's is padded on one side only."""
 
-    def __init__(self, channels: int, one_sided: bool = False, *, rngs: ParamRngs):
-        self.conv = strided_conv(channels, channels, one_sided, rngs=rngs)
+    def __init__(self, channels: int, one_sided: bool = False):
+        self.conv = strided_conv(channels, channels, one_sided)
 
     def __call__(self, x: Float[Array, "*rows h w c"]) -> Float[Array, "*rows h2 w2 c"]:
         return self.conv(x)
@@ -61,8 +81,8 @@ class Downsample(nnx.Module):
 class Upsample(nnx.Module):
     """Double the grid by nearest neighbor, then convolve."""
 
-    def __init__(self, channels: int, *, rngs: ParamRngs):
-        self.conv = conv(channels, channels, rngs=rngs)
+    def __init__(self, channels: int):
+        self.conv = conv(channels, channels)
 
     def __call__(
         self, x: Float[Array, "*rows h w c"], size: tuple[int, int] | None = None
@@ -75,31 +95,38 @@ class Upsample(nnx.Module):
 # --- norms and embeddings --------------------------------------------------------------------------------------------
 
 
-class GroupNorm(nnx.GroupNorm):
+class GroupNorm(nnx.Module):
     """Group normalization over all axes but the first, with float32 statistics (Wu & He 2018)."""
+
+    def __init__(self, channels: int, groups: int, eps: float):
+        self.groups, self.eps = groups, eps
+        self.scale, self.bias = parameter(channels), parameter(channels)
 
     def __call__(self, x: Float[Array, "rows *grid c"]) -> Float[Array, "rows *grid c"]:
         y = x.astype(jnp.float32)
         y = y - self._group_means(y)
-        y = y * (jax.lax.rsqrt(self._group_means(y**2) + self.epsilon) * self.scale[...]) + self.bias[...]
+        y = y * (jax.lax.rsqrt(self._group_means(y**2) + self.eps) * self.scale[...]) + self.bias[...]
         return y.astype(x.dtype)
 
     def _group_means(self, y: Float[Array, "rows *grid c"]) -> Float[Array, "rows *ones c"]:
         # XLA vectorizes the mean per channel on CPUs, but not the mean over positions and channels of a group at once.
         means = reduce(y, "r ... c -> r c", "mean")
-        means = reduce(means, "r (g k) -> r g", "mean", g=self.num_groups)
-        means = repeat(means, "r g -> r (g k)", k=y.shape[-1] // self.num_groups)
+        means = reduce(means, "r (g k) -> r g", "mean", g=self.groups)
+        means = repeat(means, "r g -> r (g k)", k=y.shape[-1] // self.groups)
         return jnp.expand_dims(means, range(1, y.ndim - 1))
 
 
-def group_norm(channels: int, groups: int, eps: float, *, rngs: ParamRngs) -> GroupNorm:
-    """Make a group normalization."""
-    return GroupNorm(channels, groups, epsilon=eps, rngs=rngs)
+class LayerNorm(nnx.Module):
+    """Layer normalization over the last axis, with float32 statistics and PyTorch's epsilon (Ba et al. 2016)."""
 
+    def __init__(self, channels: int):
+        self.scale, self.bias = parameter(channels), parameter(channels)
 
-def layer_norm(channels: int, *, rngs: ParamRngs) -> nnx.LayerNorm:
-    """Make a layer normalization with PyTorch's epsilon, and two-pass statistics for parity with it."""
-    return nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+    def __call__(self, x: Float[Array, "*rows c"]) -> Float[Array, "*rows c"]:
+        y = x.astype(jnp.float32)
+        y = y - reduce(y, "... c -> ... 1", "mean")
+        y = y * (jax.lax.rsqrt(reduce(y**2, "... c -> ... 1", "mean") + 1e-5) * self.scale[...]) + self.bias[...]
+        return y.astype(x.dtype)
 
 
 def sinusoidal_embedding(x: Float[Array, "*shape"], size: int) -> Float[Array, "*shape {size}"]:
@@ -112,9 +139,9 @@ def sinusoidal_embedding(x: Float[Array, "*shape"], size: int) -> Float[Array, "
 class TimestepEmbedding(nnx.Module):
     """A two-layer MLP over the features of `sinusoidal_embedding`, in the dtype of its parameters."""
 
-    def __init__(self, inputs: int, hidden: int, outputs: int, *, rngs: ParamRngs):
-        self.linear_1 = nnx.Linear(inputs, hidden, rngs=rngs)
-        self.linear_2 = nnx.Linear(hidden, outputs, rngs=rngs)
+    def __init__(self, inputs: int, hidden: int, outputs: int):
+        self.linear_1 = Linear(inputs, hidden)
+        self.linear_2 = Linear(hidden, outputs)
 
     def __call__(self, features: Float[Array, "*shape inputs"]) -> Float[Array, "*shape outputs"]:
         features = features.astype(self.linear_1.kernel[...].dtype)
@@ -129,7 +156,7 @@ class AlphaBlender(nnx.Module):
 
     def __init__(self, weighs_temporal: bool = False):
         self.weighs_temporal = weighs_temporal
-        self.mix_factor = nnx.Param(jnp.zeros(1))
+        self.mix_factor = parameter(1)
 
     def __call__(
         self, spatial: Float[Array, "b ..."], temporal: Float[Array, "b ..."], image_only: ImageOnly = None
@@ -159,15 +186,13 @@ class ResnetBlock(nnx.Module):
         groups: int,
         eps: float,
         kernel: tuple[int, int] = (3, 3),
-        *,
-        rngs: ParamRngs,
     ):
-        self.norm1 = group_norm(inputs, groups, eps, rngs=rngs)
-        self.conv1 = conv(inputs, outputs, kernel, rngs=rngs)
-        self.time_emb_proj = nnx.Linear(time_channels, outputs, rngs=rngs) if time_channels else None
-        self.norm2 = group_norm(outputs, groups, eps, rngs=rngs)
-        self.conv2 = conv(outputs, outputs, kernel, rngs=rngs)
-        self.conv_shortcut = conv(inputs, outputs, 1, rngs=rngs) if inputs != outputs else None
+        self.norm1 = GroupNorm(inputs, groups, eps)
+        self.conv1 = conv(inputs, outputs, kernel)
+        self.time_emb_proj = Linear(time_channels, outputs) if time_channels else None
+        self.norm2 = GroupNorm(outputs, groups, eps)
+        self.conv2 = conv(outputs, outputs, kernel)
+        self.conv_shortcut = conv(inputs, outputs, 1) if inputs != outputs else None
 
     def __call__(
         self, x: Float[Array, "rows y x c"], time: Float[Array, "b e"] | None = None
@@ -192,12 +217,10 @@ class SpatioTemporalResBlock(nnx.Module):
         eps: float,
         temporal_eps: float | None = None,
         weighs_temporal: bool = False,
-        *,
-        rngs: ParamRngs,
     ):
         temporal_eps = temporal_eps or eps
-        self.spatial_res_block = ResnetBlock(inputs, outputs, time_channels, groups, eps, rngs=rngs)
-        self.temporal_res_block = ResnetBlock(outputs, outputs, time_channels, groups, temporal_eps, (3, 1), rngs=rngs)
+        self.spatial_res_block = ResnetBlock(inputs, outputs, time_channels, groups, eps)
+        self.temporal_res_block = ResnetBlock(outputs, outputs, time_channels, groups, temporal_eps, (3, 1))
         self.time_mixer = AlphaBlender(weighs_temporal)
 
     def __call__(

@@ -20,6 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from drender.errors import InputError, unknown_name_error
+from drender.models.layers import Linear
 from drender.models.params import flatten, unflatten
 
 
@@ -139,7 +140,7 @@ def _add_product(kernel: Array, a: Array, b: Array, factor: Array) -> Array:
 class AdaptedLinear(nnx.Module):
     """A linear layer with a correction of a strength per clip of the batch."""
 
-    def __init__(self, linear: nnx.Linear, a: Array, b: Array, strength: Float[Array, " b"]):
+    def __init__(self, linear: Linear, a: Array, b: Array, strength: Float[Array, " b"]):
         self.linear = linear
         # Flax takes traced arrays for static constants unless they are marked as data.
         self.a, self.b, self.strength = nnx.data(a), nnx.data(b), nnx.data(strength)
@@ -172,7 +173,7 @@ def adapt(network: nnx.Module, lora: Mapping, gate: Float[Array, " b"]) -> nnx.M
 
 def _adapt(module: Any, lora: Mapping, gate: Float[Array, " b"], path: tuple) -> Any:
     if _is_factors(lora):
-        if not isinstance(module, nnx.Linear):
+        if not isinstance(module, Linear):
             raise InputError(f"LoRA: {_dotted(path)!r} is not a linear layer; only factors of linear layers train")
         a, b, strength = _read_factors(lora, module.kernel.shape, path)
         return AdaptedLinear(module, a, b, gate * jax.lax.stop_gradient(strength))

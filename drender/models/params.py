@@ -10,29 +10,12 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jaxtyping import Array
-
-
-class ParamRngs:
-    """A stream of random keys, one per parameter, in place of `nnx.Rngs`.
-
-    `nnx.Rngs` counts in a traced variable, so that tracing a thousand parameters takes half a minute. This one counts
-    in Python.
-    """
-
-    def __init__(self, key: Array):
-        self.key, self.count = key, 0
-
-    def params(self) -> Array:
-        """Return the next key."""
-        self.count += 1
-        return jax.random.fold_in(self.key, self.count)
 
 
 @functools.cache
 def abstract_module(network: type[nnx.Module], config: Any) -> tuple[nnx.GraphDef, dict]:
     """Return a network's graph definition, and its parameters as a nested dict of `jax.ShapeDtypeStruct`."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: network(config, rngs=ParamRngs(jax.random.key(0)))))
+    graphdef, state = nnx.split(network(config))
     return graphdef, nnx.to_pure_dict(state)
 
 

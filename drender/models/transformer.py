@@ -9,20 +9,20 @@ from jaxtyping import Array, Float
 from drender.models.attention import Attention
 from drender.models.layers import (
     AlphaBlender,
+    GroupNorm,
     ImageOnly,
+    LayerNorm,
+    Linear,
     TimestepEmbedding,
-    group_norm,
-    layer_norm,
     sinusoidal_embedding,
 )
-from drender.models.params import ParamRngs
 
 
 class GEGLU(nnx.Module):
     """A linear layer gated by the GELU of another (Shazeer 2020)."""
 
-    def __init__(self, inputs: int, outputs: int, *, rngs: ParamRngs):
-        self.proj = nnx.Linear(inputs, 2 * outputs, rngs=rngs)
+    def __init__(self, inputs: int, outputs: int):
+        self.proj = Linear(inputs, 2 * outputs)
 
     def __call__(self, x: Float[Array, "*rows c"]) -> Float[Array, "*rows c2"]:
         x, gate = jnp.split(self.proj(x), 2, axis=-1)
@@ -32,10 +32,10 @@ class GEGLU(nnx.Module):
 class FeedForward(nnx.Module):
     """A GEGLU to four times the channels, and a linear layer back."""
 
-    def __init__(self, channels: int, *, rngs: ParamRngs):
+    def __init__(self, channels: int):
         hidden = 4 * channels
         # None stands for the released list's dropout of rate 0: parameter names count it.
-        self.net = nnx.List([GEGLU(channels, hidden, rngs=rngs), None, nnx.Linear(hidden, channels, rngs=rngs)])
+        self.net = nnx.List([GEGLU(channels, hidden), None, Linear(hidden, channels)])
 
     def __call__(self, x: Float[Array, "*rows c"]) -> Float[Array, "*rows c"]:
         # With several batch axes, XLA for CPUs (jax 0.10.2) fuses the norm before into the wide product, which then
@@ -51,19 +51,17 @@ class TransformerBlock(nnx.Module):
     with one more feed-forward. Without `context_channels` there is no cross-attention.
     """
 
-    def __init__(
-        self, channels: int, heads: int, context_channels: int | None, temporal: bool = False, *, rngs: ParamRngs
-    ):
+    def __init__(self, channels: int, heads: int, context_channels: int | None, temporal: bool = False):
         self.temporal = temporal
         if temporal:
-            self.norm_in = layer_norm(channels, rngs=rngs)
-            self.ff_in = FeedForward(channels, rngs=rngs)
-        self.norm1 = layer_norm(channels, rngs=rngs)
-        self.attn1 = Attention(channels, heads, rngs=rngs)
-        self.norm2 = layer_norm(channels, rngs=rngs) if context_channels else None
-        self.attn2 = Attention(channels, heads, context_channels, rngs=rngs) if context_channels else None
-        self.norm3 = layer_norm(channels, rngs=rngs)
-        self.ff = FeedForward(channels, rngs=rngs)
+            self.norm_in = LayerNorm(channels)
+            self.ff_in = FeedForward(channels)
+        self.norm1 = LayerNorm(channels)
+        self.attn1 = Attention(channels, heads)
+        self.norm2 = LayerNorm(channels) if context_channels else None
+        self.attn2 = Attention(channels, heads, context_channels) if context_channels else None
+        self.norm3 = LayerNorm(channels)
+        self.ff = FeedForward(channels)
 
     def __call__(self, x: Float[Array, "b f t c"], context: Float[Array, "b2 f2 u e"]) -> Float[Array, "b f t c"]:
         """Transform tokens; `context` has tokens per frame, or per clip (f2 = 1), for all clips or the first b2."""
@@ -106,20 +104,18 @@ class SpatioTemporalTransformer(nnx.Module):
         context_channels: int,
         temporal_context_channels: int | None,
         groups: int,
-        *,
-        rngs: ParamRngs,
     ):
-        self.norm = group_norm(channels, groups, 1e-6, rngs=rngs)
-        self.proj_in = nnx.Linear(channels, channels, rngs=rngs)
+        self.norm = GroupNorm(channels, groups, 1e-6)
+        self.proj_in = Linear(channels, channels)
         self.transformer_blocks = nnx.List(
-            [TransformerBlock(channels, heads, context_channels, rngs=rngs) for _ in range(num_layers)]
+            [TransformerBlock(channels, heads, context_channels) for _ in range(num_layers)]
         )
         self.temporal_transformer_blocks = nnx.List(
-            [TransformerBlock(channels, heads, temporal_context_channels, True, rngs=rngs) for _ in range(num_layers)]
+            [TransformerBlock(channels, heads, temporal_context_channels, True) for _ in range(num_layers)]
         )
-        self.time_pos_embed = TimestepEmbedding(channels, 4 * channels, channels, rngs=rngs)
+        self.time_pos_embed = TimestepEmbedding(channels, 4 * channels, channels)
         self.time_mixer = AlphaBlender()
-        self.proj_out = nnx.Linear(channels, channels, rngs=rngs)
+        self.proj_out = Linear(channels, channels)
 
     def __call__(
         self, x: Float[Array, "b f h w c"], context: Float[Array, "b2 f2 u e"], image_only: ImageOnly = None

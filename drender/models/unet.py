@@ -17,16 +17,16 @@ from jaxtyping import Array, Float, Int
 from drender.config import UNetConfig
 from drender.models.layers import (
     Downsample,
+    GroupNorm,
     ImageOnly,
     SpatioTemporalResBlock,
     TimestepEmbedding,
     Upsample,
     conv,
-    group_norm,
     maybe_remat,
+    parameter,
     sinusoidal_embedding,
 )
-from drender.models.params import ParamRngs
 from drender.models.transformer import SpatioTemporalTransformer
 
 # Domain embeddings are scaled down to this norm at lookup, as by PyTorch's `nn.Embedding(max_norm=10)`.
@@ -42,11 +42,11 @@ Layer = Callable[[SpatioTemporalResBlock, SpatioTemporalTransformer | None, list
 # --- blocks ----------------------------------------------------------------------------------------------------------
 
 
-def _resnet(config: UNetConfig, inputs: int, outputs: int, eps: float, *, rngs: ParamRngs) -> SpatioTemporalResBlock:
-    return SpatioTemporalResBlock(inputs, outputs, time_channels(config), config.norm_num_groups, eps, rngs=rngs)
+def _resnet(config: UNetConfig, inputs: int, outputs: int, eps: float) -> SpatioTemporalResBlock:
+    return SpatioTemporalResBlock(inputs, outputs, time_channels(config), config.norm_num_groups, eps)
 
 
-def _transformer(config: UNetConfig, level: int, *, rngs: ParamRngs) -> SpatioTemporalTransformer:
+def _transformer(config: UNetConfig, level: int) -> SpatioTemporalTransformer:
     return SpatioTemporalTransformer(
         config.block_out_channels[level],
         config.num_attention_heads[level],
@@ -54,7 +54,6 @@ def _transformer(config: UNetConfig, level: int, *, rngs: ParamRngs) -> SpatioTe
         config.cross_attention_dim[level],
         config.temporal_cross_attention_dim,
         config.norm_num_groups,
-        rngs=rngs,
     )
 
 
@@ -74,16 +73,14 @@ def _layer(
 class Block(nnx.Module):
     """Residual blocks, each followed by a transformer where the level has cross-attention."""
 
-    def __init__(
-        self, config: UNetConfig, level: int, inputs: list[int], attention: bool, eps: float, *, rngs: ParamRngs
-    ):
+    def __init__(self, config: UNetConfig, level: int, inputs: list[int], attention: bool, eps: float):
         """
         Args:
           inputs: channels that enter each residual block.
         """
         outputs = config.block_out_channels[level]
-        self.resnets = nnx.List([_resnet(config, channels, outputs, eps, rngs=rngs) for channels in inputs])
-        self.attentions = nnx.List([_transformer(config, level, rngs=rngs) for _ in inputs] if attention else [])
+        self.resnets = nnx.List([_resnet(config, channels, outputs, eps) for channels in inputs])
+        self.attentions = nnx.List([_transformer(config, level) for _ in inputs] if attention else [])
 
     def layers(self) -> list[tuple[SpatioTemporalResBlock, SpatioTemporalTransformer | None]]:
         """Return each residual block with its transformer, or None."""
@@ -93,13 +90,13 @@ class Block(nnx.Module):
 class DownBlock(Block):
     """One level of the way down; all but the last level end by halving the grid."""
 
-    def __init__(self, config: UNetConfig, level: int, *, rngs: ParamRngs):
+    def __init__(self, config: UNetConfig, level: int):
         outputs = config.block_out_channels[level]
         inputs = [config.block_out_channels[max(level - 1, 0)]] + [outputs] * (config.layers_per_block[level] - 1)
         attention = config.down_block_types[level].startswith("CrossAttn")
-        super().__init__(config, level, inputs, attention, 1e-6 if attention else 1e-5, rngs=rngs)
+        super().__init__(config, level, inputs, attention, 1e-6 if attention else 1e-5)
         is_last = level == len(config.block_out_channels) - 1
-        self.downsamplers = nnx.List([] if is_last else [Downsample(outputs, rngs=rngs)])
+        self.downsamplers = nnx.List([] if is_last else [Downsample(outputs)])
 
     def __call__(self, x: Features, context: Array, layer: Layer) -> tuple[Array, list[Array]]:
         """Return the output, and the skip connections to the way up."""
@@ -116,10 +113,10 @@ class DownBlock(Block):
 class MidBlock(nnx.Module):
     """Residual block, transformer, residual block, on the coarsest grid."""
 
-    def __init__(self, config: UNetConfig, *, rngs: ParamRngs):
+    def __init__(self, config: UNetConfig):
         channels = config.block_out_channels[-1]
-        self.attentions = nnx.List([_transformer(config, -1, rngs=rngs)])
-        self.resnets = nnx.List([_resnet(config, channels, channels, 1e-5, rngs=rngs) for _ in range(2)])
+        self.attentions = nnx.List([_transformer(config, -1)])
+        self.resnets = nnx.List([_resnet(config, channels, channels, 1e-5) for _ in range(2)])
 
     def __call__(self, x: Features, context: Array, layer: Layer) -> Features:
         x = layer(self.resnets[0], self.attentions[0], [x], context)
@@ -129,7 +126,7 @@ class MidBlock(nnx.Module):
 class UpBlock(Block):
     """One level of the way up; all but level 0 end by doubling the grid."""
 
-    def __init__(self, config: UNetConfig, level: int, *, rngs: ParamRngs):
+    def __init__(self, config: UNetConfig, level: int):
         """
         Args:
           level: counted as on the way down, so the way up begins at the last.
@@ -142,8 +139,8 @@ class UpBlock(Block):
         skips = [outputs] * (num_layers - 1) + [channels[max(level - 1, 0)]]
         inputs = [a + b for a, b in zip(before, skips, strict=True)]
         attention = config.up_block_types[len(channels) - 1 - level].startswith("CrossAttn")
-        super().__init__(config, level, inputs, attention, 1e-6, rngs=rngs)
-        self.upsamplers = nnx.List([Upsample(outputs, rngs=rngs)] if level else [])
+        super().__init__(config, level, inputs, attention, 1e-6)
+        self.upsamplers = nnx.List([Upsample(outputs)] if level else [])
 
     def __call__(self, x: Features, skips: list[Array], context: Array, layer: Layer) -> Array:
         """Return the output; consume `skips` from the end."""
@@ -162,26 +159,35 @@ def time_channels(config: UNetConfig) -> int:
     return 4 * config.block_out_channels[0]
 
 
+class DomainEmbedding(nnx.Module):
+    """A learned vector for every G-buffer that can be estimated (Liang et al. 2025, section 4.2)."""
+
+    def __init__(self, rows: int, size: int):
+        self.embedding = parameter(rows, size)
+
+    def __call__(self, domain: Int[Array, " b"]) -> Float[Array, "b e"]:
+        row = self.embedding[...][domain].astype(jnp.float32)
+        norm = jnp.linalg.norm(row, axis=-1, keepdims=True)
+        return jnp.where(norm > MAX_DOMAIN_NORM, row * (MAX_DOMAIN_NORM / (norm + 1e-7)), row)
+
+
 class UNet(nnx.Module):
     """Predict F of the preconditioned denoiser (see `diffusion.py`) from noisy and conditioning latents."""
 
-    def __init__(self, config: UNetConfig, *, rngs: ParamRngs):
+    def __init__(self, config: UNetConfig):
         self.config = config
         first, time = config.block_out_channels[0], time_channels(config)
-        self.conv_in = conv(config.in_channels, first, rngs=rngs)
-        self.time_embedding = TimestepEmbedding(first, time, time, rngs=rngs)
-        self.add_embedding = TimestepEmbedding(config.projection_class_embeddings_input_dim, time, time, rngs=rngs)
-        self.context_embedding = (
-            nnx.Embed(config.context_vocab_size, config.cross_attention_dim[-1], rngs=rngs)
-            if config.context_embedding_type
-            else None
-        )
+        self.conv_in = conv(config.in_channels, first)
+        self.time_embedding = TimestepEmbedding(first, time, time)
+        self.add_embedding = TimestepEmbedding(config.projection_class_embeddings_input_dim, time, time)
+        rows, size = config.context_vocab_size, config.cross_attention_dim[-1]
+        self.context_embedding = DomainEmbedding(rows, size) if config.context_embedding_type else None
         levels = range(len(config.block_out_channels))
-        self.down_blocks = nnx.List([DownBlock(config, level, rngs=rngs) for level in levels])
-        self.mid_block = MidBlock(config, rngs=rngs)
-        self.up_blocks = nnx.List([UpBlock(config, level, rngs=rngs) for level in reversed(levels)])
-        self.conv_norm_out = group_norm(first, config.norm_num_groups, 1e-5, rngs=rngs)
-        self.conv_out = conv(first, config.out_channels, rngs=rngs)
+        self.down_blocks = nnx.List([DownBlock(config, level) for level in levels])
+        self.mid_block = MidBlock(config)
+        self.up_blocks = nnx.List([UpBlock(config, level) for level in reversed(levels)])
+        self.conv_norm_out = GroupNorm(first, config.norm_num_groups, 1e-5)
+        self.conv_out = conv(first, config.out_channels)
 
     def __call__(
         self,
@@ -236,10 +242,5 @@ class UNet(nnx.Module):
         contexts = list(context) if is_per_level else [context] * len(self.down_blocks)
         if domain is None:
             return contexts
-        token = rearrange(self._domain_embedding(domain), "b e -> b 1 1 e")
+        token = rearrange(self.context_embedding(domain), "b e -> b 1 1 e")
         return [level + token for level in contexts]
-
-    def _domain_embedding(self, domain: Int[Array, " b"]) -> Float[Array, "b e"]:
-        row = self.context_embedding(domain).astype(jnp.float32)
-        norm = jnp.linalg.norm(row, axis=-1, keepdims=True)
-        return jnp.where(norm > MAX_DOMAIN_NORM, row * (MAX_DOMAIN_NORM / (norm + 1e-7)), row)

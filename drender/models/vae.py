@@ -19,10 +19,8 @@ from drender.models.layers import (
     SpatioTemporalResBlock,
     Upsample,
     conv,
-    group_norm,
     maybe_remat,
 )
-from drender.models.params import ParamRngs
 
 EPS = 1e-6
 TEMPORAL_EPS = 1e-5
@@ -31,9 +29,9 @@ TEMPORAL_EPS = 1e-5
 class FrameAttention(Attention):
     """Self-attention with one head over all positions of a frame, with norm and residual."""
 
-    def __init__(self, channels: int, groups: int, *, rngs: ParamRngs):
-        super().__init__(channels, heads=1, bias=True, rngs=rngs)
-        self.group_norm = group_norm(channels, groups, EPS, rngs=rngs)
+    def __init__(self, channels: int, groups: int):
+        super().__init__(channels, heads=1, bias=True)
+        self.group_norm = GroupNorm(channels, groups, EPS)
 
     def __call__(self, x: Float[Array, "rows h w c"]) -> Float[Array, "rows h w c"]:
         out = super().__call__(rearrange(self.group_norm(x), "rows h w c -> rows (h w) c"))
@@ -58,12 +56,10 @@ class DownEncoderBlock(nnx.Module):
         groups: int,
         downsample: bool,
         one_sided: bool = True,
-        *,
-        rngs: ParamRngs,
     ):
         channels = [inputs] + [outputs] * (num_layers - 1)
-        self.resnets = nnx.List([ResnetBlock(c, outputs, None, groups, EPS, rngs=rngs) for c in channels])
-        self.downsamplers = nnx.List([Downsample(outputs, one_sided, rngs=rngs)] if downsample else [])
+        self.resnets = nnx.List([ResnetBlock(c, outputs, None, groups, EPS) for c in channels])
+        self.downsamplers = nnx.List([Downsample(outputs, one_sided)] if downsample else [])
 
     def __call__(self, x: Float[Array, "rows h w c"], remat: bool = False) -> Float[Array, "rows h2 w2 c2"]:
         for layer in (*self.resnets, *self.downsamplers):
@@ -74,9 +70,9 @@ class DownEncoderBlock(nnx.Module):
 class EncoderMidBlock(nnx.Module):
     """Residual block, attention, residual block, on the coarsest grid."""
 
-    def __init__(self, channels: int, groups: int, *, rngs: ParamRngs):
-        self.attentions = nnx.List([FrameAttention(channels, groups, rngs=rngs)])
-        self.resnets = nnx.List([ResnetBlock(channels, channels, None, groups, EPS, rngs=rngs) for _ in range(2)])
+    def __init__(self, channels: int, groups: int):
+        self.attentions = nnx.List([FrameAttention(channels, groups)])
+        self.resnets = nnx.List([ResnetBlock(channels, channels, None, groups, EPS) for _ in range(2)])
 
     def __call__(self, x: Float[Array, "rows h w c"], remat: bool) -> Float[Array, "rows h w c"]:
         for layer in (self.resnets[0], self.attentions[0], self.resnets[1]):
@@ -87,17 +83,17 @@ class EncoderMidBlock(nnx.Module):
 class Encoder(nnx.Module):
     """Images to the moments of their latents, before `quant_conv`."""
 
-    def __init__(self, config: VAEConfig, *, rngs: ParamRngs):
+    def __init__(self, config: VAEConfig):
         levels, groups = config.block_out_channels, config.norm_num_groups
-        self.conv_in = conv(config.in_channels, levels[0], rngs=rngs)
+        self.conv_in = conv(config.in_channels, levels[0])
         blocks = []
         for i, outputs in enumerate(levels):
             inputs, downsample = levels[max(i - 1, 0)], i < len(levels) - 1
-            blocks.append(DownEncoderBlock(inputs, outputs, config.layers_per_block, groups, downsample, rngs=rngs))
+            blocks.append(DownEncoderBlock(inputs, outputs, config.layers_per_block, groups, downsample))
         self.down_blocks = nnx.List(blocks)
-        self.mid_block = EncoderMidBlock(levels[-1], groups, rngs=rngs)
-        self.conv_norm_out = group_norm(levels[-1], groups, EPS, rngs=rngs)
-        self.conv_out = conv(levels[-1], 2 * config.latent_channels, rngs=rngs)
+        self.mid_block = EncoderMidBlock(levels[-1], groups)
+        self.conv_norm_out = GroupNorm(levels[-1], groups, EPS)
+        self.conv_out = conv(levels[-1], 2 * config.latent_channels)
 
     def __call__(self, x: Float[Array, "rows h w c"], remat: bool) -> Float[Array, "rows h2 w2 c2"]:
         x = self.conv_in(x)
@@ -113,8 +109,8 @@ class Encoder(nnx.Module):
 class DecoderResBlock(SpatioTemporalResBlock):
     """A residual block of the temporal decoder; `images` marks all frames as unrelated images."""
 
-    def __init__(self, inputs: int, outputs: int, groups: int, *, rngs: ParamRngs):
-        super().__init__(inputs, outputs, None, groups, EPS, TEMPORAL_EPS, weighs_temporal=True, rngs=rngs)
+    def __init__(self, inputs: int, outputs: int, groups: int):
+        super().__init__(inputs, outputs, None, groups, EPS, TEMPORAL_EPS, weighs_temporal=True)
 
     def __call__(self, x: Float[Array, "b f h w c"], remat: bool, images: bool) -> Float[Array, "b f h w c2"]:
         forward = super().__call__
@@ -124,10 +120,10 @@ class DecoderResBlock(SpatioTemporalResBlock):
 class UpDecoderBlock(nnx.Module):
     """Residual blocks; then the grid is doubled if `upsample`."""
 
-    def __init__(self, inputs: int, outputs: int, num_layers: int, groups: int, upsample: bool, *, rngs: ParamRngs):
+    def __init__(self, inputs: int, outputs: int, num_layers: int, groups: int, upsample: bool):
         channels = [inputs] + [outputs] * (num_layers - 1)
-        self.resnets = nnx.List([DecoderResBlock(c, outputs, groups, rngs=rngs) for c in channels])
-        self.upsamplers = nnx.List([Upsample(outputs, rngs=rngs)] if upsample else [])
+        self.resnets = nnx.List([DecoderResBlock(c, outputs, groups) for c in channels])
+        self.upsamplers = nnx.List([Upsample(outputs)] if upsample else [])
 
     def __call__(self, x: Float[Array, "b f h w c"], remat: bool, images: bool) -> Float[Array, "b f h2 w2 c2"]:
         for resnet in self.resnets:
@@ -140,9 +136,9 @@ class UpDecoderBlock(nnx.Module):
 class DecoderMidBlock(nnx.Module):
     """Residual block, attention within each frame, residual block, on the coarsest grid."""
 
-    def __init__(self, channels: int, num_layers: int, groups: int, *, rngs: ParamRngs):
-        self.attentions = nnx.List([FrameAttention(channels, groups, rngs=rngs)])
-        self.resnets = nnx.List([DecoderResBlock(channels, channels, groups, rngs=rngs) for _ in range(num_layers)])
+    def __init__(self, channels: int, num_layers: int, groups: int):
+        self.attentions = nnx.List([FrameAttention(channels, groups)])
+        self.resnets = nnx.List([DecoderResBlock(channels, channels, groups) for _ in range(num_layers)])
 
     def __call__(self, x: Float[Array, "b f h w c"], remat: bool, images: bool) -> Float[Array, "b f h w c"]:
         f = x.shape[1]
@@ -157,18 +153,18 @@ class DecoderMidBlock(nnx.Module):
 class TemporalDecoder(nnx.Module):
     """Latents to images, with residual blocks over time and a last convolution over time."""
 
-    def __init__(self, config: VAEConfig, *, rngs: ParamRngs):
+    def __init__(self, config: VAEConfig):
         levels, groups, num_layers = config.block_out_channels[::-1], config.norm_num_groups, config.layers_per_block
-        self.conv_in = conv(config.latent_channels, levels[0], rngs=rngs)
-        self.mid_block = DecoderMidBlock(levels[0], num_layers, groups, rngs=rngs)
+        self.conv_in = conv(config.latent_channels, levels[0])
+        self.mid_block = DecoderMidBlock(levels[0], num_layers, groups)
         blocks = []
         for i, outputs in enumerate(levels):
             inputs, upsample = levels[max(i - 1, 0)], i < len(levels) - 1
-            blocks.append(UpDecoderBlock(inputs, outputs, num_layers + 1, groups, upsample, rngs=rngs))
+            blocks.append(UpDecoderBlock(inputs, outputs, num_layers + 1, groups, upsample))
         self.up_blocks = nnx.List(blocks)
-        self.conv_norm_out = group_norm(levels[-1], groups, EPS, rngs=rngs)
-        self.conv_out = conv(levels[-1], config.out_channels, rngs=rngs)
-        self.time_conv_out = conv(config.out_channels, config.out_channels, (3, 1), rngs=rngs)
+        self.conv_norm_out = GroupNorm(levels[-1], groups, EPS)
+        self.conv_out = conv(levels[-1], config.out_channels)
+        self.time_conv_out = conv(config.out_channels, config.out_channels, (3, 1))
 
     def __call__(self, z: Float[Array, "b f h w c"], remat: bool, images: bool) -> Float[Array, "b f h2 w2 c2"]:
         f = z.shape[1]
@@ -192,11 +188,11 @@ class VAE(nnx.Module):
     With `remat`, the backward pass recomputes every layer.
     """
 
-    def __init__(self, config: VAEConfig, *, rngs: ParamRngs):
+    def __init__(self, config: VAEConfig):
         self.config = config
-        self.encoder = Encoder(config, rngs=rngs)
-        self.decoder = TemporalDecoder(config, rngs=rngs)
-        self.quant_conv = conv(2 * config.latent_channels, 2 * config.latent_channels, 1, rngs=rngs)
+        self.encoder = Encoder(config)
+        self.decoder = TemporalDecoder(config)
+        self.quant_conv = conv(2 * config.latent_channels, 2 * config.latent_channels, 1)
 
     def moments(
         self, x: Float[Array, "b f h w 3"], remat: bool = False

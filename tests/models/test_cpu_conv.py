@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from helpers.oracles import array, channels_first, torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drender.models import cpu_conv
 from drender.models.layers import conv
-from drender.models.params import ParamRngs
 from drender.training import flops
 
 
@@ -27,8 +27,9 @@ def test_convolutions_of_every_grid_equal_torch(n, h, w, kernel):
         torch.from_numpy(bias),
         padding=padding,
     )
-    layer = conv(4, 5, kernel, rngs=ParamRngs(jax.random.key(0)))
-    layer.kernel[...], layer.bias[...] = jnp.asarray(weights), jnp.asarray(bias)
+    graphdef, state = nnx.split(conv(4, 5, kernel))
+    nnx.replace_by_pure_dict(state, {"kernel": jnp.asarray(weights), "bias": jnp.asarray(bias)})
+    layer = nnx.merge(graphdef, state)
     with jax.disable_jit():
         np.testing.assert_allclose(layer(jnp.asarray(x)), np.moveaxis(expected.numpy(), 1, -1), atol=1e-4)
 

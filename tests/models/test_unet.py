@@ -132,7 +132,7 @@ def test_long_domain_embeddings_are_scaled_as_in_torch():
     with torch.no_grad():
         table.weight.copy_(torch.from_numpy(params["context_embedding"]["embedding"]))
         expected = table(torch.tensor([2, 3])).numpy()
-    ours = network(UNet, config, params, "_domain_embedding")(np.int32([2, 3]))
+    ours = network(UNet, config, params, "context_embedding")(np.int32([2, 3]))
     np.testing.assert_allclose(ours, expected, rtol=1e-6)
     assert np.linalg.norm(ours[1]) == pytest.approx(10, rel=1e-6)
 
