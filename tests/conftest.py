@@ -1,25 +1,37 @@
 """Fixtures of all tests: signatures are checked, and the tiny checkpoints are converted once."""
 
 import atexit
+import functools
+import importlib.metadata
 import importlib.util
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-
-# Compiling is most of what the tests do; LLVM optimising less halves it. Two devices show that placement works.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
-# Devices that wait for each other hold a thread each of a pool that has one per core unless it is told otherwise. With
-# two, a third task at the wrong moment could stop both for good, and XLA abort the process.
-os.environ.setdefault("NPROC", "8")
-# What is compiled so is large, writes longer than it saves, and does not belong into the user's cache.
-os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 
 import filelock
 import hypothesis
 import jaxtyping
 import pytest
+
+# Compiling is most of what the tests do; LLVM optimizing less halves it, and jaxlib 0.10's older emitters, which
+# later versions lack, save another third. Two devices show that placement works.
+flags = "--xla_backend_optimization_level=0"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    flags += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", flags)
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+# Devices that wait for each other hold a thread each of a pool that has one per core unless it is told otherwise. With
+# two, a third task at the wrong moment could stop both for good, and XLA abort the process.
+os.environ.setdefault("NPROC", "8")
+# What is compiled so does not belong into the user's cache: one of this run, for all its processes.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    cache = tempfile.mkdtemp(prefix="drender-tests-xla-")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 # OpenImageIO's binding prints pages of "leaked" objects when the interpreter ends while pytest holds its types.
 atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))
@@ -52,8 +64,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def originals(tmp_path_factory) -> dict[str, Path]:
     """Tiny checkpoints in the released layout, by kind; not to be changed."""
-    write = lambda kind: lambda folder: tiny.write_released(folder, kind)
-    return {kind: _made_once(tmp_path_factory, f"released-{kind}", write(kind)) for kind in tiny.CONFIGS}
+    return {
+        kind: _made_once(tmp_path_factory, f"released-{kind}", functools.partial(tiny.write_released, kind=kind))
+        for kind in tiny.CONFIGS
+    }
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ import OpenImageIO as oiio
 import pytest
 from helpers import smallest
 from helpers.training_runs import checkpoints, metrics, outcomes, processes, saved
-from jax.experimental.compilation_cache import compilation_cache
 
 from drender import InputError, sharding
 from drender.sharding import MeshConfig
@@ -30,21 +29,10 @@ LEARNS = ("vae.encoder.conv_in", "vae.decoder.conv_in", "vae.decoder.mid_block.r
 
 
 @pytest.fixture(scope="module", autouse=True)
-def shared(tmp_path_factory):
-    """What is compiled once serves all runs here, in whatever process; and small parameters are sharded too."""
+def small_parameters_sharded():
     with pytest.MonkeyPatch.context() as patch:
-        before, folder = jax.config.jax_compilation_cache_dir, str(tmp_path_factory.mktemp("xla"))
-        enabled = jax.config.jax_enable_compilation_cache
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
-        patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
         patch.setattr(sharding, "MAX_REPLICATED_SIZE", 8)
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_enable_compilation_cache", True)
-        compilation_cache.reset_cache()
         yield
-        jax.config.update("jax_compilation_cache_dir", before)
-        jax.config.update("jax_enable_compilation_cache", enabled)
-        compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
