@@ -26,8 +26,8 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 # Devices that wait for each other hold a thread each of a pool that has one per core unless it is told otherwise. With
 # two, a third task at the wrong moment could stop both for good, and XLA abort the process.
 os.environ.setdefault("NPROC", "8")
-# What is compiled so does not belong into the user's cache: one of this run, for all its processes.
-if "PYTEST_XDIST_WORKER" not in os.environ:
+# One cache for all processes of this run, and not the user's, unless a folder is named to keep it between runs.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     cache = tempfile.mkdtemp(prefix="drender-tests-xla-")
     atexit.register(shutil.rmtree, cache, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
