@@ -2,7 +2,10 @@
 
 import functools
 import inspect
+import re
+import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +23,11 @@ from drender.renderers.inverse import InverseRenderer, chosen_passes
 
 try:
     import gradio as gr
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("the page needs Gradio; pip install 'drender[app]'") from error
+except ImportError as error:
+    raise InputError(f'the page needs Gradio ({error}); pip install "drender[app]"') from error
 
 DOWNLOADS = {"PNG": "png", "EXR": "exr", "mp4": "mp4", "G-buffers": "gbuffers"}
+MAP = "or a lat-long map (.hdr, .exr)"
 # Every event that uses the device: one at a time, others queue.
 DEVICE = {"concurrency_id": "device", "concurrency_limit": 1}
 # Sliders send many events: compute the last one, without a spinner.
@@ -57,9 +61,7 @@ class App:
     def session(self, request: gr.Request) -> Session:
         name = request.session_hash
         if name not in self.sessions:
-            folder = self.folder / f"session{len(self.sessions)}-{threading.get_ident()}"
-            folder.mkdir(parents=True)
-            self.sessions[name] = Session(folder)
+            self.sessions[name] = Session(Path(tempfile.mkdtemp(prefix="session", dir=self.folder)))
         return self.sessions[name]
 
     def close(self, request: gr.Request) -> None:
@@ -78,15 +80,15 @@ class App:
     def open(self, path: str | None, request: gr.Request) -> tuple:
         session = self.session(request)
         try:
-            line, *warnings = session.open(path or assets.CLIPS, self.size, self.max_frames)
+            line, *caught = session.open(path or assets.CLIPS, self.size, self.max_frames)
         finally:
             if path:
                 Path(path).unlink(missing_ok=True)  # its frames are in memory
-        for warning in warnings:
-            gr.Warning(warning)
+        for warning in caught:
+            gr.Warning(without_folder(warning))
         last = len(session.rgb) - 1
         frame = gr.Slider(0, max(1, last), 0, visible=last > 0)
-        return None, line, frame, gallery(session, 0), None, None, gr.DownloadButton(interactive=False)
+        return line, frame, gallery(session, 0), None, None, gr.DownloadButton(interactive=False)
 
     def estimate(self, request: gr.Request, progress: Any = gr.Progress(track_tqdm=True)) -> Iterator[tuple]:  # noqa: B008
         session = self.session(request)
@@ -108,7 +110,7 @@ class App:
         return "#{:02x}{:02x}{:02x}".format(*color)
 
     def edit(self, index, color, distance, parts, new, roughness, metallic, request: gr.Request) -> tuple:
-        session = require(self.session(request))
+        session = self.session(request)
         given = {"basecolor": new, "roughness": str(roughness), "metallic": str(metallic)}
         fraction = session.edit(color, float(distance), {name: given[name] for name in parts})
         gr.Info(f"{fraction:.1%} of the pixels changed")
@@ -123,11 +125,24 @@ class App:
     def ball(self, name, file, yaw, pitch, roll, exposure) -> np.ndarray:
         return to_integers(light(name, file, yaw, pitch, roll, exposure).mirror_ball())
 
+    def use_map(self, path: str) -> Any:
+        """Take an uploaded map; the built-in environment remains if the map cannot be read."""
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                Light(path).mirror_ball()
+        except InputError as error:
+            gr.Warning(without_folder(error))
+            return gr.UploadButton(MAP, value=None)
+        for warning in caught:
+            gr.Warning(without_folder(warning.message))
+        return gr.UploadButton(f"map: {Path(path).name}", value=path)
+
     def relight(
         self, index, kind, name, file, yaw, pitch, roll, exposure, request: gr.Request,
         progress: Any = gr.Progress(track_tqdm=True),  # noqa: B008
     ) -> tuple:  # fmt: skip
-        session = require(self.session(request))
+        session = self.session(request)
         with self.device:
             session.relight(self.forward, light(name, file, yaw, pitch, roll, exposure))
         return comparison(session, index), self.save(kind, request)
@@ -139,15 +154,13 @@ class App:
         return gr.DownloadButton(f"Download {kind}", value=str(session.save(DOWNLOADS[kind])), interactive=True)
 
 
-def require(session: Session) -> Session:
-    """Return a session that has all G-buffers."""
-    if not session.buffers:
-        raise InputError("no G-buffers yet; upload a picture or clip, or take the built-in one")
-    return session
-
-
 def light(name: str, file: str | None, yaw: float, pitch: float, roll: float, exposure: float) -> Light:
     return Light(file or assets.environment(name), *map(float, (yaw, pitch, roll, exposure)))  # sliders give integers
+
+
+def without_folder(message: object) -> str:
+    """Return a message about an upload without the server's temporary folder."""
+    return re.sub(r"\S*/gradio/\w+/", "", str(message))
 
 
 def shown(clip: np.ndarray | None, index: int) -> np.ndarray | None:
@@ -167,9 +180,8 @@ def one_line(function: Callable) -> Callable:
     """Show bad input and cancellation as a message on the page, in a handler that is called or iterated."""
 
     def failed(error: BaseException) -> gr.Error:
-        return gr.Error(
-            "Cancelled" if isinstance(error, KeyboardInterrupt) else str(error), duration=10, print_exception=False
-        )
+        message = "Cancelled" if isinstance(error, KeyboardInterrupt) else without_folder(error)
+        return gr.Error(message, duration=10, print_exception=False)
 
     if inspect.isgeneratorfunction(function):
 
@@ -226,7 +238,7 @@ def build(app: App) -> gr.Blocks:
                 gr.Markdown("### 2 Light")
                 names = assets.environments()
                 name = gr.Dropdown(names, value=assets.LIGHTS[0], label="Built-in environment", elem_id="light")
-                file = gr.UploadButton("or a lat-long map (.hdr, .exr)", elem_id="map")
+                file = gr.UploadButton(MAP, elem_id="map")
                 ball = gr.Image(
                     label="Mirror ball",
                     interactive=False,
@@ -249,21 +261,20 @@ def build(app: App) -> gr.Blocks:
             download = gr.DownloadButton("Download", interactive=False, elem_id="download")
 
         settings = [name, file, yaw, pitch, roll, exposure]
-        opened = {"outputs": [upload, about, frame, buffers, basecolor, result, download], **DEVICE}
-        for event in (upload.upload, example.click):
-            inputs = upload if event is upload.upload else gr.State(None)
-            event(app.begin, queue=False).then(one_line(app.open), inputs, **opened).success(
-                one_line(app.estimate), outputs=[buffers, basecolor], **DEVICE
-            )
-        file.upload(lambda path: gr.UploadButton(f"map: {Path(path).name}", value=path), file, file)
-        name.input(lambda: gr.UploadButton("or a lat-long map (.hdr, .exr)", value=None), outputs=file)
+        opened = {"outputs": [about, frame, buffers, basecolor, result, download], **DEVICE}
+        for event, source in ((upload.upload, upload), (example.click, gr.State(None))):
+            read = event(app.begin, queue=False).then(one_line(app.open), source, **opened)
+            read.then(lambda: None, outputs=upload, queue=False)  # ready for the next, whether or not it was readable
+            read.success(one_line(app.estimate), outputs=[buffers, basecolor], **DEVICE)
         frame.input(app.show, frame, [buffers, basecolor, result], **AT_ONCE)
         basecolor.select(app.pick, frame, color)
         edit = [frame, color, distance, parts, new, roughness, metallic]
         change.click(one_line(app.edit), edit, [buffers, basecolor])
         undo.click(app.reset, frame, [buffers, basecolor])
-        changes = [setting.change for setting in settings if setting is not file]
-        gr.on([page.load, file.upload, *changes], one_line(app.ball), settings, ball, **AT_ONCE)
+        show_ball = [one_line(app.ball), settings, ball]
+        gr.on([page.load, *(setting.change for setting in (yaw, pitch, roll, exposure))], *show_ball, **AT_ONCE)
+        file.upload(app.use_map, file, file).then(*show_ball, **AT_ONCE)
+        name.input(lambda: gr.UploadButton(MAP, value=None), outputs=file).then(*show_ball, **AT_ONCE)
         run.click(app.begin, queue=False).then(
             one_line(app.relight), [frame, kind, *settings], [result, download], **DEVICE
         )

@@ -7,7 +7,7 @@ import functools
 import shutil
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,6 +122,7 @@ class Session:
         """Set materials where the basecolor lies within a distance of a color; return the fraction of pixels."""
         if not values:
             raise InputError("nothing to change; choose a new color, roughness or metallic")
+        self._require(["basecolor", *values])
         mask = materials.color_range(self.buffers["basecolor"], color, distance)
         self.buffers |= materials.edit(self.buffers, materials.feather(mask, 1), set=values)
         return float(mask.mean())
@@ -132,14 +133,20 @@ class Session:
 
     def relight(self, forward: ForwardRenderer, light: Light) -> None:
         """Render the G-buffers in a light."""
+        names = used_conditions(forward.config, ())
+        self._require(names)
         with oom_guard(SMALLER):
             sampling = forward.sampling({}, GUIDANCE)
-            names = used_conditions(forward.config, ())
             latents = {name: forward.encode(self.buffers[name][None], sampling) for name in names}
             maps = forward.encode_environment(light.maps(forward.environment_size))
             noise = forward.initial_noise(None, sampling.seed, latents[names[0]].shape)
             rendered = forward.render(latents, maps, sampling, noise, stop=self.stop)
             self.relit = whole(forward.decode(rendered, sampling))[0]
+
+    def _require(self, names: Iterable[str]) -> None:
+        """Raise InputError unless the clip has these G-buffers: none is open, or their estimation was cancelled."""
+        if missing := [name for name in names if name not in self.buffers]:
+            raise InputError(f"no {', no '.join(missing)} yet; open a picture or clip and wait for its G-buffers")
 
     def save(self, kind: str) -> Path:
         """Write the relit clip as "png" or "exr" (of several frames, a zip of them) or "mp4", or the "gbuffers"."""

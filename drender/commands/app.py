@@ -1,6 +1,5 @@
 """Serve a page to relight in: upload a picture or clip, turn a light, compare, download."""
 
-import importlib.util
 import os
 import signal
 import tempfile
@@ -17,8 +16,6 @@ from drender.sampling.options import CHECKPOINT
 def main(words: list[str] | None = None, prog: str | None = None) -> None:
     """Serve the page until interrupted; `words` are the command line's, by default this process's."""
     args = parser(prog).parse_args(words)
-    if importlib.util.find_spec("gradio") is None:
-        raise InputError("drender app: gradio is not installed; pip install 'drender[app]'")
     if args.frames < 1 or args.max_upload <= 0:
         raise InputError("--frames and --max-upload: must be more than 0")
     if args.size and (min(args.size) < 64 or any(side % 64 for side in args.size)):
@@ -28,10 +25,8 @@ def main(words: list[str] | None = None, prog: str | None = None) -> None:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "gradio")  # before Gradio is imported
         from drender.app.page import App, serve
 
-        inverse, forward = (
-            InverseRenderer.load(args.inverse, args.dtype),
-            ForwardRenderer.load(args.forward, args.dtype),
-        )
+        inverse = InverseRenderer.load(args.inverse, args.dtype)
+        forward = ForwardRenderer.load(args.forward, args.dtype)
         size = tuple(args.size or inverse.config.size)
         print(f"serving http://{args.host}:{args.port}", flush=True)
         if args.host not in ("127.0.0.1", "localhost", "::1"):

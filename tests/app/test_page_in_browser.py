@@ -1,38 +1,48 @@
 """The page to relight in, in Chromium: upload, G-buffers, light, result, download; bad files; what is left behind."""
 
+import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.chromium import chromium
-from helpers.runs import write_frames
+from helpers.runs import ROOT, png
 
 from drender.media.images import read_image
 
 pytest.importorskip("gradio", reason="gradio is not installed: pip install -e '.[app]'")
-pytestmark = [pytest.mark.browser, pytest.mark.long, pytest.mark.filterwarnings("ignore")]  # those of Gradio and others
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 browser = pytest.fixture(scope="module")(chromium)
 
 
+def answers(port: int) -> bool:
+    with socket.socket() as trial:
+        return trial.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """The page with the built-in models: (its address, the folder of its files)."""
+    """The page with the built-in models: (its address, the folder of its temporary files)."""
     folder = tmp_path_factory.mktemp("app")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("GRADIO_TEMP_DIR", str(folder / "gradio"))
-        from drender import ForwardRenderer, InverseRenderer
-        from drender.app.page import App, serve
-
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        app = App(InverseRenderer.load(), ForwardRenderer.load(), folder, (64, 64), 4)
-        page = serve(app, "127.0.0.1", port, max_upload_mb=1.0, block=False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "drender", "app", "--port", str(port), "--frames", "4", "--max-upload", "1"]
+    with open(folder / "log.txt", "w") as log:
+        server = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"TMPDIR": str(folder)}, stdout=log, stderr=log)
+        while server.poll() is None and not answers(port):
+            time.sleep(0.2)
+        assert server.poll() is None, (folder / "log.txt").read_text()
         yield f"http://127.0.0.1:{port}", folder
-        page.close()
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0, (folder / "log.txt").read_text()
+    assert not list(folder.glob("drender-app-*"))
 
 
 class Visitor:
@@ -75,8 +85,7 @@ def test_a_clip_is_relit_and_downloaded(browser, served, tmp_path, width):
     address, folder = served
     browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     visitor = Visitor(browser, address, width)
-    frames = write_frames(tmp_path / "walk", 1)
-    visitor.upload(next(frames.iterdir()))
+    visitor.upload(png(tmp_path / "walk.png"))
     visitor.wait(lambda: "a picture" in visitor.text("#about"), "description")
     visitor.wait_for("#buffers img", 6)
     ball = visitor.js("document.querySelector('#ball img').src")
@@ -91,7 +100,7 @@ def test_a_clip_is_relit_and_downloaded(browser, served, tmp_path, width):
     visitor.wait(lambda: list(tmp_path.glob("*.relit.png")), "file")
     time.sleep(0.5)
     assert read_image(next(tmp_path.glob("*.relit.png"))).shape == (64, 64, 3)
-    assert not list((folder / "gradio").rglob("0000.png"))  # the upload, whose frames are in memory
+    assert not list(folder.rglob("walk.png"))  # the upload, whose frames are in memory
 
 
 def test_bad_and_large_uploads_are_messages(browser, served, tmp_path):
@@ -102,8 +111,11 @@ def test_bad_and_large_uploads_are_messages(browser, served, tmp_path):
     (tmp_path / "large.png").write_bytes(np.random.default_rng(0).bytes(2 * 2**20))
     visitor.upload(tmp_path / "large.png")
     visitor.wait(lambda: "size" in visitor.messages().lower(), "message on the size")
+    visitor.upload(tmp_path / "notes.txt", "#map")
+    visitor.wait(lambda: "unknown image suffix" in visitor.messages(), "message on the map")
+    assert str(served[1]) not in visitor.messages()
     visitor.click("#relight")
-    visitor.wait(lambda: "no G-buffers yet" in visitor.messages(), "message")
+    visitor.wait(lambda: "wait for its G-buffers" in visitor.messages(), "message")
 
 
 def test_a_job_is_cancelled_and_leaving_removes_the_files(browser, served, tmp_path):
@@ -113,6 +125,6 @@ def test_a_job_is_cancelled_and_leaving_removes_the_files(browser, served, tmp_p
     visitor.click("#cancel")
     visitor.wait(lambda: "Cancelled" in visitor.messages() or visitor.js(
         "document.querySelectorAll('#buffers img').length >= 6"), "end of the job")  # fmt: skip
-    assert list(served[1].glob("session*"))
+    assert list(served[1].glob("drender-app-*/session*"))
     browser.get("about:blank")
-    visitor.wait(lambda: not list(served[1].glob("session*")), "removal of all files", 90)
+    visitor.wait(lambda: not list(served[1].glob("drender-app-*/session*")), "removal of all files", 90)

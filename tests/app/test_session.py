@@ -68,6 +68,14 @@ def test_edits_change_a_color_range_and_can_be_undone(session):
         session.edit("#333333", 0.1, {})
 
 
+def test_missing_buffers_are_named(session):
+    del session.buffers["depth"], session.buffers["basecolor"]  # cancelled before they were estimated
+    with pytest.raises(InputError, match="no basecolor, no depth yet"):
+        session.relight(ForwardStandIn(), Light(assets.environment("studio")))
+    with pytest.raises(InputError, match="no basecolor yet"):
+        session.edit("#333333", 0.1, {"metallic": "1"})
+
+
 def test_results_are_saved_in_every_format(session):
     session.relit = np.linspace(0, 1, session.rgb.size, dtype=np.float32).reshape(session.rgb.shape)
     video = session.save("mp4")
