@@ -18,6 +18,7 @@ from drender.sampling.commands import NOT_RECORDED, check_quality
 from drender.sampling.execute import execute
 from drender.sampling.inputs import ChunkConfig
 from drender.sampling.jobs import RunConfig
+from drender.sampling.lights import OWN_LIGHT, Lights
 from drender.sampling.options import GBUFFERS, FileOptions, add_options, option
 
 DEFAULT_OVERLAP = 6
@@ -54,7 +55,9 @@ class InsertOptions(EditingOptions):
     turn: tuple[float, float, float] | None = option(
         "rotation of a mesh or shape, in degrees (0 0 0)", metavar=("YAW", "PITCH", "ROLL")
     )
-    fov: float | None = option("vertical field of view of a mesh or shape, in degrees (40)", metavar="DEGREES")
+    fov: float | None = option(
+        "vertical field of view in degrees, of a mesh or shape (40) and for the clip's light (50)", metavar="DEGREES"
+    )
     depth: tuple[float, ...] | None = option(
         "depth of the object in the clip, 0 to 1, or of its center only (that of the surface it stands on)",
         metavar=("NEAR", "FAR"),
@@ -62,6 +65,9 @@ class InsertOptions(EditingOptions):
     basecolor: tuple[str, ...] | None = option("color of the whole object: #rrggbb, or numbers 0 to 1", metavar="COLOR")
     roughness: tuple[str] | None = option("roughness of the whole object, 0 to 1", metavar="X")
     metallic: tuple[str] | None = option("metallic of the whole object, 0 to 1", metavar="X")
+    environment: str | None = option(
+        "write the clip's own light, estimated without the object, for forward --environment clip", choices=(OWN_LIGHT,)
+    )
     guide: bool = option("write pictures of the object over the RGB too, in a plain light without shadows", False)
 
 
@@ -156,12 +162,16 @@ def build_insert(config: RunConfig, args: Any) -> InsertJob:
     material = {label: " ".join(getattr(args, label)) for label in labels}
     place = args.depth and tuple(args.depth)
     inserted = build_object(args)
-    return InsertJob(config, args.bits, inserted=inserted, place=place, material=material, guide=args.guide)
+    own_light = Lights([OWN_LIGHT], fov=args.fov) if args.environment else None
+    return InsertJob(
+        config, args.bits, inserted=inserted, place=place, material=material, guide=args.guide, own_light=own_light
+    )
 
 
 def build_object(args: Any) -> FileObject | RenderedObject:
     names = [name for name in ("position", "height", "turn", "fov") if getattr(args, name) is not None]
     if Path(args.object).is_dir():
+        names = [name for name in names if name != "fov" or not args.environment]
         if names:
             raise InputError(f"--{names[0]} is for meshes and shapes; --object {args.object} is a folder")
         return FileObject(args.object, args.object_frame)

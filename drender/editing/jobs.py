@@ -1,4 +1,4 @@
-"""Jobs of `sample.py edit` and `insert`: read the G-buffers of clips, change them frame by frame, and write them."""
+"""Jobs of `drender edit` and `insert`: read the G-buffers of clips, change them frame by frame, and write them."""
 
 import functools
 import warnings
@@ -22,6 +22,7 @@ from drender.media.gbuffers import GBufferClip, find_gbuffer_clips
 from drender.media.images import stored_bits
 from drender.sampling.inputs import BufferChunks, Chunk, ChunkedClip
 from drender.sampling.jobs import Job, OnFailure, RunConfig, check_separate
+from drender.sampling.lights import Lights, require_for_own_light
 from drender.sampling.outputs import ClipOutput
 from drender.sampling.record import read_record
 
@@ -197,6 +198,7 @@ class InsertJob(EditingJob):
       place: its depth in the clip, as for `insertion.place_depth`.
       material: buffer -> value that the whole object gets, as for `edit`.
       guide: write a picture of the object over the RGB too.
+      own_light: if given, write the clip's own light, estimated without the object.
     """
 
     title: ClassVar[str] = "G-buffers with an inserted object"
@@ -205,6 +207,7 @@ class InsertJob(EditingJob):
     place: tuple[float, ...] | None = None
     material: Mapping[str, str] = field(default_factory=dict)
     guide: bool = False
+    own_light: Lights | None = None
 
     def __post_init__(self):
         check_labels(list(self.material), list(self.material))
@@ -224,8 +227,17 @@ class InsertJob(EditingJob):
 
     def change(self, clip: BufferChunks) -> Change:
         labels = [label for label in clip.clip.labels if label not in PASSED_ON]
+        if self.own_light:
+            require_for_own_light(clip.clip.labels, f"--environment clip: clip {clip.name!r} has")
         self.inserted.check(clip.name, clip.num_frames, labels)
         return _Insertion(self, clip)
+
+    def run_chunk(self, renderers, clip, chunk, outputs, progress, stop) -> None:
+        if self.own_light and outputs[0].load_light() is None:
+            read = lambda label, i: clip.read(chunk, i, label)
+            own = self.own_light.estimate_own(read, clip.clip.labels, chunk, clip.num_frames)
+            outputs[0].save_light(own.light)
+        super().run_chunk(renderers, clip, chunk, outputs, progress, stop)
 
 
 class _Insertion(Change):

@@ -219,6 +219,14 @@ class BufferChunks(ChunkedClip):
     def files(self, labels: Sequence[str]) -> list[Path]:
         return [path for (label, _), paths in self.clip.paths.items() if label in labels for path in paths]
 
+    @functools.cached_property
+    def kept_light(self) -> Path | None:
+        """The clip's light without the object, if `insert --environment clip` wrote these G-buffers."""
+        folder = self.clip.folder.resolve()
+        path = folder.with_name(f"{folder.name}.light.exr")
+        inserted = read_record(folder / "inverse.json").get("settings", {}).get("command") == "insert"
+        return path if inserted and path.exists() else None
+
     def read(self, chunk: Chunk, frame: int, label: str) -> Float[np.ndarray, "h w 3"]:
         """Return a frame of one buffer at its size on disk."""
         return next(self._frames(chunk, label, slice(frame, frame + 1)))

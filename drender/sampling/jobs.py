@@ -17,6 +17,7 @@ from drender.errors import InputError
 from drender.files import map_collecting_errors
 from drender.media.encodings import DEFAULT, ImageFormat, InputEncoding
 from drender.media.gbuffers import find_gbuffer_clips
+from drender.media.images import read_hdr
 from drender.media.resize import ResizeConfig
 from drender.media.video import find_clips
 from drender.renderers.base import Renderer
@@ -198,7 +199,8 @@ class ForwardJob(Job):
         return map_collecting_errors(plan, [(clip,) for clip in clips], on_failure)
 
     def outputs(self, clip: BufferChunks) -> list[ClipOutput]:
-        return [self.output(clip, clip.files(self._labels(clip)))]
+        light = [clip.kept_light] if self.lights.has_own and clip.kept_light else []
+        return [self.output(clip, [*clip.files(self._labels(clip)), *light])]
 
     def output(self, clip: ChunkedClip, files: Iterable[Path], below: str = "") -> ClipOutput:
         return self.run.clip_output(clip, "forward", self.lights.labels, files, below)
@@ -215,6 +217,8 @@ class ForwardJob(Job):
         resize = self.run.resize.place(clip.size)
         buffers = ((name, clip.batches(chunk, name, resize)) for name in self._labels(clip))
         read = lambda label, i: clip.read(chunk, i, label)
+        if self.lights.has_own and clip.kept_light and outputs[0].load_light() is None:
+            outputs[0].save_light(read_hdr(clip.kept_light, False))
         self.render(forward, buffers, clip, chunk, outputs[0], progress, stop, read, clip.clip.labels)
 
     def render(

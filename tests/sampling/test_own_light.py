@@ -154,3 +154,24 @@ def write_poses(path, count):
     frames = [{"file_path": f"{i}.png", "transform_matrix": np.eye(4).tolist()} for i in range(count)]
     path.write_text(json.dumps({"frames": frames}))
     return path
+
+
+def test_insert_keeps_the_light_of_the_scene_for_forward(forward_own, run, tmp_path):
+    clip = write_sphere(tmp_path / "a")
+    inserted = write_sphere(tmp_path / "object", frames=1)
+    write_png(inserted / "0000.0000.mask.png", np.ones((64, 64, 3), np.float32))  # hides all of the clip
+    for label in ("basecolor", "normal"):
+        write_png(inserted / f"0000.0000.{label}.png", np.full((64, 64, 3), 0.5, np.float32))
+    words = ("--object", inserted, "--depth", 0, 0, "--environment", "clip", "--output", tmp_path / "scene")
+    assert run("insert", "--input", clip, *words)[0] == 0
+    assert run("light", "--gbuffers", clip, "--output", tmp_path / "sky.exr")[0] == 0
+    kept = tmp_path / "scene/a.light.exr"
+    np.testing.assert_array_equal(read_hdr(kept), read_hdr(tmp_path / "sky.exr"))
+    assert forward_own("--input", tmp_path / "scene", "--output", tmp_path / "out")[0] == 0
+    np.testing.assert_array_equal(read_hdr(tmp_path / "out/a.light.exr"), read_hdr(kept))
+
+
+def test_insert_needs_the_picture_for_the_light(run, tmp_path):
+    clip = write_sphere(tmp_path / "a", labels=LABELS[1:])
+    result = run("insert", "--input", clip, "--object", clip, "--environment", "clip", "--output", tmp_path / "scene")
+    check_one_line(result, "no rgb")
