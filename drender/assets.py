@@ -1,7 +1,7 @@
 """Files that come with the package: a small pair of renderers, a clip to try them on, and environments.
 
 This project trained the pair on its own synthetic clips (see the README). It is the default of `InverseRenderer.load`,
-`ForwardRenderer.load` and sample.py.
+`ForwardRenderer.load` and the command line.
 """
 
 from importlib import resources

@@ -228,7 +228,7 @@ def check_parts(config: RendererConfig) -> None:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: keyword arguments of both renderers and options of `sample.py`.
+    """How to sample: keyword arguments of both renderers and options of `drender`.
 
     Attributes:
       num_steps: denoising steps.

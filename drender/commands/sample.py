@@ -1,6 +1,6 @@
 """Sampling: `relight`, `inverse` and `forward`; and `edit` and `insert`, which change G-buffers between the latter two.
 
-`python sample.py relight --help` lists the options of a command. Without options, a command runs the small models that
+`drender relight --help` lists the options of a command. Without options, a command runs the small models that
 come with the package on the clip that does.
 """
 

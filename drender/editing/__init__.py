@@ -1,1 +1,1 @@
-"""Edits of G-buffers: change materials inside masks and insert objects, as arrays and as jobs of `sample.py`."""
+"""Edits of G-buffers: change materials inside masks and insert objects, as arrays and as jobs of `drender`."""

@@ -1,4 +1,4 @@
-"""One edit of `sample.py edit`: parsed from the command line."""
+"""One edit of `drender edit`: parsed from the command line."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

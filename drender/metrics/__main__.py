@@ -1,4 +1,4 @@
-"""Compare folders of clips, as sample.py writes them: `python -m drender.metrics PREDICTED TRUTH`."""
+"""Compare folders of clips, as drender writes them: `python -m drender.metrics PREDICTED TRUTH`."""
 
 import argparse
 
@@ -24,7 +24,7 @@ def main() -> None:
 
 def parser() -> cli.Parser:
     top = cli.Parser(prog="python -m drender.metrics", description="Compare predicted clips with true ones.")
-    top.add_argument("predicted", type=cli.path, help="folder of a clip or of clips, as sample.py writes them")
+    top.add_argument("predicted", type=cli.path, help="folder of a clip or of clips, as drender writes them")
     top.add_argument("truth", type=cli.path, help="folder of the same clips")
     top.add_argument(
         "--pair", type=_pair, action="append", metavar="PREDICTED=TRUTH",
