@@ -2,13 +2,16 @@
 
     python benchmarks/plan.py arithmetic --frames 24 --size 512 512 --steps 20
     JAX_PLATFORMS=cpu python benchmarks/plan.py memory --frames 24 --size 512 512
+    JAX_PLATFORMS=cpu python benchmarks/plan.py roofline inverse decode --gpu H200
 
 `Renderer.stages` records the compiled calls for a clip, with shapes for parameters. So a full-size model needs no
 memory, and the plan repeats no logic of the renderers.
 
 `arithmetic` counts matrix products and convolutions on the jaxpr, and prints what the exact savings save. `memory`
-compiles for an H100, or for `--devices` that share a clip, and prints what each holds and receives. It needs the
-package jax-cuda12-plugin with its CUDA libraries, and no GPU. cuDNN workspaces and the CUDA context are not included.
+compiles for an H100, or for `--devices` that share a clip, and prints what each holds and receives. cuDNN workspaces
+and the CUDA context are not included. `roofline` compiles the stages and a training step for an H100, counts the bytes
+and the arithmetic of their kernels (`roofline.py`), and predicts their time on a named GPU. Both need the package
+jax-cuda12-plugin with its CUDA libraries, and no GPU.
 """
 
 import argparse
@@ -21,7 +24,8 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from train_cost import GIB, find_devices
+import roofline as model
+from train_cost import GIB, compile_ahead, find_devices
 
 from drender.config import CONDITIONS, DEFAULT_PASSES, DTYPES, ENVIRONMENT_LABELS, RendererConfig, UNetConfig, VAEConfig
 from drender.models import attention
@@ -32,11 +36,13 @@ from drender.renderers.inverse import InverseRenderer
 from drender.renderers.stages import StageCall
 from drender.sharding import SINGLE_DEVICE, DeviceGroup
 from drender.training import flops, init
+from drender.training.config import read_config
 
 RENDERERS = {"inverse": InverseRenderer, "forward": ForwardRenderer}
 # By their names in HLO.
 DTYPE_NAMES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "s32": "int32", "u32": "uint32"}
 STAGES = ("encode", "environment", "step", "decode")
+ROOFLINES = ("encode", "environment", "inverse", "forward", "decode", "training")
 
 
 def full(kind: str) -> RendererConfig:
@@ -192,20 +198,12 @@ def keys_and_values(config: RendererConfig, step: StageCall) -> float:
 
 def memory(args) -> None:
     """Compile the stages for H100s that need not be present, and print XLA's memory plan."""
-    # The check for fused attention queries the GPU, which is not present.
-    attention.has_fused_attention = lambda: True
-    gpus = tuple(find_devices("h100", args.devices))
-    group = DeviceGroup(gpus)
-    sharding = group.replicated or jax.sharding.SingleDeviceSharding(gpus[0])
-
-    def place(x) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
+    group = find_group(args.devices)
     # The worst case: all frames in one window, a moving light, and guidance. One condition needs as much as five.
     clip = {"num_frames": args.frames, "frames": args.frames, "size": args.size, "num_steps": 1, "guidance": 1.2}
     clip |= {"light_frames": args.frames, "drop": CONDITIONS[1:], "group": group}
     print(
-        f"GiB on each of {len(gpus)}: {args.frames} frames {args.size[0]}×{args.size[1]} in {args.dtype}, guided, "
+        f"GiB on each of {args.devices}: {args.frames} frames {args.size[0]}×{args.size[1]} in {args.dtype}, guided, "
         "sampled in one window\n"
     )
     print(
@@ -217,11 +215,9 @@ def memory(args) -> None:
             if stage.name not in args.stages:
                 continue
             began = time.monotonic()
-            arguments = jax.tree.map(place, stage.arguments)
-            traced = stage.fn.trace(*arguments, split=stage.split)
-            compiled = traced.lower(lowering_platforms=("cuda",)).compile()
+            compiled = compile_stage(stage, group)
             plan = compiled.memory_analysis()
-            arguments_size = sum(map(size_of, jax.tree.leaves(arguments[1:])))
+            arguments_size = sum(map(size_of, jax.tree.leaves(stage.arguments[1:])))
             sizes = [params_size, arguments_size, plan.temp_size_in_bytes, plan.output_size_in_bytes]
             cells = " | ".join(f"{n / GIB:.2f}" for n in sizes)
             print(
@@ -230,6 +226,24 @@ def memory(args) -> None:
                 flush=True,
             )
             print(f"compiled in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+
+
+def find_group(count: int) -> DeviceGroup:
+    """Return H100s that need not be present."""
+    # The check for fused attention queries the GPU.
+    attention.has_fused_attention = lambda: True
+    return DeviceGroup(tuple(find_devices("h100", count)))
+
+
+def compile_stage(stage: StageCall, group: DeviceGroup) -> jax.stages.Compiled:
+    """Compile a call of a stage ahead of time."""
+    sharding = group.replicated or jax.sharding.SingleDeviceSharding(group.devices[0])
+
+    def place(x) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    traced = stage.fn.trace(*jax.tree.map(place, stage.arguments), split=stage.split)
+    return traced.lower(lowering_platforms=("cuda",)).compile()
 
 
 def received_bytes(program: str) -> int:
@@ -246,22 +260,70 @@ def size_of(x) -> int:
     return x.size * np.dtype(x.dtype).itemsize
 
 
+# --- time ------------------------------------------------------------------------------------------------------------
+
+
+def roofline(args) -> None:
+    """Compile stages for an H100, and print their kernels by kind and the time they take at least on a GPU."""
+    gpu, group = model.GPUS[args.gpu], find_group(1)
+    clip = {"num_frames": args.frames, "frames": args.frames, "size": args.size, "num_steps": args.steps}
+    clips = {
+        "inverse, one pass": stages(full("inverse"), args.dtype, **clip, group=group),
+        "forward, guided, still light": stages(full("forward"), args.dtype, **clip, guidance=1.2, group=group),
+    }
+    inverse, forward = clips.values()
+    calls = {stage.name: stage for stage in (*inverse, *forward)} | {stage.name: stage for stage in inverse}
+    calls |= {"inverse": find(inverse, "step"), "forward": find(forward, "step")}
+    print(f"{args.frames} frames {args.size[0]}×{args.size[1]}, {args.dtype}, on one {args.gpu} of {gpu}\n")
+    seconds = {}
+    for name in args.stages or ROOFLINES:
+        began = time.monotonic()
+        if name == "training":
+            size = f"data.size=[{args.size[0]},{args.size[1]}]"
+            overrides = ["mesh.fsdp=1", "data.batch=1", f"data.frames={args.frames}", size, f"dtype={args.dtype}"]
+            compiled = compile_ahead(read_config("configs/inverse.yaml", overrides), "h100")
+            title = "training step of configs/inverse.yaml, one row of cached latents"
+        else:
+            compiled = compile_stage(calls[name], group)
+            title = f"{name}: {calls[name].frames} frames"
+        print(f"{name} compiled in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        kernels = model.Program(compiled.as_text()).kernels()
+        print(model.table(title, kernels, gpu, args.dtype), flush=True)
+        seconds[name] = sum(gpu.seconds(kernel, args.dtype) for kernel in kernels)
+    for (title, clip_stages), step in zip(clips.items(), ("inverse", "forward"), strict=True):
+        names = [step if stage.name == "step" else stage.name for stage in clip_stages]
+        if set(names) <= set(seconds):
+            # Calls of other shapes take proportional time.
+            parts = [
+                (name, seconds[name] / calls[name].frames * stage.frames * stage.count)
+                for name, stage in zip(names, clip_stages, strict=True)
+            ]
+            detail = ", ".join(f"{name} {part:.2f}" for name, part in parts)
+            print(f"{title}, {args.steps} steps: {sum(part for _, part in parts):.2f} s ({detail})")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("arithmetic", "memory"):
+    for name in ("arithmetic", "memory", "roofline"):
         command = commands.add_parser(name)
         command.add_argument("--frames", type=int, default=24, help="frames of the clip (24)")
         command.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("H", "W"), help="(512 512)")
-        if name == "arithmetic":
+        if name != "memory":
             command.add_argument("--steps", type=int, default=20, help="sampling steps (20)")
-        else:
-            command.add_argument("--devices", type=int, default=1, help="GPUs that share the clip (1)")
+        if name != "arithmetic":
             command.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="compute dtype (bfloat16)")
+        if name == "roofline":
+            command.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(ROOFLINES)} (all)")
+            command.add_argument("--gpu", choices=model.GPUS, default="H200", help="whose data-sheet figures (H200)")
+        if name == "memory":
+            command.add_argument("--devices", type=int, default=1, help="GPUs that share the clip (1)")
             command.add_argument("--kinds", nargs="+", choices=RENDERERS, default=list(RENDERERS), help="(both)")
             command.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="(all)")
     args = parser.parse_args()
-    {"arithmetic": arithmetic, "memory": memory}[args.command](args)
+    if args.command == "roofline" and (unknown := set(args.stages) - set(ROOFLINES)):
+        parser.error(f"STAGE: expected {', '.join(ROOFLINES)}, got {', '.join(sorted(unknown))}")
+    {"arithmetic": arithmetic, "memory": memory, "roofline": roofline}[args.command](args)
 
 
 if __name__ == "__main__":

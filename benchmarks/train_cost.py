@@ -63,16 +63,8 @@ GIB = 2**30
 
 def memory(config: TrainConfig, kind: str, pixels: bool, compiles: bool) -> None:
     """Print what a step of the configuration needs per device."""
-    # Shapes need no weights. Without init_from the networks have the sizes of Stable Video Diffusion.
-    config = dataclasses.replace(config, init_from=None)
-    count = config.mesh.data * (config.mesh.fsdp or 1) * config.mesh.frames
-    mesh = sharding.make_mesh(
-        config.mesh, config.data.batch, config.optimizer.grad_accum_steps, find_devices(kind, count)
-    )
-    weights = resolve_weights(config)
-    model = loop.make_context(config, weights, not pixels, mesh)
-    trained, frozen = abstract_weights(weights, pixels)
-    batch = abstract_batch(config, weights.model, pixels)
+    config, model, trained, frozen, batch = abstract_inputs(config, kind, pixels)
+    count = model.mesh.size
     print(f"{config.objective}, {count} × {kind}: data {config.mesh.data} × fsdp {config.mesh.fsdp or 1} × frames "
           f"{config.mesh.frames}; batch {config.data.batch} × {config.data.frames} frames {config.data.size}, "
           f"{'pixels' if pixels else 'cached latents'}, {config.dtype}, remat {config.remat}")  # fmt: skip
@@ -94,24 +86,49 @@ def memory(config: TrainConfig, kind: str, pixels: bool, compiles: bool) -> None
     if not compiles:
         return
 
-    # The check for fused attention queries the GPUs, which are not present.
-    attention.has_fused_attention = lambda: kind == "h100"
-    optimizer = make_optimizer(config.optimizer)
-    state = abstract_state(trained, optimizer, mesh)
-
-    def place(leaf, placement) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement)
-
-    frozen = jax.tree.map(place, frozen, sharding.param_sharding(frozen, mesh))
-    held = {"parameters": state.params, "EMA": state.ema, "optimizer": state.optimizer, "frozen": frozen}
+    state = abstract_state(trained, make_optimizer(config.optimizer), model.mesh)
+    held = {"parameters": state.params, "EMA": state.ema, "optimizer": state.optimizer}
+    held["frozen"] = place(frozen, model.mesh)
     print("  per device " + ", ".join(f"{name} {held_bytes(tree) / GIB:.2f}" for name, tree in held.items()) + " GiB")
     began = time.monotonic()
-    compiled = compile_step(make_step(model, config, optimizer), state, frozen, batch, mesh)
+    compiled = compile_abstract(config, model, trained, frozen, batch)
     plan = compiled.memory_analysis()
     arguments, temporary = plan.argument_size_in_bytes, plan.temp_size_in_bytes
     total = arguments + temporary + plan.output_size_in_bytes - plan.alias_size_in_bytes
     print(f"  per device compiled: state and batch {arguments / GIB:.2f}, working memory {temporary / GIB:.2f}, total "
           f"{total / GIB:.2f} GiB; compiled in {time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
+
+
+def abstract_inputs(config: TrainConfig, kind: str, pixels: bool) -> tuple[TrainConfig, LossContext, dict, dict, dict]:
+    """Return a run without weights, its context on devices of a kind, and the shapes of its weights and batch."""
+    # Shapes need no weights. Without init_from the networks have the sizes of Stable Video Diffusion.
+    config = dataclasses.replace(config, init_from=None)
+    count = config.mesh.data * (config.mesh.fsdp or 1) * config.mesh.frames
+    devices = find_devices(kind, count)
+    mesh = sharding.make_mesh(config.mesh, config.data.batch, config.optimizer.grad_accum_steps, devices)
+    weights = resolve_weights(config)
+    model = loop.make_context(config, weights, not pixels, mesh)
+    return config, model, *abstract_weights(weights, pixels), abstract_batch(config, weights.model, pixels)
+
+
+def compile_ahead(config: TrainConfig, kind: str) -> jax.stages.Compiled:
+    """Compile the step of a run on cached latents for devices that need not be present."""
+    return compile_abstract(*abstract_inputs(config, kind, False))
+
+
+def compile_abstract(config: TrainConfig, model: LossContext, trained, frozen, batch) -> jax.stages.Compiled:
+    """Compile the step for shapes."""
+    # The check for fused attention queries the GPUs, which are not present.
+    attention.has_fused_attention = lambda: model.mesh.devices.flat[0].platform == "cuda"
+    optimizer = make_optimizer(config.optimizer)
+    state = abstract_state(trained, optimizer, model.mesh)
+    return compile_step(make_step(model, config, optimizer), state, place(frozen, model.mesh), batch, model.mesh)
+
+
+def place(tree: dict, mesh: jax.sharding.Mesh) -> dict:
+    """Return the shapes of parameters with their shardings."""
+    of = lambda x, placement: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement)
+    return jax.tree.map(of, tree, sharding.param_sharding(tree, mesh))
 
 
 def find_devices(kind: str, count: int) -> list[jax.Device]:
