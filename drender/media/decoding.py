@@ -19,6 +19,7 @@ from jaxtyping import Float32, Shaped
 from drender.errors import InputError
 from drender.files import require_file
 from drender.media.color import hdr_to_srgb, to_srgb_gamut
+from drender.media.loaded import square_size
 
 # PyAV 18 raises UnicodeDecodeError on metadata that are not UTF-8 unless it replaces them; PyAV 19 always does.
 METADATA_ERRORS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -83,7 +84,8 @@ def decode(path: Path, start: int, stop: int) -> Iterator[Float32[np.ndarray, "h
     """
     count, matrix = 0, None
     with open_video(path) as (container, stream):
-        size = _square_pixel_size(stream)  # of all frames, though a stream may change its size
+        # Of all frames, though a stream may change its size.
+        size = square_size(path, stream.height, stream.width, Fraction(stream.sample_aspect_ratio or 1))
         for frame in _deinterlace(_decode(path, container, stream)):
             if matrix is None:
                 matrix = _display_matrix(frame, path)
@@ -175,14 +177,6 @@ def _pull(graph: av.filter.Graph) -> Iterator[av.VideoFrame]:
             yield graph.vpull()
         except (BlockingIOError, EOFError):
             return
-
-
-def _square_pixel_size(stream: av.VideoStream) -> tuple[int, int]:
-    """Return the (height, width) at which pixels are square: the longer side of a pixel is interpolated."""
-    aspect = Fraction(stream.sample_aspect_ratio or 1)
-    if not Fraction(1, 8) <= aspect <= 8:
-        return stream.height, stream.width
-    return max(1, round(stream.height / min(aspect, 1))), max(1, round(stream.width * max(aspect, 1)))
 
 
 def _display_matrix(frame: av.VideoFrame, path: Path) -> tuple[int, int, int, int]:

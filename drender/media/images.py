@@ -18,7 +18,7 @@ from drender.errors import InputError, first_line
 from drender.files import atomic_write, require_file
 from drender.media.color import LINEAR_SPACE, SRGB_SPACES, srgb_to_linear
 from drender.media.layers import find_layer
-from drender.media.loaded import LoadedImage, warn_once
+from drender.media.loaded import LoadedImage, square_size, warn_once
 from drender.media.radiance import RadianceHeader, read_radiance, read_radiance_header
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".gif")
@@ -29,6 +29,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 2**27  # 16384x8192, the largest environment maps in use: 1.6 GB as floats
 MAX_PIXELS_PER_BYTE, SMALL = 2**14, 2**24
 MAX_CHANNELS = 256
+ROUNDED_ASPECT = 0.01  # logarithm of the ratio of two resolutions that are meant to be equal
 PREFERRED_CHANNELS = {"normal": "XYZ", "depth": "Z"}  # of an EXR, over R, G and B
 
 
@@ -142,7 +143,8 @@ def load_image(path: str | Path, label: str = "rgb", page: int = 0, layer_name: 
       InputError: as `read_image`, for an EXR of several layers unless exactly one fits, and for an unknown layer.
     """
     if header := _radiance_header(path):
-        return LoadedImage(read_radiance(Path(path), header), is_float=True, attributes={})
+        image = _resample(read_radiance(Path(path), header), _radiance_size(path, header), label)
+        return LoadedImage(image, is_float=True, attributes={})
     source = open_image(path, page)
     is_exr = Path(path).suffix.lower() == ".exr"
     layer = find_layer(source, path, label, layer_name) if is_exr or layer_name else None
@@ -170,11 +172,8 @@ def load_image(path: str | Path, label: str = "rgb", page: int = 0, layer_name: 
     if multiplies_alpha:  # associated alpha is multiplied in the file
         image *= pixels[..., spec.alpha_channel, None]
     del pixels
-    image = _in_display_window(image, spec)
+    image = _resample(_in_display_window(image, spec), _shown_size(path, spec), label)
     image = np.ascontiguousarray(_upright(image, spec.get_int_attribute("Orientation", 1)))
-    aspect = spec.get_float_attribute("PixelAspectRatio", 1.0)
-    if is_exr and aspect > 0 and abs(np.log(aspect)) > 0.01:
-        warn_once(path, f"its pixel aspect ratio of {aspect:g} is ignored; resize it to square pixels")
     is_float = str(spec.format) in ("half", "float", "double")
     strings = (item for item in spec.extra_attribs if str(item.type) == "string")
     attributes = {_text(lambda: item.name): _text(lambda: item.value) for item in strings}  # noqa: B023
@@ -199,9 +198,9 @@ def _radiance_header(path: str | Path) -> RadianceHeader | None:
 def image_size(path: str | Path) -> tuple[int, int]:
     """Return the (height, width) of an image as `load_image` returns it, from the header; InputError as there."""
     if header := _radiance_header(path):
-        return header.size
+        return _radiance_size(path, header)
     spec = open_image(path).spec()
-    size = (spec.full_height, spec.full_width) if spec.full_width * spec.full_height else (spec.height, spec.width)
+    size = _shown_size(path, spec)
     return size if spec.get_int_attribute("Orientation", 1) < 5 else size[::-1]
 
 
@@ -234,7 +233,7 @@ def open_image(path: str | Path, page: int = 0) -> "oiio.ImageInput":
     if page and not source.seek_subimage(page, 0):
         raise InputError(f"{path}: has no page {page}; save it again")
     spec, size = source.spec(), path.stat().st_size
-    _check_size(path, spec.full_width, spec.full_height)
+    _check_size(path, *_shown_size(path, spec)[::-1])
     _check_size(path, spec.width, spec.height, size)
     if not 0 < spec.nchannels <= MAX_CHANNELS or spec.depth > 1 or spec.deep:
         raise InputError(f"{path}: expected a flat image of 1 to {MAX_CHANNELS} channels; save it again")
@@ -255,6 +254,33 @@ def _text(read: Callable[[], str]) -> str:
         return read()
     except UnicodeDecodeError as error:
         return error.object.decode(errors="replace")
+
+
+def _shown_size(path: str | Path, spec: "oiio.ImageSpec") -> tuple[int, int]:
+    """Return the (height, width) of an image's display window in square pixels, before it is turned upright.
+
+    Only EXR states the shape of pixels. Elsewhere the ratio is that of two print resolutions, which viewers ignore.
+    """
+    size = (spec.full_height, spec.full_width) if spec.full_width * spec.full_height else (spec.height, spec.width)
+    aspect = spec.get_float_attribute("PixelAspectRatio", 1.0)
+    if Path(path).suffix.lower() == ".exr":
+        return square_size(path, *size, aspect)
+    if aspect > 0 and abs(np.log(aspect)) > ROUNDED_ASPECT:
+        warn_once(path, f"its unequal resolutions are ignored, as viewers do; resize it if pixels are {aspect:.3g}:1")
+    return size
+
+
+def _radiance_size(path: str | Path, header: RadianceHeader) -> tuple[int, int]:
+    return square_size(path, *header.size, header.pixel_aspect)
+
+
+def _resample(image: Float32[np.ndarray, "h w 3"], size: tuple[int, int], label: str) -> Float32[np.ndarray, "H W 3"]:
+    """Stretch an image of oblong pixels: bilinear, and depth to the nearest, whose background is not to be mixed."""
+    if image.shape[:2] == size:
+        return image
+    region = oiio.ROI(0, size[1], 0, size[0], 0, 1, 0, 3)
+    resampled = oiio.ImageBufAlgo.resample(oiio.ImageBuf(image), interpolate=label != "depth", roi=region)
+    return resampled.get_pixels(oiio.FLOAT)
 
 
 def _in_display_window(image: Float32[np.ndarray, "h w 3"], spec: "oiio.ImageSpec") -> Float32[np.ndarray, "H W 3"]:

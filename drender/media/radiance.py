@@ -1,6 +1,7 @@
 """Read Radiance files as their headers declare: exposure, color correction, primaries, XYZ, orientation, old RLE.
 
-OpenImageIO decodes the run lengths of today's files. It ignores or refuses the rest.
+OpenImageIO decodes the run lengths of today's files. It ignores or refuses the rest. The pixel aspect ratio is left to
+the caller.
 """
 
 import math
@@ -30,6 +31,7 @@ class RadianceHeader(NamedTuple):
       factor: of stored values over radiance, per channel: the product of all EXPOSURE and COLORCORR lines.
       to_rec709: matrix for row vectors, or None.
       start: of the pixels in the file.
+      pixel_aspect: width over height of a pixel of the image.
     """
 
     rows: int
@@ -40,6 +42,7 @@ class RadianceHeader(NamedTuple):
     factor: tuple[float, float, float]
     to_rec709: Float32[np.ndarray, "3 3"] | None
     start: int
+    pixel_aspect: float
 
     @property
     def size(self) -> tuple[int, int]:
@@ -60,6 +63,7 @@ def read_radiance_header(path: Path) -> RadianceHeader | None:
     first, second = (-1 if sign == b"-" else 1 for sign in (resolution[1], resolution[4]))
     transposed = resolution[2] == b"X"
     y, x = (second, first) if transposed else (first, second)
+    (aspect,) = _numbers(path, text, "PIXASPECT", 1)  # height / width
     factor = [_numbers(path, text, "EXPOSURE", 1), _numbers(path, text, "COLORCORR", 3)]
     if b"32-bit_rle_xyze" in text:
         matrix = XYZ_TO_REC709
@@ -73,7 +77,7 @@ def read_radiance_header(path: Path) -> RadianceHeader | None:
                 raise InputError(f"{path}: {error}") from None
     return RadianceHeader(
         int(resolution[3]), int(resolution[6]), transposed, y > 0, x < 0, tuple(factor[0][0] * f for f in factor[1]),
-        matrix, len(text) + 2 + resolution.end(),
+        matrix, len(text) + 2 + resolution.end(), 1 / aspect,
     )  # fmt: skip
 
 

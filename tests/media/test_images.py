@@ -1,6 +1,7 @@
 """Images against Pillow and OpenEXR, and damaged files."""
 
 import struct
+import warnings
 import zlib
 from functools import partial
 
@@ -366,11 +367,11 @@ def test_named_color_space_of_exr(tmp_path):
 def test_a_problem_of_all_frames_is_reported_once(tmp_path):
     for frame in range(3):
         spec = oiio.ImageSpec(2, 2, 3, "float")
-        spec.attribute("PixelAspectRatio", 2.0)
+        spec.attribute("PixelAspectRatio", 20.0)
         output = oiio.ImageOutput.create("exr")
         assert output.open(str(tmp_path / f"{frame}.exr"), spec) and output.write_image(np.ones((2, 2, 3), np.float32))
         output.close()
-    with pytest.warns(UserWarning, match=r"0\.exr: its pixel aspect ratio of 2 is ignored; resize it") as caught:
+    with pytest.warns(UserWarning, match=r"0\.exr: its pixel aspect ratio of 20 is ignored; resize it") as caught:
         assert len(read_all(tmp_path)) == 3
     assert len(caught) == 1
 
@@ -398,3 +399,58 @@ def test_exr_data_window_is_placed_in_display_window(tmp_path, window):
             expected[i + top, j + left] = pixels[i, j]
     np.testing.assert_array_equal(read_hdr(tmp_path / "a.exr"), expected)
     assert image_size(tmp_path / "a.exr") == (8, 12)
+
+
+def write_exr_with_aspect(path, pixels, aspect):
+    spec = oiio.ImageSpec(pixels.shape[1], pixels.shape[0], 3, "float")
+    spec.attribute("PixelAspectRatio", aspect)
+    output = oiio.ImageOutput.create("exr")
+    assert output.open(str(path), spec) and output.write_image(pixels) and output.close()
+
+
+@pytest.mark.parametrize(("aspect", "size"), [(2.0, (6, 10)), (0.5, (12, 5)), (1.0, (6, 5)), (1.34, (6, 7))])
+def test_oblong_pixels_of_exr_become_square(tmp_path, aspect, size):
+    height, width = size
+    pixels = RNG.random((6, 5, 3)).astype(np.float32)
+    write_exr_with_aspect(tmp_path / "a.exr", pixels, aspect)
+    # The center of pixel i of n lies at (i + 0.5) / n of the side. Between centers, values are interpolated.
+    expected = np.empty((*size, 3), np.float64)
+    for i, j in np.ndindex(height, width):
+        y = np.clip((i + 0.5) * 6 / height - 0.5, 0, 5)
+        x = np.clip((j + 0.5) * 5 / width - 0.5, 0, 4)
+        top, left = int(y), int(x)
+        rows, columns = pixels[[top, min(top + 1, 5)]], [left, min(left + 1, 4)]
+        expected[i, j] = np.array([top + 1 - y, y - top]) @ (rows[:, columns] * [[left + 1 - x], [x - left]]).sum(1)
+    np.testing.assert_allclose(read_hdr(tmp_path / "a.exr"), expected, atol=1e-6)
+    assert image_size(tmp_path / "a.exr") == size
+
+
+def test_depth_of_oblong_pixels_is_not_mixed_with_the_background(tmp_path):
+    depth = np.repeat(np.array([[1, 1e10, 3]], np.float32)[..., None], 3, axis=-1)
+    write_exr_with_aspect(tmp_path / "0000.depth.exr", depth, 2.0)
+    found = load_image(tmp_path / "0000.depth.exr", "depth").image[..., 0]
+    np.testing.assert_array_equal(found, np.repeat(depth[..., 0], 2, axis=1))
+
+
+def test_absurd_pixel_aspect_is_ignored_with_a_warning(tmp_path):
+    write_exr_with_aspect(tmp_path / "a.exr", np.zeros((2, 3, 3), np.float32), 1000.0)
+    with pytest.warns(UserWarning, match=r"a\.exr: its pixel aspect ratio of 1000 is ignored; resize it"):
+        assert read_hdr(tmp_path / "a.exr").shape == (2, 3, 3)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+def test_unequal_resolutions_are_ignored_as_in_viewers_with_a_warning(tmp_path, suffix):
+    Image.fromarray(QUADRANTS).save(tmp_path / f"a.{suffix}", dpi=(300, 150))
+    with pytest.warns(UserWarning, match="its unequal resolutions are ignored"):
+        assert read_image(tmp_path / f"a.{suffix}").shape == QUADRANTS.shape
+    Image.fromarray(QUADRANTS).save(tmp_path / f"b.{suffix}", dpi=(300, 300))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_image(tmp_path / f"b.{suffix}")
+
+
+def test_depth_channel_is_full_float(tmp_path):
+    values = RNG.random((3, 4)).astype(np.float32)
+    write_exr(tmp_path / "a.exr", dict.fromkeys("RGBZ", values))
+    np.testing.assert_array_equal(load_image(tmp_path / "a.exr", "depth").image[..., 0], values)
+    np.testing.assert_array_equal(load_image(tmp_path / "a.exr").image[..., 0], values.astype(np.float16))

@@ -59,6 +59,13 @@ def test_exposure_and_color_correction_are_undone(tmp_path):
     np.testing.assert_allclose(found, IMAGE / np.float32([3, 6, 6]), rtol=1e-6)
 
 
+@pytest.mark.parametrize(("axes", "size"), [(b"-Y 4 +X 9", (8, 9)), (b"+X 9 -Y 4", (8, 9))])
+def test_pixel_aspect_is_height_over_width(tmp_path, axes, size):
+    write(tmp_path / "a.hdr", lines=b"PIXASPECT=2\n", resolution=axes)
+    assert image_size(tmp_path / "a.hdr") == size
+    np.testing.assert_array_equal(read_hdr(tmp_path / "a.hdr").shape[:2], size)
+
+
 def test_primaries_and_xyz_become_rec709(tmp_path):
     # Rec. 2020, D65 (ITU-R BT.2087), and XYZ to sRGB (IEC 61966-2-1).
     to_709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]])
@@ -82,7 +89,9 @@ def test_old_run_lengths(tmp_path):
     assert "damaged" in broken(read_hdr, write(tmp_path / "a.hdr", coded[4:8] + coded, resolution=b"-Y 1 +X 20"))
 
 
-@pytest.mark.parametrize("line", [b"EXPOSURE=", b"EXPOSURE=0", b"EXPOSURE=x", b"COLORCORR=1 2", b"PRIMARIES=1 2 3"])
+@pytest.mark.parametrize(
+    "line", [b"PIXASPECT=0", b"EXPOSURE=", b"EXPOSURE=0", b"EXPOSURE=x", b"COLORCORR=1 2", b"PRIMARIES=1 2 3"]
+)
 def test_invalid_header_lines_are_input_errors(tmp_path, line):
     message = broken(read_hdr, write(tmp_path / "a.hdr", lines=line + b"\n"))
     assert "a.hdr" in message and line.decode() in message
