@@ -14,24 +14,27 @@ from drender.editing.insertion import FileObject, RenderedObject
 from drender.editing.jobs import EditingJob, EditJob, InsertJob
 from drender.editing.steps import EditStep
 from drender.errors import InputError
-from drender.sampling.commands import NOT_RECORDED, check_quality
+from drender.sampling.commands import NOT_RECORDED, cameras, check_quality, input_encoding
 from drender.sampling.execute import execute
 from drender.sampling.inputs import ChunkConfig
 from drender.sampling.jobs import RunConfig
 from drender.sampling.lights import OWN_LIGHT, Lights
-from drender.sampling.options import GBUFFERS, FileOptions, add_options, option
+from drender.sampling.options import GBUFFERS, BufferEncodingOptions, FileOptions, add_options, option, select
 
 DEFAULT_OVERLAP = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditingOptions(FileOptions):
+class EditingOptions(FileOptions, BufferEncodingOptions):
     """Options of both commands."""
 
     input: str | None = option(GBUFFERS, metavar="PATH")
     bits: int | None = option("bits per channel of the PNG files (those of the input)", choices=(8, 16))
     overlap: int | None = option(
         f"frames that neighboring chunks share, where no record gives it ({DEFAULT_OVERLAP})", metavar="N"
+    )
+    poses: str | None = option(
+        "transforms.json with a camera-to-world pose per frame, for --input-normals world", metavar="JSON"
     )
 
 
@@ -81,7 +84,7 @@ def add_commands(add: Callable[..., cli.Parser]) -> None:
             add_edit_options(command)
 
 
-def run(args: Any, build: Callable[[RunConfig, Any], EditingJob]) -> None:
+def run(args: Any, build: Callable[..., EditingJob]) -> None:
     """Run a command. It needs no models, and leaves accelerators to those that do."""
     jax.config.update("jax_platforms", "cpu")
     check_quality(args.quality)
@@ -94,15 +97,20 @@ def run(args: Any, build: Callable[[RunConfig, Any], EditingJob]) -> None:
         chunks=ChunkConfig(sys.maxsize, overlap, "all"),  # chunks as they are
         video=args.video, quality=args.quality, overwrite=args.overwrite, html=args.html,
     )  # fmt: skip
-    execute(build(config, args), lambda devices: (), jax.local_devices()[:1])
+    options = EditingOptions(**select(EditingOptions, args))
+    if options.poses is not None and options.input_normals != "world":
+        raise InputError(f"--poses {options.poses}: the poses are for --input-normals world; leave them out")
+    encoding = {"encoding": input_encoding(options), "cameras": cameras(options)}
+    execute(build(config, args, **encoding), lambda devices: (), jax.local_devices()[:1])
 
 
 def dependencies(args: Any) -> tuple[Path, ...]:
-    """Return the files and folders of masks, textures and the object."""
+    """Return the files and folders of masks, textures, poses and the object."""
     edits = getattr(args, "edits", None) or []
     words = [edit[name] for edit in edits for name in ("mask",) if name in edit]
     words += [" ".join(words[1:]) for edit in edits for words in edit.get("replace", [])]
     words += [args.object] if args.command == "insert" else []
+    words += [args.poses] if args.poses else []
     return tuple(Path(word) for word in words if Path(word).exists())
 
 
@@ -149,32 +157,33 @@ def add_edit_options(command: cli.Parser) -> None:
     add("--then", "begin another edit, with masks of its own", nargs=0)
 
 
-def build_edit(config: RunConfig, args: Any) -> EditJob:
+def build_edit(config: RunConfig, args: Any, **encoding) -> EditJob:
     steps = [EditStep.parse(**edit) for edit in args.edits or [{}]]
-    return EditJob(config, args.bits, steps=steps)
+    return EditJob(config, args.bits, **encoding, steps=steps)
 
 
 # --- insert ---
 
 
-def build_insert(config: RunConfig, args: Any) -> InsertJob:
+def build_insert(config: RunConfig, args: Any, **encoding) -> InsertJob:
     labels = [label for label in ("basecolor", "roughness", "metallic") if getattr(args, label) is not None]
     material = {label: " ".join(getattr(args, label)) for label in labels}
     place = args.depth and tuple(args.depth)
-    inserted = build_object(args)
+    inserted = build_object(args, **encoding)
     own_light = Lights([OWN_LIGHT], fov=args.fov) if args.environment else None
     return InsertJob(
-        config, args.bits, inserted=inserted, place=place, material=material, guide=args.guide, own_light=own_light
-    )
+        config, args.bits, **encoding, inserted=inserted, place=place, material=material, guide=args.guide,
+        own_light=own_light,
+    )  # fmt: skip
 
 
-def build_object(args: Any) -> FileObject | RenderedObject:
+def build_object(args: Any, **encoding) -> FileObject | RenderedObject:
     names = [name for name in ("position", "height", "turn", "fov") if getattr(args, name) is not None]
     if Path(args.object).is_dir():
         names = [name for name in names if name != "fov" or not args.environment]
         if names:
             raise InputError(f"--{names[0]} is for meshes and shapes; --object {args.object} is a folder")
-        return FileObject(args.object, args.object_frame)
+        return FileObject(args.object, args.object_frame, **encoding)
     if args.object_frame is not None:
         raise InputError(f"--object-frame is for folders of G-buffers; --object {args.object} is not a folder")
     return RenderedObject(args.object, **{name: getattr(args, name) for name in names})

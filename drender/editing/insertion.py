@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from drender.editing.masks import same_aspect, select_clip
 from drender.editing.materials import blend, to_linear, to_stored
 from drender.errors import InputError, unknown_name_error
-from drender.media.encodings import decode_normal, encode_normal, renormalize_normals
+from drender.media.encodings import DEFAULT, InputEncoding, decode_normal, encode_normal, renormalize_normals
 from drender.media.gbuffers import GBufferClip, find_gbuffer_clips
 from drender.media.resize import resize
 
@@ -149,15 +149,23 @@ class FileObject:
     Args:
       path: folder of a clip, or of several clips that are matched to the input's clips by name.
       frame: frame to hold. None: an object of one frame is static; otherwise it has as many frames as the clip.
+      encoding: of files that do not state theirs.
+      cameras: camera-to-world rotations of the frames of the object, for normals in world space.
 
     Raises:
       InputError: `path` holds no readable G-buffers.
     """
 
-    def __init__(self, path: str | Path, frame: int | None = None):
-        self.path, self.frame = path, frame
+    def __init__(
+        self,
+        path: str | Path,
+        frame: int | None = None,
+        encoding: InputEncoding = DEFAULT,
+        cameras: Float32[np.ndarray, "f 3 3"] | None = None,
+    ):
+        self.path, self.frame, self.cameras = path, frame, cameras
         try:
-            clips = find_gbuffer_clips(path, ("depth",), labels=("mask",))
+            clips = find_gbuffer_clips(path, ("depth",), labels=("mask",), assumed=encoding)
         except InputError as error:
             raise InputError(f"--object: {error}") from None
         self._clips = {clip.name: clip for clip in clips}
@@ -184,8 +192,10 @@ class FileObject:
     def layer(self, name: str, index: int, size: tuple[int, int]) -> Layer:
         """Return the object for frame `index` of the clip `name`, at (height, width) = `size`."""
         clip, places = self._clip(name), self._places(name)
-        chunk, i = places[self.frame if self.frame is not None else index if len(places) > 1 else 0]
-        images = {label: clip.read(label, chunk, i, i + 1)[0] for label in clip.labels}
+        index = self.frame if self.frame is not None else index if len(places) > 1 else 0
+        chunk, i = places[index]
+        cameras = () if self.cameras is None else self.cameras[index : index + 1]
+        images = {label: next(clip.frames(label, chunk, i, i + 1, cameras)) for label in clip.labels}
         for label, image in images.items():
             if not same_aspect(image.shape[:2], size):
                 (h, w), (height, width) = image.shape[:2], size

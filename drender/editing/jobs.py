@@ -17,7 +17,7 @@ from drender.editing.materials import check_labels, edit, set_to
 from drender.editing.steps import EditStep
 from drender.errors import InputError
 from drender.files import list_dir, map_collecting_errors
-from drender.media.encodings import ImageFormat
+from drender.media.encodings import DEFAULT, ImageFormat, InputEncoding
 from drender.media.gbuffers import GBufferClip, find_gbuffer_clips
 from drender.media.images import stored_bits
 from drender.sampling.inputs import BufferChunks, Chunk, ChunkedClip
@@ -52,12 +52,16 @@ class EditingJob(Job):
 
     Attributes:
       bits: of the PNG files, 8 or 16; None: those of each label in the input.
+      encoding: of input files that do not state theirs.
+      cameras: camera-to-world rotations of the frames, for normals in world space.
     """
 
     lights: ClassVar[None] = None
 
     run: RunConfig
     bits: int | None = None
+    encoding: InputEncoding = DEFAULT
+    cameras: Float32[np.ndarray, "f 3 3"] | None = None
     _started: dict[str, tuple[Change, bool]] = field(default_factory=dict, init=False, repr=False)
 
     def required_labels(self) -> tuple[str, ...]:
@@ -74,12 +78,14 @@ class EditingJob(Job):
 
     def discover(self, on_failure: OnFailure) -> list[BufferChunks]:
         def plan(clip: GBufferClip) -> BufferChunks:
-            chunked = BufferChunks.plan(clip, self.run.chunks)
+            chunked = BufferChunks.plan(clip, self.run.chunks, cameras=self.cameras)
             self.change(chunked)  # raises InputError
             return chunked
 
         labels = (*PASSED_ON, *_recorded_labels(self.run.input))
-        clips = find_gbuffer_clips(self.run.input, self.required_labels(), on_failure, labels=labels)
+        clips = find_gbuffer_clips(
+            self.run.input, self.required_labels(), on_failure, labels=labels, assumed=self.encoding
+        )
         check_separate(self.run, {clip.name: clip.folder for clip in clips})
         return map_collecting_errors(plan, [(clip,) for clip in clips], on_failure)
 

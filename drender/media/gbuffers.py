@@ -40,14 +40,19 @@ class GBufferClip:
     incomplete: tuple[str, ...] = ()  # the buffers that only some frames have
 
     def frames(
-        self, label: str, chunk: int = 0, start: int = 0, stop: int | None = None
+        self,
+        label: str,
+        chunk: int = 0,
+        start: int = 0,
+        stop: int | None = None,
+        cameras: Iterable[Float32[np.ndarray, "3 3"]] = (),
     ) -> Iterator[Float32[np.ndarray, "h w 3"]]:
-        """Yield frames start to stop − 1 (by default to the end of the chunk) of one buffer.
+        """Yield frames start to stop − 1 (by default to the end of the chunk) of one buffer; cameras as `read_frames`.
 
         Raises:
           InputError: naming a file that is unreadable or differs from the first in size.
         """
-        return read_frames(self.paths[label, chunk][start:stop], label, self.encoding(label))
+        return read_frames(self.paths[label, chunk][start:stop], label, self.encoding(label), cameras)
 
     def encoding(self, label: str) -> InputEncoding:
         """Return the encoding of a label's files, found out once; InputError if they cannot be read."""

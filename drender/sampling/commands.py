@@ -24,6 +24,8 @@ from drender.sampling.jobs import ForwardJob, InverseJob, Job, RelightJob, RunCo
 from drender.sampling.light import estimate_lights
 from drender.sampling.lights import OWN_LIGHT, Lights
 from drender.sampling.options import (
+    BufferEncodingOptions,
+    EncodingOptions,
     EstimateOptions,
     ForwardOptions,
     InverseOptions,
@@ -55,7 +57,7 @@ def run(args: Any) -> None:
     """Run the chosen command."""
     options = COMMANDS[args.command](**select(COMMANDS[args.command], args))
     if args.command == "light":
-        estimate_lights(options)
+        estimate_lights(options, input_encoding(options), cameras(options))
         return
     check_quality(args.quality)
     if options.devices is not None and options.devices < 1:
@@ -73,13 +75,12 @@ def build_job(command: str, options: Any) -> tuple[Job, Load]:
     options, inverse_config, forward_config = complete_options(command, options)
     run_config = build_run_config(options)
     dtype = options.dtype
-    encoding = InputEncoding(options.input_transfer, layers=options.input_layers)
+    encoding = input_encoding(options)
     if command == "inverse":
         job = InverseJob(run_config, chosen_passes(inverse_config, options.passes), encoding)
         return job, lambda devices: InverseRenderer.load(options.checkpoint, dtype, devices, options.lora_scale)
     conditions = used_conditions(forward_config, options.drop)
     if command == "forward":
-        encoding = dataclasses.replace(encoding, normals=options.input_normals, depth=options.input_depth)
         job = ForwardJob(
             run_config, build_lights(options), conditions, options.drop, options.fixed_frame, encoding, cameras(options)
         )
@@ -148,7 +149,16 @@ def environments(words: Sequence[str]) -> list[str]:
     return [word if word == OWN_LIGHT else assets.environment(word) for word in words]
 
 
-def cameras(options: ForwardOptions) -> np.ndarray | None:
+def input_encoding(options: EncodingOptions) -> InputEncoding:
+    """Return the encoding of input files that do not state theirs."""
+    if isinstance(options, BufferEncodingOptions):
+        return InputEncoding(
+            options.input_transfer, options.input_normals, options.input_depth, tuple(options.input_layers)
+        )
+    return InputEncoding(options.input_transfer, layers=tuple(options.input_layers))
+
+
+def cameras(options: BufferEncodingOptions) -> np.ndarray | None:
     """Return the rotations of the cameras that normals in world space need, or None."""
     if options.input_normals != "world":
         return None

@@ -1,12 +1,15 @@
 """The command `light`: estimate the light of clips, as maps that `--environment` takes."""
 
 import dataclasses
+import hashlib
+import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float32
 
 from drender import assets
 from drender.config import Sampling
@@ -15,25 +18,34 @@ from drender.fields import from_dict
 from drender.lighting.camera import read_poses
 from drender.lighting.environment import environment_maps
 from drender.lighting.estimation import shade
+from drender.locks import PREFIX, lock
 from drender.media.encodings import InputEncoding
 from drender.media.gbuffers import find_gbuffer_clips
-from drender.media.images import write_exr, write_png
+from drender.media.images import load_image, write_exr, write_png
 from drender.media.montage import contact_sheet
 from drender.media.resize import ResizeConfig, resize
 from drender.media.video import find_clips
 from drender.renderers.inverse import InverseRenderer
+from drender.sampling.execute import require_writable
 from drender.sampling.inputs import BufferChunks, ChunkConfig, ChunkedClip, RgbChunks, require_finished
 from drender.sampling.jobs import OnFailure
 from drender.sampling.lights import ESTIMATED_FROM, OWN_LIGHT, Lights, OwnLight, require_for_own_light
 from drender.sampling.options import SAMPLER_HELP, EstimateOptions
+from drender.sampling.record import InputFiles
 
 BALL_SIDE = 256  # pixels
+SOURCE = "drender:source"  # attribute of a map: a hash of what it was made from
 Read = Callable[[str, int], np.ndarray]  # (label, frame) -> image
 
 
-def estimate_lights(options: EstimateOptions) -> None:
+def estimate_lights(
+    options: EstimateOptions, encoding: InputEncoding, cameras: Float32[np.ndarray, "f 3 3"] | None
+) -> None:
     """Write the map of every clip, a mirror ball, and the frames beside a rendering under the map.
 
+    Args:
+      encoding: of input files that do not state theirs.
+      cameras: camera-to-world rotations of the frames, for normals in world space.
     Raises:
       InputError: invalid options or input, or a clip failed; of several clips the others are written.
     """
@@ -50,7 +62,7 @@ def estimate_lights(options: EstimateOptions) -> None:
         failures.append(error)
         print(f"failed: {error}", file=sys.stderr, flush=True)
 
-    clips = _find(options, report_failure)
+    clips = _find(options, encoding, cameras, report_failure)
     num_clips = len(clips) + len(failures)
     is_file = output.suffix.lower() == ".exr"
     if is_file and num_clips > 1:
@@ -58,21 +70,38 @@ def estimate_lights(options: EstimateOptions) -> None:
     load = cache(lambda: InverseRenderer.load(options.checkpoint, options.dtype))
     for clip in clips:
         path = output if is_file else output / f"{clip.name}.exr"
-        if path.exists() and not options.overwrite:
-            print(f"{clip.name}: {path} exists, skipped; --overwrite replaces it", flush=True)
-            continue
         try:
-            lights.check(clip.name, clip.num_frames)
-            with oom_guard("give fewer --frames or a smaller --size"):
-                read, labels = _reader(clip, load, options, sampling)
-            own = lights.estimate_own(read, labels, clip.chunks[0], clip.num_frames)
-            print(f"{clip.name}: done, see {', '.join(map(str, write_own_light(path, own, options.fov)))}", flush=True)
+            source = _fingerprint(clip, options)
+            if path.exists() and not options.overwrite:
+                if load_image(path).attributes.get(SOURCE) != source:
+                    raise InputError(
+                        f"{path} was made with other options or of other inputs; give another --output, or --overwrite"
+                    )
+                print(f"{clip.name}: finished before, skipped", flush=True)
+                continue
+            require_writable(path.parent)
+            with lock(path.with_name(f"{PREFIX}.{path.name}"), path):
+                lights.check(clip.name, clip.num_frames)
+                with oom_guard("give fewer --frames or a smaller --size"):
+                    read, labels = _reader(clip, load, options, sampling)
+                own = lights.estimate_own(read, labels, clip.chunks[0], clip.num_frames)
+                written = write_own_light(path, own, options.fov, {SOURCE: source})
+            print(f"{clip.name}: done, see {', '.join(map(str, written))}", flush=True)
         except InputError as error:
             if num_clips == 1:
                 raise
             report_failure(InputError(f"{clip.name}: {error}"))
     if failures:
         raise InputError(f"{len(failures)} of {num_clips} clips failed (see above)")
+
+
+def _fingerprint(clip: ChunkedClip, options: EstimateOptions) -> str:
+    """Return a hash of what a clip's light depends on: its files, the checkpoint, the poses, and the options."""
+    files = clip.files if isinstance(clip, RgbChunks) else clip.files(clip.clip.labels)
+    folders = [Path(path) for path in (options.checkpoint, options.poses) if path is not None]
+    settings = {name: value for name, value in vars(options).items() if name not in ("output", "overwrite")}
+    content = InputFiles((*files, *folders)).content
+    return hashlib.sha256(json.dumps([settings, content], sort_keys=True).encode()).hexdigest()
 
 
 def _complete(options: EstimateOptions) -> EstimateOptions:
@@ -90,15 +119,19 @@ def _complete(options: EstimateOptions) -> EstimateOptions:
     )
 
 
-def _find(options: EstimateOptions, on_failure: OnFailure) -> list[ChunkedClip]:
+def _find(
+    options: EstimateOptions,
+    encoding: InputEncoding,
+    cameras: Float32[np.ndarray, "f 3 3"] | None,
+    on_failure: OnFailure,
+) -> list[ChunkedClip]:
     """Return the clips, each with one chunk: the frames that are used."""
-    encoding = InputEncoding(options.input_transfer, options.input_normals)
     chunks = ChunkConfig(options.frames, overlap=0, mode="first")
     if options.gbuffers is None:
         return [RgbChunks.plan(clip, chunks) for clip in find_clips(options.input, on_failure, assumed=encoding)]
     labels = ("rgb", *ESTIMATED_FROM)
     clips = find_gbuffer_clips(options.gbuffers, (), on_failure, labels, require_finished, encoding)
-    return [BufferChunks.plan(clip, chunks) for clip in clips]
+    return [BufferChunks.plan(clip, chunks, cameras=cameras) for clip in clips]
 
 
 def _reader(
@@ -117,9 +150,13 @@ def _reader(
     return lambda label, i: images[label][0, i], list(images)
 
 
-def write_own_light(path: Path, own: OwnLight, fov: float | None) -> tuple[Path, Path, Path]:
+def write_own_light(
+    path: Path, own: OwnLight, fov: float | None, attributes: Mapping[str, str]
+) -> tuple[Path, Path, Path]:
     """Write a map, a mirror ball as the camera sees it, and the frames beside what the light makes of them.
 
+    Args:
+      attributes: of the map's header.
     Returns:
       their paths.
     """
@@ -130,5 +167,6 @@ def write_own_light(path: Path, own: OwnLight, fov: float | None) -> tuple[Path,
     shaded = shade(own.light, {name: images[shown] for name, images in own.buffers.items()}, fov, own.poses[shown])
     rgb = [resize(frame, shaded.shape[1:3]) for frame in own.rgb[shown]]
     write_png(comparison_path, contact_sheet([list(pair) for pair in zip(rgb, shaded, strict=True)]))
-    write_exr(path, dict(zip("RGB", np.moveaxis(own.light, -1, 0), strict=True)))  # last: it marks the clip as done
+    channels = dict(zip("RGB", np.moveaxis(own.light, -1, 0), strict=True))
+    write_exr(path, channels, attributes)  # last: it marks the clip as done
     return path, ball_path, comparison_path

@@ -101,7 +101,7 @@ class FileOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodingOptions:
-    """Encoding of input files that do not state theirs."""
+    """Encoding of RGB files that do not state theirs."""
 
     input_transfer: str | None = option(
         "transfer curve of colors in images that do not state it (srgb; linear in files of floats)", choices=TRANSFERS
@@ -110,6 +110,20 @@ class EncodingOptions:
         "layers of EXR files, or channels of any image, that hold a label: basecolor=DiffCol, roughness=G",
         (), "LABEL=NAME", nargs="+", type=layer,
     )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class BufferEncodingOptions(EncodingOptions):
+    """Encoding of G-buffers that do not state theirs."""
+
+    input_normals: str = option(
+        "axes of normals in files that do not state them; world needs --poses", "opengl", choices=INPUT_NORMALS
+    )
+    input_depth: str | None = option(
+        "depth of other programs: relative is 0 near to 1 far, metric a distance in any unit, inverse its reciprocal; "
+        "the last two are normalized over the clip (relative; metric if the first frame is out of range)",
+        choices=DEPTHS,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +287,7 @@ class InverseOptions(
 
 
 @dataclass(frozen=True, kw_only=True)
-class EstimateOptions(SamplerOptions, EncodingOptions, CheckpointOptions):
+class EstimateOptions(SamplerOptions, BufferEncodingOptions, CheckpointOptions):
     """The light of clips, as maps for --environment."""
 
     input: str | None = option(CLIPS, metavar="PATH")
@@ -293,12 +307,11 @@ class EstimateOptions(SamplerOptions, EncodingOptions, CheckpointOptions):
         "transforms.json with a camera-to-world pose per frame, for a moving camera", metavar="JSON"
     )
     dtype: str | None = option("dtype of the computation (float32 on CPUs, else bfloat16)", choices=DTYPES)
-    input_normals: str = option("axes of normals in files that do not state them", "opengl", choices=NORMALS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardOptions(
-    SamplerOptions, ChunkOptions, ForwardModelOptions, LightOptions, ImageOptions, FileOptions, EncodingOptions,
+    SamplerOptions, ChunkOptions, ForwardModelOptions, LightOptions, ImageOptions, FileOptions, BufferEncodingOptions,
     CheckpointOptions,
 ):  # fmt: skip
     """G-buffers to RGB clips under another light."""
@@ -312,14 +325,6 @@ class ForwardOptions(
         "size in pixels that frames are fitted to, rounded up to multiples of 64 (their own)", metavar=("H", "W")
     )
     fixed_frame: int | None = option("index of a frame of the clip to repeat for --frames frames", metavar="I")
-    input_normals: str = option(
-        "axes of normals in files that do not state them; world needs --poses", "opengl", choices=INPUT_NORMALS
-    )
-    input_depth: str | None = option(
-        "depth of other programs: relative is 0 near to 1 far, metric a distance in any unit, inverse its reciprocal; "
-        "the last two are normalized over the clip (relative; metric if the first frame is out of range)",
-        choices=DEPTHS,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

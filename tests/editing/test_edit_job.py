@@ -13,8 +13,9 @@ import sample
 from drender import cli
 from drender.config import CONDITIONS
 from drender.editing.materials import feather
+from drender.media.color import linear_to_srgb
 from drender.media.gbuffers import frame_path
-from drender.media.images import read_image, write_png
+from drender.media.images import read_image, write_exr, write_png
 
 LABELS = ("rgb", *CONDITIONS)
 
@@ -158,6 +159,36 @@ def test_a_changed_mask_is_not_taken_for_finished(run, tmp_path):
     assert run("edit", *where, "--overwrite")[0] == 0
     roughness = read_image(frame_path(tmp_path / "out/walk", 0, 0, "roughness"))
     assert (roughness.diagonal() == 1).all() and (roughness < 1).any()
+
+
+def test_gbuffers_of_other_programs_are_written_as_those_of_drender(run, tmp_path):
+    """World normals, distances, linear PNG colors and an ORM channel come out in drender's axes and ranges."""
+    pose = np.eye(4)
+    pose[:3, :3] = [[0, 0, 1], [1, 0, 0], [0, 1, 0]]
+    (tmp_path / "poses.json").write_text(json.dumps({"frames": [{"transform_matrix": pose.tolist()}]}))
+    frame = functools.partial(frame_path, tmp_path / "in/walk", 0, 0)
+    flat = lambda *values: np.full((8, 8, len(values)), values, np.float32)
+    write_png(frame("basecolor"), flat(0.25, 0.5, 0.75), 16)
+    write_png(frame("normal"), flat(0.5, 1, 0.5), 16)  # +y of the world
+    write_png(frame("roughness"), flat(1, 0.25, 0.5), 16)
+    depth = flat(2.0)[..., 0]
+    depth[0], depth[1], depth[2] = 4, np.inf, 6
+    write_exr(frame("depth", "exr"), {"Z": depth})
+    words = ["--input", tmp_path / "in", "--output", tmp_path / "out", "--set", "basecolor", "#808080"]
+    words += ["--depth-range", "0.4", "0.6", "--input-normals", "world", "--input-depth", "metric", "--no-video"]
+    code, _, err = run("edit", *words)
+    assert code == 2 and "give --poses" in err
+    words += ["--input-transfer", "linear", "--input-layers", "roughness=G", "--poses", tmp_path / "poses.json"]
+    assert run("edit", *words)[0] == 0
+    written = {
+        label: read_image(tmp_path / f"out/walk/0000.0000.{label}.png") for label in CONDITIONS if label != "metallic"
+    }
+    step = 1 / 65535
+    np.testing.assert_allclose(written["basecolor"][1:], linear_to_srgb(flat(0.25, 0.5, 0.75))[1:], atol=step)
+    np.testing.assert_allclose(written["basecolor"][0], 128 / 255, atol=step)
+    np.testing.assert_allclose(written["normal"], flat(1, 0.5, 0.5), atol=2 * step)  # x of the camera is y of the world
+    np.testing.assert_allclose(written["roughness"], flat(0.25, 0.25, 0.25), atol=step)
+    np.testing.assert_allclose(written["depth"][[0, 1, 2, 3], 0, 0], [0.5, 1, 1, 0], atol=step)
 
 
 def test_unknown_buffers_are_passed_through(run, tmp_path):

@@ -7,7 +7,8 @@ import pytest
 from helpers.runs import QUICK, QUICK_LIGHT, check_one_line, contents, write_frames
 
 from drender.lighting import estimation
-from drender.media.images import read_hdr, read_image, write_png
+from drender.locks import lock
+from drender.media.images import read_hdr, read_image, write_exr, write_png
 
 LABELS = ("rgb", "basecolor", "normal", "depth", "roughness", "metallic")
 
@@ -128,12 +129,47 @@ def test_light_of_a_video_is_estimated_by_the_inverse_renderer(run, models, tmp_
     for name in "ab":
         write_frames(tmp_path / "in" / name, 3)
     words = ("light", "--checkpoint", models["inverse"], "--input", tmp_path / "in", "--size", 64, 64, "--frames", 2)
-    code, _, err = run(*words, "--output", tmp_path / "out", "--poses", write_poses(tmp_path / "poses.json", 3))
+    poses = ("--output", tmp_path / "out", "--poses", write_poses(tmp_path / "poses.json", 3))
+    code, _, err = run(*words, *poses)
     assert (code, err) == (0, "")
     assert {path.name for path in (tmp_path / "out").glob("*.exr")} == {"a.exr", "b.exr"}
-    code, out, _ = run(*words, "--output", tmp_path / "out")
+    code, out, _ = run(*words, *poses)
     assert code == 0 and out.count("skipped") == 2
+    code, _, err = run(*words, "--output", tmp_path / "out")  # without the poses
+    assert code == 2 and err.count("was made with other options or of other inputs") == 2
     check_one_line(run(*words, "--output", tmp_path / "sky.exr"), "is one file, for 2 clips; give a folder")
+
+
+def test_light_of_other_inputs_is_not_taken_for_finished(run, tmp_path):
+    words = ("light", "--gbuffers", tmp_path / "a", "--output", tmp_path / "sky.exr")
+    write_sphere(tmp_path / "a", side=-1.0)
+    assert run(*words)[0] == 0
+    code, out, _ = run(*words)
+    assert code == 0 and "skipped" in out
+    write_sphere(tmp_path / "a", side=1.0)
+    check_one_line(run(*words), "sky.exr was made with other options or of other inputs", "--overwrite")
+    assert brighter_half(tmp_path / "sky.exr") == "left"
+    assert run(*words, "--overwrite")[0] == 0
+    assert brighter_half(tmp_path / "sky.exr") == "right"
+    with lock(tmp_path / ".lock.sky.exr", "sky.exr"):
+        check_one_line(run(*words, "--overwrite"), "sky.exr: process", "is writing there")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_light_reads_gbuffers_of_other_programs(run, tmp_path):
+    """Metric depth, y-down normals and a texture that packs roughness give the light of the same buffers as ours."""
+    write_sphere(tmp_path / "a", side=-1.0)
+    for path in tmp_path.glob("a/*.normal.png"):
+        image = read_image(path)
+        write_png(path, np.stack([image[..., 0], 1 - image[..., 1], image[..., 2]], axis=-1))
+    for path in tmp_path.glob("a/*.depth.png"):
+        depth = read_image(path)[..., 0]
+        distance = np.where(depth < 1, 2 + 5 * depth, np.inf).astype(np.float32)
+        write_exr(path.with_suffix(".exr"), {"depth.V": distance, "other.V": np.zeros_like(distance)})
+        path.unlink()
+    words = ("--input-normals", "directx", "--input-depth", "metric", "--input-layers", "depth=depth.V")
+    assert run("light", "--gbuffers", tmp_path / "a", "--output", tmp_path / "sky.exr", *words)[0] == 0
+    assert brighter_half(tmp_path / "sky.exr") == "left"
 
 
 def test_light_names_what_is_wrong(run, tmp_path):
