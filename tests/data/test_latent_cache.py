@@ -20,6 +20,7 @@ from drender.data.clips import open_clips
 from drender.data.latent_cache import LatentDataset, missing_entries, read_manifest
 from drender.errors import InputError
 from drender.lighting.light_file import Light
+from drender.locks import lock_folder
 from drender.media.gbuffers import frame_path
 from drender.models.vae import VAE
 from drender.renderers.base import Renderer
@@ -179,6 +180,12 @@ def test_processes_and_devices_share_a_set(clips, vae, tmp_path, capsys):
     encode(clips, tmp_path / "two", vae, ALL, **how, process=(0, 2), devices=jax.local_devices()[:2])
     assert "complete" in capsys.readouterr().out
     assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+def test_a_set_that_another_process_writes_is_refused(clips, vae, tmp_path):
+    with lock_folder(tmp_path / "set"), pytest.raises(InputError, match=r"set: process .* is writing there"):
+        encode(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
+    assert not (tmp_path / "set").exists()
 
 
 def test_a_damaged_clip_is_named(clips, vae, tmp_path):

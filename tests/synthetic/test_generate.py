@@ -15,6 +15,7 @@ from helpers.textured import write_box
 from drender.data.clips import open_clips
 from drender.errors import InputError
 from drender.lighting.projection import ldr_curve
+from drender.locks import PREFIX, lock_folder
 from drender.media.color import srgb_to_linear
 from drender.media.images import read_image
 from drender.synthetic import environments, generate, pool
@@ -88,6 +89,13 @@ def test_run_resumes_and_grows_but_rejects_other_settings(command, tmp_path):
         command(output, "--clips", 4, "--frames", 3, "--size", 8, 16)
     with pytest.raises(InputError, match="clips made with another environments"):
         command(output, "--clips", 4, *options, "--environments", output / generate.ENVIRONMENTS)
+
+
+def test_a_set_that_another_process_makes_is_refused(command, tmp_path):
+    with lock_folder(tmp_path / "clips"):
+        with pytest.raises(InputError, match=r"clips: process .* is writing there; wait until it ends"):
+            command(tmp_path / "clips", "--clips", 1, "--frames", 1, "--size", 8, 8)
+        assert [path.name for path in (tmp_path / "clips").iterdir()] == [PREFIX]
 
 
 def test_clips_follow_layout_and_encodings(command, tmp_path):
