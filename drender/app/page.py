@@ -33,7 +33,7 @@ DEVICE = {"concurrency_id": "device", "concurrency_limit": 1}
 # Sliders send many events: compute the last one, without a spinner.
 AT_ONCE = {"trigger_mode": "always_last", "show_progress": "hidden", "concurrency_limit": 4}
 CSS = """
-.gradio-container {max-width: 1200px !important; margin: auto}
+.gradio-container {width: 100% !important; max-width: 1200px !important; margin: auto}
 .ball img {border-radius: 50%} .ball {max-width: 260px; margin: auto}
 #buffers .grid-wrap {min-height: 0; max-height: none} #buffers {min-height: 0}
 footer {display: none !important}
@@ -92,7 +92,8 @@ class App:
 
     def estimate(self, request: gr.Request, progress: Any = gr.Progress(track_tqdm=True)) -> Iterator[tuple]:  # noqa: B008
         session = self.session(request)
-        if session.rgb is None:
+        if session.rgb is None or session.estimated:  # the file could not be opened, and an earlier clip remains
+            yield gr.skip()
             return
         with self.device:
             for _ in session.estimate(self.inverse, chosen_passes(self.inverse.config, DEFAULT_PASSES)):
@@ -177,11 +178,14 @@ def comparison(session: Session, index: int) -> tuple | None:
 
 
 def one_line(function: Callable) -> Callable:
-    """Show bad input and cancellation as a message on the page, in a handler that is called or iterated."""
+    """Show bad input and cancellation as a message and change nothing else, in a handler that is called or iterated."""
 
-    def failed(error: BaseException) -> gr.Error:
-        message = "Cancelled" if isinstance(error, KeyboardInterrupt) else without_folder(error)
-        return gr.Error(message, duration=10, print_exception=False)
+    def show(error: BaseException) -> Any:
+        if isinstance(error, KeyboardInterrupt):
+            gr.Info("Cancelled")
+        else:
+            gr.Warning(without_folder(error), duration=10)
+        return gr.skip()
 
     if inspect.isgeneratorfunction(function):
 
@@ -190,7 +194,7 @@ def one_line(function: Callable) -> Callable:
             try:
                 yield from function(*args, **kwargs)
             except (InputError, KeyboardInterrupt) as error:
-                raise failed(error) from None
+                yield show(error)
 
         return iterated
 
@@ -199,7 +203,7 @@ def one_line(function: Callable) -> Callable:
         try:
             return function(*args, **kwargs)
         except (InputError, KeyboardInterrupt) as error:
-            raise failed(error) from None
+            return show(error)
 
     return called
 

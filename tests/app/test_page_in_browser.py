@@ -69,9 +69,9 @@ class Visitor:
     def click(self, selector: str) -> None:
         self.browser.find_element("css selector", selector).click()
 
-    def upload(self, path: Path, box: str = "#upload") -> None:
-        self.wait_for(f"{box} input[type=file]")
-        self.browser.find_element("css selector", f"{box} input[type=file]").send_keys(str(path))
+    def upload(self, path: Path, selector: str = "#upload input[type=file]") -> None:
+        self.wait_for(selector)
+        self.browser.find_element("css selector", selector).send_keys(str(path))
 
     def text(self, selector: str) -> str:
         return self.js("document.querySelector(arguments[0])?.innerText ?? ''", selector)
@@ -111,7 +111,7 @@ def test_bad_and_large_uploads_are_messages(browser, served, tmp_path):
     (tmp_path / "large.png").write_bytes(np.random.default_rng(0).bytes(2 * 2**20))
     visitor.upload(tmp_path / "large.png")
     visitor.wait(lambda: "size" in visitor.messages().lower(), "message on the size")
-    visitor.upload(tmp_path / "notes.txt", "#map")
+    visitor.upload(tmp_path / "notes.txt", "input[data-testid*=lat-long]")
     visitor.wait(lambda: "unknown image suffix" in visitor.messages(), "message on the map")
     assert str(served[1]) not in visitor.messages()
     visitor.click("#relight")
