@@ -11,7 +11,6 @@ import pytest
 from helpers import smallest
 from helpers.renders import write_blender
 from helpers.small import random_params
-from helpers.tiny_clips import write_sky
 
 import drender.commands.main
 from drender import sharding
@@ -87,7 +86,6 @@ def write_clips(folder: Path) -> None:
 def write_footage(folder: Path) -> None:
     for frame in range(2):
         write_png(folder / "footage" / "walk" / f"{frame}.png", np.full((64, 64, 3), 0.3 + 0.1 * frame, np.float32))
-    write_sky(folder / "skies" / "walk.exr")
 
 
 @pytest.mark.long
