@@ -159,7 +159,7 @@ class Evaluation:
             renderer = self._with_params(Renderer, {"vae": params["vae"]})
             light = np.concatenate(list(images.values()))
             latents = rearrange(renderer.encode_images(light), "(e f) h w c -> 1 e f h w c", e=len(images))
-            decoded = decode_light(self.context, params, latents * model.vae.scaling_factor)
+            decoded = decode_light(self.context, params, jnp.asarray(latents) * model.vae.scaling_factor)
             for label, part in zip(("env_ldr", "env_log"), jnp.split(decoded, 2, axis=-1), strict=True):
                 predicted = next(renderer.decode_latents(part, config.data.frames))[0]
                 yield label, images["env_nrm"], predicted, images[label]
