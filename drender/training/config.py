@@ -34,6 +34,7 @@ class LossConfig:
       condition_noise: mean and standard deviation of the log of the noise added to conditioning pixels in [-1, 1];
         (-3, 0.5) in SVD. It needs pixels, not cached latents. None: no noise.
       temporal_gradient: weight of the error's change from frame to frame, against flicker; 0 as published.
+      perceptual: weight of the LPIPS distance of decoded images, against blur, for one-step models; 0 as published.
       kl: the VAE's weight of the divergence from a unit Gaussian, per pixel value.
     """
 
@@ -44,6 +45,7 @@ class LossConfig:
     all_dropout: float = bounded(0.05, at_least=0, at_most=1)
     condition_noise: tuple[float, float] | None = bounded(None)
     temporal_gradient: float = bounded(0.0, at_least=0)
+    perceptual: float = bounded(0.0, at_least=0)
     kl: float = bounded(1e-6, at_least=0)
 
 
@@ -180,6 +182,11 @@ class TrainConfig:
             raise InputError(
                 f"loss.temporal_gradient: expected 0 for rows of single images, got {self.loss.temporal_gradient}; use "
                 "data.frames of 2 or more and data.image_fraction below 1, or remove it"
+            )
+        if self.loss.perceptual and not (self.loss.one_step and self.objective in ("inverse", "forward")):
+            raise InputError(
+                f"loss.perceptual: expected 0 but for one-step renderers, got {self.loss.perceptual}; a prediction "
+                "from noise is a mean without detail to compare. Set loss.one_step, or remove it"
             )
         if self.lora is not None and self.objective not in ("inverse", "forward"):
             raise InputError(f"lora belongs to the UNet, which objective {self.objective!r} does not train; remove it")

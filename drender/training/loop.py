@@ -102,7 +102,7 @@ def _load_state(
     run: RunFolder,
 ) -> tuple[TrainState, Arrays]:
     """Return the state to continue from, and the frozen parameters in the compute dtype, both on the mesh."""
-    needs_vae = not context.latent or config.evaluation.path is not None
+    needs_vae = not context.latent or config.evaluation.path is not None or config.loss.perceptual > 0
     trained, frozen = weights.split(needs_vae, resumed=run.last is not None, log=log)
     if run.last is None:
         state = init_state(trained, optimizer, context.mesh)

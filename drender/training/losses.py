@@ -30,6 +30,7 @@ from drender.models.params import abstract_module
 from drender.models.registry import network_of
 from drender.sharding import ROWS
 from drender.training.config import LossConfig
+from drender.training.perceptual import perceptual_distance
 
 Params = Mapping[str, dict]
 Batch = Mapping[str, Array]
@@ -142,7 +143,7 @@ def denoising_loss(
 
     With weight w = `loss.temporal_gradient` the loss matches temporal gradients too (Chen et al. 2025, Video Depth
     Anything): loss + w · mean (Δ(F − v))², where Δ is the difference between neighboring frames. A constant error then
-    costs less than one that flickers.
+    costs less than one that flickers. The weight `loss.perceptual` adds the distance of decoded images.
 
     Args:
       target, conditions: unscaled latents.
@@ -181,12 +182,19 @@ def denoising_loss(
     )
     error, valid = prediction - v, valid_latents(context, batch)
     value = masked_mean(error**2, valid)
-    if not loss.temporal_gradient:
-        return value, {"loss": value}
-    is_clip = ~batch["image_only"][:, None, None, None, None]
-    both_valid = None if valid is None else valid[:, 1:] * valid[:, :-1]
-    flicker = masked_mean((jnp.diff(error, axis=1) * is_clip) ** 2, both_valid)
-    return value + loss.temporal_gradient * flicker, {"loss": value, "flicker": flicker}
+    total, metrics = value, {"loss": value}
+    if loss.temporal_gradient:
+        is_clip = ~batch["image_only"][:, None, None, None, None]
+        both_valid = None if valid is None else valid[:, 1:] * valid[:, :-1]
+        metrics["flicker"] = masked_mean((jnp.diff(error, axis=1) * is_clip) ** 2, both_valid)
+        total += loss.temporal_gradient * metrics["flicker"]
+    if loss.perceptual:
+        predicted = -prediction / config.vae.scaling_factor
+        metrics["perceptual"] = perceptual_distance(
+            context.network(params, "vae"), params["lpips"], predicted, target, valid, key, context.remat
+        )
+        total += loss.perceptual * metrics["perceptual"]
+    return total, metrics
 
 
 def valid_latents(context: LossContext, batch: Batch) -> Float[Array, "b f h w 1"] | None:

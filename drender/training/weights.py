@@ -23,7 +23,7 @@ from drender.fields import from_dict, naming, to_dict
 from drender.models import lora
 from drender.models.params import abstract_module, flatten, unflatten
 from drender.models.registry import network_of
-from drender.training import init, run_dir, run_record
+from drender.training import init, perceptual, run_dir, run_record
 from drender.training.config import TrainConfig
 from drender.training.losses import OBJECTIVES
 
@@ -139,6 +139,8 @@ class Weights:
                 trained |= {key: np.asarray(leaves[key], np.float32) for key in trained_keys}
             frozen |= {key: np.asarray(x, self.config.dtype) for key, x in leaves.items() if key not in trained_keys}
         self._require_rows(trained)
+        if self.config.loss.perceptual:
+            frozen |= flatten({"lpips": perceptual.frozen_params()})
         return trained, frozen
 
     def _require_rows(self, trained: Arrays) -> None:

