@@ -38,10 +38,15 @@ def oom_guard(remedy: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # the base of jax.errors.JaxRuntimeError
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         reason = first_line(error).removeprefix("RESOURCE_EXHAUSTED: ").rstrip(". ")
         raise InputError(f"out of device memory ({reason}); {remedy}") from error
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether XLA could not allocate memory on a device."""
+    return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def first_line(error: Exception | str) -> str:

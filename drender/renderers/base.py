@@ -4,8 +4,10 @@ Everything between the networks is float32. A device holds the pixels of a batch
 """
 
 import copy
+import functools
 import math
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,9 @@ from drender.config import DTYPES, RendererConfig, Sampling
 from drender.errors import InputError, unknown_name_error
 from drender.fields import from_dict
 from drender.models import lora
-from drender.models.params import abstract_module
-from drender.models.registry import NETWORKS
-from drender.renderers.batches import batched, equal_batches, map_in_batches, prefetch_to_host
+from drender.renderers.batches import ENCODE_BATCH, batched, halve_to_fit, map_in_batches, map_in_windows
 from drender.renderers.denoiser import denoise_clip
-from drender.renderers.stages import StageCall, StageRecorder, compile_stages, run_stage
+from drender.renderers.stages import StageCall, StageRecorder, abstract_params, compile_stages, run_stage
 from drender.renderers.windows import (
     WindowedLatents,
     cross_fade,
@@ -55,6 +55,8 @@ class Renderer:
         self.config, self.params, self.group = config, dict(params), group
         self.compiled = compile_stages(config, params, group)
         self._run_stage: Callable = run_stage
+        # Frames that the VAE can take at once, by stage and size, where the usual number did not fit the device.
+        self._fitting: dict[tuple, int] = {}
 
     # --- loading -----------------------------------------------------------------------------------------------------
 
@@ -104,14 +106,14 @@ class Renderer:
     @classmethod
     def _load_params(cls, path: str | Path, config: RendererConfig, dtype: str) -> dict[str, dict]:
         orbax.check_config(path, config)
-        return {name: orbax.load(path, name, shapes, dtype) for name, shapes in _abstract_params(config).items()}
+        return {name: orbax.load(path, name, shapes, dtype) for name, shapes in abstract_params(config).items()}
 
     # --- planning ----------------------------------------------------------------------------------------------------
 
     @classmethod
     def abstract(cls, config: RendererConfig, dtype: str, group: DeviceGroup = SINGLE_DEVICE) -> "Renderer":
         """Return a renderer with shapes for parameters, whose devices need not exist; it can only plan (`stages`)."""
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), _abstract_params(config))
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), abstract_params(config))
         return cls(config, shapes, group)
 
     def stages(self, *inputs: Any, **options: Any) -> list[StageCall]:
@@ -158,7 +160,13 @@ class Renderer:
         def encode(batch):
             return self._run_rows("encode", batch[:, None] * 2 - 1)[:, 0]
 
-        return map_in_batches(encode, images, len(self.group))
+        def encode_batches(size: int) -> list[np.ndarray]:
+            return [map_in_batches(encode, images, len(self.group), size)]
+
+        # Frames are independent, so smaller batches give the same latents.
+        fitting = "encode", *images.shape[1:3]
+        self._fitting[fitting], (latents,) = halve_to_fit(encode_batches, self._fitting.get(fitting, ENCODE_BATCH))
+        return latents
 
     def encode(
         self, images: Float[np.ndarray, "b f h w 3"], sampling: Sampling, rng: np.random.Generator | None = None
@@ -289,22 +297,26 @@ class Renderer:
         """Yield images in [0, 1], decoded in windows of `chunk` frames of one clip.
 
         Without `overlap` the last window may be shorter. With it all have the same length, and are cross-faded over
-        the frames that they share.
+        the frames that they share. Where the device cannot hold `chunk` frames, warn, and halve it until they fit.
         """
-        f = z.shape[1]
-        windows = [slice(start, min(start + chunk, f)) for start in range(0, f, chunk)]
-        if overlap:
-            windows = plan_windows(f, chunk, overlap)
         # Divide on the host, as devices round differently: latents may come from a device or from a file.
         z = np.asarray(z) / np.float32(self.config.vae.scaling_factor)
-        rows = [clip[None, window] for window in windows for clip in z]
-        # Every device decodes a row of its own; they share rows only if too few are left.
-        batches = equal_batches(rows, len(self.group))
-        decoded = prefetch_to_host(self._run_rows("decode", np.concatenate(batch)) for batch in batches)
-        frames = (row for batch in decoded for row in batch)
-        pieces = (np.stack([next(frames) for _ in z]) for _ in windows)
-        for faded in cross_fade(windows, pieces):
-            yield np.clip(faded / 2 + 0.5, 0, 1)
+
+        def decode(size: int) -> Iterator[np.ndarray]:
+            run = functools.partial(self._run_rows, "decode")
+            return map_in_windows(run, z, size, min(overlap, size - 1), len(self.group))
+
+        chunk, fitting = min(chunk, z.shape[1]), ("decode", *z.shape[2:4])
+        size, pieces = halve_to_fit(decode, min(chunk, self._fitting.get(fitting, chunk)))
+        if size < chunk:
+            self._fitting[fitting] = size
+            warnings.warn(
+                f"the device has too little memory to decode {chunk} frames together; decoding {size}, which may "
+                "flicker more (a smaller size or bfloat16 needs less memory)",
+                stacklevel=2,
+            )
+        for frames in pieces:
+            yield np.clip(frames / 2 + 0.5, 0, 1)
 
     # --- helpers -----------------------------------------------------------------------------------------------------
 
@@ -334,9 +346,3 @@ class Renderer:
 def progress_bar(total: int, progress: bool) -> tqdm:
     """Return a bar of network calls, shown on terminals only, or never if not `progress`."""
     return tqdm(total=total, disable=None if progress else True, leave=False, unit="step")
-
-
-def _abstract_params(config: RendererConfig) -> dict[str, dict]:
-    """Return the shapes of every network that the configuration has."""
-    networks = {name: getattr(config, name) for name in NETWORKS}
-    return {name: abstract_module(NETWORKS[name], part)[1] for name, part in networks.items() if part is not None}

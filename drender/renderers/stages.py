@@ -35,6 +35,12 @@ class Stage:
     sharded_input: bool = True
 
 
+def abstract_params(config: RendererConfig) -> dict[str, dict]:
+    """Return the shapes of every network that the configuration has."""
+    networks = {name: getattr(config, name) for name in NETWORKS}
+    return {name: abstract_module(NETWORKS[name], part)[1] for name, part in networks.items() if part is not None}
+
+
 def compile_stages(config: RendererConfig, networks: Mapping[str, Any], group: DeviceGroup) -> dict[str, Stage]:
     """Return the stages of these networks by name; each compiles when it is first called."""
     stages = []

@@ -26,6 +26,7 @@ from drender.models.registry import NETWORKS
 from drender.renderers.base import Renderer
 from drender.renderers.forward import ForwardRenderer
 from drender.renderers.inverse import InverseRenderer
+from drender.renderers.windows import whole
 from drender.training.config import TrainConfig
 from drender.training.losses import LossContext, decode_light
 from drender.training.run_dir import RunFolder, failure_as_warning
@@ -154,14 +155,14 @@ class Evaluation:
             renderer = self._with_params(Renderer, params)
             for label, frames in images.items():
                 latents = renderer.encode_images(frames)[None] * model.vae.scaling_factor
-                yield label, frames, next(renderer.decode_latents(latents, config.data.frames))[0], frames
+                yield label, frames, whole(renderer.decode_latents(latents, config.data.frames))[0], frames
         else:
             renderer = self._with_params(Renderer, {"vae": params["vae"]})
             light = np.concatenate(list(images.values()))
             latents = rearrange(renderer.encode_images(light), "(e f) h w c -> 1 e f h w c", e=len(images))
             decoded = decode_light(self.context, params, jnp.asarray(latents) * model.vae.scaling_factor)
             for label, part in zip(("env_ldr", "env_log"), jnp.split(decoded, 2, axis=-1), strict=True):
-                predicted = next(renderer.decode_latents(part, config.data.frames))[0]
+                predicted = whole(renderer.decode_latents(part, config.data.frames))[0]
                 yield label, images["env_nrm"], predicted, images[label]
 
     def _with_params(self, kind: type[Renderer], params: dict) -> Renderer:
