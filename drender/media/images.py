@@ -29,6 +29,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 2**27  # 16384x8192, the largest environment maps in use: 1.6 GB as floats
 MAX_PIXELS_PER_BYTE, SMALL = 2**14, 2**24
 MAX_CHANNELS = 256
+ROUGH_MODELS = ("CMYK", "YCCK", "CIELAB", "ICCLAB", "ITULAB")  # OpenImageIO's names of color models
 ROUNDED_ASPECT = 0.01  # logarithm of the ratio of two resolutions that are meant to be equal
 PREFERRED_CHANNELS = {"normal": "XYZ", "depth": "Z"}  # of an EXR, over R, G and B
 
@@ -177,6 +178,9 @@ def load_image(path: str | Path, label: str = "rgb", page: int = 0, layer_name: 
     is_float = str(spec.format) in ("half", "float", "double")
     strings = (item for item in spec.extra_attribs if str(item.type) == "string")
     attributes = {_text(lambda: item.name): _text(lambda: item.value) for item in strings}  # noqa: B023
+    model = attributes.get("tiff:ColorSpace", attributes.get("jpeg:ColorSpace"))
+    if model in ROUGH_MODELS:
+        warn_once(path, f"its {model} colors become RGB without a profile, which is inexact; convert it to RGB")
     space = attributes.get("oiio:ColorSpace")
     stated = space not in (None, "data", "raw", "unknown", *((LINEAR_SPACE,) if is_float else SRGB_SPACES))
     profile, chromaticities = None if is_float else _icc_profile(spec), spec.getattribute("chromaticities")

@@ -20,6 +20,8 @@ PASS_NAMES = {
     "metallic": ("metallic", "metalness", "metallicity"),
 }
 MAX_PARTS = 64
+COMPONENTS = {"RED": "R", "GREEN": "G", "BLUE": "B"}
+CHROMA = {"RY", "BY"}  # of luminance-chroma images, whose Y alone would be gray
 
 
 class Layer(NamedTuple):
@@ -57,6 +59,8 @@ def find_layer(source: "oiio.ImageInput", path: str | Path, label: str, name: st
             f"the name {name!r}",
             f"give its whole name: --input-layers {label}=NAME",
         )
+    if any(CHROMA <= layer.channels.keys() for layer in layers):
+        raise InputError(f"{path}: luminance and chroma (Y, RY, BY) are not read; save it with R, G and B")
     if len(layers) == 1:
         return layers[0] if layers[0].channels.keys() & set("RGBXYZ") else None
     by_name = {name: [layer for layer in layers if _pass_name(layer.name) == name] for name in _names(label)}
@@ -96,8 +100,9 @@ def _list_layers(source: "oiio.ImageInput") -> list[Layer]:
         part_name = spec.get_string_attribute("oiio:subimagename") if len(specs) > 1 else ""
         for index, channel in enumerate(spec.channelnames):
             prefix, _, component = channel.rpartition(".")
-            if component.upper() not in ("A", "ALPHA"):
-                layers.setdefault((part, prefix or part_name), {})[component.upper()] = index
+            component = COMPONENTS.get(component.upper(), component.upper())
+            if component not in ("A", "ALPHA"):
+                layers.setdefault((part, prefix or part_name), {})[component] = index
     return [Layer(name, part, channels) for (part, name), channels in layers.items()]
 
 

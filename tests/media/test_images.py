@@ -449,6 +449,13 @@ def test_unequal_resolutions_are_ignored_as_in_viewers_with_a_warning(tmp_path, 
         read_image(tmp_path / f"b.{suffix}")
 
 
+@pytest.mark.parametrize(("mode", "suffix"), [("CMYK", "tif"), ("CMYK", "jpg"), ("LAB", "tif")])
+def test_color_models_that_are_converted_inexactly_are_named(tmp_path, mode, suffix):
+    Image.new(mode, (4, 4)).save(tmp_path / f"a.{suffix}")
+    with pytest.warns(UserWarning, match="colors become RGB without a profile"):
+        read_image(tmp_path / f"a.{suffix}")
+
+
 def test_depth_channel_is_full_float(tmp_path):
     values = RNG.random((3, 4)).astype(np.float32)
     write_exr(tmp_path / "a.exr", dict.fromkeys("RGBZ", values))

@@ -79,3 +79,16 @@ def test_ambiguous_or_missing_layers_are_input_errors(tmp_path):
         read_labeled(tmp_path / "a.exr", "basecolor")
     with pytest.raises(InputError, match=r"a\.exr: no layer fits the label 'metallic': A\.Combined, "):
         read_labeled(tmp_path / "a.exr", "metallic")
+
+
+def test_components_may_be_words(tmp_path):
+    words = dict(zip(("red", "green", "blue"), np.moveaxis(IMAGES["rgb"], -1, 0), strict=True))
+    other = {f"spec.{word}": np.ones((4, 6), np.float32) for word in words}
+    write_exr(tmp_path / "a.exr", {f"beauty.{word}": values for word, values in words.items()} | other)
+    np.testing.assert_allclose(load_image(tmp_path / "a.exr").image, IMAGES["rgb"], rtol=1e-3)
+
+
+def test_luminance_and_chroma_are_not_taken_for_gray(tmp_path):
+    write_exr(tmp_path / "a.exr", dict.fromkeys(("Y", "RY", "BY"), np.ones((4, 6), np.float32)))
+    with pytest.raises(InputError, match=r"a\.exr: luminance and chroma .* are not read; save it with R, G and B"):
+        load_image(tmp_path / "a.exr")
