@@ -59,7 +59,7 @@ def find_layer(source: "oiio.ImageInput", path: str | Path, label: str, name: st
             f"the name {name!r}",
             f"give its whole name: --input-layers {label}=NAME",
         )
-    if any(CHROMA <= layer.channels.keys() for layer in layers):
+    if any(layer.channels.keys() >= CHROMA for layer in layers):
         raise InputError(f"{path}: luminance and chroma (Y, RY, BY) are not read; save it with R, G and B")
     if len(layers) == 1:
         return layers[0] if layers[0].channels.keys() & set("RGBXYZ") else None
