@@ -161,3 +161,50 @@ def test_non_rigid_matrix_is_an_input_error(tmp_path, damage):
 def test_invalid_options_are_input_errors(options, message):
     with pytest.raises(InputError, match=message):
         environment_maps(np.ones((4, 8, 3), np.float32), 1, (8, 8), **options)
+
+
+def test_light_angles_include_both_ends():
+    np.testing.assert_allclose(light_angles(3, True), [0, np.pi, 2 * np.pi], rtol=1e-6)
+    assert light_angles(1, True).tolist() == [0] and light_angles(2, False).tolist() == [0, 0]
+
+
+# --- files of poses ---
+
+
+def test_read_poses_absolute_and_relative(tmp_path):
+    rng = np.random.default_rng(0)
+    poses = np.tile(np.eye(4), (3, 1, 1))
+    poses[:, :3, :3] = [rotation_about(AHEAD, 10) @ rotation_about(UP, 30 * i) for i in range(1, 4)]
+    poses[:, :3, 3] = rng.normal(size=(3, 3))
+    file = tmp_path / "transforms.json"
+    file.write_text(json.dumps({"fl_x": 1, "frames": [{"transform_matrix": pose.tolist()} for pose in poses]}))
+    np.testing.assert_allclose(read_poses(file), poses, rtol=1e-6)
+    relative = read_poses(file, relative=True)
+    np.testing.assert_allclose(relative[0], np.eye(4), atol=1e-6)
+    np.testing.assert_allclose(poses[0] @ relative[2], poses[2], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "transforms.json: unreadable"),
+        ("[1]", "expected names and values, got list"),
+        ('{"frame": []}', "lacks the key 'frames'"),
+        ('{"frames": [{"pose": 1}]}', "lacks the key 'transform_matrix'"),
+        ('{"frames": []}', "4x4"),
+        ('{"frames": [{"transform_matrix": [[1, 2], [3, 4]]}]}', "4x4"),
+        ('{"frames": [{"transform_matrix": [[1], [3, 4]]}]}', "no list of poses"),
+        ('{"frames": [{"transform_matrix": "x"}]}', "no list of poses"),
+    ],
+)
+def test_invalid_transforms_files_are_input_errors(tmp_path, text, message):
+    file = tmp_path / "transforms.json"
+    file.write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        read_poses(file)
+    assert str(file) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_missing_transforms_file_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match=r"none\.json: unreadable \(No such file"):
+        read_poses(tmp_path / "none.json")

@@ -1,6 +1,5 @@
 """Environment maps against a per-pixel numpy oracle of their definition, and against a golden result."""
 
-import json
 import os
 from itertools import permutations
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 
 from drender.errors import InputError
 from drender.lighting import projection
-from drender.lighting.camera import camera_rotations, light_angles, read_poses
+from drender.lighting.camera import camera_rotations, light_angles
 from drender.lighting.environment import Environment, environment_maps, load_environment, prefiltered
 from drender.lighting.projection import project
 from drender.media import color
@@ -247,11 +246,6 @@ def test_elevation_matches_released_look_at_matrix():
     np.testing.assert_allclose(camera_rotations(1, 30.0)[0], np.linalg.inv(camera_to_world), atol=1e-6)
 
 
-def test_light_angles_include_both_ends():
-    np.testing.assert_allclose(light_angles(3, True), [0, np.pi, 2 * np.pi], rtol=1e-6)
-    assert light_angles(1, True).tolist() == [0] and light_angles(2, False).tolist() == [0, 0]
-
-
 def test_tone_curves_at_known_values():
     close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
     x = jnp.array([0, 0.002, 0.0031308, 0.5, 1])
@@ -305,45 +299,6 @@ def test_invalid_options_are_input_errors(options, message):
     arguments = {"source": np.ones((4, 8, 3), np.float32), "num_frames": 2, "size": (8, 8)} | options
     with pytest.raises(InputError, match=message):
         environment_maps(**arguments)
-
-
-def test_read_poses_absolute_and_relative(tmp_path):
-    rng = np.random.default_rng(0)
-    poses = np.tile(np.eye(4), (3, 1, 1))
-    poses[:, :3, :3] = [random_rotation(rng) for _ in range(3)]
-    poses[:, :3, 3] = rng.normal(size=(3, 3))
-    file = tmp_path / "transforms.json"
-    file.write_text(json.dumps({"fl_x": 1, "frames": [{"transform_matrix": pose.tolist()} for pose in poses]}))
-    np.testing.assert_allclose(read_poses(file), poses, rtol=1e-6)
-    relative = read_poses(file, relative=True)
-    np.testing.assert_allclose(relative[0], np.eye(4), atol=1e-6)
-    np.testing.assert_allclose(poses[0] @ relative[2], poses[2], atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "transforms.json: unreadable"),
-        ("[1]", "expected names and values, got list"),
-        ('{"frame": []}', "lacks the key 'frames'"),
-        ('{"frames": [{"pose": 1}]}', "lacks the key 'transform_matrix'"),
-        ('{"frames": []}', "4x4"),
-        ('{"frames": [{"transform_matrix": [[1, 2], [3, 4]]}]}', "4x4"),
-        ('{"frames": [{"transform_matrix": [[1], [3, 4]]}]}', "no list of poses"),
-        ('{"frames": [{"transform_matrix": "x"}]}', "no list of poses"),
-    ],
-)
-def test_invalid_transforms_files_are_input_errors(tmp_path, text, message):
-    file = tmp_path / "transforms.json"
-    file.write_text(text)
-    with pytest.raises(InputError, match=message) as error:
-        read_poses(file)
-    assert str(file) in str(error.value) and "\n" not in str(error.value)
-
-
-def test_missing_transforms_file_is_an_input_error(tmp_path):
-    with pytest.raises(InputError, match=r"none\.json: unreadable \(No such file"):
-        read_poses(tmp_path / "none.json")
 
 
 # --- prefilter ---
