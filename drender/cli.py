@@ -90,7 +90,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         sys.stdout.reconfigure(errors="backslashreplace")  # clip names may have characters that the console lacks
     with warnings.catch_warnings(), contextlib.redirect_stdout(Output(sys.stdout)), signals_as_exceptions():
         warnings.showwarning = lambda message, *_: print(
-            f"warning: {printable(str(message), keep=WHITE)}", file=sys.stderr, flush=True
+            f"warning: {printable(str(message))}", file=sys.stderr, flush=True
         )
         try:
             code = main() or 0

@@ -23,6 +23,11 @@ def printable(text: str, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else escape(c) for c in text)
 
 
+def say(line: str) -> None:
+    """Print a line, in which names from files may hold line breaks."""
+    print(printable(line), flush=True)
+
+
 def unknown_name_error(kind: str, name: str, known: Iterable[str]) -> InputError:
     """Return the error for a name that is not among the `known` ones, with the nearest of these as a hint."""
     known = sorted(known)

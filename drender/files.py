@@ -75,7 +75,11 @@ def _require_utf8(path: Path) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise InputError(f"{path}: the name is not valid UTF-8; rename the file") from None
+        try:
+            os.fsencode(path).decode()
+        except UnicodeDecodeError:
+            raise InputError(f"{path}: the name is not valid UTF-8; rename the file") from None
+        raise InputError(f"{path}: Python's encoding of names is not UTF-8; set PYTHONUTF8=1") from None
 
 
 def size_and_time(file: Path) -> tuple[int, int]:

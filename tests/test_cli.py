@@ -94,7 +94,7 @@ def test_control_characters_are_escaped(capsys, name):
     assert stopped.value.code == 0
     out, err = capsys.readouterr()
     escaped = name.encode("unicode_escape", "surrogatepass").decode()
-    assert out == f"{escaped}: é done\n\ttwo\n" and err == f"warning: {escaped}: é two\nlines\n"
+    assert out == f"{escaped}: é done\n\ttwo\n" and err == f"warning: {escaped}: é two\\nlines\n"
     with pytest.raises(SystemExit):
         cli.Parser(prog="p").error(f"{name} is unknown")
     assert capsys.readouterr().err == f"error: {escaped} is unknown; see p --help\n"

@@ -74,3 +74,12 @@ def test_temporary_names_are_unique_and_leftovers_are_removed(tmp_path):
     remove_partial(tmp_path)
     assert [file.exists() for file in left] == [False, False, True]
     remove_partial(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("caf\udce9.png", "rename the file"), ("\udcc3\udcb6.png", "set PYTHONUTF8=1")]
+)
+def test_names_that_libraries_cannot_open_are_input_errors(tmp_path, name, remedy):
+    (tmp_path / name).touch()
+    with pytest.raises(InputError, match=remedy):
+        files.require_file(tmp_path / name)

@@ -11,6 +11,7 @@ from drender import cli, files
 from drender.checkpoints import hub, orbax
 from drender.checkpoints.cache import progress, resolve
 from drender.config import DOMAINS, RendererConfig
+from drender.errors import say
 from drender.media.animation import is_animated
 from drender.media.decoding import open_video
 from drender.media.gbuffers import find_gbuffer_clips, find_images
@@ -27,7 +28,7 @@ def main(words: list[str] | None = None, prog: str | None = None) -> None:
     """Describe; `words` are the command line's, by default this process's."""
     args = parser(prog).parse_args(words)
     for name, value in describe(args.path):
-        print(f"{name + ':':14} {value}")
+        say(f"{name + ':':14} {value}")
 
 
 def parser(prog: str | None) -> cli.Parser:

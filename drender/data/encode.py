@@ -17,7 +17,7 @@ from drender.config import ENVIRONMENT_LABELS, RendererConfig
 from drender.data.augment import Augmentation, AugmentationConfig
 from drender.data.clips import VALID, LabeledClip, check_size, latent_mask, open_clips
 from drender.data.latent_cache import LatentCacheManifest, begin_cache, brief, create_array, missing_entries
-from drender.errors import InputError
+from drender.errors import InputError, say
 from drender.locks import lock_folder
 from drender.models.params import abstract_module
 from drender.models.vae import VAE
@@ -137,7 +137,7 @@ def _windows(clip: LabeledClip, frames: int) -> tuple[int, ...]:
 def _write_missing(writer: "_Writer", entries: range, num_workers: int) -> None:
     """Write the missing ones of these entries, and print the progress of the set."""
     todo = sorted(writer.missing() & set(entries))
-    print(f"{writer.folder}: {len(todo)} of {len(entries)} entries to encode", flush=True)
+    say(f"{writer.folder}: {len(todo)} of {len(entries)} entries to encode")
     pool = ThreadPoolExecutor(num_workers)
     try:
         with tqdm(total=len(entries), initial=len(entries) - len(todo), unit="entry", disable=None) as bar:
@@ -147,7 +147,7 @@ def _write_missing(writer: "_Writer", entries: range, num_workers: int) -> None:
     finally:
         pool.shutdown(cancel_futures=True)  # entries that are being encoded are completed
     left = len(writer.missing())
-    print(f"{writer.folder}: " + (f"{left} entries left to other processes" if left else "complete"), flush=True)
+    say(f"{writer.folder}: " + (f"{left} entries left to other processes" if left else "complete"))
 
 
 class _Writer:

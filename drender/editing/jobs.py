@@ -15,7 +15,7 @@ from tqdm import tqdm
 from drender.editing.insertion import FileObject, Layer, RenderedObject, add_diffuse_albedo, guide, insert, place_depth
 from drender.editing.materials import check_labels, edit, set_to
 from drender.editing.steps import EditStep
-from drender.errors import InputError
+from drender.errors import InputError, say
 from drender.files import list_dir, map_collecting_errors
 from drender.media.encodings import DEFAULT, ImageFormat, InputEncoding
 from drender.media.gbuffers import GBufferClip, find_gbuffer_clips
@@ -110,7 +110,7 @@ class EditingJob(Job):
             _check_one_size(clip.name, images)
             for label, image in change(images, chunk.start + i).items():
                 output.write_frame(chunk, i, label, image, formats[label])
-        print(f"{clip.name}: frames {chunk.start} to {chunk.stop - 1} written", flush=True)
+        say(f"{clip.name}: frames {chunk.start} to {chunk.stop - 1} written")
         if chunk is clip.chunks[-1] and change.unseen and not resumed:
             warnings.warn(f"clip {clip.name!r}: {change.unseen}", stacklevel=2)
 

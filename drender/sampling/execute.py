@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from drender.errors import InputError, oom_guard
+from drender.errors import InputError, oom_guard, say
 from drender.files import remove_partial
 from drender.locks import lock_folder
 from drender.media.images import write_png
@@ -57,7 +57,7 @@ def execute(job: Job, load: Load, devices: Sequence[jax.Device], process: tuple[
     for clip in clips[process[0] :: process[1]]:
         finished = all(output.is_finished(with_video=job.run.video) for output in job.outputs(clip))
         if finished and not job.run.overwrite:
-            print(f"{clip.name}: finished before, skipped", flush=True)
+            say(f"{clip.name}: finished before, skipped")
         else:
             pending.append(clip)
     if pending or job.run.html:
@@ -142,7 +142,7 @@ def run_clip(job: Job, renderers: Any, clip: ChunkedClip, progress: bool, stoppe
     finish_clip(job, clip, outputs)
     where = ", ".join(str(output.path) for output in outputs)
     where += f"; {outputs[0].sheet} shows three frames" if job.run.video else ""
-    print(f"{clip.name}: done in {time.perf_counter() - start:.1f} s, see {where}", flush=True)
+    say(f"{clip.name}: done in {time.perf_counter() - start:.1f} s, see {where}")
 
 
 # --- previews ---
@@ -197,4 +197,4 @@ def write_job_page(job: Job, clips: list[ChunkedClip]) -> None:
         page = job.run.output / "index.html"
         write_page(page, job.title, shown, job.run.settings)
         size = tqdm.format_sizeof(page.stat().st_size, "B")
-        print(f"{page}: a page to look at the results, {size}", flush=True)
+        say(f"{page}: a page to look at the results, {size}")

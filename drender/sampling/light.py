@@ -13,7 +13,7 @@ from jaxtyping import Float32
 
 from drender import assets
 from drender.config import Sampling
-from drender.errors import InputError, oom_guard
+from drender.errors import InputError, oom_guard, say
 from drender.fields import from_dict
 from drender.lighting.camera import read_poses
 from drender.lighting.environment import environment_maps
@@ -77,7 +77,7 @@ def estimate_lights(
                     raise InputError(
                         f"{path} was made with other options or of other inputs; give another --output, or --overwrite"
                     )
-                print(f"{clip.name}: finished before, skipped", flush=True)
+                say(f"{clip.name}: finished before, skipped")
                 continue
             require_writable(path.parent)
             with lock(path.with_name(f"{PREFIX}.{path.name}"), path):
@@ -86,7 +86,7 @@ def estimate_lights(
                     read, labels = _reader(clip, load, options, sampling)
                 own = lights.estimate_own(read, labels, clip.chunks[0], clip.num_frames)
                 written = write_own_light(path, own, options.fov, {SOURCE: source})
-            print(f"{clip.name}: done, see {', '.join(map(str, written))}", flush=True)
+            say(f"{clip.name}: done, see {', '.join(map(str, written))}")
         except InputError as error:
             if num_clips == 1:
                 raise

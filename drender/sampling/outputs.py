@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float32
 
-from drender.errors import InputError
+from drender.errors import InputError, say
 from drender.files import atomic_write, remove_partial
 from drender.media.encodings import KINDS, ImageFormat, read_labeled
 from drender.media.gbuffers import frame_path
@@ -156,7 +156,7 @@ class ClipOutput:
                 self.write_frame(chunk, frame, label, resize.restore(image, label), self.format)
                 frame += 1
             yield batch
-        print(f"{self.name}: {label}, frames {chunk.start} to {chunk.stop - 1}, written", flush=True)
+        say(f"{self.name}: {label}, frames {chunk.start} to {chunk.stop - 1}, written")
 
     def write_frame(
         self, chunk: Chunk, frame: int, label: str, image: Float[np.ndarray, "h w 3"], format: ImageFormat

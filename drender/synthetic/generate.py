@@ -32,7 +32,7 @@ from tqdm import tqdm
 from drender import cli
 from drender.assets import ENVIRONMENTS as BUNDLED
 from drender.data.clips import open_clips
-from drender.errors import InputError
+from drender.errors import InputError, say
 from drender.files import atomic_dir, atomic_write, list_dir, read_json, remove_partial
 from drender.lighting.light_file import write_light
 from drender.locks import lock_folder
@@ -101,7 +101,7 @@ def make_clips(args, settings: Settings, output: Path) -> None:
     write_png(output / CONTACT, contact_sheet(output, names))
     write_credits(output, [folder for folder in (args.meshes, args.environments, args.textures) if folder])
     made = f", {len(todo)} of them new, {rate:.0f} per minute" if todo else ""
-    print(f"{output}: {len(names)} clips{made}; contact sheet: {output / CONTACT}")
+    say(f"{output}: {len(names)} clips{made}; contact sheet: {output / CONTACT}")
 
 
 def parser() -> cli.Parser:

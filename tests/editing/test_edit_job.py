@@ -191,6 +191,15 @@ def test_gbuffers_of_other_programs_are_written_as_those_of_drender(run, tmp_pat
     np.testing.assert_allclose(written["depth"][[0, 1, 2, 3], 0, 0], [0.5, 1, 1, 0], atol=step)
 
 
+def test_a_line_break_in_a_name_makes_no_line_of_its_own(run, tmp_path):
+    write_gbuffers(tmp_path / "in" / "walk\nerror: faked")
+    words = ("--input", tmp_path / "in", "--output", tmp_path / "out", "--set", "roughness", 0.5)
+    for _ in range(2):
+        code, out, _ = run("edit", *words, "--html")
+        assert code == 0 and not [line for line in out.splitlines() if line.startswith("error")]
+        assert r"walk\nerror: faked: " in out
+
+
 def test_unknown_buffers_are_passed_through(run, tmp_path):
     clip = write_gbuffers(tmp_path / "walk", labels=("basecolor", "glossiness"), record={"overlap": 6})
     record = json.loads((clip / "inverse.json").read_text())
