@@ -169,10 +169,7 @@ def load_image(path: str | Path, label: str = "rgb", page: int = 0, layer_name: 
     if pixels is None or error:
         raise InputError(f"{path}: truncated or damaged image ({first_line(error)}); save it again")
     chosen = [channel - first for channel in (chosen[:3] if len(chosen) >= 3 else chosen[:1] * 3)]
-    image = pixels if chosen == list(range(pixels.shape[2])) else pixels[..., chosen]  # a copy
-    if multiplies_alpha:  # associated alpha is multiplied in the file
-        image *= pixels[..., spec.alpha_channel, None]
-    del pixels
+    image = _gather(pixels, chosen, spec.alpha_channel if multiplies_alpha else None)
     image = _resample(_in_display_window(image, spec), _shown_size(path, spec), label)
     image = np.ascontiguousarray(_upright(image, spec.get_int_attribute("Orientation", 1)))
     is_float = str(spec.format) in ("half", "float", "double")
@@ -258,6 +255,19 @@ def _text(read: Callable[[], str]) -> str:
         return read()
     except UnicodeDecodeError as error:
         return error.object.decode(errors="replace")
+
+
+def _gather(pixels: Float32[np.ndarray, "h w c"], chosen: list[int], alpha: int | None) -> Float32[np.ndarray, "h w 3"]:
+    """Return three channels, multiplied by the channel `alpha` if given, in the memory of `pixels` if they fit."""
+    height, width, count = pixels.shape
+    if chosen == list(range(count)):
+        return pixels
+    flat = pixels.reshape(-1) if count >= 3 else np.empty(height * width * 3, np.float32)
+    image = flat[: height * width * 3].reshape(height, width, 3)
+    for row, source in zip(image, pixels, strict=True):  # no row is written before it is read
+        values = source[:, chosen]
+        row[...] = values if alpha is None else values * source[:, alpha, None]
+    return image
 
 
 def _shown_size(path: str | Path, spec: "oiio.ImageSpec") -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Images against Pillow and OpenEXR, and damaged files."""
 
 import struct
+import tracemalloc
 import warnings
 import zlib
 from functools import partial
@@ -454,6 +455,19 @@ def test_color_models_that_are_converted_inexactly_are_named(tmp_path, mode, suf
     Image.new(mode, (4, 4)).save(tmp_path / f"a.{suffix}")
     with pytest.warns(UserWarning, match="colors become RGB without a profile"):
         read_image(tmp_path / f"a.{suffix}")
+
+
+def test_images_with_alpha_take_one_float_copy(tmp_path):
+    rgba = np.random.default_rng(0).integers(0, 256, (300, 400, 4), np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    load_image(tmp_path / "a.png")
+    tracemalloc.start()
+    image = load_image(tmp_path / "a.png").image
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    expected = rgba[..., :3].astype(np.float32) / 255 * (rgba[..., 3:] / np.float32(255))
+    np.testing.assert_allclose(image, expected, atol=1e-6)
+    assert peak < 1.5 * image.nbytes  # the four channels, of which the result is a part
 
 
 def test_depth_channel_is_full_float(tmp_path):
