@@ -43,9 +43,9 @@ def test_signals_leave_no_temporary_files(tmp_path, number):
         assert process.stdout.readline() == "writing\n"
         assert len(os.listdir(tmp_path / "out")) == 4  # two locks, a temporary file and a temporary folder
         process.send_signal(number)
-        said = process.stderr.read()
+        message = process.stderr.read()
     assert process.returncode == 128 + number
-    assert said.endswith("rerun the same command to resume\n") and said.count("\n") == 1
+    assert message.endswith("rerun the same command to resume\n") and message.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

@@ -114,7 +114,7 @@ def test_exposure_and_turn_of_the_light(tmp_path, sky):
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         (None, "clip 'a' has no light.json, which names its environment"),
         ("{", "light.json: unreadable"),
@@ -135,13 +135,13 @@ def test_exposure_and_turn_of_the_light(tmp_path, sky):
         ({"rotation": 0}, "missing key 'environment'"),
     ],
 )
-def test_bad_lights(tmp_path, sky, values, said):
+def test_bad_lights(tmp_path, sky, values, message):
     folder = write_clip(tmp_path / "a")
     if values is not None:
         (folder / "light.json").write_text(values if isinstance(values, str) else json.dumps(values))
     with pytest.raises(InputError) as error:
         open_clips(folder, ("env_ldr",))
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
     assert len(open_clips(folder, ("rgb",))) == 1  # who wants no light needs none
 
 

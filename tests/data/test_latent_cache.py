@@ -139,8 +139,8 @@ def test_windows_and_frames_are_drawn_from_the_clip(vae, tmp_path):
 
 
 def test_an_interrupted_run_resumes_to_identical_bytes(clips, vae, tmp_path, monkeypatch):
-    how = {"variants": 2, "augmentation": AugmentationConfig(0.5, (0.5, 2.0), 30.0), **SIZES}
-    encode(clips, tmp_path / "whole", vae, ALL, **how)
+    options = {"variants": 2, "augmentation": AugmentationConfig(0.5, (0.5, 2.0), 30.0), **SIZES}
+    encode(clips, tmp_path / "whole", vae, ALL, **options)
     write = encoding._Writer.write
 
     def stopped(writer, index):
@@ -150,7 +150,7 @@ def test_an_interrupted_run_resumes_to_identical_bytes(clips, vae, tmp_path, mon
 
     monkeypatch.setattr(encoding._Writer, "write", stopped)
     with pytest.raises(KeyboardInterrupt):
-        encode(clips, tmp_path / "set", vae, ALL, num_workers=1, **how)
+        encode(clips, tmp_path / "set", vae, ALL, num_workers=1, **options)
     monkeypatch.undo()
     absent = missing_entries(tmp_path / "set", read_manifest(tmp_path / "set"))
     assert 3 in absent and len(absent) < 6
@@ -158,7 +158,7 @@ def test_an_interrupted_run_resumes_to_identical_bytes(clips, vae, tmp_path, mon
         LatentDataset(str(tmp_path / "set"), ("rgb",))
     # As a process that was killed between two labels leaves an entry.
     (tmp_path / "set" / "normal" / "c.0.0.0.0.0").unlink()
-    encode(clips, tmp_path / "set", vae, ALL, **how)
+    encode(clips, tmp_path / "set", vae, ALL, **options)
     assert files(tmp_path / "set") == files(tmp_path / "whole")
 
 
@@ -171,13 +171,13 @@ def test_existing_entries_are_not_encoded_again(clips, vae, tmp_path, monkeypatc
 
 
 def test_processes_and_devices_share_a_set(clips, vae, tmp_path, capsys):
-    how = {"variants": 2, "augmentation": AugmentationConfig(1.0), **SIZES}
-    encode(clips, tmp_path / "one", vae, ALL, **how)
+    options = {"variants": 2, "augmentation": AugmentationConfig(1.0), **SIZES}
+    encode(clips, tmp_path / "one", vae, ALL, **options)
     capsys.readouterr()
-    encode(clips, tmp_path / "two", vae, ALL, **how, process=(1, 2))
+    encode(clips, tmp_path / "two", vae, ALL, **options, process=(1, 2))
     assert "3 entries left to other processes" in capsys.readouterr().out
     assert missing_entries(tmp_path / "two", read_manifest(tmp_path / "two")) == {0, 2, 4}
-    encode(clips, tmp_path / "two", vae, ALL, **how, process=(0, 2), devices=jax.local_devices()[:2])
+    encode(clips, tmp_path / "two", vae, ALL, **options, process=(0, 2), devices=jax.local_devices()[:2])
     assert "complete" in capsys.readouterr().out
     assert files(tmp_path / "two") == files(tmp_path / "one")
 
@@ -259,7 +259,7 @@ def test_bad_sets(clips, vae, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("options", "message"),
     [
         ({"size": (8, 7)}, "size: expected sides that are multiples of 2, got 8 7"),
         ({"size": (0, 8)}, "size: expected sides that are multiples of 2, got 0 8"),
@@ -272,9 +272,9 @@ def test_bad_sets(clips, vae, tmp_path):
         ({"dtype": "float31"}, "did you mean 'float32'"),
     ],
 )
-def test_bad_options(clips, vae, tmp_path, how, said):
-    with pytest.raises(InputError, match=said):
-        encode(clips, tmp_path / "set", vae, ("rgb",), **({"size": (8, 8), "augmentation": PLAIN} | how))
+def test_bad_options(clips, vae, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        encode(clips, tmp_path / "set", vae, ("rgb",), **({"size": (8, 8), "augmentation": PLAIN} | options))
     assert not (tmp_path / "set").exists()
 
 

@@ -49,10 +49,10 @@ def test_inverse_rows(clips):
 
 def test_forward_and_environment_rows(lit):
     (first, second) = open_clips(lit, LABELS)
-    how = config(lit, size=(16, 16), frames=2)
+    options = config(lit, size=(16, 16), frames=2)
     model = dataclasses.replace(FORWARD, conditions=("depth", "normal"))
-    batch = next(open_data(how, "forward", model, rows=2, seed=0).batches())
-    environment = next(open_data(how, "environment", model, rows=2, seed=0).batches())
+    batch = next(open_data(options, "forward", model, rows=2, seed=0).batches())
+    environment = next(open_data(options, "environment", model, rows=2, seed=0).batches())
     assert batch.keys() == {"rgb", "conditions", "environment", "image_only", "real"}
     assert environment.keys() == {"environment"}
     assert batch["environment"].shape == environment["environment"].shape == (2, 3, 2, 16, 16, 3)
@@ -132,14 +132,14 @@ def test_flips_and_exposures_are_those_of_the_configuration(tmp_path):
 
 
 def test_only_an_estimated_light_is_turned(lit):
-    how = {"size": (16, 16), "frames": 1, "rotation": 90.0}
-    both = config(Source(str(lit)), Source(str(lit), real=True), **how)
+    options = {"size": (16, 16), "frames": 1, "rotation": 90.0}
+    both = config(Source(str(lit)), Source(str(lit), real=True), **options)
     batch = next(open_data(both, "forward", FORWARD, rows=4, seed=0).batches())
     exact = [clip.environment((16, 16), [0])["env_log"] for clip in open_clips(lit, LABELS)]
     for environment, real in zip(batch["environment"], batch["real"], strict=True):
         assert any((environment[1] == one).all() for one in exact) != real
     with pytest.raises(InputError, match=r"data\.rotation: expected 0 without real sources, got 90\.0"):
-        open_data(config(lit, **how), "forward", FORWARD, rows=4, seed=0)
+        open_data(config(lit, **options), "forward", FORWARD, rows=4, seed=0)
 
 
 # --- latents ----------------------------------------------------------------------------------------------------------
@@ -167,22 +167,22 @@ def test_cached_latents_replace_pixels(cached):
 
 
 def test_unsuitable_latents_are_refused(cached, lit, vae, tmp_path):
-    def said(*sources, objective="inverse", model=INVERSE, **how):
+    def refusal(*sources, objective="inverse", model=INVERSE, **options):
         with pytest.raises(InputError) as error:
-            open_data(config(*(sources or [cached]), **({"frames": 2} | how)), objective, model, rows=1, seed=0)
+            open_data(config(*(sources or [cached]), **({"frames": 2} | options)), objective, model, rows=1, seed=0)
         return str(error.value)
 
     wide = dataclasses.replace(INVERSE, vae=VAEConfig(block_out_channels=(32, 32), latent_channels=8))
-    assert "has 4 latent channels, but the model's VAE 8; encode the clips" in said(model=wide)
+    assert "has 4 latent channels, but the model's VAE 8; encode the clips" in refusal(model=wide)
     deep = dataclasses.replace(INVERSE, vae=VAEConfig(block_out_channels=(32, 32, 32)))
-    assert "has 2 pixels per latent, but the model's VAE 4" in said(model=deep)
-    assert "the vae objective needs pixels" in said(objective="vae")
+    assert "has 2 pixels per latent, but the model's VAE 4" in refusal(model=deep)
+    assert "the vae objective needs pixels" in refusal(objective="vae")
     pixels = dataclasses.replace(FORWARD, env_encoder=EnvEncoderConfig(channels=(32, 64), latent_encoder=False))
-    assert "environment encoder takes pixels" in said(objective="forward", model=pixels)
-    assert "data.exposure_range and data.rotation need clips" in said(exposure_range=(0.5, 2.0))
-    assert "'clip0' has none of data.passes" in said(passes=("diffuse_albedo",))
-    assert "has 2 frames per entry, fewer than 3" in said(frames=3)
-    assert f"{lit} holds clips and {cached} cached latents; encode both" in said(cached, lit)
+    assert "environment encoder takes pixels" in refusal(objective="forward", model=pixels)
+    assert "data.exposure_range and data.rotation need clips" in refusal(exposure_range=(0.5, 2.0))
+    assert "'clip0' has none of data.passes" in refusal(passes=("diffuse_albedo",))
+    assert "has 2 frames per entry, fewer than 3" in refusal(frames=3)
+    assert f"{lit} holds clips and {cached} cached latents; encode both" in refusal(cached, lit)
     values = json.loads((cached / "set.json").read_text())
     for change, what in (
         ({"weights": "other"}, "another VAE than"),
@@ -194,4 +194,4 @@ def test_unsuitable_latents_are_refused(cached, lit, vae, tmp_path):
             if path.is_dir():
                 (twin / path.name).symlink_to(path)
         (twin / "set.json").write_text(json.dumps(values | change))
-        assert what in said(cached, twin)
+        assert what in refusal(cached, twin)

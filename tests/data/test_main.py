@@ -127,7 +127,7 @@ def test_label_estimates_the_light(run, inverse_model, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ((), "expected a command; known: label, encode"),
         (("lable",), "did you mean 'label'"),
@@ -138,16 +138,16 @@ def test_label_estimates_the_light(run, inverse_model, monkeypatch, tmp_path):
         (("label", "a", "b", "--checkpoint", "/nowhere"), "/nowhere: no such folder"),
     ],
 )
-def test_bad_commands(run, words, said):
+def test_bad_commands(run, words, message):
     code, _, err = run(*words)
-    assert code == 2 and said in err and err.count("\n") == 1
+    assert code == 2 and message in err and err.count("\n") == 1
 
 
 def test_bad_labels(run, inverse_model, vae, tmp_path):
     write_png(tmp_path / "walk.png", np.full((64, 64, 3), 0.5, np.float32))
     (tmp_path / "skies").mkdir()
     label = functools.partial(run, "label", tmp_path / "walk.png", tmp_path / "set", "--checkpoint")
-    for arguments, said in (
+    for arguments, message in (
         ((inverse_model, "--environments", tmp_path / "skies"), "no walk.hdr or walk.exr for clip 'walk'"),
         ((inverse_model, "--light", "--environments", tmp_path / "skies"), "exclude each other"),
         ((inverse_model, "--light", "--passes", "normal"), "--light: --passes has no basecolor"),
@@ -160,5 +160,5 @@ def test_bad_labels(run, inverse_model, vae, tmp_path):
         ((vae,), "holds a 'forward' model, but the inverse renderer needs 'inverse'"),
     ):
         code, _, err = label(*arguments)
-        assert code == 2 and said in err and err.count("\n") == 1
+        assert code == 2 and message in err and err.count("\n") == 1
     assert not (tmp_path / "set").exists()

@@ -23,7 +23,7 @@ def same(batch, other) -> bool:
 @pytest.fixture
 def stream(clips):
     """open(**shares) -> data whose rows are drawn in every way there is."""
-    how = config(
+    options = config(
         clips,
         Source(str(clips), weight=0.5, real=True),
         frames=3,
@@ -31,7 +31,7 @@ def stream(clips):
         flip=0.5,
         exposure_range=(0.7, 1.4),
     )
-    return lambda rows=4, seed=0, **share: open_data(how, "inverse", INVERSE, rows, seed, **share)
+    return lambda rows=4, seed=0, **share: open_data(options, "inverse", INVERSE, rows, seed, **share)
 
 
 def test_a_restored_iterator_yields_the_same_batches(stream):
@@ -79,7 +79,7 @@ def test_processes_share_the_rows_of_a_step(stream, processes):
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("options", "message"),
     [
         ({"frames": 0}, "data.frames: expected at least 1, got 0"),
         ({"num_workers": 0}, "data.num_workers: expected at least 1, got 0"),
@@ -100,12 +100,12 @@ def test_processes_share_the_rows_of_a_step(stream, processes):
         ({"sources": ({"path": "/nowhere"},)}, "/nowhere does not exist"),
     ],
 )
-def test_bad_configurations(clips, how, said):
+def test_bad_configurations(clips, options, message):
     with pytest.raises(InputError) as error:
-        if "sources" in how:
-            how = {"sources": tuple(Source(**source) for source in how["sources"])}
-        open_data(dataclasses.replace(config(clips, frames=2), **how), "inverse", INVERSE, rows=1, seed=0)
-    assert said in str(error.value) and "\n" not in str(error.value)
+        if "sources" in options:
+            options = {"sources": tuple(Source(**source) for source in options["sources"])}
+        open_data(dataclasses.replace(config(clips, frames=2), **options), "inverse", INVERSE, rows=1, seed=0)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_the_size_is_that_of_the_model_by_default(clips):

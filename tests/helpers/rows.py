@@ -12,9 +12,9 @@ INVERSE, FORWARD = small.inverse_config(), small.forward_config()
 DEFAULTS = {"size": (2, 2), "flip": 0.0, "num_workers": 2}
 
 
-def config(*sources: Source | Path, **how) -> DataConfig:
+def config(*sources: Source | Path, **options) -> DataConfig:
     listed = tuple(source if isinstance(source, Source) else Source(str(source)) for source in sources)
-    return DataConfig(listed, **(DEFAULTS | how))
+    return DataConfig(listed, **(DEFAULTS | options))
 
 
 def origin(image: np.ndarray) -> tuple[str, int, int]:

@@ -30,22 +30,22 @@ def pictures(count: int, height: int = 64, width: int = 64, seed: int = 0) -> np
     return np.random.default_rng(seed).random((count, height, width, 3)).astype(np.float32)
 
 
-def write_frames(folder: Path, count: int = 2, **how) -> Path:
-    for i, image in enumerate(pictures(count, **how)):
+def write_frames(folder: Path, count: int = 2, **options) -> Path:
+    for i, image in enumerate(pictures(count, **options)):
         write_png(folder / f"{i:03d}.png", image)
     return folder
 
 
-def write_gbuffers(folder: Path, chunks: tuple[int, ...] = (2,), labels=CONDITIONS, **how) -> Path:
+def write_gbuffers(folder: Path, chunks: tuple[int, ...] = (2,), labels=CONDITIONS, **options) -> Path:
     for label in labels:
         for chunk, count in enumerate(chunks):
-            for i, image in enumerate(pictures(count, seed=len(label) + 9 * chunk, **how)):
+            for i, image in enumerate(pictures(count, seed=len(label) + 9 * chunk, **options)):
                 write_png(folder / f"{chunk:04d}.{i:04d}.{label}.png", image)
     return folder
 
 
-def png(path: Path, **how) -> Path:
-    write_png(path, pictures(1, **how)[0])
+def png(path: Path, **options) -> Path:
+    write_png(path, pictures(1, **options)[0])
     return path
 
 
@@ -99,7 +99,9 @@ def check_one_line(result: tuple[int, str, str], *fragments: str) -> None:
         assert fragment in err
 
 
-def start(*arguments, **how) -> subprocess.Popen:
+def start(*arguments, **options) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
     command = [sys.executable, str(ROOT / "sample.py"), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **how)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
+    )

@@ -203,16 +203,16 @@ def test_directx_normals_convert_to_opengl(tmp_path):
     for kind in ("png", "exr"):
         path = tmp_path / f"a.normal.{kind}"
         ImageFormat(kind, 16, normals="directx").write(path, image, "normal")
-        said = read_labeled(path, "normal", InputEncoding(normals="opengl"))  # the file knows better
+        labeled = read_labeled(path, "normal", InputEncoding(normals="opengl"))  # the file knows better
         # The same numbers in a file that says nothing:
         bare = tmp_path / f"bare.normal.{kind}"
         if kind == "png":
             write_png(bare, read_labeled(path, "data"), 16)
         else:
             write_exr(bare, channels(path))
-        np.testing.assert_array_equal(read_labeled(bare, "normal", InputEncoding(normals="directx")), said)
+        np.testing.assert_array_equal(read_labeled(bare, "normal", InputEncoding(normals="directx")), labeled)
         np.testing.assert_allclose(read_labeled(bare, "normal")[..., 1], 1 - image[..., 1], atol=2**-11)
-        np.testing.assert_allclose(said, image, atol=2**-11)
+        np.testing.assert_allclose(labeled, image, atol=2**-11)
 
 
 def test_transfer_of_files_without_metadata(tmp_path):

@@ -32,7 +32,9 @@ def read(monkeypatch):
     """The maps that are read, in order."""
     names, load_latlong = [], environment.load_latlong
     monkeypatch.setattr(
-        environment, "load_latlong", lambda source, **how: (names.append(source.name), load_latlong(source, **how))[1]
+        environment,
+        "load_latlong",
+        lambda source, **options: (names.append(source.name), load_latlong(source, **options))[1],
     )
     return names
 

@@ -114,12 +114,12 @@ def test_results_half_removed_by_a_killed_run_are_not_finished(inverse, monkeypa
     before = contents(tmp_path / "out")
     unlink, removed = Path.unlink, []
 
-    def remove(path, *_, **how):
+    def remove(path, *_, **options):
         if path.suffix == ".png" and not path.name.startswith("."):
             removed.append(path)
             if len(removed) > 2:
                 raise KeyboardInterrupt
-        unlink(path, *_, **how)
+        unlink(path, *_, **options)
 
     (tmp_path / "out/a/.0000.0000.depth.part.png").touch()  # what a killed run of other passes may leave
     with monkeypatch.context() as patch:

@@ -51,8 +51,8 @@ def run_rounds(folder: Path, rounds: int, rng: random.Random) -> Counter:
     reference, duration = {}, 0.0
     for light in LIGHTS:
         began = time.monotonic()
-        code, said = wait(*start(folder, light, folder / light))
-        assert code == 0, said
+        code, message = wait(*start(folder, light, folder / light))
+        assert code == 0, message
         duration = time.monotonic() - began
         reference[light] = contents(folder / light)
     counts = Counter(mixed=0)
@@ -73,10 +73,10 @@ def outcome(results: dict[str, tuple[int, str]], written: dict[str, bytes], refe
         print(results, sorted(name for name in written if written[name] not in reference.values()), file=sys.stderr)
         return "mixed"
     (loser,) = set(LIGHTS) - set(winners)
-    code, said = results[loser]
-    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    code, message = results[loser]
+    errors = [line for line in message.splitlines() if line.startswith("error: ")]
     if code != 2 or len(errors) != 1:
-        print(said, file=sys.stderr)
+        print(message, file=sys.stderr)
         return "mixed"
     return "refused: being written" if "is writing there" in errors[0] else "refused: other settings"
 

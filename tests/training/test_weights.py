@@ -59,26 +59,26 @@ def test_only_matches_of_trainable_are_trained(inverse_checkpoint):
 
 
 def test_lora_alone_leaves_the_base_frozen(forward_checkpoint):
-    how = {"init_from": str(forward_checkpoint), "model": {}, "trainable": ["lora"], "lora": {"rank": 2}}
+    options = {"init_from": str(forward_checkpoint), "model": {}, "trainable": ["lora"], "lora": {"rank": 2}}
     with pytest.raises(InputError, match=r"lora: .* is \(\d+, \d+\), but `lora` needs \(\d+, 2\)"):
-        weights(smallest.config("forward", "", "", **how))
+        weights(smallest.config("forward", "", "", **options))
     parts = {name: str(forward_checkpoint) for name in ("unet", "vae", "env_encoder")}
-    trained, frozen = weights(smallest.config("forward", "", "", **(how | {"init_from": parts})))
+    trained, frozen = weights(smallest.config("forward", "", "", **(options | {"init_from": parts})))
     assert {name.split(".")[0] for name in trained} == {"lora"}
     assert {name.split(".")[0] for name in frozen} == {"unet", "vae", "env_encoder"}
 
 
 def test_lora_beside_a_trained_base_needs_real_rows(inverse_checkpoint):
-    how = {
+    options = {
         "init_from": {"unet": str(inverse_checkpoint), "vae": str(inverse_checkpoint)},
         "model": {},
         "lora": {"rank": 2},
     }
     for trainable in (None, ["unet.conv_out", "lora"], ["*"]):
         with pytest.raises(InputError, match=r"lora: .* `real: true`, but data\.sources has none; mark one as"):
-            weights(smallest.config("inverse", "", "", trainable=trainable, **how))
+            weights(smallest.config("inverse", "", "", trainable=trainable, **options))
     real = {"data.sources": [{"path": "", "real": True}]}
-    trained, _ = weights(smallest.config("inverse", "", "", **how, **real))
+    trained, _ = weights(smallest.config("inverse", "", "", **options, **real))
     assert {name.split(".")[0] for name in trained} == {"unet", "lora"}
 
 
@@ -100,7 +100,7 @@ def test_input_convolution_and_domain_table_grow(inverse_checkpoint):
 
 
 @pytest.mark.parametrize(
-    ("objective", "how", "message"),
+    ("objective", "options", "message"),
     [
         ("inverse", {}, "objective 'inverse' needs a trained vae, which stays frozen; give init_from.vae"),
         ("inverse", {"init_from": "nowhere"}, r"init_from: nowhere: no such folder"),
@@ -121,15 +121,17 @@ def test_input_convolution_and_domain_table_grow(inverse_checkpoint):
         ("forward", {"init_from": "CHECKPOINT"}, "expected a model of kind 'forward' or 'svd' .*, got kind 'inverse'"),
     ],
 )
-def test_invalid_init_from_is_refused(inverse_checkpoint, objective, how, message):
+def test_invalid_init_from_is_refused(inverse_checkpoint, objective, options, message):
     put = lambda value: str(inverse_checkpoint) if value == "CHECKPOINT" else value
-    if "init_from" in how:
-        start = how["init_from"]
-        how = how | {"init_from": {key: put(x) for key, x in start.items()} if isinstance(start, dict) else put(start)}
-    if "model" not in how and "init_from" in how:
-        how = how | {"model": {}}
+    if "init_from" in options:
+        start = options["init_from"]
+        options = options | {
+            "init_from": {key: put(x) for key, x in start.items()} if isinstance(start, dict) else put(start)
+        }
+    if "model" not in options and "init_from" in options:
+        options = options | {"model": {}}
     with pytest.raises(InputError, match=message):
-        weights(smallest.config(objective, "", "", **how))
+        weights(smallest.config(objective, "", "", **options))
 
 
 def test_a_mismatch_names_both_shapes(inverse_checkpoint):
