@@ -228,14 +228,14 @@ def check_parts(config: RendererConfig) -> None:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: keyword arguments of both renderers and options of `drender`.
+    """Sampling options: keyword arguments of both renderers and options of `drender`.
 
     Attributes:
       num_steps: denoising steps.
       sampler: "euler" as released, "heun" (two network calls per step) or "dpm++" (DPM-Solver++(2M)).
       rho, sigma_min, sigma_max: noise schedule (EDM, eq. 5); None: 7 and the model's.
       guidance: classifier-free guidance scale, or one for the first and one for the last frame; used above 1.
-      dynamic_guidance: let the guidance grow over the steps.
+      dynamic_guidance: let a guidance of g grow over the steps, from 1 to almost 2g − 1.
       fps, motion_bucket_id, noise_aug_strength: SVD's micro-conditioning. As in SVD, the last is also the standard
         deviation of Gaussian noise added to the conditioning images, in the VAE's range [-1, 1].
       frames: window length in frames; longer clips are denoised in overlapping windows. None: the model's.
@@ -244,7 +244,7 @@ class Sampling:
       decode_overlap: frames over which decoded chunks are cross-faded; None: 0 as released for a clip of one window,
         else 2, at most half a chunk.
       seed: of the initial noise, which is the same for every pass and clip.
-      deterministic: one step from zeros instead of num_steps, for one-step models.
+      deterministic: one step from zeros instead of num_steps, for models trained with `loss.one_step`.
     """
 
     num_steps: int = bounded(20, at_least=1)

@@ -32,7 +32,7 @@ def initial_scale(sigma_max: float, timestep_spacing: str) -> float:
 
 
 def scale_model_input(x: ArrayLike, sigma: ArrayLike) -> ArrayLike:
-    """Return the network's input x/√(σ²+1), of unit variance (c_in in EDM, table 1)."""
+    """Return the network's input x/√(σ²+1), of unit variance if the data are (c_in in EDM, table 1, σ_data = 1)."""
     return x / jnp.sqrt(sigma**2 + 1)
 
 
@@ -60,7 +60,10 @@ def guidance_scales(guidance: tuple[float, float], num_frames: int) -> Float[np.
 
 
 def cosine_guidance(scales: ArrayLike, step: int, num_steps: int) -> ArrayLike:
-    """Return the scales of guidance that grows over the steps: (1 − cos(π i / n))·(g − 1) + 1 at step i of n."""
+    """Return the scales of guidance that grows over the steps, from 1 to almost 2g − 1, as released.
+
+    The scale is (1 − cos(π i / n))·(g − 1) + 1 at step i of n.
+    """
     return (1 - np.cos(np.pi * step / num_steps)) * (scales - 1) + 1
 
 
@@ -81,7 +84,7 @@ def guidance_schedule(
 # --- samplers --------------------------------------------------------------------------------------------------------
 
 # A sampler gets every noise level but the final 0. `denoise_clip` in `renderers/denoiser.py` takes the step to 0, which
-# ends at x̂₀ in all of them. Latents may be jax or numpy arrays, so samplers use operators only.
+# ends at x̂₀ in all of them. Latents may be jax or numpy arrays, so samplers use only operators on x and x̂₀.
 
 # (x, i) -> x̂₀ of x at the i-th noise level: a call of the network.
 Denoise = Callable[[ArrayLike, int], ArrayLike]
@@ -143,6 +146,6 @@ def add_noise(x0: ArrayLike, noise: ArrayLike, sigma: ArrayLike) -> ArrayLike:
 def v_target(x0: ArrayLike, noise: ArrayLike, sigma: ArrayLike) -> ArrayLike:
     """Return the v that the network should predict, from which `x0_from_v` recovers x₀: (ε − σx₀)/√(σ²+1).
 
-    The squared error of v equals that of x̂₀ times EDM's weight (σ²+1)/σ² for v-prediction.
+    The squared error of v equals that of x̂₀ times EDM's weight λ(σ) = (σ²+1)/σ² (table 1, with σ_data = 1).
     """
     return (noise - sigma * x0) / jnp.sqrt(sigma**2 + 1)

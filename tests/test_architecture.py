@@ -1,6 +1,7 @@
 """Imports run downward only, so that every package can be read without those above it."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,11 @@ def test_same_level_packages_do_not_import_each_other():
             edges.setdefault(own, set()).update(imported(path) - {own})
     mutual = [(a, b) for a in edges for b in edges[a] if a < b and a in edges.get(b, ())]
     assert not mutual
+
+
+def test_architecture_page_names_every_module():
+    table = (PACKAGE.parent / "docs" / "architecture.md").read_text().partition("\n## Files\n")[2]
+    modules = {path.name for path in PACKAGE.rglob("*.py")} - {"__init__.py", "__main__.py"}
+    named = set(re.findall(r"(\w+\.py)`", table))
+    assert modules - named == set()
+    assert named - modules == set()

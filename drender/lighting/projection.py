@@ -4,7 +4,8 @@ A lat-long map is resampled to a cube map. The cube map is projected, frame by f
 around the camera. `env_ldr` shows the light through a display curve, `env_log` keeps its range, `env_nrm` holds the
 direction of every pixel. Orientation and curves are those of the released models.
 
-World axes: y up; −z is the center of the lat-long image, +x to the right of it. Radiance is linear, in [0, 65504].
+World axes: y up; −z is the center of the lat-long image once `rotation` has turned it, +x to the right of it. Radiance
+is linear, in [0, 65504].
 """
 
 from collections.abc import Callable

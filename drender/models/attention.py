@@ -34,12 +34,13 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "rows t c"], context: Float[Array, "groups u e"] | None = None
     ) -> Float[Array, "rows t2 c"]:
-        """Attend from each row's tokens to one another, or to the tokens of the context that its group of rows shares.
+        """Attend from each row's tokens to one another, or to a context's tokens; consecutive rows share one context.
 
         Returns:
           [rows, t, c], or [rows, 1, c] to broadcast over tokens if there is one key.
         """
-        # Also before the projections: on a mesh that shards frames, temporal attention trades them for positions here.
+        # On a mesh that shards frames, attention over time needs whole clips: frames are exchanged for positions here,
+        # before the projections, which then run on the exchanged rows.
         x = share_rows(x)
         context = x if context is None else context
         v = self.to_v(context)

@@ -1,8 +1,8 @@
 """The rest of the autoencoder that trains the environment encoder; dropped afterwards (Liang et al. 2025, section 4.1).
 
-The loss is ‖h − D(E(h), E_dir(n))‖². `EnvEncoder` E takes the latents of the environment images. `DirectionEncoder`
-E_dir takes those of `env_nrm`, the direction that each pixel sees. `EnvDecoder` D queries E's features with E_dir's,
-and returns the latents h of the other images, the light from each direction. So E must encode where light comes from.
+The loss is mean (h − D(E(h, n), E_dir(n)))². h are the latents of `env_ldr` and `env_log`, the light from each
+direction, and n those of `env_nrm`, the direction that each pixel sees. `EnvDecoder` D queries the features of
+`EnvEncoder` E with those of `DirectionEncoder` E_dir, and returns h. So E must encode where light comes from.
 
 All three are configured by E's `EnvEncoderConfig`.
 """
@@ -105,7 +105,7 @@ class EnvDecoder(nnx.Module):
     def __call__(
         self, light: list[Float[Array, "b f _ _ _"]], directions: list[Float[Array, "b f _ _ _"]], remat: bool = False
     ) -> Float[Array, "b f h w c"]:
-        """Return the latents × scaling factor, float32, of all environment images but `env_nrm`, in `in_labels` order.
+        """Return the latents × scaling factor, float32, of `env_ldr`, then of `env_log`.
 
         Args:
           light, directions: `features` of E and of E_dir, from the finest level to the coarsest.

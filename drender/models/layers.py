@@ -11,8 +11,9 @@ from jaxtyping import Array, Bool, Float
 
 from drender.models.cpu_conv import conv2d
 
-# Marks the clips of a batch that are single images, to switch their temporal branches off. With True all clips are, and
-# the temporal branches are not computed at all.
+# Marks the rows of a training batch whose frames are unrelated images, to switch their temporal branches off. With True
+# all rows are, and the temporal branches are not computed at all. Sampling never sets it: the temporal branches of a
+# single image see one frame, as in the released pipeline.
 ImageOnly = Bool[Array, " b"] | Literal[True] | None
 
 

@@ -1,4 +1,4 @@
-"""The denoiser: Stable Video Diffusion's spatio-temporal UNet (Blattmann et al. 2023), as the two renderers vary it.
+"""The UNet: Stable Video Diffusion's spatio-temporal UNet (Blattmann et al. 2023), as the two renderers vary it.
 
 The inverse renderer has one context token per clip, to which it adds a learned embedding of the G-buffer to estimate.
 The forward renderer has a context per frame and level, the environment encoder's features, and no temporal
@@ -208,7 +208,7 @@ class UNet(nnx.Module):
             list with an entry per level. Clips beyond its batch b2 have a context of zeros.
           micro_conditioning: SVD's frames per second − 1, motion bucket and noise augmentation strength.
           domain: rows of the embedding table to add to the context.
-          image_only: clips that are single images; see `ImageOnly`.
+          image_only: rows whose frames are unrelated images; see `ImageOnly`.
           remat: recompute every layer in the backward pass.
 
         Returns:

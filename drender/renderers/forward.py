@@ -37,7 +37,7 @@ class ForwardRenderer(Renderer):
         device: jax.Device | Sequence[jax.Device] | None = None,
         lora_scale: float = 0.25,
     ) -> "ForwardRenderer":
-        """Load a converted checkpoint, as `Renderer.load` does.
+        """Load a checkpoint, as `Renderer.load` does.
 
         Args:
           lora_scale: weight of the LoRA trained on real footage, if the checkpoint has one: 0.25 suits real footage, 0
@@ -95,7 +95,7 @@ class ForwardRenderer(Renderer):
     def encode_environment(
         self, environment: Mapping[str, Float[np.ndarray | Array, "*b f H W 3"]]
     ) -> Float[np.ndarray, "b f h w c"]:
-        """Return the environment encoder's input for valid maps: their scaled latents, or pixels in [-1, 1]."""
+        """Return the environment encoder's input for checked maps: their scaled latents, or pixels in [-1, 1]."""
         encoder = self.config.env_encoder
         maps = np.stack([np.asarray(environment[label]) for label in encoder.in_labels])
         maps = maps if maps.ndim == 6 else maps[:, None]

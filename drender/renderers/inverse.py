@@ -13,8 +13,8 @@ from drender.renderers.base import Renderer, progress_bar
 from drender.renderers.batches import batched
 from drender.renderers.windows import WindowedLatents, whole
 
-# Denoise passes together up to this many latents over all frames: half a clip of 24 frames of 512×512, which alone
-# keeps any GPU busy.
+# Denoise passes together up to this many latents over all frames: half a clip of 24 frames of 512×512, 15 TFLOP, is
+# meant to be enough work for any GPU.
 BATCH_LATENTS = 12 * 64 * 64
 
 
@@ -39,7 +39,7 @@ class InverseRenderer(Renderer):
         """Estimate one G-buffer per pass; the RGB clip is encoded once for all.
 
         Args:
-          rgb: sRGB in [0, 1]; sides are multiples of 8 (in the released pipeline of 64). A single image has f = 1.
+          rgb: sRGB in [0, 1]; sides are multiples of the VAE's downscale (8; built-in: 4). A single image has f = 1.
           passes: names of `config.domains`.
           noise: unit Gaussian initial noise; None: drawn from the seed.
           progress: show a bar on a terminal.
@@ -71,8 +71,9 @@ class InverseRenderer(Renderer):
 
         Args:
           latents: of the RGB clip, from `encode`.
-          known: passes to leave out, such as those that an interrupted run has estimated. Batches are formed as if they
-            were needed, because another batch would be rounded differently.
+          known: passes that an interrupted run has estimated. Batches are formed as if all passes were needed, because
+            another batch would be rounded differently, and left out if all their passes are known; a known pass of
+            another batch is estimated and yielded again.
           stop: as for `denoise`.
         """
         b, f, h, w = latents.shape[:4]

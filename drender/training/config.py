@@ -77,7 +77,7 @@ class OptimizerConfig:
       warmup: steps of linear warm-up.
       lr_schedule: shape of the learning rate after the warm-up; `linear` and `cosine` end at 0.
       betas: decay rates of the moments.
-      weight_decay: on kernels only.
+      weight_decay: on kernels and LoRA factors only.
       max_grad_norm: global norm that gradients are clipped to.
       ema_decay: decay of the EMA of the weights, which is evaluated and exported. It is warmed up, so that the average
         never reaches back beyond the run's beginning.

@@ -116,7 +116,7 @@ def forward_loss(context: LossContext, params: Params, batch: Batch, key: Key[Ar
     conditions, target = latents[:, :-1], latents[:, -1]
     keep, keep_light = condition_keep_mask(context.loss, dropout_key, conditions.shape[:2])
     conditions = conditions * keep[..., None, None, None, None]
-    # Attention over zeros equals the sampler's unconditional branch, which skips the cross-attention.
+    # Attention over zeros equals the sampler's unconditional branch, whose cross-attention adds its output's bias only.
     features = light_features(context, params, batch["environment"])
     tokens = [level * keep_light[:, None, None, None] for level in features]
     return denoising_loss(context, params, target, conditions, tokens, None, noise_std, batch, denoising_key)
@@ -149,8 +149,8 @@ def denoising_loss(
       target, conditions: unscaled latents.
       tokens, domain: context of the cross-attention and domain, as `UNet` takes them.
       noise_std: standard deviation of the noise in the conditions, part of the micro-conditioning.
-      batch: image_only, real [b]; sigma [b], where noise levels are not to be drawn; valid [b, f, H, W, 1], where
-        pixels may be invalid: a latent counts if all its pixels are valid.
+      batch: image_only, real [b]; sigma [b], the noise levels in validation, where they are not drawn; valid
+        [b, f, H, W, 1], where pixels may be invalid: a latent counts if all its pixels are valid.
     """
     config, loss = context.config, context.loss
     x0 = target * config.vae.scaling_factor
@@ -189,7 +189,7 @@ def denoising_loss(
         metrics["flicker"] = masked_mean((jnp.diff(error, axis=1) * is_clip) ** 2, both_valid)
         total += loss.temporal_gradient * metrics["flicker"]
     if loss.perceptual:
-        predicted = -prediction / config.vae.scaling_factor
+        predicted = -prediction / config.vae.scaling_factor  # x̂₀ is −F to within 10⁻⁶
         metrics["perceptual"] = perceptual_distance(
             context.network(params, "vae"), params["lpips"], predicted, target, valid, key, context.remat
         )

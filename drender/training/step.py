@@ -34,7 +34,7 @@ def learning_rate(config: OptimizerConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Return AdamW on clipped gradients, with weight decay on kernels only."""
+    """Return AdamW on clipped gradients, with weight decay on kernels and LoRA factors only."""
 
     def is_kernel(params: Arrays) -> dict[str, bool]:
         return {name: name.endswith((".kernel", ".lora_A", ".lora_B")) for name in params}
@@ -48,8 +48,9 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 def make_step(context: LossContext, config: TrainConfig, optimizer: optax.GradientTransformation) -> Callable:
     """Return the training step (state, frozen, batch, step number from 0) -> (state, metrics), to be jitted.
 
-    The batch holds rows, and under `stop` a number per device, of which the metrics report the largest. Random numbers
-    are a function of the seed, the step and the microbatch.
+    The batch holds rows, and under `stop` the signal that each device's process received, or 0: the metrics report the
+    largest, so that all processes stop at the same step. Random numbers are a function of the seed, the step and the
+    microbatch.
     """
     schedule, dtype = learning_rate(config.optimizer), jnp.dtype(config.dtype)
     num_microbatches = config.optimizer.grad_accum_steps
