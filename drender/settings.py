@@ -6,7 +6,7 @@ from typing import Any
 from drender.fields import SHORT
 
 
-def as_json(settings: dict) -> dict:
+def _as_json(settings: dict) -> dict:
     """Return settings as a JSON file gives them back: lists for tuples, strings for keys."""
     return json.loads(json.dumps(settings))
 
@@ -16,7 +16,7 @@ def differences(before: dict, now: dict) -> list[str]:
 
     Both may be nested, and hold tuples or the lists that JSON makes of them. An absent setting differs from None.
     """
-    return _differences(as_json(before), as_json(now), "")
+    return _differences(_as_json(before), _as_json(now), "")
 
 
 def _differences(before: Any, now: Any, name: str) -> list[str]:

@@ -23,7 +23,7 @@ from drender.renderers.windows import WindowedLatents
 from drender.sampling.inputs import Chunk, Frame
 from drender.sampling.record import InputFiles, read_record
 from drender.sampling.report import Reader
-from drender.settings import as_json, differences
+from drender.settings import differences
 
 PNG = ImageFormat()
 
@@ -53,7 +53,6 @@ class ClipOutput:
         self.path = self.root / below / name
         self._record_path = self.path / f"{command}.json"
         self._inputs = inputs or InputFiles()
-        settings = as_json(settings)
         self._record = {"settings": settings, "labels": sorted(labels), "chunks": [], "finished": False, "inputs": {}}
         existing = read_record(self._record_path)
         changes = differences(existing["settings"], settings) if existing else []
