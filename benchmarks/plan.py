@@ -28,7 +28,6 @@ import roofline as model
 from train_cost import GIB, compile_ahead, find_devices
 
 from drender.config import CONDITIONS, DEFAULT_PASSES, DTYPES, ENVIRONMENT_LABELS, RendererConfig, UNetConfig, VAEConfig
-from drender.models import attention
 from drender.models.params import flatten
 from drender.renderers.base import Renderer
 from drender.renderers.forward import ForwardRenderer
@@ -230,8 +229,6 @@ def memory(args) -> None:
 
 def find_group(count: int) -> DeviceGroup:
     """Return H100s that need not be present."""
-    # The check for fused attention queries the GPU.
-    attention.has_fused_attention = lambda: True
     return DeviceGroup(tuple(find_devices("h100", count)))
 
 
@@ -243,7 +240,8 @@ def compile_stage(stage: StageCall, group: DeviceGroup) -> jax.stages.Compiled:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     traced = stage.fn.trace(*jax.tree.map(place, stage.arguments), split=stage.split)
-    return traced.lower(lowering_platforms=("cuda",)).compile()
+    platform = group.devices[0].platform
+    return traced.lower(lowering_platforms=("cuda" if platform == "gpu" else platform,)).compile()
 
 
 def received_bytes(program: str) -> int:
@@ -265,18 +263,20 @@ def size_of(x) -> int:
 
 def roofline(args) -> None:
     """Compile stages for an H100, and print their kernels by kind and the time they take at least on a GPU."""
-    gpu, group = model.GPUS[args.gpu], find_group(1)
+    group = DeviceGroup(tuple(jax.devices()[:1])) if args.here else find_group(1)
+    args.gpu = args.gpu or (model.named(group.devices[0].device_kind) if args.here else "H200")
+    gpu, config = model.GPUS[args.gpu], {"full": full, "tiny": tiny}[args.model]
     clip = {"num_frames": args.frames, "frames": args.frames, "size": args.size, "num_steps": args.steps}
     clips = {
-        "inverse, one pass": stages(full("inverse"), args.dtype, **clip, group=group),
-        "forward, guided, still light": stages(full("forward"), args.dtype, **clip, guidance=1.2, group=group),
+        "inverse, one pass": stages(config("inverse"), args.dtype, **clip, group=group),
+        "forward, guided, still light": stages(config("forward"), args.dtype, **clip, guidance=1.2, group=group),
     }
     inverse, forward = clips.values()
     calls = {stage.name: stage for stage in (*inverse, *forward)} | {stage.name: stage for stage in inverse}
     calls |= {"inverse": find(inverse, "step"), "forward": find(forward, "step")}
     print(f"{args.frames} frames {args.size[0]}×{args.size[1]}, {args.dtype}, on one {args.gpu} of {gpu}\n")
     seconds = {}
-    for name in args.stages or ROOFLINES:
+    for name in args.stages or ROOFLINES[: -1 if args.here or args.model == "tiny" else None]:
         began = time.monotonic()
         if name == "training":
             size = f"data.size=[{args.size[0]},{args.size[1]}]"
@@ -316,6 +316,8 @@ def main() -> None:
         if name == "roofline":
             command.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(ROOFLINES)} (all)")
             command.add_argument("--gpu", choices=model.GPUS, default="H200", help="whose data-sheet figures (H200)")
+            command.add_argument("--here", action="store_true", help="compile for this machine's device; no training")
+            command.add_argument("--model", choices=("full", "tiny"), default="full", help="networks (full)")
         if name == "memory":
             command.add_argument("--devices", type=int, default=1, help="GPUs that share the clip (1)")
             command.add_argument("--kinds", nargs="+", choices=RENDERERS, default=list(RENDERERS), help="(both)")
@@ -323,6 +325,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.command == "roofline" and (unknown := set(args.stages) - set(ROOFLINES)):
         parser.error(f"STAGE: expected {', '.join(ROOFLINES)}, got {', '.join(sorted(unknown))}")
+    if args.command == "roofline" and "training" in args.stages and (args.here or args.model == "tiny"):
+        parser.error("training: compiled for an H100 and full networks only; leave out --here and --model")
     {"arithmetic": arithmetic, "memory": memory, "roofline": roofline}[args.command](args)
 
 

@@ -43,6 +43,12 @@ GPUS = {
 }
 
 
+def named(device_kind: str) -> str:
+    """Return the GPU that JAX calls `device_kind`, or the H200 for an unknown device."""
+    squeezed = device_kind.replace(" ", "")
+    return next((name for name in GPUS if name in squeezed), "H200")
+
+
 # --- the program's text ----------------------------------------------------------------------------------------------
 
 

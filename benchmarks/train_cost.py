@@ -118,8 +118,6 @@ def compile_ahead(config: TrainConfig, kind: str) -> jax.stages.Compiled:
 
 def compile_abstract(config: TrainConfig, model: LossContext, trained, frozen, batch) -> jax.stages.Compiled:
     """Compile the step for shapes."""
-    # The check for fused attention queries the GPUs, which are not present.
-    attention.has_fused_attention = lambda: model.mesh.devices.flat[0].platform == "cuda"
     optimizer = make_optimizer(config.optimizer)
     state = abstract_state(trained, optimizer, model.mesh)
     return compile_step(make_step(model, config, optimizer), state, place(frozen, model.mesh), batch, model.mesh)
@@ -132,8 +130,11 @@ def place(tree: dict, mesh: jax.sharding.Mesh) -> dict:
 
 
 def find_devices(kind: str, count: int) -> list[jax.Device]:
-    if kind == "cpu":
-        return jax.devices("cpu")[:count]
+    """Return devices of a kind: "h100" (not present), "cpu", or "here" for the default backend's."""
+    if kind != "h100":
+        return jax.devices(None if kind == "here" else kind)[:count]
+    # The check for fused attention queries the GPUs.
+    attention.has_fused_attention = lambda: True
     return topologies.get_topology_desc(platform="cuda", topology=f"1x1x{count}", target_config=H100).devices
 
 
