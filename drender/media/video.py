@@ -135,10 +135,10 @@ def find_clips(
 
     The images of a folder are clips by their names, see `split_sequences`; a single one has the folder's name. In a
     folder of G-buffers the `*.rgb.*` files are the frames, each once if chunks share it, and contact sheets,
-    `*.viz.mp4` and folders named like G-buffers beside `rgb` are skipped. EXR and Radiance files are frames only if the
-    folder holds nothing else to read. Hidden files and files of other kinds are ignored; folders are searched to
-    a depth of MAX_DEPTH, links to folders above are not. Clips of one name get the names of their parent folders in
-    front.
+    `*.viz.mp4`, folders of EXR or Radiance maps, and folders named like G-buffers beside `rgb` are skipped. EXR and
+    Radiance files are frames only if the folder holds nothing else to read. Hidden files and files of other kinds are
+    ignored; folders are searched to a depth of MAX_DEPTH, links to folders above are not. Clips of one name get the
+    names of their parent folders in front.
 
     Warns of missing frame numbers.
 
@@ -185,11 +185,20 @@ def _clips_at(path: Path, parents: tuple[Path, ...], counter: Iterator[int]) -> 
     if rgb_frames := [image for image in images if image.stem.endswith(".rgb")]:
         return _image_clips(path, rgb_frames, alone=True)
     if any(entry.is_dir() and files[0].stem.endswith(".rgb") for entry, clips in found.items() for _, files in clips):
-        found = {entry: clips for entry, clips in found.items() if not entry.name.endswith(SUMMARIES)}
+        found = {
+            entry: clips
+            for entry, clips in found.items()
+            if not entry.name.endswith(SUMMARIES) and not all(_is_map(files[0]) for _, files in clips)
+        }
         images = dict.fromkeys(image for image in images if image in found)
     clips = _image_clips(path, list(images), alone=all(entry in images for entry, clips in found.items() if clips))
     by_entry = {files[0]: [(name, files)] for name, files in clips}
     return [clip for entry in found for clip in (by_entry.get(entry, []) if entry in images else found[entry])]
+
+
+def _is_map(path: Path) -> bool:
+    """Return whether a file beside clips of G-buffers is light, as in the `environments` of synthetic clips."""
+    return path.suffix.lower() in HDR_SUFFIXES and not path.stem.endswith(".rgb")
 
 
 def _image_clips(folder: Path, images: list[Path], alone: bool) -> list[tuple[str, list[Path]]]:

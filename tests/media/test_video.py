@@ -12,7 +12,7 @@ from helpers.refusals import broken
 from drender.errors import InputError
 from drender.files import list_files
 from drender.media import video
-from drender.media.images import write_png
+from drender.media.images import write_exr, write_png
 from drender.media.montage import side_by_side
 from drender.media.video import find_clips, write_video
 
@@ -300,3 +300,10 @@ def test_search_is_bounded(tmp_path, monkeypatch):
         for name in "ab":
             (tmp_path / f"links/{i}/{name}").symlink_to(f"../{i + 1}")
     assert "or 50 in all; give one of its folders" in broken(find_clips, tmp_path / "links/0")
+
+
+def test_maps_beside_synthetic_clips_are_no_clips(tmp_path):
+    for name in ("00000", "00001"):
+        write_png(tmp_path / name / "0000.0000.rgb.png", np.zeros((8, 8, 3), np.float32))
+    write_exr(tmp_path / "environments" / "sunrise.exr", dict.fromkeys("RGB", np.ones((8, 16), np.float32)))
+    assert [clip.name for clip in find_clips(tmp_path)] == ["00000", "00001"]
