@@ -175,11 +175,12 @@ def read_labeled(
         distance = distances(still, assumed.depth)
         relative = np.where(np.isfinite(distance), (distance - near) / max(far - near, 1e-30), 1).clip(0, 1)
         return np.repeat(relative[..., None], 3, axis=-1).astype(np.float32)
-    invalid = ~np.isfinite(still.image).all(axis=-1, keepdims=True)
-    if finite and invalid.any():
-        raise InputError(f"{path}: some pixels are infinite or NaN; replace them")
-    if not invalid.any():
+    known = np.isfinite(still.image)
+    if known.all():
         return _decode(path, label, still, assumed, camera)
+    if finite:
+        raise InputError(f"{path}: some pixels are infinite or NaN; replace them")
+    invalid = ~known.all(axis=-1, keepdims=True)
     filled = still._replace(image=np.where(invalid, np.float32(0.5), still.image))
     return np.where(invalid, np.float32(np.nan), _decode(path, label, filled, assumed, camera))
 
