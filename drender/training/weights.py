@@ -123,10 +123,11 @@ class Weights:
         for pattern in self.patterns:
             if not any(_matches(key, pattern) for leaves in shapes.values() for key in leaves):
                 raise InputError(f"trainable: {pattern!r} matches no parameter; names begin with {', '.join(names)}")
-        trained, frozen = {}, {}
+        trained = {key: leaf for leaves in shapes.values() for key, leaf in leaves.items() if self.trains(key)}
+        self._require_rows(trained)
+        frozen = {}
         for name in names:
-            trained_keys = {key for key in shapes[name] if self.trains(key)}
-            trained |= {key: leaf for key, leaf in shapes[name].items() if key in trained_keys}
+            trained_keys = shapes[name].keys() & trained.keys()
             if resumed and len(trained_keys) == len(shapes[name]):
                 continue
             if not trained_keys and name not in self.sources:
@@ -138,7 +139,6 @@ class Weights:
             if not resumed:
                 trained |= {key: np.asarray(leaves[key], np.float32) for key in trained_keys}
             frozen |= {key: np.asarray(x, self.config.dtype) for key, x in leaves.items() if key not in trained_keys}
-        self._require_rows(trained)
         if self.config.loss.perceptual:
             frozen |= flatten({"lpips": perceptual.frozen_params()})
         return trained, frozen

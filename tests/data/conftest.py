@@ -1,5 +1,7 @@
 """Fixtures of the data tests: a sky, lit clips, and a VAE to encode them."""
 
+import gc
+import threading
 from pathlib import Path
 
 import jax
@@ -53,3 +55,17 @@ def cached(lit, vae, tmp_path) -> Path:
         augmentation=AugmentationConfig(), devices=jax.local_devices()[:1],
     )  # fmt: skip
     return tmp_path / "set"
+
+
+@pytest.fixture(autouse=True)
+def readers_end():
+    """Wait for the threads that a test's rows are read in: beartype swaps the filters of warnings there, for all."""
+    yield
+    if any(is_reader(thread) for thread in threading.enumerate()):
+        gc.collect()  # the iterator that they read for
+    for thread in filter(is_reader, threading.enumerate()):
+        thread.join(timeout=10)
+
+
+def is_reader(thread: threading.Thread) -> bool:
+    return thread.name.startswith("grain-")

@@ -28,6 +28,8 @@ from drender.training import losses
 from drender.training.evaluation import Evaluation
 from drender.training.run_dir import RunFolder
 
+pytestmark = pytest.mark.usefixtures("small_cubes")
+
 ALL = (*LABELS, *ENVIRONMENT_LABELS)
 SIZES = {"size": (8, 8), "environment_size": (8, 8)}
 PLAIN = AugmentationConfig()

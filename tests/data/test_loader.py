@@ -20,6 +20,8 @@ from drender.errors import InputError
 from drender.media.gbuffers import frame_path
 from drender.media.images import write_png
 
+pytestmark = pytest.mark.usefixtures("small_cubes")
+
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
