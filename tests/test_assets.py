@@ -47,6 +47,7 @@ def test_estimates_beat_untrained_baselines(buffers, truth):
     assert error(buffers["basecolor"], truth["basecolor"]) < error(truth["rgb"], truth["basecolor"])
 
 
+@pytest.mark.slow
 def test_forward_reproduces_the_rgb_of_true_buffers(forward, truth):
     rendered = forward(truth, {label: truth[label] for label in ENVIRONMENT_LABELS}, progress=False)
     constant = np.broadcast_to(truth["rgb"].mean((1, 2, 3), keepdims=True), truth["rgb"].shape)
@@ -76,12 +77,14 @@ def renderings(forward, truth):
     return rendered, shaded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("light", "other"), [(0, 1), (1, 0), (0, 2), (2, 0)])
 def test_renderings_show_their_own_light(renderings, light, other):
     rendered, shaded = renderings
     assert error(rendered[light], shaded[light]) < error(rendered[light], shaded[other])
 
 
+@pytest.mark.slow
 def test_a_sphere_is_brighter_on_the_side_of_the_light(forward):
     y, x = np.meshgrid(np.linspace(1.5, -1.5, 64), np.linspace(-1.5, 1.5, 64), indexing="ij")
     ball = x**2 + y**2 < 1
@@ -102,6 +105,7 @@ def test_a_sphere_is_brighter_on_the_side_of_the_light(forward):
     assert centers[0] > 0.02 and centers[1] < -0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("frames", "height", "width"), [(1, 64, 64), (3, 64, 128), (12, 64, 64), (2, 128, 128)])
 def test_untrained_lengths_and_sizes_degrade_gracefully(inverse, truth, frames, height, width):
     tiled = np.tile(truth["rgb"], (1, 3, 1, 1, 1))[:, :frames]

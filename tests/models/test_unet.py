@@ -77,6 +77,7 @@ def test_clip_context_equals_the_same_context_per_frame(forward_unet):
     assert np.abs(call(context) - call(repeated)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_clips_beyond_the_context_attend_to_zeros(forward_unet):
     call, context = forward_unet
     with_zeros = [np.concatenate([level[:1], np.zeros_like(level[1:])]) for level in context]

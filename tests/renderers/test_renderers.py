@@ -18,6 +18,7 @@ from drender.renderers import stages
 # --- shapes ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 1, 16, 24), (2, 3, 10, 6)])
 def test_any_shape_compiles_each_stage_once(inverse, shape):
     """Any number of frames and sides that the VAE divides; a second seed compiles nothing."""
@@ -155,12 +156,14 @@ def test_every_option_has_an_effect(inverse, clip, option):
     assert np.abs(plain - inverse(clip[0], ["normal"], **base | option)["normal"]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_guidance_of_one_is_no_guidance(forward, clip):
     plain = forward(clip[1], clip[2], num_steps=2, guidance=(1.0, 1.0))
     nearly = forward(clip[1], clip[2], num_steps=2, guidance=(1.0, 1.0 + 1e-6))
     np.testing.assert_allclose(plain, nearly, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_single_environment_frame_equals_its_repetition(forward, clip):
     _, buffers, environment = clip
     still = {label: maps[0, :1] for label, maps in environment.items()}

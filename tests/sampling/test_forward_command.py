@@ -95,6 +95,7 @@ def test_poses_turn_the_light(forward, tmp_path):
     assert np.abs(np.subtract(*images(1))).max() > 0.02
 
 
+@pytest.mark.slow
 def test_dropped_conditions_may_be_missing(networks, forward, tmp_path):
     write_gbuffers(tmp_path / "in", labels=("basecolor", "normal", "depth"))
     options = ("--input", tmp_path / "in", "--output", tmp_path / "out")

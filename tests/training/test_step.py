@@ -181,6 +181,7 @@ def test_two_devices_match_one(mesh, shares, one_device, monkeypatch):
     assert_same_steps(results, one_device)
 
 
+@pytest.mark.slow
 def test_eight_devices_match_one(one_device, eight_devices):
     folder, errors = eight_devices()
     for name in ("2x4x1", "2x2x2"):
@@ -190,6 +191,7 @@ def test_eight_devices_match_one(one_device, eight_devices):
         assert_same_steps(results, one_device)
 
 
+@pytest.mark.slow
 def test_microbatches_give_the_gradient_of_the_batch():
     exact = {"data.image_fraction": 1.0, "data.frames": 1, "trainable": SOME, "loss": smallest.EXACT, "data.batch": 8}
     results = {}

@@ -191,6 +191,7 @@ def test_export_holds_the_ema_and_the_frozen_parameters(run, exported, vae):
     assert same(stored(exported, "vae"), stored(vae, "vae"))
 
 
+@pytest.mark.slow
 def test_export_stores_frozen_weights_in_their_dtype(exported):
     assert {x.dtype.name for x in stored(exported, "vae").values()} == {"float16"}
     assert {x.dtype.name for x in stored(exported, "unet").values()} == {"float32"}
