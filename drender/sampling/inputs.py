@@ -221,7 +221,7 @@ class BufferChunks(ChunkedClip):
 
     @functools.cached_property
     def kept_light(self) -> Path | None:
-        """The clip's light without the object, if `insert --environment clip` wrote these G-buffers."""
+        """Return the clip's light without the object, if `insert --environment clip` wrote these G-buffers."""
         folder = self.clip.folder.resolve()
         path = folder.with_name(f"{folder.name}.light.exr")
         inserted = read_record(folder / "inverse.json").get("settings", {}).get("command") == "insert"
