@@ -103,7 +103,7 @@ def size(type: str) -> int:
 
 
 class Program:
-    """A parsed program: instructions by computation, and the source lines of its stack frames."""
+    """A parsed program: the instructions of each computation, and their source lines."""
 
     def __init__(self, text: str):
         self.computations: dict[str, dict[str, Instruction]] = {}

@@ -34,7 +34,7 @@ from drender.sampling.options import SAMPLER_HELP, EstimateOptions
 from drender.sampling.record import InputFiles
 
 BALL_SIDE = 256  # pixels
-SOURCE = "drender:source"  # attribute of a map: a hash of what it was made from
+SOURCE = "drender:source"  # attribute of a map: hash of its inputs and options
 Read = Callable[[str, int], np.ndarray]  # (label, frame) -> image
 
 

@@ -1,4 +1,4 @@
-"""A perceptual loss on decoded images, against the blur of a squared error on latents.
+"""Perceptual loss on decoded images, for one-step models, whose squared error on latents leads to blur.
 
 A one-step model that minimizes a squared error predicts the mean of all answers that its input allows. LPIPS (Zhang et
 al. 2018) on decoded pixels makes it choose: `loss.perceptual` weighs it, as others weigh losses on pixels when they

@@ -1,4 +1,4 @@
-"""The perceptual loss, against LPIPS of what the auto-encoder decodes."""
+"""Perceptual loss: compared with LPIPS of decoded images."""
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,7 @@ def test_windows_lie_inside_larger_rows(weights):
 
 @pytest.mark.slow
 def test_weight_adds_the_distance_to_the_loss(weights, lpips_of_frames):
-    """A network that predicts zero predicts latents of zero."""
+    """Compare with LPIPS of decoded zeros: the network predicts zero."""
     config = small.inverse_config()
     loss = LossConfig(one_step=True, perceptual=0.5)
     context = LossContext(config, loss, latent=True, images_only=True)
