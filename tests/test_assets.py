@@ -39,6 +39,7 @@ def error(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.square(a - b).mean())
 
 
+@pytest.mark.slow
 def test_estimates_beat_untrained_baselines(buffers, truth):
     angles = lambda normals: float(metrics.angular_error(normals, truth["normal"]).mean())
     constant = np.broadcast_to(truth["normal"].mean((1, 2, 3), keepdims=True), truth["normal"].shape)

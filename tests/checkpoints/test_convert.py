@@ -144,6 +144,7 @@ def test_lora_of_convolutions_with_alpha_and_older_spelling(forward, tmp_path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_to_torch_casts_all_weights_to_dtype(monkeypatch, inverse_checkpoint, tmp_path, dtype):
     assert script(monkeypatch, "--to-torch", inverse_checkpoint, tmp_path / "back", "--dtype", dtype) == 0
@@ -271,6 +272,7 @@ def script(monkeypatch, *arguments) -> int:
     return caught.value.code
 
 
+@pytest.mark.slow
 def test_script_converts_both_ways(originals, monkeypatch, tmp_path, capsys):
     assert script(monkeypatch, originals["inverse"], tmp_path / "converted") == 0
     assert capsys.readouterr().out.splitlines() == [

@@ -168,6 +168,7 @@ def read_alphas(forward, log=SILENT):
 PLACES = ("adapter_config.json", "header")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", PLACES)
 def test_lora_strength_in_peft_settings_reaches_the_kernels(forward, tmp_path, where):
     write_lora_settings(forward / "lora", where, r=4, lora_alpha=16)
@@ -259,6 +260,7 @@ def test_averaged_unet_is_taken_by_its_name(originals, tmp_path):
     assert any("ignored decay = 0.9999" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_script_takes_base_and_average(originals, tmp_path, monkeypatch):
     folder = unet_alone(originals["inverse"], tmp_path / "run", "unet_ema")
     words = [folder, tmp_path / "converted", "--base", originals["inverse"], "--ema"]

@@ -68,6 +68,7 @@ def read_all(folder: Path) -> dict[str, np.ndarray]:
 # --- what a set holds -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_cached_latents_match_the_renderer(clips, vae, tmp_path):
     encode(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
     renderer = Renderer(small.forward_config(), {"vae": small.random_params(VAE, small.VAE)})
@@ -172,6 +173,7 @@ def test_existing_entries_are_not_encoded_again(clips, vae, tmp_path, monkeypatc
     assert "0 of 3 entries to encode" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_processes_and_devices_share_a_set(clips, vae, tmp_path, capsys):
     options = {"variants": 2, "augmentation": AugmentationConfig(1.0), **SIZES}
     encode(clips, tmp_path / "one", vae, ALL, **options)

@@ -52,6 +52,7 @@ def inverse_model(tmp_path, monkeypatch) -> Path:
     return tmp_path / "inverse"
 
 
+@pytest.mark.slow
 def test_encode_and_train(run, lit, vae, tmp_path):
     arguments = ("encode", lit, tmp_path / "set", "--checkpoint", vae, "--size", 16, 16, "--labels", "rgb", "normal")
     code, out, err = run(*arguments, "--variants", 2, "--exposure-range", 0.5, 2)

@@ -58,6 +58,7 @@ def test_full_size_decoder_has_the_published_layout():
     assert (output.shape, output.dtype) == ((1, 2, 64, 64, 8), jnp.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(8, 8), (5, 7)])
 def test_frames_are_independent_and_sides_may_be_odd(params, size):
     x = maps(2, 3, *size)

@@ -84,6 +84,7 @@ def test_clips_beyond_the_context_attend_to_zeros(forward_unet):
     np.testing.assert_allclose(call([level[:1] for level in context]), call(with_zeros), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_zero_context_may_be_one_token(forward_unet):
     call, context = forward_unet
     zeros = [np.zeros_like(level) for level in context]
@@ -115,6 +116,7 @@ def test_image_only_frames_do_not_see_each_other(inverse_unet):
     np.testing.assert_allclose(mixed[1], call(x, *inputs)[1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_image_only_true_equals_marking_all_clips(inverse_unet):
     """Temporal branches are skipped, also with rematerialization."""
     call, inputs = inverse_unet

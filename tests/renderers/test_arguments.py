@@ -69,6 +69,7 @@ def test_bad_arguments_of_forward_are_errors(forward, change, message):
         forward(**arguments | change)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_other_kind_is_an_error(inverse_checkpoint, forward_checkpoint):
     with pytest.raises(InputError, match="holds a 'forward' model, but the inverse renderer needs 'inverse'"):
         InverseRenderer.load(forward_checkpoint)

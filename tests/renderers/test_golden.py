@@ -30,6 +30,7 @@ def test_inverse_matches_the_released_pipeline(inverse_checkpoint):
         assert np.abs(buffers[name] - golden[f"frames.{name}"]).max() < 2e-3, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "scale"), [("forward_tiny_nolora", 0.0), ("forward_tiny_lora025", 0.25)])
 def test_forward_matches_the_released_pipeline(forward_checkpoint, name, scale):
     golden, meta = load_golden(name)

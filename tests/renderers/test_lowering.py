@@ -39,6 +39,7 @@ def count_fused(traced) -> int:
 
 
 # The UNet has four transformers, each with attention over space and over time; the forward renderer's also over tokens.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "options", "expected"),
     [

@@ -61,6 +61,7 @@ def test_renderers_of_one_configuration_share_compiled_stages():
 # --- windows ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_windows_are_blended_at_every_step(inverse):
     """Against the arithmetic written out: average the windows' x̂₀, then take an Euler step of all frames."""
     rgb = np.random.default_rng(3).random((1, 5, 8, 8, 3), np.float32)
@@ -125,6 +126,7 @@ def test_a_stop_event_aborts_sampling(inverse, clip):
 # --- options ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_results_depend_on_the_seed_alone(inverse, clip):
     first, again, other = (inverse(clip[0], ["normal"], num_steps=2, seed=seed)["normal"] for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
@@ -171,6 +173,7 @@ def test_a_single_environment_frame_equals_its_repetition(forward, clip):
     np.testing.assert_array_equal(forward(buffers, still, num_steps=2), forward(buffers, repeated, num_steps=2))
 
 
+@pytest.mark.slow
 def test_a_static_environment_is_encoded_exactly(forward, clip):
     """Tokens of one frame serve all: against an environment that changes by a negligible amount."""
     _, buffers, environment = clip

@@ -31,6 +31,7 @@ def test_inverse_writes_frames_video_and_record_of_a_folder(inverse, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_inverse_equals_the_python_interface(networks, inverse, models, tmp_path):
     write_frames(tmp_path / "walk", 2)
     inverse("--input", tmp_path / "walk", "--output", tmp_path / "out", "--seed", 3, "--bits", 16, "--no-video")

@@ -76,6 +76,7 @@ def command(monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_run_resumes_and_grows_but_rejects_other_settings(command, tmp_path):
     output = tmp_path / "clips"
     options = ("--frames", 2, "--size", 8, 16)
@@ -119,6 +120,7 @@ def test_clips_follow_layout_and_encodings(command, tmp_path):
     np.testing.assert_allclose(images["depth"][0, :4, 0, 0], np.linspace(2, 4, 8)[:4] - 2, atol=byte)
 
 
+@pytest.mark.slow
 def test_everyday_scenes_resume_to_equal_bytes(command, tmp_path, monkeypatch):
     pytest.importorskip("trimesh")
     monkeypatch.setitem(generate.GENERATED, scenes.SUNSKY, environments.procedural)
@@ -167,6 +169,7 @@ def test_foreign_folders_and_unusable_meshes_are_rejected(command, tmp_path):
     command(tmp_path / "clips", "--clips", 1, "--frames", 1, "--size", 4, 4)  # nothing was made: other options will do
 
 
+@pytest.mark.slow
 @with_mitsuba
 def test_background_of_a_clip_matches_its_recorded_light(tmp_path):
     """From the command line to the pixels: the light's file, rotation, flip, strength, turn and the camera's poses."""

@@ -35,6 +35,7 @@ def boxes_of(scene, time: float) -> list[tuple[np.ndarray, np.ndarray]]:
     return boxes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [name for name in layouts.LAYOUTS if name != "solids"])
 def test_objects_never_meet_and_camera_stays_outside(assets, layout):
     for index in range(25):

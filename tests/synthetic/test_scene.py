@@ -12,6 +12,7 @@ from drender.synthetic import scene as scenes
 EVERYTHING = scenes.split_assets("all", (), tuple(environments.find_environments()))
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.integers(0, 2**31))
 def test_objects_never_meet_and_camera_stays_outside(index):

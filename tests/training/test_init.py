@@ -70,6 +70,7 @@ def test_mix_factors_and_domains_are_initialized_as_in_svd():
     assert np.std(narrow) == pytest.approx(1, abs=0.15)
 
 
+@pytest.mark.slow
 def test_initial_unet_treats_a_video_as_images():
     config = small.inverse_config().unet
     params, call = init.init_params(UNet, config, seed=0), method(UNet, config)

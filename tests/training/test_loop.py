@@ -82,6 +82,7 @@ def signalled(monkeypatch, number: int, after: int) -> None:
 # --- runs ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_files_of_a_run(whole):
     assert checkpoints(whole) == ["12", "9"]  # the last two
     measured = metrics(whole)
@@ -148,6 +149,7 @@ def test_a_resumed_run_reports_and_records_its_changes(whole, train, monkeypatch
     assert len(second["commit"]) == 40 and datetime.datetime.fromisoformat(second["time"]).tzinfo is not None
 
 
+@pytest.mark.slow
 def test_a_stop_between_two_logs_keeps_the_metrics_and_the_trace(whole, train, monkeypatch, tmp_path):
     run = tmp_path / "run"
     signalled(monkeypatch, signal.SIGTERM, 3)
@@ -173,6 +175,7 @@ def test_a_finished_run_ends_at_once(whole, train, monkeypatch, capsys):
     assert (whole / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_non_finite_loss_stops_and_keeps_the_checkpoint(whole, train, clips, tmp_path):
     run = shutil.copytree(whole, tmp_path / "run")
     diverging = {"optimizer.learning_rate": 1e30, "optimizer.steps": 20}

@@ -74,6 +74,7 @@ def as_latents(model, params, batch, names):
     return batch | {name: encode(batch[name]).reshape(*batch[name].shape[:-3], 8, 8, 4) for name in names}
 
 
+@pytest.mark.slow
 def test_loss_of_a_zero_network_is_the_energy_of_the_target(inverse, random):
     model, params = inverse
     batch = as_latents(model, params, inverse_batch(random), ["rgb", "buffer"])
@@ -232,6 +233,7 @@ def test_lora_trained_alone_acts_on_all_rows(inverse, random):
     assert on_all == on_real
 
 
+@pytest.mark.slow
 def test_the_vae_loss_is_of_reconstruction_and_divergence(random):
     config = small.inverse_config()
     params = params_of(config, "vae")

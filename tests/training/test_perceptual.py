@@ -51,6 +51,7 @@ def latents(seed: int, frames: int = 2):
     return jnp.asarray(np.random.default_rng(seed).standard_normal((2, frames, 16, 16, 4)), jnp.float32)
 
 
+@pytest.mark.slow
 def test_distance_is_lpips_of_a_frame_of_each_row(distance, lpips_of_frames):
     predicted, target, all_valid = latents(0), latents(1), jnp.ones((2, 2, 16, 16, 1))
     frames = [lpips_of_frames(*rows) for rows in zip(predicted, target, strict=True)]

@@ -168,6 +168,7 @@ def assert_same_steps(results: dict, expected: dict) -> None:
         assert np.linalg.norm(ours - theirs) < tolerance * np.linalg.norm(theirs), kind
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "shares"),
     [(MeshConfig(data=2), False), (MeshConfig(fsdp=2), True), (MeshConfig(frames=2), False)],

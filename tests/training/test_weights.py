@@ -31,6 +31,7 @@ def same(a: dict, b: dict) -> bool:
 # --- init_from -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_released_model_is_kept_exactly(inverse_checkpoint):
     config = smallest.config("inverse", "", "", init_from=str(inverse_checkpoint), model={})
     assert resolve_weights(config).model == orbax.load_config(inverse_checkpoint)
@@ -43,6 +44,7 @@ def test_a_released_model_is_kept_exactly(inverse_checkpoint):
     assert all(f"{name}: kept" in line for name, line in zip(("unet", "vae"), lines, strict=True))
 
 
+@pytest.mark.slow
 def test_frozen_parameters_have_the_compute_dtype(inverse_checkpoint):
     config = smallest.config("inverse", "", "", init_from=str(inverse_checkpoint), model={}, dtype="bfloat16")
     trained, frozen = weights(config)
@@ -50,6 +52,7 @@ def test_frozen_parameters_have_the_compute_dtype(inverse_checkpoint):
     assert {x.dtype.name for x in frozen.values()} == {"bfloat16"}
 
 
+@pytest.mark.slow
 def test_only_matches_of_trainable_are_trained(inverse_checkpoint):
     patterns = ["unet.*.temporal_res_block", "unet.conv_out"]
     config = smallest.config("inverse", "", "", init_from=str(inverse_checkpoint), model={}, trainable=patterns)
@@ -58,6 +61,7 @@ def test_only_matches_of_trainable_are_trained(inverse_checkpoint):
     assert "unet.conv_in.kernel" in frozen
 
 
+@pytest.mark.slow
 def test_lora_alone_leaves_the_base_frozen(forward_checkpoint):
     options = {"init_from": str(forward_checkpoint), "model": {}, "trainable": ["lora"], "lora": {"rank": 2}}
     with pytest.raises(InputError, match=r"lora: .* is \(\d+, \d+\), but `lora` needs \(\d+, 2\)"):
@@ -68,6 +72,7 @@ def test_lora_alone_leaves_the_base_frozen(forward_checkpoint):
     assert {name.split(".")[0] for name in frozen} == {"unet", "vae", "env_encoder"}
 
 
+@pytest.mark.slow
 def test_lora_beside_a_trained_base_needs_real_rows(inverse_checkpoint):
     options = {
         "init_from": {"unet": str(inverse_checkpoint), "vae": str(inverse_checkpoint)},
@@ -88,6 +93,7 @@ def test_a_resumed_run_gets_shapes_of_trained_parameters(inverse_checkpoint):
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in trained.values())
 
 
+@pytest.mark.slow
 def test_input_convolution_and_domain_table_grow(inverse_checkpoint):
     model = {"domains": {"glossiness": 20}, "unet": {"context_vocab_size": 24}}
     config = smallest.config("inverse", "", "", init_from=str(inverse_checkpoint), model=model)
@@ -134,6 +140,7 @@ def test_invalid_init_from_is_refused(inverse_checkpoint, objective, options, me
         weights(smallest.config(objective, "", "", **options))
 
 
+@pytest.mark.slow
 def test_a_mismatch_names_both_shapes(inverse_checkpoint):
     model = {"unet": {"block_out_channels": [32, 32, 64, 32]}}
     with pytest.raises(InputError, match=r"is \(64,\), but the model to train needs \(32,\)") as error:
@@ -197,6 +204,7 @@ def test_export_stores_frozen_weights_in_their_dtype(exported):
     assert {x.dtype.name for x in stored(exported, "unet").values()} == {"float32"}
 
 
+@pytest.mark.slow
 def test_export_in_half_precision(run, exported, tmp_path):
     export(run.output, tmp_path / "half", dtype="float16", log=lambda line: None)
     half, whole = stored(tmp_path / "half", "unet", "vae"), stored(exported, "unet", "vae")
@@ -204,6 +212,7 @@ def test_export_in_half_precision(run, exported, tmp_path):
     assert same(half, {name: np.asarray(x, np.float16) for name, x in whole.items()})
 
 
+@pytest.mark.slow
 def test_a_new_gbuffer_is_sampled_by_name(exported):
     inverse = InverseRenderer.load(exported)
     assert inverse.config.deterministic  # remembered: one step, whatever the number of steps
@@ -214,12 +223,14 @@ def test_a_new_gbuffer_is_sampled_by_name(exported):
     assert not np.array_equal(frames, other)
 
 
+@pytest.mark.slow
 def test_export_to_the_released_layout_and_back(exported, tmp_path):
     convert.to_released(exported, tmp_path / "released", log=lambda line: None)
     convert.from_released(str(tmp_path / "released"), tmp_path / "back", log=lambda line: None)
     assert same(stored(tmp_path / "back", "unet", "vae"), stored(exported, "unet", "vae"))
 
 
+@pytest.mark.slow
 def test_a_run_can_be_initialized_from(run, exported):
     config = smallest.config("inverse", "", "", init_from=run.output, model={})
     trained, frozen = weights(config)
@@ -227,6 +238,7 @@ def test_a_run_can_be_initialized_from(run, exported):
     assert resolve_weights(config).model.domains["glossiness"] == 6
 
 
+@pytest.mark.slow
 def test_latents_of_another_vae_are_refused(run, vae):
     made_by = fingerprint(orbax.load(vae, "vae"))
     resolve_weights(run).check_latents(made_by)
@@ -239,6 +251,7 @@ def test_latents_of_another_vae_are_refused(run, vae):
         resolve_weights(noisy).check_latents(made_by)
 
 
+@pytest.mark.slow
 def test_export_overwrites_nothing(run, exported, tmp_path):
     with pytest.raises(InputError, match="already exists"):
         export(run.output, exported)
