@@ -38,7 +38,7 @@ def main() -> None:
     def sample(**options) -> np.ndarray:
         sampling = inverse.sampling({"deterministic": False} | options)
         latents.setdefault("rgb", inverse.encode(rgb, sampling))
-        noise = inverse.initial_noise(None, 0, latents["rgb"].shape)
+        noise = inverse.initial_noise(None, sampling, latents["rgb"].shape)
         estimated = inverse.estimate(latents["rgb"], DEFAULT_PASSES, sampling, noise, progress=False)
         return np.stack([np.asarray(result.blended()) for _, result in estimated])
 

@@ -39,7 +39,6 @@ def error(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.square(a - b).mean())
 
 
-@pytest.mark.slow
 def test_estimates_beat_untrained_baselines(buffers, truth):
     angles = lambda normals: float(metrics.angular_error(normals, truth["normal"]).mean())
     constant = np.broadcast_to(truth["normal"].mean((1, 2, 3), keepdims=True), truth["normal"].shape)
@@ -56,6 +55,7 @@ def test_forward_reproduces_the_rgb_of_true_buffers(forward, truth):
     assert error(rendered, truth["rgb"]) < error(truth["basecolor"], truth["rgb"])
 
 
+@pytest.mark.slow
 def test_inverse_of_a_rendering_gives_its_buffers(inverse, forward, buffers, truth):
     rendered = forward(buffers, {label: truth[label] for label in ENVIRONMENT_LABELS}, progress=False)
     again = inverse(rendered, progress=False)

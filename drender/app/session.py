@@ -112,7 +112,7 @@ class Session:
         with oom_guard(SMALLER):
             sampling = inverse.sampling({})
             latents = inverse.encode(self.rgb[None], sampling)
-            noise = inverse.initial_noise(None, sampling.seed, latents.shape)
+            noise = inverse.initial_noise(None, sampling, latents.shape)
             for name, estimated in inverse.estimate(latents, passes, sampling, noise, stop=self.stop):
                 images = whole(inverse.decode_buffer(name, estimated, sampling))[0]
                 self.estimated[name] = self.buffers[name] = images
@@ -139,7 +139,7 @@ class Session:
             sampling = forward.sampling({}, GUIDANCE)
             latents = {name: forward.encode(self.buffers[name][None], sampling) for name in names}
             maps = forward.encode_environment(light.maps(forward.environment_size))
-            noise = forward.initial_noise(None, sampling.seed, latents[names[0]].shape)
+            noise = forward.initial_noise(None, sampling, latents[names[0]].shape)
             rendered = forward.render(latents, maps, sampling, noise, stop=self.stop)
             self.relit = whole(forward.decode(rendered, sampling))[0]
 

@@ -216,7 +216,8 @@ class Renderer:
         rows = b if guidance is None else 2 * b
         # Denoise just enough windows together to give every device a row.
         batches = batched(windows, len(self.group) // math.gcd(len(self.group), rows))
-        x, conditions = self._initial_latents(noise, sampling, float(sigmas[0])), np.asarray(conditions)
+        scale = diffusion.initial_scale(float(sigmas[0]), self.config.scheduler.timestep_spacing)
+        x, conditions = np.asarray(noise) * np.float32(scale), np.asarray(conditions)
         if len(windows) == 1:
             # Commit inputs to the parameters' sharding; otherwise the second step recompiles.
             x, conditions = jax.device_put((x, conditions), jax.tree.leaves(self.params)[0].sharding)
@@ -250,25 +251,21 @@ class Renderer:
 
         return denoise_clip(denoise_windows, x, sigmas, sampling.sampler)
 
-    def _initial_latents(self, noise: ArrayLike, sampling: Sampling, sigma: float) -> Float[np.ndarray, "b f h w c"]:
-        if sampling.deterministic:
-            return np.zeros_like(noise)
-        scale = diffusion.initial_scale(sigma, self.config.scheduler.timestep_spacing)
-        return np.asarray(noise) * np.float32(scale)
-
     def initial_noise(
-        self, noise: np.ndarray | None, seed: int, grid: tuple[int, ...]
+        self, noise: np.ndarray | None, sampling: Sampling, grid: tuple[int, ...]
     ) -> Float[np.ndarray, "b f h w c"]:
-        """Return the given unit noise, or the seed's, which is the same on every device.
+        """Return the given unit noise, or the seed's, which is the same on every device; zeros for one-step models.
 
         Args:
           grid: shape of the latents, of which the first four axes count: b, f, h, w.
         """
         expected = (*grid[:4], self.config.vae.latent_channels)
-        if noise is None:
-            noise = jax.random.normal(jax.random.key(seed), expected)
-        if np.shape(noise) != expected:
+        if noise is not None and np.shape(noise) != expected:
             raise InputError(f"noise: expected shape {expected} for these images, got {np.shape(noise)}")
+        if sampling.deterministic:
+            return np.zeros(expected, np.float32)
+        if noise is None:
+            noise = jax.random.normal(jax.random.key(sampling.seed), expected)
         return np.asarray(noise, np.float32)
 
     # --- decode ------------------------------------------------------------------------------------------------------

@@ -33,13 +33,13 @@ def equal_batches(rows: Iterable[np.ndarray], n: int) -> list[list[np.ndarray]]:
 def map_in_batches(
     fn: Callable, items: Float[np.ndarray, "n ..."], num_devices: int = 1, batch: int = ENCODE_BATCH
 ) -> Float[np.ndarray, "n ..."]:
-    """Apply `fn` to batches of at most `batch` items per device.
+    """Apply `fn` to batches of `batch` items per device, or of one if that suffices.
 
-    All batches have the same size, so that `fn` compiles once: the last item is repeated to fill them.
+    The last item is repeated to fill the batches, so that images, G-buffers and environment maps share one program.
     """
     n = len(items)
-    num_batches = -(-n // (batch * num_devices))
-    size = -(-n // (num_batches * num_devices)) * num_devices
+    size = num_devices if n <= num_devices else batch * num_devices
+    num_batches = -(-n // size)
     padding = np.repeat(items[-1:], num_batches * size - n, axis=0)
     batches = np.split(np.concatenate([items, padding]), num_batches)
     return np.concatenate(list(prefetch_to_host(map(fn, batches))))[:n]

@@ -78,7 +78,7 @@ class ForwardRenderer(Renderer):
         """
         sampling, drop = self.sampling(sampling, GUIDANCE), set(drop)
         images, shape = self._check_buffers(buffers, drop)
-        noise = self.initial_noise(noise, sampling.seed, self._latent_grid(shape))
+        noise = self.initial_noise(noise, sampling, self._latent_grid(shape))
         latents = self._encode_buffers(images, sampling)
         light = None if "environment" in drop else self.encode_environment(self._check_environment(environment, shape))
         return whole(self.decode(self.render(latents, light, sampling, noise, progress), sampling))

@@ -53,7 +53,7 @@ class InverseRenderer(Renderer):
         """
         sampling = self.sampling(sampling)
         latents = self.encode(self.check_images("rgb", rgb), sampling)
-        noise = self.initial_noise(noise, sampling.seed, latents.shape)
+        noise = self.initial_noise(noise, sampling, latents.shape)
         estimated = self.estimate(latents, chosen_passes(self.config, passes), sampling, noise, progress)
         return {name: whole(self.decode_buffer(name, buffer, sampling)) for name, buffer in estimated}
 

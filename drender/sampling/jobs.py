@@ -154,7 +154,7 @@ class InverseJob(Job):
         known = {name for name, saved in latents.items() if saved is not None}
         if known != latents.keys():
             encoded = encode(inverse, clip.batches(chunk, resize), sampling)
-            noise = inverse.initial_noise(None, sampling.seed, encoded.shape)
+            noise = inverse.initial_noise(None, sampling, encoded.shape)
             for name, estimated in inverse.estimate(encoded, self.passes, sampling, noise, progress, known, stop):
                 latents[name] = output.save_latents(chunk, name, estimated)
         consume(output.write(chunk, "rgb", clip.batches(chunk, resize), resize))
@@ -243,7 +243,7 @@ class ForwardJob(Job):
         sampling = forward.sampling(self.run.sampling, GUIDANCE)
         rng = np.random.default_rng(sampling.seed)
         encoded = {name: encode(forward, batches, sampling, rng) for name, batches in buffers}
-        noise = forward.initial_noise(None, sampling.seed, next(iter(encoded.values())).shape)
+        noise = forward.initial_noise(None, sampling, next(iter(encoded.values())).shape)
         conditions = {name: encoded[name] for name in self.conditions}
         if self.lights.has_own and output.load_light() is None:
             output.save_light(self.lights.estimate_own(read, labels, chunk, clip.num_frames).light)

@@ -45,7 +45,7 @@ def test_plan_has_the_calls_and_shapes_of_a_renderer():
     )
     calls = [(stage.name, stage.frames, stage.count) for stage in stages]
     # All passes are denoised together. Each ends in a chunk of one frame. Depth decodes its two windows separately.
-    assert calls == [("encode", 5, 1), ("step", 12, 4), ("decode", 2, 8), ("decode", 1, 5)]
+    assert calls == [("encode", 8, 1), ("step", 12, 4), ("decode", 2, 8), ("decode", 1, 5)]
 
 
 def test_received_bytes_count_collectives():
@@ -64,5 +64,5 @@ def test_plan_encodes_a_still_light_for_one_frame():
     def frames(stages, name):
         return sum(stage.frames * stage.count for stage in stages if stage.name == name)
 
-    assert [frames(still, name) for name in ("environment", "encode")] == [1, 5 * 3 + 3 + 1]  # one to fill a chunk
-    assert [frames(moving, name) for name in ("environment", "encode")] == [3, 5 * 3 + 3 * 3 + 2]
+    assert [frames(still, name) for name in ("environment", "encode")] == [1, 16 + 8]  # G-buffers and maps in batches of 8
+    assert [frames(moving, name) for name in ("environment", "encode")] == [3, 16 + 16]

@@ -81,6 +81,7 @@ def test_cached_latents_match_the_renderer(clips, vae, tmp_path):
             np.testing.assert_allclose(stored[label][i], expected, rtol=2**-11, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_all_variants_but_the_first_are_augmented(clips, vae, tmp_path):
     ranges = AugmentationConfig(0.5, (0.5, 2.0), 30.0)
     encode(clips, tmp_path / "set", vae, ALL, variants=3, augmentation=ranges, seed=7, **SIZES)

@@ -18,7 +18,7 @@ class StandIn:
     def encode(self, images, sampling, rng=None):
         return images
 
-    def initial_noise(self, noise, seed, grid):
+    def initial_noise(self, noise, sampling, grid):
         return np.zeros(grid, np.float32)
 
     def decode(self, latents, sampling, match=False):

@@ -44,14 +44,14 @@ def test_smaller_batches_encode_the_same_and_are_remembered(renderer):
     images = np.random.default_rng(0).random((10, 8, 8, 3), np.float32)
     roomy, scarce = with_capacity(renderer, 8), Device(3)
     expected = renderer.encode_images(images)
-    assert roomy.tried == [5, 5]
+    assert roomy.tried == [8, 8]
     renderer._run_stage = scarce
     np.testing.assert_array_equal(renderer.encode_images(images), expected)
     np.testing.assert_array_equal(renderer.encode_images(images), expected)
-    assert scarce.tried == [5, 4, *[2] * 5, *[2] * 5]
+    assert scarce.tried == [8, 4, *[2] * 5, *[2] * 5]
     scarce.tried.clear()
     renderer.encode_images(images[:, :4, :4])  # another size may fit
-    assert scarce.tried[0] == 5
+    assert scarce.tried[0] == 8
 
 
 def test_smaller_chunks_decode_all_frames_with_one_warning_each(renderer):

@@ -67,7 +67,7 @@ def test_windows_are_blended_at_every_step(inverse):
     rgb = np.random.default_rng(3).random((1, 5, 8, 8, 3), np.float32)
     sampling = inverse.sampling({"frames": 3, "overlap": 1, "num_steps": 3})
     latents = inverse.encode(rgb, sampling)
-    noise = inverse.initial_noise(None, 0, latents.shape)
+    noise = inverse.initial_noise(None, sampling, latents.shape)
     ((_, result),) = inverse.estimate(latents, ["normal"], sampling, noise, progress=False)
     assert result.windows == [slice(0, 3), slice(2, 5)]
 
@@ -118,7 +118,7 @@ def test_a_stop_event_aborts_sampling(inverse, clip):
     stop.set()
     sampling = inverse.sampling({"num_steps": 2})
     latents = inverse.encode(clip[0], sampling)
-    noise = inverse.initial_noise(None, 0, latents.shape)
+    noise = inverse.initial_noise(None, sampling, latents.shape)
     with pytest.raises(KeyboardInterrupt):
         list(inverse.estimate(latents, ["normal"], sampling, noise, progress=False, stop=stop))
 

@@ -61,6 +61,7 @@ def test_distance_is_lpips_of_a_frame_of_each_row(distance, lpips_of_frames):
     assert len(set(np.argmin(errors, axis=1))) > 1
 
 
+@pytest.mark.slow
 def test_masked_latents_have_no_distance_and_no_gradient(distance):
     valid = jnp.ones((2, 2, 16, 16, 1)).at[:, :, :, 8:].set(0)
     value, gradient = distance(latents(0), latents(1), valid, KEY)
