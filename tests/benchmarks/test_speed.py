@@ -64,5 +64,6 @@ def test_plan_encodes_a_still_light_for_one_frame():
     def frames(stages, name):
         return sum(stage.frames * stage.count for stage in stages if stage.name == name)
 
-    assert [frames(still, name) for name in ("environment", "encode")] == [1, 16 + 8]  # G-buffers and maps in batches of 8
+    # In batches of 8: G-buffers of three frames, and a map of each kind.
+    assert [frames(still, name) for name in ("environment", "encode")] == [1, 16 + 8]
     assert [frames(moving, name) for name in ("environment", "encode")] == [3, 16 + 16]
