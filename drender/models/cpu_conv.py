@@ -20,6 +20,8 @@ from jaxtyping import Array, Float
 FEW_POSITIONS = 512
 # With fewer input or output channels, the additions of filtering cost more than the products that it saves.
 FEW_CHANNELS = 64
+# With fewer channels and positions, filtering is no faster and takes several times as long to compile.
+MANY_CHANNELS, MANY_POSITIONS = 256, 2**17
 # Input elements that are filtered at a time: 8 MiB in float32, so that they stay in a CPU's cache.
 CHUNK_SIZE = 2**21
 
@@ -39,10 +41,11 @@ def conv2d(
         kernel, padding = _crop_to_grid(kernel, x.shape[1:3])
     if kernel.shape[:2] == (1, 1):
         return x @ kernel[0, 0]
-    if math.prod(x.shape[:3]) < FEW_POSITIONS * stride**2:
+    positions, channels, taps = math.prod(x.shape[:3]), min(kernel.shape[2:]), set(kernel.shape[:2])
+    if positions < FEW_POSITIONS * stride**2:
         return _conv_by_product(x, kernel, padding, stride)
-    taps = set(kernel.shape[:2])
-    if stride == 1 and 3 in taps <= {1, 3} and x.dtype == jnp.float32 and min(kernel.shape[2:]) >= FEW_CHANNELS:
+    large = channels >= MANY_CHANNELS or (channels >= FEW_CHANNELS and positions >= MANY_POSITIONS)
+    if large and stride == 1 and 3 in taps <= {1, 3} and x.dtype == jnp.float32:
         return _conv_filtered_on_cpu(x, kernel)
     return _conv_by_xla(x, kernel, padding, stride)
 
