@@ -9,7 +9,7 @@ import errno
 import os
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from drender.errors import InputError
@@ -35,10 +35,6 @@ def lock_folder(folder: Path, process: tuple[int, int] = (0, 1)) -> Iterator[Non
     index, count = process
     created = not folder.exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}); give another folder") from error
-    try:
         with lock(folder / (PREFIX if count == 1 else f"{PREFIX}.{index}-of-{count}"), folder):
             yield
     finally:
@@ -48,20 +44,30 @@ def lock_folder(folder: Path, process: tuple[int, int] = (0, 1)) -> Iterator[Non
 
 
 @contextlib.contextmanager
-def lock(file: Path, thing: str | Path) -> Iterator[None]:
-    """Hold the lock `file`, which is deleted afterwards; `thing` is what it stands for, in messages.
+def lock(
+    file: Path, thing: str | Path, remedy: str = "give another folder", waiting: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """Hold the lock `file`, in a folder that is created if missing, and delete it afterwards.
 
+    Args:
+      thing: what it stands for, in messages.
+      remedy: ends the errors.
+      waiting: if another process holds the lock, is called, and the lock is awaited; None: raise InputError.
     Raises:
       InputError: another process holds it, or it cannot be created.
     """
     try:
-        descriptor = _acquire(file)
-    except BlockingIOError:
-        raise InputError(
-            f"{thing}: {_holder(file)} is writing there; wait until it ends, or give another folder"
-        ) from None
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = _acquire(file, wait=False)
+        except BlockingIOError:
+            if waiting is None:
+                problem = f"{_holder(file)} is writing there; wait until it ends"
+                raise InputError(f"{thing}: {problem}, or {remedy}") from None
+            waiting()
+            descriptor = _acquire(file, wait=True)
     except OSError as error:
-        raise InputError(f"{thing}: cannot be written ({error.strerror}); give another folder") from error
+        raise InputError(f"{thing}: cannot be written ({error.strerror}); {remedy}") from error
     if descriptor is None:
         warnings.warn(f"{thing}: no locks on this file system; start no second process that writes there", stacklevel=3)
     try:
@@ -73,14 +79,14 @@ def lock(file: Path, thing: str | Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _acquire(file: Path) -> int | None:
-    """Return the descriptor that holds the lock, or None without locks; raise BlockingIOError if it is taken."""
+def _acquire(file: Path, wait: bool) -> int | None:
+    """Return the descriptor that holds the lock, or None without locks; else, unless `wait`, raise BlockingIOError."""
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if fcntl is None:
                 raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             # A holder that ends deletes the file; then the lock is that of no file.
             if os.path.exists(file) and os.path.samestat(os.fstat(descriptor), os.stat(file)):
                 os.truncate(descriptor, 0)

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import filelock
 import hypothesis
 import jaxtyping
 import pytest
@@ -45,6 +44,7 @@ from helpers import tiny  # noqa: E402
 
 from drender.checkpoints import convert  # noqa: E402
 from drender.lighting import projection  # noqa: E402
+from drender.locks import lock  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -109,7 +109,7 @@ def _made_once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> P
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent
-    with filelock.FileLock(base / f"{name}.lock"):
+    with lock(base / f"{name}.lock", name, waiting=lambda: None):
         if not (base / name).exists():
             make(base / f"{name}.unfinished")
             (base / f"{name}.unfinished").rename(base / name)

@@ -1,15 +1,14 @@
 """Checkpoints by any name: released weights are converted once into a cache."""
 
+import functools
 import hashlib
 import sys
 from pathlib import Path
 
-import filelock
-
 from drender import files
 from drender.checkpoints import convert, hub
 from drender.checkpoints.diffusers_layout import STEMS, Log
-from drender.errors import InputError
+from drender.locks import lock
 
 
 def progress(line: str) -> None:
@@ -41,22 +40,11 @@ def _converted(key: str, source: str, log: Log) -> Path:
     folder = files.cache_dir() / "checkpoints" / key
     if folder.is_dir():  # folders appear when they are complete
         return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder.with_name(f".{key}.lock"))  # released by the system if its owner is killed
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            log(f"{source}: waiting for another process, which converts it")
-            lock.acquire()
-    except OSError as error:
-        raise InputError(f"{folder.parent}: cannot be written ({error.strerror}); set DRENDER_CACHE") from error
-    try:
+    waiting = functools.partial(log, f"{source}: waiting for another process, which converts it")
+    with lock(folder.with_name(f".{key}.lock"), folder.parent, "set DRENDER_CACHE", waiting):
         if not folder.is_dir():
             log(f"{source}: converting into {folder}")
             convert.from_released(source, folder, log=log)
-    finally:
-        lock.release()
     return folder
 
 

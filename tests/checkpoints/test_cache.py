@@ -18,11 +18,11 @@ from drender.sampling.commands import complete_options
 from drender.sampling.options import RelightOptions
 
 LOCKED_BY_ANOTHER = """
-import filelock, sys, time
-lock = filelock.FileLock(sys.argv[1])
-lock.acquire()
-print("locked", flush=True)
-time.sleep(60)
+import pathlib, sys, time
+from drender.locks import lock
+with lock(pathlib.Path(sys.argv[1]), "it"):
+    print("locked", flush=True)
+    time.sleep(60)
 """
 
 
