@@ -40,7 +40,7 @@ from drender.training.config import read_config
 RENDERERS = {"inverse": InverseRenderer, "forward": ForwardRenderer}
 # By their names in HLO.
 DTYPE_NAMES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "s32": "int32", "u32": "uint32"}
-STAGES = ("encode", "environment", "step", "decode")
+STAGES = ("encode", "environment", "denoise", "decode")
 ROOFLINES = ("encode", "environment", "inverse", "forward", "decode", "training")
 
 
@@ -131,13 +131,13 @@ def arithmetic(args) -> None:
         print(f"| | **all** | | | | **{total(case_stages):.1f}** |")
 
     def unguided_step(**options) -> float:
-        return operations(find(stages(forward, **clip, guidance=1.0, **options), "step"))
+        return operations(find(stages(forward, **clip, guidance=1.0, **options), "denoise"))
 
-    one_step, still_step, moving_step = (operations(find(case, "step")) for case in (one_pass, still, moving))
-    still_keys, moving_keys = (keys_and_values(forward, find(case, "step")) for case in (still, moving))
+    one_step, still_step, moving_step = (operations(find(case, "denoise")) for case in (one_pass, still, moving))
+    still_keys, moving_keys = (keys_and_values(forward, find(case, "denoise")) for case in (still, moving))
     rows = [
         ("a step: attention over the one token of a domain is a projection",
-         count_two_tokens(find(one_pass, "step")), one_step),
+         count_two_tokens(find(one_pass, "denoise")), one_step),
         ("a guided step, still light: no environment attention in the unconditional half",
          2 * unguided_step(), still_step),
         ("the same, moving light", 2 * unguided_step(light_frames=args.frames), moving_step),
@@ -273,7 +273,7 @@ def roofline(args) -> None:
     }
     inverse, forward = clips.values()
     calls = {stage.name: stage for stage in (*inverse, *forward)} | {stage.name: stage for stage in inverse}
-    calls |= {"inverse": find(inverse, "step"), "forward": find(forward, "step")}
+    calls |= {"inverse": find(inverse, "denoise"), "forward": find(forward, "denoise")}
     print(f"{args.frames} frames {args.size[0]}×{args.size[1]}, {args.dtype}, on one {args.gpu} of {gpu}\n")
     seconds = {}
     for name in args.stages or ROOFLINES[: -1 if args.here or args.model == "tiny" else None]:
@@ -291,7 +291,7 @@ def roofline(args) -> None:
         print(model.table(title, kernels, gpu, args.dtype), flush=True)
         seconds[name] = sum(gpu.seconds(kernel, args.dtype) for kernel in kernels)
     for (title, clip_stages), step in zip(clips.items(), ("inverse", "forward"), strict=True):
-        names = [step if stage.name == "step" else stage.name for stage in clip_stages]
+        names = [step if stage.name == "denoise" else stage.name for stage in clip_stages]
         if set(names) <= set(seconds):
             # Calls of other shapes take proportional time.
             parts = [

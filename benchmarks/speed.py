@@ -144,7 +144,7 @@ def count_tflop(config: RendererConfig, args) -> dict[str, float]:
 
     stages = plan.stages(config, **clip, passes=(PASS,))
     result = {name: total(stages, name) for name in ("encode", "decode")}
-    result["denoise"] = total(stages, "step", "environment")
+    result["denoise"] = total(stages, "denoise", "environment")
     if config.kind == "forward":
         result["environment"] = total(plan.stages(config, **clip, light_frames=args.frames), "environment")
     return result

@@ -225,7 +225,7 @@ class Renderer:
         def denoise_batch(x: ArrayLike, i: int, windows: list[slice]) -> Array:
             n = len(windows)
             return self._run(
-                "step",
+                "denoise",
                 stack_windows(conditions, windows),
                 jax.tree.map(lambda *levels: jnp.concatenate(levels), *map(context, windows)),
                 None if domain is None else np.tile(domain, n),

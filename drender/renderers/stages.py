@@ -23,7 +23,7 @@ class Stage:
     """A method of one network, compiled once per shape.
 
     Attributes:
-      name: "encode", "environment", "step" or "decode".
+      name: a key of `STAGES`.
       network: the component whose parameters it takes.
       fn: jitted (params, *arrays, split=None) -> results; `split` shards rows and frames over a device group.
       sharded_input: the first array is sharded before the call, so that each device receives its part only.
@@ -43,35 +43,26 @@ def abstract_params(config: RendererConfig) -> dict[str, dict]:
 
 def compile_stages(config: RendererConfig, networks: Mapping[str, Any], group: DeviceGroup) -> dict[str, Stage]:
     """Return the stages of these networks by name; each compiles when it is first called."""
-    stages = []
-    if "vae" in networks:
-        stages.append(Stage("encode", "vae", _compiled("vae", config.vae, "encode", group)))
-        stages.append(Stage("decode", "vae", _compiled("vae", config.vae, "decode", group)))
-    if "env_encoder" in networks:
-        stages.append(
-            Stage("environment", "env_encoder", _compiled("env_encoder", config.env_encoder, "__call__", group))
-        )
-    if "unet" in networks:
-        stages.append(Stage("step", "unet", _compiled("unet", config.unet, "denoise", group), sharded_input=False))
-    return {stage.name: stage for stage in stages}
+    stages = {}
+    for name, (network, _) in STAGES.items():
+        if network in networks:
+            fn = _compiled(name, getattr(config, network), group)
+            stages[name] = Stage(name, network, fn, sharded_input=network != "unet")
+    return stages
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(network: str, config: Any, method: str, group: DeviceGroup) -> Callable:
-    """Return a jitted function of a network's parameters; renderers of one configuration share what it compiles.
-
-    Args:
-      method: a method of the network, or "denoise": the UNet's call with preconditioning and guidance (`denoiser.py`).
-    """
-    graphdef = abstract_module(NETWORKS[network], config)[0]
-    fn = denoiser.denoise_from(graphdef) if method == "denoise" else _method(graphdef, method)
+def _compiled(stage: str, config: Any, group: DeviceGroup) -> Callable:
+    """Return the jitted function of a stage; renderers whose network is configured alike share what it compiles."""
+    network, build = STAGES[stage]
+    fn = build(abstract_module(NETWORKS[network], config)[0])
     platform = group.devices[0].platform if group.devices else jax.default_backend()
     # Outputs are small: replicate them.
     options = compiler_options(platform) or None
     return jax.jit(fn, static_argnames="split", out_shardings=group.replicated, compiler_options=options)
 
 
-def _method(graphdef: nnx.GraphDef, name: str) -> Callable:
+def _method(name: str, graphdef: nnx.GraphDef) -> Callable:
     """Return one method of a network as a function of its parameters and rows [b, f, ...]."""
 
     def method(params, rows, split=None):
@@ -79,6 +70,15 @@ def _method(graphdef: nnx.GraphDef, name: str) -> Callable:
             return getattr(nnx.merge(graphdef, params), name)(constrain(rows, split))
 
     return method
+
+
+# Network of every stage, and what makes its function of the network's graph.
+STAGES = {
+    "encode": ("vae", functools.partial(_method, "encode")),
+    "decode": ("vae", functools.partial(_method, "decode")),
+    "environment": ("env_encoder", functools.partial(_method, "__call__")),
+    "denoise": ("unet", denoiser.denoise_from),
+}
 
 
 def run_stage(stage: Stage, params: Mapping, *arrays: Any, split: jax.sharding.NamedSharding | None = None) -> Any:

@@ -45,7 +45,7 @@ def test_plan_has_the_calls_and_shapes_of_a_renderer():
     )
     calls = [(stage.name, stage.frames, stage.count) for stage in stages]
     # All passes are denoised together. Each ends in a chunk of one frame. Depth decodes its two windows separately.
-    assert calls == [("encode", 8, 1), ("step", 12, 4), ("decode", 2, 8), ("decode", 1, 5)]
+    assert calls == [("encode", 8, 1), ("denoise", 12, 4), ("decode", 2, 8), ("decode", 1, 5)]
 
 
 def test_received_bytes_count_collectives():

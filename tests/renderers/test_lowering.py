@@ -43,19 +43,19 @@ def count_fused(traced) -> int:
 @pytest.mark.parametrize(
     ("config", "options", "expected"),
     [
-        (INVERSE, {}, {"encode": 1, "step": 8, "decode": 1}),
+        (INVERSE, {}, {"encode": 1, "denoise": 8, "decode": 1}),
         # Two passes in one batch, and guidance.
-        (INVERSE, {"passes": ("normal", "depth"), "guidance": 1.5}, {"encode": 1, "step": 8, "decode": 1}),
+        (INVERSE, {"passes": ("normal", "depth"), "guidance": 1.5}, {"encode": 1, "denoise": 8, "decode": 1}),
         # An image has no attention over time.
-        (INVERSE, {"num_frames": 1}, {"encode": 1, "step": 4, "decode": 1}),
+        (INVERSE, {"num_frames": 1}, {"encode": 1, "denoise": 4, "decode": 1}),
         # Odd sides and frames.
-        (INVERSE, {"num_frames": 3, "size": (10, 14)}, {"encode": 1, "step": 8, "decode": 1}),
-        (FORWARD, {}, {"encode": 1, "environment": 0, "step": 12, "decode": 1}),
-        (FORWARD, {"light_frames": 2}, {"encode": 1, "environment": 0, "step": 12, "decode": 1}),
-        (FORWARD, {"drop": ("environment",)}, {"encode": 1, "step": 8, "decode": 1}),
-        (dataclasses.replace(INVERSE, vae=WIDE_VAE), {}, {"encode": 0, "step": 8, "decode": 0}),
-        (INVERSE, {"group": GROUP}, {"encode": 1, "step": 8, "decode": 1}),
-        (FORWARD, {"group": GROUP}, {"encode": 1, "environment": 0, "step": 12, "decode": 1}),
+        (INVERSE, {"num_frames": 3, "size": (10, 14)}, {"encode": 1, "denoise": 8, "decode": 1}),
+        (FORWARD, {}, {"encode": 1, "environment": 0, "denoise": 12, "decode": 1}),
+        (FORWARD, {"light_frames": 2}, {"encode": 1, "environment": 0, "denoise": 12, "decode": 1}),
+        (FORWARD, {"drop": ("environment",)}, {"encode": 1, "denoise": 8, "decode": 1}),
+        (dataclasses.replace(INVERSE, vae=WIDE_VAE), {}, {"encode": 0, "denoise": 8, "decode": 0}),
+        (INVERSE, {"group": GROUP}, {"encode": 1, "denoise": 8, "decode": 1}),
+        (FORWARD, {"group": GROUP}, {"encode": 1, "environment": 0, "denoise": 12, "decode": 1}),
     ],
     ids=["inverse", "two guided passes", "image", "odd", "forward, still light", "forward, moving light",
          "forward, no light", "wide head", "frames on two GPUs", "halves of guidance on two GPUs"],

@@ -50,7 +50,7 @@ def test_forward_stages_compile_once(clip):
     for dynamic in (False, True):
         renderer(clip[1], clip[2], num_steps=3, dynamic_guidance=dynamic)
     sizes = {name: stage.fn._cache_size() for name, stage in renderer.compiled.items()}
-    assert [sizes[name] for name in ("environment", "step", "decode")] == [1, 1, 1]
+    assert [sizes[name] for name in ("environment", "denoise", "decode")] == [1, 1, 1]
 
 
 def test_renderers_of_one_configuration_share_compiled_stages():
@@ -73,7 +73,7 @@ def test_windows_are_blended_at_every_step(inverse):
 
     context = jnp.zeros((1, 1, 1, inverse.config.unet.cross_attention_dim[-1]))
     micro, domain = np.float32([[6, 127, 0]]), jnp.array([inverse.config.domains["normal"]])
-    sigmas, step = inverse.sigmas(sampling), inverse.compiled["step"].fn
+    sigmas, step = inverse.sigmas(sampling), inverse.compiled["denoise"].fn
     x = noise * np.float32(np.sqrt(sigmas[0] ** 2 + 1))
     for sigma, following in itertools.pairwise(sigmas):
         clean = lambda part, x=x, sigma=sigma: np.asarray(
