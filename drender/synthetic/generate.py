@@ -54,6 +54,7 @@ CONTACT = "contact.png"
 CREDITS = "CREDITS.md"
 GENERATED = {scenes.PROCEDURAL: skies.procedural, scenes.SUNSKY: skies.sunsky}
 SHOWN = ("basecolor", "normal", "depth", "roughness", "metallic")  # columns of the contact sheet
+MANY_JOBS = 300  # planning so many takes longer than checking all assets
 SHOWN_CLIPS, SHOWN_SIDE = 12, 128  # rows of the contact sheet, largest side of its images
 Job = tuple[int, int]  # index of a clip and of its light
 
@@ -203,12 +204,18 @@ def files_digest(files: Iterable[str]) -> str:
 
 
 def prepare(output: Path, settings: Settings, todo: Sequence[Job]) -> None:
-    """Copy the environments that the jobs need and check their meshes; raise InputError for an unusable file."""
-    environments, files = set(), set()
-    for index, light in tqdm(todo, desc="planning", unit="scene", disable=not todo):
-        scene = scene_of(settings, index)
-        environments.add(scene.lights[light].environment)
-        files |= used_files(scene)
+    """Copy the environments and check the meshes and pictures that the jobs need, or all for very many jobs.
+
+    Raises:
+      InputError: a file is unusable.
+    """
+    assets = settings.assets
+    environments, files = set(assets.environments), {*assets.meshes, *assets.textures}
+    if len(todo) < MANY_JOBS:
+        planned = tqdm(todo, desc="planning", unit="scene", disable=not todo)
+        drawn = [(scene_of(settings, index), light) for index, light in planned]
+        environments = {scene.lights[light].environment for scene, light in drawn}
+        files = set().union(*(used_files(scene) for scene, _ in drawn))
     for path in tqdm(sorted(files), desc="assets", disable=not files):
         if Path(path).suffix.lower() in mesh_files.MESH_SUFFIXES:
             mesh_files.mesh_outline(path)

