@@ -107,14 +107,14 @@ class Encoder(nnx.Module):
 
 
 class DecoderResBlock(SpatioTemporalResBlock):
-    """A residual block of the temporal decoder; `images` marks all frames as unrelated images."""
+    """A residual block of the temporal decoder; `image_only` marks all frames as unrelated images."""
 
     def __init__(self, inputs: int, outputs: int, groups: int):
         super().__init__(inputs, outputs, None, groups, EPS, TEMPORAL_EPS, weighs_temporal=True)
 
-    def __call__(self, x: Float[Array, "b f h w c"], remat: bool, images: bool) -> Float[Array, "b f h w c2"]:
+    def __call__(self, x: Float[Array, "b f h w c"], remat: bool, image_only: bool) -> Float[Array, "b f h w c2"]:
         forward = super().__call__
-        return maybe_remat(lambda x: forward(x, image_only=images or None), remat)(x)
+        return maybe_remat(lambda x: forward(x, image_only=image_only or None), remat)(x)
 
 
 class UpDecoderBlock(nnx.Module):
@@ -125,9 +125,9 @@ class UpDecoderBlock(nnx.Module):
         self.resnets = nnx.List([DecoderResBlock(c, outputs, groups) for c in channels])
         self.upsamplers = nnx.List([Upsample(outputs)] if upsample else [])
 
-    def __call__(self, x: Float[Array, "b f h w c"], remat: bool, images: bool) -> Float[Array, "b f h2 w2 c2"]:
+    def __call__(self, x: Float[Array, "b f h w c"], remat: bool, image_only: bool) -> Float[Array, "b f h2 w2 c2"]:
         for resnet in self.resnets:
-            x = resnet(x, remat, images)
+            x = resnet(x, remat, image_only)
         for upsample in self.upsamplers:
             x = maybe_remat(upsample, remat)(x)
         return x
@@ -140,13 +140,13 @@ class DecoderMidBlock(nnx.Module):
         self.attentions = nnx.List([FrameAttention(channels, groups)])
         self.resnets = nnx.List([DecoderResBlock(channels, channels, groups) for _ in range(num_layers)])
 
-    def __call__(self, x: Float[Array, "b f h w c"], remat: bool, images: bool) -> Float[Array, "b f h w c"]:
+    def __call__(self, x: Float[Array, "b f h w c"], remat: bool, image_only: bool) -> Float[Array, "b f h w c"]:
         f = x.shape[1]
-        x = self.resnets[0](x, remat, images)
+        x = self.resnets[0](x, remat, image_only)
         # SVD's decoder zips its one attention with the residual blocks after the first: those beyond two are unused.
         if len(self.resnets) > 1:
             x = maybe_remat(self.attentions[0], remat)(rearrange(x, "b f h w c -> (b f) h w c"))
-            x = self.resnets[1](rearrange(x, "(b f) h w c -> b f h w c", f=f), remat, images)
+            x = self.resnets[1](rearrange(x, "(b f) h w c -> b f h w c", f=f), remat, image_only)
         return x
 
 
@@ -166,16 +166,16 @@ class TemporalDecoder(nnx.Module):
         self.conv_out = conv(levels[-1], config.out_channels)
         self.time_conv_out = conv(config.out_channels, config.out_channels, (3, 1))
 
-    def __call__(self, z: Float[Array, "b f h w c"], remat: bool, images: bool) -> Float[Array, "b f h2 w2 c2"]:
+    def __call__(self, z: Float[Array, "b f h w c"], remat: bool, image_only: bool) -> Float[Array, "b f h2 w2 c2"]:
         f = z.shape[1]
-        x = self.mid_block(self.conv_in(z), remat, images)
+        x = self.mid_block(self.conv_in(z), remat, image_only)
         for block in self.up_blocks:
-            x = block(x, remat, images)
+            x = block(x, remat, image_only)
         h = x.shape[2]
         x = rearrange(x, "b f h w c -> (b f) h w c")
         x = maybe_remat(_output, remat)(self.conv_norm_out, self.conv_out, x)
         # Unrelated images are clips of one frame each.
-        x = self.time_conv_out(rearrange(x, "(clips f) h w c -> clips f (h w) c", f=1 if images else f))
+        x = self.time_conv_out(rearrange(x, "(clips f) h w c -> clips f (h w) c", f=1 if image_only else f))
         return rearrange(x, "(b r) f (h w) c -> b (r f) h w c", b=len(z), h=h)
 
 
@@ -209,11 +209,11 @@ class VAE(nnx.Module):
         return self.moments(x, remat)[0]
 
     def decode(
-        self, z: Float[Array, "b f h w c"], remat: bool = False, images: bool = False
+        self, z: Float[Array, "b f h w c"], remat: bool = False, image_only: bool = False
     ) -> Float[Array, "b f h2 w2 3"]:
         """Return images, float32, in about [−1, 1]; all frames of a clip are decoded together.
 
         Args:
-          images: treat frames as unrelated images, without computing the temporal branches.
+          image_only: treat frames as unrelated images, without computing the temporal branches.
         """
-        return self.decoder(z.astype(self.quant_conv.kernel[...].dtype), remat, images).astype(jnp.float32)
+        return self.decoder(z.astype(self.quant_conv.kernel[...].dtype), remat, image_only).astype(jnp.float32)

@@ -87,7 +87,7 @@ def make_context(config: TrainConfig, weights: Weights, latent: bool, mesh: Mesh
         weights.model,
         config.loss,
         latent=latent,
-        images_only=config.data.image_fraction == 1,
+        image_only=config.data.image_fraction == 1,
         remat=config.remat,
         mesh=mesh,
         lora_on_all_rows=weights.only_lora_trains,

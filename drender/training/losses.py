@@ -48,7 +48,7 @@ class LossContext:
       config: the renderer.
       loss: weights and noise levels.
       latent: batches hold cached latents instead of pixels.
-      images_only: every row holds unrelated images, so that temporal branches are not computed at all.
+      image_only: every row holds unrelated images, so that temporal branches are not computed at all.
       remat: recompute blocks in the backward pass.
       mesh: mesh whose `frames` axis shards the frames of a row.
       lora_on_all_rows: LoRA factors act on all rows instead of those of real sources only.
@@ -57,7 +57,7 @@ class LossContext:
     config: RendererConfig
     loss: LossConfig
     latent: bool = False
-    images_only: bool = False
+    image_only: bool = False
     remat: bool = False
     mesh: Mesh | None = None
     lora_on_all_rows: bool = False
@@ -177,7 +177,7 @@ def denoising_loss(
         tokens,
         micro_conditioning,
         domain,
-        True if context.images_only else batch["image_only"],
+        True if context.image_only else batch["image_only"],
         context.remat,
     )
     error, valid = prediction - v, valid_latents(context, batch)
@@ -302,7 +302,7 @@ def vae_loss(context: LossContext, params: Params, batch: Batch, key: Key[Array,
     images = batch["images"] * 2 - 1
     mean, log_variance = vae.moments(images, context.remat)
     latents = mean + jnp.exp(log_variance / 2) * jax.random.normal(key, mean.shape)
-    error = vae.decode(latents, context.remat, context.images_only) - images
+    error = vae.decode(latents, context.remat, context.image_only) - images
     divergence = jnp.mean(mean**2 + jnp.exp(log_variance) - 1 - log_variance) / 2
     absolute, squared = jnp.mean(jnp.abs(error)), jnp.mean(error**2)
     value = absolute + squared + context.loss.kl * divergence

@@ -65,7 +65,7 @@ def perceptual_distance(
 
     def decode(latents: Float[Array, "b f h w c"]) -> Float[Array, "b y x 3"]:
         window = jax.lax.dynamic_slice(latents[rows, frames], (0, *start, 0), (b, *size, latents.shape[-1]))
-        return rearrange(vae.decode(window[:, None], remat, images=True), "b 1 y x c -> b y x c")
+        return rearrange(vae.decode(window[:, None], remat, image_only=True), "b 1 y x c -> b y x c")
 
     distance = load_network(NETWORK)[0]
     return jnp.mean(distance(params, decode(predicted), jax.lax.stop_gradient(decode(target))))

@@ -42,7 +42,7 @@ def test_vae_equals_diffusers(options):
 def test_images_decode_apart_without_temporal_branches():
     graphdef, params = abstract_module(VAE, small.VAE)[0], small.random_params(VAE, small.VAE)
     spatial = {name: x - 40 if name.endswith("mix_factor") else x for name, x in flatten(params).items()}
-    decode = lambda params, z, images: nnx.merge(graphdef, params).decode(z, remat=True, images=images)
+    decode = lambda params, z, images: nnx.merge(graphdef, params).decode(z, remat=True, image_only=images)
     decode, z = jax.jit(decode, static_argnums=2), array(2, 3, 4, 4, 4)
     alone = [decode(unflatten(spatial), z[:, i : i + 1], False) for i in range(3)]
     np.testing.assert_allclose(decode(params, z, True), np.concatenate(alone, axis=1), atol=1e-5)

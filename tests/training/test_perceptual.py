@@ -42,7 +42,7 @@ def distance(weights):
 @pytest.fixture(scope="module")
 def lpips_of_frames(weights):
     """LPIPS of the decoded latents of one row, by frame."""
-    decode = jax.jit(lambda z: nnx.merge(abstract_module(VAE, small.VAE)[0], weights[0]).decode(z, images=True))
+    decode = jax.jit(lambda z: nnx.merge(abstract_module(VAE, small.VAE)[0], weights[0]).decode(z, image_only=True))
     metric = LPIPS("alex")
     return lambda first, second: metric(*(np.asarray(decode(x[None])[0]) / 2 + 0.5 for x in (first, second)))
 
@@ -89,7 +89,7 @@ def test_weight_adds_the_distance_to_the_loss(weights, lpips_of_frames):
     """Compare with LPIPS of decoded zeros: the network predicts zero."""
     config = small.inverse_config()
     loss = LossConfig(one_step=True, perceptual=0.5)
-    context = LossContext(config, loss, latent=True, images_only=True)
+    context = LossContext(config, loss, latent=True, image_only=True)
     params = {"unet": jax.tree.map(jnp.asarray, small.random_params(*network_of(config, "unet")))}
     params["unet"]["conv_out"] = jax.tree.map(jnp.zeros_like, params["unet"]["conv_out"])
     params |= {"vae": weights[0], "lpips": weights[1]}
