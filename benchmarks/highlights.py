@@ -41,7 +41,7 @@ def main() -> None:
     forward = ForwardRenderer.load(parser.parse_args().checkpoint)
     (clip,) = find_gbuffer_clips(assets.GBUFFERS)
     scenes = {
-        "in the scene": {label: clip.read(label, 0, 0, 1)[0] for label in clip.labels},
+        "in the scene": {label: next(clip.frames(label)) for label in clip.labels},
         "alone": {label: np.broadcast_to(np.float32(value), (*SIZE, 3)) for label, value in NOTHING.items()},
     }
     sphere = RenderedObject("sphere", height=HEIGHT, fov=FOV).layer("", 0, SIZE)

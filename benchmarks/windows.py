@@ -23,7 +23,7 @@ from drender.config import DEFAULT_PASSES
 from drender.data.clips import open_clips
 from drender.media.images import write_png
 from drender.renderers.windows import plan_windows
-from drender.sampling.inputs import plan_chunks, unique_frames
+from drender.sampling.inputs import ChunkConfig, unique_frames
 
 FRAMES, OVERLAP = 8, 2  # the built-in models' windows
 LENGTHS = (16, 48, 144)
@@ -63,7 +63,7 @@ def blended_borders(num_frames: int) -> np.ndarray:
 
 
 def chunked(inverse: InverseRenderer, rgb: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    chunks = plan_chunks(len(rgb), FRAMES, OVERLAP, "all")
+    chunks = ChunkConfig(FRAMES, OVERLAP, "all").plan(len(rgb))
     parts = {}
     for chunk in chunks:
         frames = np.minimum(np.arange(chunk.length) + chunk.start, chunk.stop - 1)  # the last frame fills the chunk

@@ -2,7 +2,7 @@
 
 import contextlib
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class InputError(ValueError):
@@ -26,6 +26,11 @@ def printable(text: str, keep: str = "") -> str:
 def say(line: str) -> None:
     """Print a line, in which names from files may hold line breaks."""
     print(printable(line), flush=True)
+
+
+def extent(shape: Sequence[int]) -> str:
+    """Return "WIDTHxHEIGHT" for the shape (height, width, …) of an image."""
+    return f"{shape[1]}x{shape[0]}"
 
 
 def unknown_name_error(kind: str, name: str, known: Iterable[str]) -> InputError:

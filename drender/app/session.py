@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float32
 
 from drender.editing import materials
-from drender.errors import InputError, oom_guard
+from drender.errors import InputError, extent, oom_guard
 from drender.lighting.camera import camera_rotations, light_angles, light_orientation
 from drender.lighting.environment import environment_maps
 from drender.lighting.latlong import load_latlong
@@ -96,15 +96,15 @@ class Session:
                 raise InputError(f"{Path(path).name} holds {len(others) + 1} clips; give one of them")
             plan = ResizeConfig(size=size).place(clip.size)
             if np.prod(plan.outer) > MAX_AREA * np.prod(size):
-                raise InputError(f"{clip.name} has {clip.size[1]}×{clip.size[0]} pixels; crop it to a squarer shape")
+                raise InputError(f"{clip.name} has {extent(clip.size)} pixels; crop it to a squarer shape")
             rgb = np.stack([plan.fit(frame) for frame in clip.frames(0, max_frames)])
         self.name, self.fps, self.rgb, self.relit = clip.name, clip.fps, rgb, None
         self.estimated, self.buffers = {}, {}
         count = (
-            f"the first {len(rgb)} of {clip.num_frames} frames" if len(rgb) < clip.num_frames else f"{len(rgb)} frames"
+            f"{len(rgb)} frames" if len(rgb) == clip.num_frames else f"the first {len(rgb)} of {clip.num_frames} frames"
         )
         count = "a picture" if clip.num_frames == 1 else f"{count}, {clip.fps:.4g} a second"
-        sizes = f"{clip.size[1]}×{clip.size[0]}, processed at {plan.outer[1]}×{plan.outer[0]}"
+        sizes = f"{extent(clip.size)}, processed at {extent(plan.outer)}"
         return [f"{clip.name}: {count}, {sizes}", *dict.fromkeys(str(warning.message) for warning in caught)]
 
     def estimate(self, inverse: InverseRenderer, passes: list[str]) -> Iterator[str]:

@@ -11,11 +11,11 @@ from drender import cli, files
 from drender.checkpoints import hub, orbax
 from drender.checkpoints.cache import progress, resolve
 from drender.config import DOMAINS, RendererConfig
-from drender.errors import say
+from drender.errors import extent, say
 from drender.media.animation import is_animated
 from drender.media.decoding import open_video
 from drender.media.gbuffers import find_gbuffer_clips, find_images
-from drender.media.images import open_image
+from drender.media.images import image_size, open_image
 from drender.media.video import VIDEO_SUFFIXES, Clip, find_clips
 from drender.sampling.record import read_record
 from drender.training import run_dir, run_record
@@ -26,12 +26,6 @@ RECORDS = ("inverse.json", "forward.json", "edit.json", "insert.json")
 
 def main(words: list[str] | None = None, prog: str | None = None) -> None:
     """Describe; `words` are the command line's, by default this process's."""
-    args = parser(prog).parse_args(words)
-    for name, value in describe(args.path):
-        say(f"{name + ':':14} {value}")
-
-
-def parser(prog: str | None) -> cli.Parser:
     top = cli.Parser(prog=prog, description=__doc__)
     top.add_argument(
         "path",
@@ -39,7 +33,9 @@ def parser(prog: str | None) -> cli.Parser:
         help="checkpoint (a folder, released weights, or a Hugging Face name, which is downloaded), training run, "
         "folder of results, image, video, or folder of frames or G-buffers",
     )
-    return top
+    args = top.parse_args(words)
+    for name, value in describe(args.path):
+        say(f"{name + ':':14} {value}")
 
 
 def describe(path: str) -> Iterator[Property]:
@@ -54,9 +50,9 @@ def describe(path: str) -> Iterator[Property]:
             yield from describe_record(file)
     elif folder.is_dir() and find_images(folder, tuple(DOMAINS)):
         for clip in find_gbuffer_clips(folder, ()):
-            height, width = next(clip.frames(*next(iter(clip.paths)))).shape[:2]
+            size = image_size(next(iter(clip.paths.values()))[0])
             yield "G-buffers", f"{clip.name}: {', '.join(clip.labels)}"
-            yield "frames", f"{sum(clip.chunks.values())} in {len(clip.chunks)} chunks, {width}×{height}"
+            yield "frames", f"{clip.num_frames} in {len(clip.chunks)} chunks, {extent(size)}"
     else:
         for clip in find_clips(folder):
             yield from describe_clip(clip)
@@ -78,12 +74,11 @@ def describe_checkpoint(folder: Path) -> Iterator[Property]:
 
 def describe_model(config: RendererConfig) -> Iterator[Property]:
     yield "kind", f"{config.kind}, {'one step' if config.deterministic else 'several steps'}"
-    yield "made for", f"{config.frames} frames of {config.size[1]}×{config.size[0]}"
+    yield "made for", f"{config.frames} frames of {extent(config.size)}"
     if config.kind == "inverse":
         yield "passes", ", ".join(config.domains)
     if config.kind == "forward":
-        height, width = config.environment_size
-        yield "conditions", f"{', '.join(config.conditions)}; environment of {width}×{height}"
+        yield "conditions", f"{', '.join(config.conditions)}; environment of {extent(config.environment_size)}"
 
 
 def describe_run(folder: Path) -> Iterator[Property]:
@@ -111,8 +106,7 @@ def describe_clip(clip: Clip) -> Iterator[Property]:
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(path.suffix for path in clip.paths).items())
     yield "clip", f"{clip.name} ({kinds})"
     yield "frames", f"{clip.num_frames}, {clip.num_frames / clip.fps:.3g} s at {clip.fps:.6g} a second"
-    height, width, _ = frame.shape
-    yield "as read", f"{width}×{height}, upright, square pixels, sRGB from {frame.min():.3g} to {frame.max():.3g}"
+    yield "as read", f"{extent(frame.shape)}, upright, square pixels, sRGB from {frame.min():.3g} to {frame.max():.3g}"
     yield "file says", ", ".join(f"{name} {value}" for name, value in declared(clip.paths[0]).items())
 
 
@@ -124,7 +118,7 @@ def declared(path: Path) -> dict[str, object]:
             return {
                 "codec": codec.name,
                 "format": codec.pix_fmt,
-                "size": f"{codec.width}×{codec.height}",
+                "size": f"{codec.width}x{codec.height}",
                 "transfer": ColorTrc(codec.color_trc).name,
                 "primaries": ColorPrimaries(codec.color_primaries).name,
                 "matrix": Colorspace(codec.colorspace).name,
@@ -137,7 +131,7 @@ def declared(path: Path) -> dict[str, object]:
     transfer = spec.get_string_attribute("drender:transfer") or spec.get_string_attribute("oiio:ColorSpace")
     return {
         "format": spec.format,
-        "size": f"{spec.width}×{spec.height}",
+        "size": f"{spec.width}x{spec.height}",
         "channels": " ".join(spec.channelnames),
         "transfer": transfer or "not stated",
         "orientation": spec.get_int_attribute("Orientation", 1),

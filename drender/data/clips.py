@@ -24,7 +24,7 @@ from drender.lighting.light_file import Light, read_light
 from drender.lighting.projection import project
 from drender.media.encodings import read_labeled, renormalize_normals
 from drender.media.gbuffers import GBufferClip, find_gbuffer_clips
-from drender.media.images import HDR_SUFFIXES
+from drender.media.images import HDR_SUFFIXES, image_size
 from drender.media.resize import center_crop, fit_cover
 from drender.sharding import on_cpu
 
@@ -66,12 +66,12 @@ class LabeledClip:
 
     def masked(self, labels: Sequence[str]) -> bool:
         """Whether pixels of these labels may be invalid: there is a mask, or a file of floats."""
-        files = (file for (label, _), paths in self.buffers.paths.items() if label in labels for file in paths)
+        files = (file for label, paths in self.buffers.paths.items() if label in labels for file in paths)
         return VALID in self.labels or any(file.suffix.lower() in HDR_SUFFIXES for file in files)
 
     @property
     def num_frames(self) -> int:
-        return sum(self.buffers.chunks.values())
+        return self.buffers.num_frames
 
     @property
     def longest(self) -> int:
@@ -102,10 +102,8 @@ class LabeledClip:
         self, label: str, frames: Sequence[int] | slice, finite: bool = True
     ) -> list[Float32[np.ndarray, "h w 3"]]:
         """Read frames of one label at the size on disk; see `read_labeled` for `finite`."""
-        places = [(chunk, i) for chunk, num_frames in self.buffers.chunks.items() for i in range(num_frames)]
-        chosen = places[frames] if isinstance(frames, slice) else [places[i] for i in frames]
-        files = [self.buffers.paths[label, chunk][i] for chunk, i in chosen]
-        encoding = self.buffers.encoding(label)
+        paths, encoding = self.buffers.paths[label], self.buffers.encoding(label)
+        files = paths[frames] if isinstance(frames, slice) else [paths[i] for i in frames]
         return [read_labeled(file, label, encoding, finite=finite) for file in files]
 
     def light(self) -> Light:
@@ -285,7 +283,7 @@ class ClipDataset:
     def warn_if_enlarged(self) -> None:
         """Warn if the first clip is smaller than `size`."""
         clip = self.clips[0]
-        height, width = clip.buffers.read(clip.buffers.labels[0], next(iter(clip.buffers.chunks)), 0, 1).shape[1:3]
+        height, width = image_size(clip.buffers.paths[clip.labels[0]][0])
         if height < self.size[0] or width < self.size[1]:
             warnings.warn(
                 f"{self.path}: clip {clip.name!r} of {height}x{width} pixels is enlarged to {self.size[0]}x"

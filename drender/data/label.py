@@ -3,22 +3,23 @@
 import os
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from drender.config import Sampling
 from drender.errors import InputError
 from drender.fields import from_dict
 from drender.lighting.light_file import LIGHT_FILE, Light, write_light
 from drender.media.gbuffers import find_gbuffer_clips
-from drender.media.images import HDR_SUFFIXES, write_exr
+from drender.media.images import HDR_SUFFIXES, write_hdr
 from drender.media.resize import ResizeConfig
 from drender.renderers.inverse import InverseRenderer, chosen_passes
+from drender.sampling.base import RunConfig
 from drender.sampling.execute import execute
 from drender.sampling.inputs import BufferChunks, ChunkConfig
-from drender.sampling.jobs import InverseJob, RunConfig
+from drender.sampling.jobs import InverseJob
 from drender.sampling.lights import OWN_LIGHT, Lights, require_for_own_light
 from drender.sampling.record import read_record
 
@@ -114,11 +115,11 @@ def _estimate_light(folder: Path, lights: Lights) -> None:
         (clip,) = find_gbuffer_clips(folder, ("rgb",), labels=("rgb",))
         chunks = BufferChunks.plan(clip, ChunkConfig(max(clip.chunks.values()), overlap=0, mode="first"))
         (chunk,) = chunks.chunks
-        own = lights.estimate_own(lambda name, i: chunks.read(chunk, i, name), clip.labels, chunk, chunk.stop)
+        own = lights.estimate_own(partial(chunks.read, chunk), clip.labels, chunk, chunk.stop)
     except InputError as error:
         warnings.warn(f"clip {folder.name!r} gets no {LIGHT_FILE}: {error}", stacklevel=2)
         return
-    write_exr(folder / ESTIMATED_FILE, dict(zip("RGB", np.moveaxis(own.light, -1, 0), strict=True)))
+    write_hdr(folder / ESTIMATED_FILE, own.light)
     write_light(folder, Light(ESTIMATED_FILE))
 
 

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from drender import assets, cli
 from drender.editing.insertion import FileObject, RenderedObject
 from drender.editing.jobs import EditingJob, EditJob, InsertJob
 from drender.editing.steps import EditStep
 from drender.errors import InputError
-from drender.sampling.commands import NOT_RECORDED, cameras, check_quality, input_encoding
+from drender.media.encodings import InputEncoding
+from drender.sampling.base import RunConfig
+from drender.sampling.commands import NOT_RECORDED, cameras, input_encoding
 from drender.sampling.execute import execute
 from drender.sampling.inputs import ChunkConfig
-from drender.sampling.jobs import RunConfig
 from drender.sampling.lights import OWN_LIGHT, Lights
 from drender.sampling.options import GBUFFERS, BufferEncodingOptions, FileOptions, add_options, option, select
 
@@ -80,14 +82,13 @@ def add_commands(add: Callable[..., cli.Parser]) -> None:
         command = add(name, help=options.__doc__.rstrip("."))
         add_options(command, options)
         command.set_defaults(run=lambda args, build=build: run(args, build))
-        if name == "edit":
-            add_edit_options(command)
+        for word, arguments in (OPTIONS_OF_EDITS if name == "edit" else {}).items():
+            command.add_argument(word, action=OfEdit, default=argparse.SUPPRESS, **arguments)
 
 
 def run(args: Any, build: Callable[..., EditingJob]) -> None:
     """Run a command. It needs no models, and leaves accelerators to those that do."""
     jax.config.update("jax_platforms", "cpu")
-    check_quality(args.quality)
     args.input = args.input or str(assets.GBUFFERS)
     args.output = args.output or str(Path("outputs") / args.command)
     settings = {name: value for name, value in sorted(vars(args).items()) if name not in NOT_RECORDED}
@@ -100,18 +101,16 @@ def run(args: Any, build: Callable[..., EditingJob]) -> None:
     options = EditingOptions(**select(EditingOptions, args))
     if options.poses is not None and options.input_normals != "world":
         raise InputError(f"--poses {options.poses}: the poses are for --input-normals world; leave them out")
-    encoding = {"encoding": input_encoding(options), "cameras": cameras(options)}
-    execute(build(config, args, **encoding), lambda devices: (), jax.local_devices()[:1])
+    job = build(config, args, encoding=input_encoding(options), cameras=cameras(options))
+    execute(job, lambda devices: (), jax.local_devices()[:1])
 
 
 def dependencies(args: Any) -> tuple[Path, ...]:
     """Return the files and folders of masks, textures, poses and the object."""
-    edits = getattr(args, "edits", None) or []
-    words = [edit[name] for edit in edits for name in ("mask",) if name in edit]
-    words += [" ".join(words[1:]) for edit in edits for words in edit.get("replace", [])]
-    words += [args.object] if args.command == "insert" else []
-    words += [args.poses] if args.poses else []
-    return tuple(Path(word) for word in words if Path(word).exists())
+    words = [args.poses, getattr(args, "object", None)]
+    for edit in getattr(args, "edits", ()):
+        words += [edit.get("mask"), *(" ".join(path) for _, *path in edit.get("replace", []))]
+    return tuple(Path(word) for word in words if word and Path(word).exists())
 
 
 # --- edit ---
@@ -121,7 +120,7 @@ class OfEdit(argparse.Action):
     """Collect options into `args.edits`, a dictionary per edit; `--then` begins the next."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
-        edits = namespace.edits = namespace.edits or [{}]
+        edits = namespace.edits = getattr(namespace, "edits", None) or [{}]
         if self.dest == "then":
             edits.append({})
         elif self.dest in ("set", "scale", "replace"):
@@ -130,60 +129,53 @@ class OfEdit(argparse.Action):
             edits[-1][self.dest] = True if self.nargs == 0 else values
 
 
-def add_edit_options(command: cli.Parser) -> None:
-    def add(name: str, help: str, **arguments) -> None:
-        command.add_argument(name, help=help, action=OfEdit, default=argparse.SUPPRESS, **arguments)
+# Arguments of `add_argument` for the options that `OfEdit` collects.
+OPTIONS_OF_EDITS = {
+    "--set": {
+        "nargs": "+", "metavar": ("NAME", "VALUE"),
+        "help": "new value of basecolor, roughness or metallic: #rrggbb, or numbers 0 to 1",
+    },
+    "--scale": {
+        "nargs": "+", "metavar": ("NAME", "FACTOR"), "help": "factor on a buffer, for a basecolor on linear light",
+    },
+    "--replace": {
+        "nargs": "+", "metavar": ("NAME", "PATH"), "help": "image or clip in a buffer's place",
+    },
+    "--mask": {
+        "type": cli.path, "metavar": "PATH", "help": "area of the edit: an image, or a clip of as many frames",
+    },
+    "--color-range": {
+        "nargs": "+", "metavar": ("COLOR", "DISTANCE"), "help": "area: basecolors within a distance of a color",
+    },
+    "--depth-range": {
+        "type": float, "nargs": 2, "metavar": ("NEAR", "FAR"), "help": "area: depths in a range, 0 to 1",
+    },
+    "--invert": {"nargs": 0, "help": "edit the area outside of the masks instead"},
+    "--feather": {"type": float, "metavar": "PIXELS", "help": "half width of soft edges of the area, in pixels"},
+    "--then": {"nargs": 0, "help": "begin another edit, with masks of its own"},
+}  # fmt: skip
 
-    command.set_defaults(edits=None)
-    named = {"nargs": "+"}
-    add(
-        "--set",
-        "new value of basecolor, roughness or metallic: #rrggbb, or numbers 0 to 1",
-        metavar=("NAME", "VALUE"),
-        **named,
-    )
-    add("--scale", "factor on a buffer, for a basecolor on linear light", metavar=("NAME", "FACTOR"), **named)
-    add("--replace", "image or clip that takes a buffer's place", metavar=("NAME", "PATH"), **named)
-    add("--mask", "area of the edit: an image, or a clip of as many frames", type=cli.path, metavar="PATH")
-    add(
-        "--color-range",
-        "area of the edit: basecolors within a distance of a color",
-        metavar=("COLOR", "DISTANCE"),
-        **named,
-    )
-    add("--depth-range", "area of the edit: depths in a range, 0 to 1", type=float, nargs=2, metavar=("NEAR", "FAR"))
-    add("--invert", "edit the area outside of the masks instead", nargs=0)
-    add("--feather", "half width of soft edges of the area, in pixels", type=float, metavar="PIXELS")
-    add("--then", "begin another edit, with masks of its own", nargs=0)
 
-
-def build_edit(config: RunConfig, args: Any, **encoding) -> EditJob:
-    steps = [EditStep.parse(**edit) for edit in args.edits or [{}]]
-    return EditJob(config, args.bits, **encoding, steps=steps)
+def build_edit(config: RunConfig, args: Any, encoding: InputEncoding, cameras: np.ndarray | None) -> EditJob:
+    steps = [EditStep.parse(**edit) for edit in getattr(args, "edits", [{}])]
+    return EditJob(config, args.bits, encoding, cameras, steps)
 
 
 # --- insert ---
 
 
-def build_insert(config: RunConfig, args: Any, **encoding) -> InsertJob:
-    labels = [label for label in ("basecolor", "roughness", "metallic") if getattr(args, label) is not None]
-    material = {label: " ".join(getattr(args, label)) for label in labels}
-    place = args.depth and tuple(args.depth)
-    inserted = build_object(args, **encoding)
+def build_insert(config: RunConfig, args: Any, encoding: InputEncoding, cameras: np.ndarray | None) -> InsertJob:
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    material = {label: " ".join(given[label]) for label in ("basecolor", "roughness", "metallic") if label in given}
     own_light = Lights([OWN_LIGHT], fov=args.fov) if args.environment else None
-    return InsertJob(
-        config, args.bits, **encoding, inserted=inserted, place=place, material=material, guide=args.guide,
-        own_light=own_light,
-    )  # fmt: skip
-
-
-def build_object(args: Any, **encoding) -> FileObject | RenderedObject:
-    names = [name for name in ("position", "height", "turn", "fov") if getattr(args, name) is not None]
-    if Path(args.object).is_dir():
-        names = [name for name in names if name != "fov" or not args.environment]
-        if names:
-            raise InputError(f"--{names[0]} is for meshes and shapes; --object {args.object} is a folder")
-        return FileObject(args.object, args.object_frame, **encoding)
-    if args.object_frame is not None:
-        raise InputError(f"--object-frame is for folders of G-buffers; --object {args.object} is not a folder")
-    return RenderedObject(args.object, **{name: getattr(args, name) for name in names})
+    view = {name: given[name] for name in ("position", "height", "turn", "fov") if name in given}
+    if not Path(args.object).is_dir():
+        if args.object_frame is not None:
+            raise InputError(f"--object-frame is for folders of G-buffers; --object {args.object} is not a folder")
+        inserted = RenderedObject(args.object, **view)
+    elif names := [name for name in view if name != "fov" or not own_light]:
+        raise InputError(f"--{names[0]} is for meshes and shapes; --object {args.object} is a folder")
+    else:
+        inserted = FileObject(args.object, args.object_frame, encoding, cameras)
+    depth = args.depth and tuple(args.depth)
+    return InsertJob(config, args.bits, encoding, cameras, inserted, depth, material, args.guide, own_light)

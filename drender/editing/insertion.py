@@ -15,8 +15,15 @@ from scipy.spatial.transform import Rotation
 
 from drender.editing.masks import same_aspect, select_clip
 from drender.editing.materials import blend, to_linear, to_stored
-from drender.errors import InputError, unknown_name_error
-from drender.media.encodings import DEFAULT, InputEncoding, decode_normal, encode_normal, renormalize_normals
+from drender.errors import InputError, extent, unknown_name_error
+from drender.media.encodings import (
+    DEFAULT,
+    InputEncoding,
+    decode_normal,
+    encode_normal,
+    read_labeled,
+    renormalize_normals,
+)
 from drender.media.gbuffers import GBufferClip, find_gbuffer_clips
 from drender.media.resize import resize
 
@@ -172,49 +179,37 @@ class FileObject:
 
     def check(self, name: str, num_frames: int, labels: Sequence[str]) -> None:
         """Raise InputError unless the object fits a clip of this name, frame count and buffer labels."""
-        clip, count = self._clip(name), len(self._places(name))
+        clip, where = self._clip(name), f"--object {self.path}"
+        count = clip.num_frames
         if "mask" not in clip.labels:
-            raise InputError(
-                f"--object {self.path}: expected a mask of every frame (….mask.png) to cut it out; add the files"
-            )
+            raise InputError(f"{where}: expected a mask of every frame (….mask.png) to cut it out; add the files")
         if self.frame is not None and not 0 <= self.frame < count:
             raise InputError(f"--object-frame {self.frame}: expected a frame of {self.path}, 0 to {count - 1}")
         if self.frame is None and count not in (1, num_frames):
-            raise InputError(
-                f"--object {self.path}: expected 1 or {num_frames} frames for clip {name!r}, got {count}; "
-                "hold one with --object-frame"
-            )
+            expected = f"expected 1 or {num_frames} frames for clip {name!r}, got {count}"
+            raise InputError(f"{where}: {expected}; hold one with --object-frame")
         if missing := [label for label in labels if label not in (*clip.labels, "diffuse_albedo")]:
-            raise InputError(
-                f"--object {self.path}: has no {', no '.join(missing)}, which clip {name!r} has; add the files"
-            )
+            raise InputError(f"{where}: has no {', no '.join(missing)}, which clip {name!r} has; add the files")
 
     def layer(self, name: str, index: int, size: tuple[int, int]) -> Layer:
         """Return the object for frame `index` of the clip `name`, at (height, width) = `size`."""
-        clip, places = self._clip(name), self._places(name)
-        index = self.frame if self.frame is not None else index if len(places) > 1 else 0
-        chunk, i = places[index]
-        cameras = () if self.cameras is None else self.cameras[index : index + 1]
-        images = {label: next(clip.frames(label, chunk, i, i + 1, cameras)) for label in clip.labels}
-        for label, image in images.items():
+        clip = self._clip(name)
+        index = self.frame if self.frame is not None else index if clip.num_frames > 1 else 0
+        camera, images = None if self.cameras is None else self.cameras[index], {}
+        for label, paths in clip.paths.items():
+            image = read_labeled(paths[index], label, clip.encoding(label), camera=camera)
             if not same_aspect(image.shape[:2], size):
-                (h, w), (height, width) = image.shape[:2], size
-                raise InputError(
-                    f"--object {self.path}: expected {label} of the clip's aspect ratio, {width}x{height}, "
-                    f"got {w}x{h}; resize or crop it"
-                )
-        images = {label: resize(image, size) for label, image in images.items()}
+                expected = f"expected {label} of the clip's aspect ratio, {extent(size)}, got {extent(image.shape)}"
+                raise InputError(f"--object {self.path}: {expected}; resize or crop it")
+            images[label] = resize(image, size)
         return Layer.from_mask(images, images.pop("mask"))
 
     def still(self, name: str) -> bool:
         """Return whether the object looks the same in all frames."""
-        return self.frame is not None or len(self._places(name)) == 1
+        return self.frame is not None or self._clip(name).num_frames == 1
 
     def _clip(self, name: str) -> GBufferClip:
         return select_clip(name, self._clips, f"--object {self.path}")
-
-    def _places(self, name: str) -> list[tuple[int, int]]:
-        return [(chunk, i) for chunk, count in self._clip(name).chunks.items() for i in range(count)]
 
 
 class RenderedObject:
@@ -252,10 +247,8 @@ class RenderedObject:
             self._mesh, self._surfaces = file.mesh, mesh_files.part_surfaces(file.parts, seed=0) or self._surfaces
         else:
             hint = str(unknown_name_error("shape", shape, shapes.FAMILIES)).partition("; ")[2]
-            raise InputError(
-                f"--object {shape}: expected a folder of G-buffers, a mesh ({' '.join(mesh_files.MESH_SUFFIXES)}) "
-                f"or a shape; {hint}"
-            )
+            expected = f"expected a folder of G-buffers, a mesh ({' '.join(mesh_files.MESH_SUFFIXES)}) or a shape"
+            raise InputError(f"--object {shape}: {expected}; {hint}")
         load_mitsuba()  # raises before any clip is read if Mitsuba is not installed
         self._layers: dict[tuple[int, int], Layer] = {}
 
@@ -287,10 +280,8 @@ class RenderedObject:
         alone["basecolor"] = to_stored("basecolor", alone["basecolor"].clip(0, 1))
         far = max(frame.far, 1e-6)
         alone["depth"] = alone["depth"] / far
-        images = {
-            label: np.broadcast_to(image, (height, width, 3)).astype(np.float32) for label, image in alone.items()
-        }
-        return Layer(images, frame.coverage)
+        full = {label: np.broadcast_to(image, (height, width, 3)) for label, image in alone.items()}
+        return Layer({label: image.astype(np.float32) for label, image in full.items()}, frame.coverage)
 
 
 def ball_radius(height: float, fov: float) -> float:

@@ -6,22 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float32
 from tqdm import tqdm
 
+from drender.config import DOMAINS
 from drender.editing.insertion import FileObject, Layer, RenderedObject, add_diffuse_albedo, guide, insert, place_depth
 from drender.editing.materials import check_labels, edit, set_to
 from drender.editing.steps import EditStep
-from drender.errors import InputError, say
+from drender.errors import InputError, extent, say
 from drender.files import list_dir, map_collecting_errors
 from drender.media.encodings import DEFAULT, ImageFormat, InputEncoding
 from drender.media.gbuffers import GBufferClip, find_gbuffer_clips
 from drender.media.images import stored_bits
-from drender.sampling.inputs import BufferChunks, Chunk, ChunkedClip
-from drender.sampling.jobs import Job, OnFailure, RunConfig, check_separate
+from drender.sampling.base import ClipJob, OnFailure, RunConfig
+from drender.sampling.inputs import BufferChunks, Chunk
 from drender.sampling.lights import Lights, require_for_own_light
 from drender.sampling.outputs import ClipOutput
 from drender.sampling.record import read_record
@@ -47,7 +48,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class EditingJob(Job):
+class EditingJob(ClipJob):
     """A job whose unchanged images keep their values, and their bits where `bits` is None.
 
     Attributes:
@@ -83,25 +84,17 @@ class EditingJob(Job):
             return chunked
 
         labels = (*PASSED_ON, *_recorded_labels(self.run.input))
+        self.encoding.check_labels((*labels, *DOMAINS))
         clips = find_gbuffer_clips(
             self.run.input, self.required_labels(), on_failure, labels=labels, assumed=self.encoding
         )
-        check_separate(self.run, {clip.name: clip.folder for clip in clips})
+        self.run.check_separate({clip.name: clip.folder for clip in clips})
         return map_collecting_errors(plan, [(clip,) for clip in clips], on_failure)
 
     def outputs(self, clip: BufferChunks) -> list[ClipOutput]:
-        files = clip.files(clip.clip.labels)
-        return [self.run.clip_output(clip, COMMAND, self.labels(clip), files, overlap=clip.overlap)]
+        return [self.run.clip_output(clip, COMMAND, self.labels(clip), clip.files(), overlap=clip.overlap)]
 
-    def run_chunk(
-        self,
-        renderers: tuple[()],
-        clip: ChunkedClip,
-        chunk: Chunk,
-        outputs: list[ClipOutput],
-        progress: bool,
-        stop: Event,
-    ) -> None:
+    def run_chunk(self, renderers, clip: BufferChunks, chunk: Chunk, outputs, *, progress: bool, stop: Event) -> None:
         (output,) = outputs
         change, resumed = self._change_in_progress(clip, output)
         formats = {label: ImageFormat(bits=self.bits or _stored_bits(clip.clip, label)) for label in output.labels}
@@ -130,19 +123,14 @@ def _recorded_labels(source: Path) -> list[str]:
 
 
 def _stored_bits(clip: GBufferClip, label: str) -> int:
-    source = "rgb" if label == GUIDE else label
-    return max(stored_bits(path) for chunk in clip.chunks for path in clip.paths[source, chunk])
+    return max(map(stored_bits, clip.paths["rgb" if label == GUIDE else label]))
 
 
 def _check_one_size(clip_name: str, images: Images) -> None:
-    sizes = {label: image.shape[:2] for label, image in images.items() if label != "rgb"}
-    (first, size), *others = sizes.items()
+    (first, size), *others = [(label, extent(image.shape)) for label, image in images.items() if label != "rgb"]
     for label, other in others:
         if other != size:
-            (h, w), (height, width) = other, size
-            raise InputError(
-                f"clip {clip_name!r}: {label} has {w}x{h} pixels, {first} {width}x{height}; a clip needs one size"
-            )
+            raise InputError(f"clip {clip_name!r}: {label} has {other} pixels, {first} {size}; a clip needs one size")
 
 
 # --- edit ---
@@ -238,12 +226,11 @@ class InsertJob(EditingJob):
         self.inserted.check(clip.name, clip.num_frames, labels)
         return _Insertion(self, clip)
 
-    def run_chunk(self, renderers, clip, chunk, outputs, progress, stop) -> None:
-        if self.own_light and outputs[0].load_light() is None:
-            read = lambda label, i: clip.read(chunk, i, label)
-            own = self.own_light.estimate_own(read, clip.clip.labels, chunk, clip.num_frames)
-            outputs[0].save_light(own.light)
-        super().run_chunk(renderers, clip, chunk, outputs, progress, stop)
+    def run_chunk(self, renderers, clip: BufferChunks, chunk: Chunk, outputs, **control: Any) -> None:
+        if self.own_light:
+            read = functools.partial(clip.read, chunk)
+            self.own_light.keep_own(outputs[0], read, clip.clip.labels, chunk, clip.num_frames)
+        super().run_chunk(renderers, clip, chunk, outputs, **control)
 
 
 class _Insertion(Change):

@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float32
 
-from drender.errors import InputError
+from drender.errors import InputError, extent
 from drender.files import natural_order
 from drender.media.gbuffers import find_images
 from drender.media.resize import center_crop, fit_cover, resize
@@ -19,7 +19,7 @@ T = TypeVar("T")
 class Companion:
     """Images named by a command-line option: one image for all frames, a clip of equal length, or a folder of clips.
 
-    Several clips are matched to the input's clips by name.
+    Several clips are matched to the input's clips by name. `--input-transfer` and the like are not for these files.
 
     Args:
       option: name of the option, for error messages.
@@ -34,19 +34,20 @@ class Companion:
         self.option, self.path = option, Path(path)
         labeled = find_images(path, (label,)) if self.path.is_dir() else []
         try:
-            clips = [_image_clip(name, files[label], label) for name, files in labeled] or find_clips(path, label=label)
+            clips = find_clips(path, label=label) if not labeled else []
         except InputError as error:
             raise InputError(f"{option}: {error}") from None
+        for name, files in labeled:
+            paths = tuple(files[label][stem] for stem in sorted(files[label], key=natural_order))
+            clips.append(Clip(name, DEFAULT_FPS, len(paths), paths, label))
         self._clips = {clip.name: clip for clip in clips}
 
     def of(self, name: str, num_frames: int) -> "CompanionFrames":
         """Return the frames for the clip `name`; raise InputError if none match or their number differs."""
         clip = select_clip(name, self._clips, f"{self.option} {self.path}")
         if clip.num_frames not in (1, num_frames):
-            raise InputError(
-                f"{self.option} {self.path}: expected 1 or {num_frames} frames for clip {name!r}, "
-                f"got {clip.num_frames}; give one image or one per frame"
-            )
+            problem = f"expected 1 or {num_frames} frames for clip {name!r}, got {clip.num_frames}"
+            raise InputError(f"{self.option} {self.path}: {problem}; give one image or one per frame")
         return CompanionFrames(self.option, clip)
 
 
@@ -54,15 +55,9 @@ def select_clip(name: str, clips: Mapping[str, T], source: str) -> T:
     """Return the only clip, or the clip called `name`; raise InputError, naming `source`, if there is none."""
     clip = next(iter(clips.values())) if len(clips) == 1 else clips.get(name)
     if clip is None:
-        raise InputError(
-            f"{source}: none of its {len(clips)} clips is named {name!r}; give a single clip or rename one"
-        )
+        problem = f"none of its {len(clips)} clips is named {name!r}"
+        raise InputError(f"{source}: {problem}; give a single clip or rename one")
     return clip
-
-
-def _image_clip(name: str, files: dict[str, Path], label: str) -> Clip:
-    paths = tuple(files[stem] for stem in sorted(files, key=natural_order))
-    return Clip(name, DEFAULT_FPS, len(paths), paths, label)
 
 
 class CompanionFrames:
@@ -87,11 +82,8 @@ class CompanionFrames:
         if same_aspect(image.shape[:2], size):
             return resize(image, size)
         if not crop:
-            (h, w), (height, width) = image.shape[:2], size
-            raise InputError(
-                f"{self._option} {self._clip.paths[0]}: expected the aspect ratio of the {width}x{height} G-buffers, "
-                f"got {w}x{h} pixels; resize or crop it"
-            )
+            problem = f"expected the aspect ratio of the {extent(size)} G-buffers, got {extent(image.shape)} pixels"
+            raise InputError(f"{self._option} {self._clip.paths[0]}: {problem}; resize or crop it")
         return center_crop(fit_cover(image, size, multiple=1), size)
 
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
+from drender.editing import materials
 from drender.editing.masks import Companion
-from drender.editing.materials import check_labels, color_range, depth_range, feather, scale_by, set_to
 from drender.errors import InputError
+from drender.fields import naming
 
 MAX_FEATHER = 1000  # pixels
 
@@ -46,20 +47,19 @@ class EditStep:
         labels = [label for pairs in named.values() for label, _ in pairs]
         if not labels:
             raise InputError("an edit changes nothing; give it --set, --scale or --replace")
-        check_labels(labels, labels)
-        for label, value in named["--set"]:
-            set_to(label, value)
-        for label, value in named["--scale"]:
-            scale_by(label, value)
-        textures = {label: Companion("--replace", path, label) for label, path in named["--replace"]}
+        materials.check_labels(labels, labels)
         if invert and not (mask or color_range or depth_range):
             raise InputError("--invert: there is no mask to invert; give --mask, --color-range or --depth-range")
         if not 0 <= feather <= MAX_FEATHER:
             raise InputError(f"--feather {feather:g}: must be 0 to {MAX_FEATHER} pixels")
-        return cls(
+        textures = {label: Companion("--replace", path, label) for label, path in named["--replace"]}
+        step = cls(
             dict(named["--set"]), dict(named["--scale"]), textures, mask and Companion("--mask", mask, "mask"),
-            color_range and _color_range(color_range), depth_range and _depth_range(depth_range), invert, feather,
+            color_range and _color_range(color_range), depth_range and tuple(depth_range), invert, feather,
         )  # fmt: skip
+        blank = dict.fromkeys((*materials.EDITABLE, "depth"), np.zeros((1, 1, 3), np.float32))
+        materials.edit(blank, step.area(blank, None), step.set, step.scale)  # raises InputError for invalid values
+        return step
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -74,10 +74,10 @@ class EditStep:
         height, width, _ = images[self.labels[0]].shape
         area = np.ones((height, width, 1), np.float32) if mask is None else mask.mean(axis=-1, keepdims=True)
         if self.colors is not None:
-            area = area * color_range(images["basecolor"], *self.colors)
+            area = area * materials.color_range(images["basecolor"], *self.colors)
         if self.depths is not None:
-            area = area * depth_range(images["depth"], *self.depths)
-        return feather(1 - area if self.invert else area, self.feather)
+            area = area * materials.depth_range(images["depth"], *self.depths)
+        return materials.feather(1 - area if self.invert else area, self.feather)
 
 
 def _label_and_value(option: str, words: Sequence[str]) -> tuple[str, str]:
@@ -88,20 +88,13 @@ def _label_and_value(option: str, words: Sequence[str]) -> tuple[str, str]:
 
 def _color_range(words: Sequence[str]) -> tuple[str, float]:
     """Return the color, of one word or three, and the distance from it."""
+    where, center = f"--color-range {' '.join(words)}", " ".join(words[:-1])
     try:
-        center, distance = " ".join(words[:-1]), float(words[-1])
+        distance = float(words[-1]) if center else None
     except ValueError:
-        center, distance = "", 0.0
-    if not center:
-        raise InputError(f"--color-range {' '.join(words)}: give a color and a distance, such as '#c03020 0.2'")
-    try:
-        color_range(np.zeros((1, 1, 3), np.float32), center, distance)  # raises InputError
-    except InputError as error:
-        raise InputError(f"--color-range {' '.join(words)}: {error}") from None
+        distance = None
+    if distance is None:
+        raise InputError(f"{where}: give a color and a distance, such as '#c03020 0.2'")
+    with naming(where):
+        materials.color_range(np.zeros((1, 1, 3), np.float32), center, distance)  # raises InputError
     return center, distance
-
-
-def _depth_range(bounds: Sequence[float]) -> tuple[float, float]:
-    near, far = bounds
-    depth_range(np.zeros((1, 1, 3), np.float32), near, far)  # raises InputError
-    return near, far

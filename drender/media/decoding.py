@@ -19,7 +19,7 @@ from jaxtyping import Float32, Shaped
 from drender.errors import InputError
 from drender.files import require_file
 from drender.media.color import hdr_to_srgb, to_srgb_gamut
-from drender.media.loaded import square_size
+from drender.media.geometry import square_size
 
 # PyAV 18 raises UnicodeDecodeError on metadata that are not UTF-8 unless it replaces them; PyAV 19 always does.
 METADATA_ERRORS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -188,10 +188,8 @@ def _display_matrix(frame: av.VideoFrame, path: Path) -> tuple[int, int, int, in
     a, b, _, c, d, *_ = struct.unpack("9i", bytes(data)) if data is not None else (1, 0, 0, 0, 1)
     straight, quarter = abs(a) + abs(d), abs(b) + abs(c)
     if min(straight, quarter) > 0.02 * max(straight, quarter):
-        warnings.warn(
-            f"{path}: its rotation of {frame.rotation} degrees is rounded to quarter turns; rotate the video first",
-            stacklevel=2,
-        )
+        problem = f"its rotation of {frame.rotation} degrees is rounded to quarter turns; rotate the video first"
+        warnings.warn(f"{path}: {problem}", stacklevel=2)
     return a, b, c, d
 
 
@@ -217,9 +215,8 @@ def _warn_of_color(frame: av.VideoFrame, stream: av.VideoStream, path: Path) -> 
     if stream.codec_context.codec_tag in DOLBY_TAGS and frame.color_trc == UNSPECIFIED:
         ignored = ["Dolby Vision metadata, without which its colors are wrong"]
     if ignored:
-        warnings.warn(
-            f"{path}: ignored: {', '.join(ignored)}; convert the video to Rec. 709, HDR10 or HLG", stacklevel=3
-        )
+        problem = f"ignored: {', '.join(ignored)}; convert the video to Rec. 709, HDR10 or HLG"
+        warnings.warn(f"{path}: {problem}", stacklevel=3)
 
 
 def _name(kind: type, number: int) -> str:

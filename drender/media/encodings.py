@@ -11,6 +11,7 @@ and metallic the mean of the three channels. Files of drender name their encodin
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from drender.media.color import linear_to_srgb, srgb_to_linear
 from drender.media.images import load_image, write_exr, write_png
 from drender.media.loaded import LoadedImage
 
+Image, Camera = Float32[np.ndarray, "h w 3"], Float32[np.ndarray, "3 3"] | None
 KINDS = ("png", "exr")
 TRANSFERS = ("linear", "srgb")
 NORMALS = ("opengl", "directx")
@@ -69,25 +71,12 @@ class ImageFormat:
       bits: of PNG, 8 or 16.
       transfer: of colors, "linear" (Rec. 709 primaries) or "srgb"; by default linear in EXR, sRGB in PNG.
       normals: "opengl", or "directx" with y down. Unit vectors in [−1, 1] in EXR, n·½ + ½ in PNG.
-    Raises:
-      InputError: unknown value.
     """
 
     kind: str = "png"
     bits: int = 8
     transfer: str | None = None
     normals: str = "opengl"
-
-    def __post_init__(self):
-        for name, value, known in (
-            ("format", self.kind, KINDS),
-            ("transfer", self.transfer or "srgb", TRANSFERS),
-            ("normals", self.normals, NORMALS),
-        ):
-            if value not in known:
-                raise unknown_name_error(name, value, known)
-        if self.bits not in (8, 16):
-            raise InputError(f"bits is {self.bits}; PNG has 8 or 16: give one of them")
 
     def write(self, path: Path, image: Float32[np.ndarray, "h w 3"], label: str) -> None:
         """Write an image to `path`, whose suffix is the kind; InputError as in `write_png`."""
@@ -146,18 +135,19 @@ class InputEncoding:
         """Return the name of the layer or channel that holds a label, if the user gave one."""
         return dict(self.layers).get(label)
 
+    def check_labels(self, known: Collection[str]) -> None:
+        """Raise InputError for a layer of a label that is not known."""
+        for label, _ in self.layers:
+            if label not in known:
+                raise unknown_name_error("label in --input-layers", label, known)
+
 
 DEFAULT = InputEncoding()
 
 
 def read_labeled(
-    path: Path,
-    label: str,
-    assumed: InputEncoding = DEFAULT,
-    page: int = 0,
-    camera: Float32[np.ndarray, "3 3"] | None = None,
-    finite: bool = True,
-) -> Float32[np.ndarray, "h w 3"]:
+    path: Path, label: str, assumed: InputEncoding = DEFAULT, page: int = 0, camera: Camera = None, finite: bool = True
+) -> Image:
     """Read the image at `path` as the label requires, whatever its format.
 
     Normals in a file of floats are vectors in [−1, 1], from the channels X, Y, Z if present; depth is Z if present.
@@ -185,13 +175,7 @@ def read_labeled(
     return np.where(invalid, np.float32(np.nan), _decode(path, label, filled, assumed, camera))
 
 
-def _decode(
-    path: Path,
-    label: str,
-    still: LoadedImage,
-    assumed: InputEncoding,
-    camera: Float32[np.ndarray, "3 3"] | None,
-) -> Float32[np.ndarray, "h w 3"]:
+def _decode(path: Path, label: str, still: LoadedImage, assumed: InputEncoding, camera: Camera) -> Image:
     """Return a finite image as the label requires."""
     image = still.image
     if is_color(label):
@@ -205,14 +189,11 @@ def _decode(
     return image
 
 
-def _read_normal(
-    path: Path, still: LoadedImage, assumed: InputEncoding, camera: Float32[np.ndarray, "3 3"] | None
-) -> Float32[np.ndarray, "h w 3"]:
+def _read_normal(path: Path, still: LoadedImage, assumed: InputEncoding, camera: Camera) -> Image:
     """Return normals as stored colors in camera space with OpenGL's axes."""
     image = still.image
     if still.is_float and not assumed.packed_normals:
-        if np.abs(image).max() > 1 + SLACK:
-            largest = np.abs(image).max()
+        if (largest := np.abs(image).max()) > 1 + SLACK:
             raise InputError(f"{path}: normals reach {largest:.3g}, expected unit vectors; write them in −1 to 1")
         image = encode_normal(image)
     axes = still.attributes.get(f"{ATTRIBUTE_PREFIX}normals", assumed.normals)
@@ -235,9 +216,8 @@ def check_scalar(path: Path, label: str, still: LoadedImage) -> None:
         return  # an estimate of ours, whose channels may differ
     spread = float(np.ptp(image.mean(axis=(0, 1), dtype=np.float64)))
     if spread > MAX_SPREAD:
-        remedy = "choose the channel: --input-layers roughness=G metallic=B of an ORM texture"
-        if wants_distance:
-            remedy = "write one channel, or choose one: --input-layers depth=R"
+        channel = "depth=R" if wants_distance else "roughness=G metallic=B of an ORM texture"
+        remedy = f"write one channel, or choose one: --input-layers {channel}"
         raise InputError(f"{path}: expected equal channels of {label}, got means {spread:.2f} apart; {remedy}")
 
 
@@ -257,6 +237,6 @@ def distances(still: LoadedImage, kind: str | None) -> Float32[np.ndarray, "h w"
         return np.where((depth > 0) & (depth <= FAR), depth, np.inf)
 
 
-def _flip(normal: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w 3"]:
+def _flip(normal: Image) -> Image:
     """Return stored normals with y negated."""
     return np.stack([normal[..., 0], 1 - normal[..., 1], normal[..., 2]], axis=-1)

@@ -3,17 +3,15 @@
 import contextlib
 import functools
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Float32
-
 from drender.config import CONDITIONS, DOMAINS
-from drender.errors import InputError
+from drender.errors import InputError, extent
 from drender.files import list_dir, map_collecting_errors, natural_order
-from drender.media.encodings import DEFAULT, InputEncoding, read_labeled
+from drender.media.encodings import DEFAULT, Camera, Image, InputEncoding, read_labeled
 from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES, open_image
 from drender.media.layers import find_layer
 from drender.media.ranges import resolve_encoding
@@ -33,32 +31,27 @@ class GBufferClip:
     """The G-buffers of a clip on disk, from `find_gbuffer_clips`: one file per buffer and frame."""
 
     name: str  # of its folder
-    labels: tuple[str, ...]  # the buffers that every frame has
+    paths: dict[str, tuple[Path, ...]]  # the buffers that every frame has -> the frames of all chunks in order
     chunks: dict[int, int]  # number of frames of each chunk; layouts without chunks have one, chunk 0
-    paths: dict[tuple[str, int], tuple[Path, ...]]  # (label, chunk) -> the frames in order
     assumed: InputEncoding = DEFAULT  # encoding of files without metadata
     incomplete: tuple[str, ...] = ()  # the buffers that only some frames have
 
-    def frames(
-        self,
-        label: str,
-        chunk: int = 0,
-        start: int = 0,
-        stop: int | None = None,
-        cameras: Iterable[Float32[np.ndarray, "3 3"]] = (),
-    ) -> Iterator[Float32[np.ndarray, "h w 3"]]:
-        """Yield frames start to stop − 1 (by default to the end of the chunk) of one buffer; cameras as `read_frames`.
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(self.paths)
 
-        Raises:
-          InputError: naming a file that is unreadable or differs from the first in size.
-        """
-        return read_frames(self.paths[label, chunk][start:stop], label, self.encoding(label), cameras)
+    @property
+    def num_frames(self) -> int:
+        return sum(self.chunks.values())
+
+    def frames(self, label: str) -> Iterator[Image]:
+        """Yield the frames of one buffer, as `read_frames` does."""
+        return read_frames(self.paths[label], label, self.encoding(label))
 
     def encoding(self, label: str) -> InputEncoding:
         """Return the encoding of a label's files, found out once; InputError if they cannot be read."""
         if label not in self._encodings:
-            paths = [path for (other, _), paths in self.paths.items() if other == label for path in paths]
-            self._encodings[label] = resolve_encoding(paths, label, self.assumed)
+            self._encodings[label] = resolve_encoding(self.paths[label], label, self.assumed)
         return self._encodings[label]
 
     @functools.cached_property
@@ -68,34 +61,27 @@ class GBufferClip:
     @property
     def folder(self) -> Path:
         """Return the clip's folder."""
-        (label, _), (path, *_) = next(iter(self.paths.items()))
+        label, (path, *_) = next(iter(self.paths.items()))
         return path.parent.parent if path.parent.name in (label, *PACKED) else path.parent  # `label/stem.png`
-
-    def read(
-        self, label: str, chunk: int = 0, start: int = 0, stop: int | None = None
-    ) -> Float32[np.ndarray, "f h w 3"]:
-        """Return the same frames in one array."""
-        return np.stack(list(self.frames(label, chunk, start, stop)))
 
 
 def read_frames(
-    paths: Sequence[Path],
-    label: str,
-    assumed: InputEncoding = DEFAULT,
-    cameras: Iterable[Float32[np.ndarray, "3 3"] | None] = (),
-) -> Iterator[Float32[np.ndarray, "h w 3"]]:
-    """Yield the images of a clip, whatever their format; InputError as in `GBufferClip.frames`.
+    paths: Sequence[Path], label: str, assumed: InputEncoding = DEFAULT, cameras: Iterable[Camera] = ()
+) -> Iterator[Image]:
+    """Yield the images of a clip, whatever their format.
 
     Args:
       cameras: camera-to-world rotation of every frame, which normals in world space need.
+    Raises:
+      InputError: naming a file that is unreadable or differs from the first in size.
     """
     size = None
     for path, camera in itertools.zip_longest(paths, cameras):
         image = read_labeled(path, label, assumed, camera=camera)
         size = size or image.shape
         if image.shape != size:
-            actual, expected = (f"{width}x{height}" for height, width, _ in (image.shape, size))
-            raise InputError(f"{path} has {actual} pixels, {paths[0].name} {expected}; resize to one size per clip")
+            problem = f"{path} has {extent(image.shape)} pixels, {paths[0].name} {extent(size)}"
+            raise InputError(f"{problem}; resize to one size per clip")
         yield image
 
 
@@ -201,7 +187,7 @@ def _layered_files(
             layer = find_layer(open_image(entries[0]), entries[0], label, assumed.layer(label))
             found += [label] if layer and layer.name else []
     frames = {entry.stem: entry for entry in entries}
-    return dict.fromkeys(found, frames) if len(set(found) & DOMAINS.keys()) > 1 else {}
+    return dict.fromkeys(found, frames) if len(set(found) - {"rgb", "mask"}) > 1 else {}
 
 
 def _clip(
@@ -215,18 +201,15 @@ def _clip(
     labels = tuple(label for label in found if files[label].keys() >= stems)
     incomplete = tuple(label for label in found if label not in labels and files[label].keys() & stems)
     numbered = all(RELEASED_STEM.fullmatch(stem) for stem in ordered)
-    chunks = {}
-    for stem in ordered:
-        chunks.setdefault(int(stem.split(".")[0]) if numbered else 0, []).append(stem)
-    paths = {(x, chunk): tuple(files[x][stem] for stem in frames) for x in labels for chunk, frames in chunks.items()}
+    chunks = Counter(int(stem.partition(".")[0]) if numbered else 0 for stem in ordered)
+    paths = {label: tuple(files[label][stem] for stem in ordered) for label in labels}
     packed = {}
     for label in labels:
         path = next(iter(files[label].values()))
         kind = path.parent.name if path.parent.name in PACKED else path.stem.rpartition(".")[2]
         packed |= {label: PACKED[kind][label]} if label in PACKED.get(kind, ()) else {}
     layers = tuple((packed | dict(assumed.layers)).items())
-    sizes = {chunk: len(frames) for chunk, frames in chunks.items()}
-    return GBufferClip(name, labels, sizes, paths, replace(assumed, layers=layers), incomplete)
+    return GBufferClip(name, paths, dict(chunks), replace(assumed, layers=layers), incomplete)
 
 
 def _require_all(name: str, files: dict[str, dict[str, Path]], required: Sequence[str], stems: list[str]) -> None:
@@ -238,6 +221,5 @@ def _require_all(name: str, files: dict[str, dict[str, Path]], required: Sequenc
         if missing or not stems:
             lacks.append(f"{label!r}" + (f" (frame {missing[0]}{more})" if missing else ""))
     if lacks:
-        raise InputError(
-            f"clip {name!r} has no {', no '.join(lacks)}; add the files, or leave the condition out (forward: --drop)"
-        )
+        remedy = "add the files, or leave the condition out (forward: --drop)"
+        raise InputError(f"clip {name!r} has no {', no '.join(lacks)}; {remedy}")

@@ -17,8 +17,9 @@ from jaxtyping import Float, Float32, UInt8
 from drender.errors import InputError, first_line
 from drender.files import atomic_write, require_file
 from drender.media.color import LINEAR_SPACE, SRGB_SPACES, srgb_to_linear
+from drender.media.geometry import in_display_window, resample, shown_size, square_size, upright
 from drender.media.layers import find_layer
-from drender.media.loaded import LoadedImage, square_size, warn_once
+from drender.media.loaded import LoadedImage, warn_once
 from drender.media.radiance import RadianceHeader, read_radiance, read_radiance_header
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".gif")
@@ -30,7 +31,6 @@ MAX_PIXELS = 2**27  # 16384x8192, the largest environment maps in use: 1.6 GB as
 MAX_PIXELS_PER_BYTE, SMALL = 2**14, 2**24
 MAX_CHANNELS = 256
 ROUGH_MODELS = ("CMYK", "YCCK", "CIELAB", "ICCLAB", "ITULAB")  # OpenImageIO's names of color models
-ROUNDED_ASPECT = 0.01  # logarithm of the ratio of two resolutions that are meant to be equal
 PREFERRED_CHANNELS = {"normal": "XYZ", "depth": "Z"}  # of an EXR, over R, G and B
 
 
@@ -56,9 +56,8 @@ def read_hdr(path: str | Path, warn: bool = True) -> Float32[np.ndarray, "h w 3"
     if still.is_float:
         return still.as_linear(path)
     if warn:
-        warnings.warn(
-            f"{path} is not an HDR image, so its lights are clipped at 1; use a .hdr or .exr file", stacklevel=2
-        )
+        problem = "is not an HDR image, so its lights are clipped at 1; use a .hdr or .exr file"
+        warnings.warn(f"{path} {problem}", stacklevel=2)
     return srgb_to_linear(still.as_srgb(path))
 
 
@@ -96,6 +95,11 @@ def write_exr(
     spec.attribute("compression", "zip")
     spec.attribute("DateTime", "")  # none, so that equal images are equal bytes
     _write(path, "exr", spec, pixels, attributes or {})
+
+
+def write_hdr(path: str | Path, image: Float[np.ndarray, "h w 3"], attributes: Mapping[str, str] | None = None) -> None:
+    """Write linear light as an OpenEXR file, as `write_exr` does."""
+    write_exr(path, dict(zip("RGB", np.moveaxis(image, -1, 0), strict=True)), attributes)
 
 
 def _write(
@@ -144,7 +148,7 @@ def load_image(path: str | Path, label: str = "rgb", page: int = 0, layer_name: 
       InputError: as `read_image`, for an EXR of several layers unless exactly one fits, and for an unknown layer.
     """
     if header := _radiance_header(path):
-        image = _resample(read_radiance(Path(path), header), _radiance_size(path, header), label)
+        image = resample(read_radiance(Path(path), header), square_size(path, *header.size, header.pixel_aspect), label)
         return LoadedImage(image, is_float=True, attributes={})
     source = open_image(path, page)
     is_exr = Path(path).suffix.lower() == ".exr"
@@ -170,8 +174,8 @@ def load_image(path: str | Path, label: str = "rgb", page: int = 0, layer_name: 
         raise InputError(f"{path}: truncated or damaged image ({first_line(error)}); save it again")
     chosen = [channel - first for channel in (chosen[:3] if len(chosen) >= 3 else chosen[:1] * 3)]
     image = _gather(pixels, chosen, spec.alpha_channel if multiplies_alpha else None)
-    image = _resample(_in_display_window(image, spec), _shown_size(path, spec), label)
-    image = np.ascontiguousarray(_upright(image, spec.get_int_attribute("Orientation", 1)))
+    image = resample(in_display_window(image, spec), shown_size(path, spec), label)
+    image = np.ascontiguousarray(upright(image, spec.get_int_attribute("Orientation", 1)))
     is_float = str(spec.format) in ("half", "float", "double")
     strings = (item for item in spec.extra_attribs if str(item.type) == "string")
     attributes = {_text(lambda: item.name): _text(lambda: item.value) for item in strings}  # noqa: B023
@@ -199,9 +203,9 @@ def _radiance_header(path: str | Path) -> RadianceHeader | None:
 def image_size(path: str | Path) -> tuple[int, int]:
     """Return the (height, width) of an image as `load_image` returns it, from the header; InputError as there."""
     if header := _radiance_header(path):
-        return _radiance_size(path, header)
+        return square_size(path, *header.size, header.pixel_aspect)
     spec = open_image(path).spec()
-    size = _shown_size(path, spec)
+    size = shown_size(path, spec)
     return size if spec.get_int_attribute("Orientation", 1) < 5 else size[::-1]
 
 
@@ -234,7 +238,7 @@ def open_image(path: str | Path, page: int = 0) -> "oiio.ImageInput":
     if page and not source.seek_subimage(page, 0):
         raise InputError(f"{path}: has no page {page}; save it again")
     spec, size = source.spec(), path.stat().st_size
-    _check_size(path, *_shown_size(path, spec)[::-1])
+    _check_size(path, *shown_size(path, spec)[::-1])
     _check_size(path, spec.width, spec.height, size)
     if not 0 < spec.nchannels <= MAX_CHANNELS or spec.depth > 1 or spec.deep:
         raise InputError(f"{path}: expected a flat image of 1 to {MAX_CHANNELS} channels; save it again")
@@ -270,60 +274,12 @@ def _gather(pixels: Float32[np.ndarray, "h w c"], chosen: list[int], alpha: int 
     return image
 
 
-def _shown_size(path: str | Path, spec: "oiio.ImageSpec") -> tuple[int, int]:
-    """Return the (height, width) of an image's display window in square pixels, before it is turned upright.
-
-    Only EXR states the shape of pixels. Elsewhere the ratio is that of two print resolutions, which viewers ignore.
-    """
-    size = (spec.full_height, spec.full_width) if spec.full_width * spec.full_height else (spec.height, spec.width)
-    aspect = spec.get_float_attribute("PixelAspectRatio", 1.0)
-    if Path(path).suffix.lower() == ".exr":
-        return square_size(path, *size, aspect)
-    if aspect > 0 and abs(np.log(aspect)) > ROUNDED_ASPECT:
-        warn_once(path, f"its unequal resolutions are ignored, as viewers do; resize it if pixels are {aspect:.3g}:1")
-    return size
-
-
-def _radiance_size(path: str | Path, header: RadianceHeader) -> tuple[int, int]:
-    return square_size(path, *header.size, header.pixel_aspect)
-
-
-def _resample(image: Float32[np.ndarray, "h w 3"], size: tuple[int, int], label: str) -> Float32[np.ndarray, "H W 3"]:
-    """Stretch an image of oblong pixels: bilinear, and depth to the nearest, whose background is not to be mixed."""
-    if image.shape[:2] == size:
-        return image
-    region = oiio.ROI(0, size[1], 0, size[0], 0, 1, 0, 3)
-    resampled = oiio.ImageBufAlgo.resample(oiio.ImageBuf(image), interpolate=label != "depth", roi=region)
-    return resampled.get_pixels(oiio.FLOAT)
-
-
-def _in_display_window(image: Float32[np.ndarray, "h w 3"], spec: "oiio.ImageSpec") -> Float32[np.ndarray, "H W 3"]:
-    """Place the data window of an EXR in its display window: black outside, overscan cropped."""
-    size, (top, left) = (spec.full_height, spec.full_width), (spec.y - spec.full_y, spec.x - spec.full_x)
-    if 0 in size or (size == image.shape[:2] and (top, left) == (0, 0)):
-        return image
-    shown = np.zeros((*size, 3), np.float32)
-    rows, columns = (
-        slice(max(start, 0), max(min(start + extent, full), 0))
-        for start, extent, full in zip((top, left), image.shape[:2], size, strict=True)
-    )
-    shown[rows, columns] = image[max(-top, 0) :, max(-left, 0) :][: shown[rows].shape[0], : shown[:, columns].shape[1]]
-    return shown
-
-
 def _icc_profile(spec: "oiio.ImageSpec") -> bytes | None:
     """Return the ICC profile of RGB colors, or None if there is none or it names sRGB."""
     profile = spec.getattribute("ICCProfile")
     is_rgb = _text(lambda: spec.get_string_attribute("ICCProfile:color_space")).strip() == "RGB"
     names_srgb = "srgb" in _text(lambda: spec.get_string_attribute("ICCProfile:profile_description")).lower()
     return None if profile is None or not is_rgb or names_srgb else np.asarray(profile, np.uint8).tobytes()
-
-
-def _upright(image: Float32[np.ndarray, "h w 3"], orientation: int) -> Float32[np.ndarray, "H W 3"]:
-    """Apply EXIF's orientation, 1 to 8."""
-    if orientation >= 5:
-        image = image.swapaxes(0, 1)
-    return image[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
 
 
 def _is_complete_png(path: Path) -> bool:

@@ -52,13 +52,8 @@ def find_layer(source: "oiio.ImageInput", path: str | Path, label: str, name: st
     except UnicodeDecodeError:
         return None
     if name is not None:
-        return _only(
-            _named(layers, name),
-            layers,
-            path,
-            f"the name {name!r}",
-            f"give its whole name: --input-layers {label}=NAME",
-        )
+        remedy = f"give its whole name: --input-layers {label}=NAME"
+        return _only(_named(layers, name), layers, path, f"the name {name!r}", remedy)
     if any(layer.channels.keys() >= CHROMA for layer in layers):
         raise InputError(f"{path}: luminance and chroma (Y, RY, BY) are not read; save it with R, G and B")
     if len(layers) == 1:

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +11,6 @@ from PIL import ImageCms
 
 from drender.errors import InputError, first_line
 from drender.media.color import primaries_to_rec709, profile_to_srgb, space_to_rec709, space_to_srgb
-
-MAX_ASPECT = 8  # of pixels; more is damage
 
 
 class LoadedImage(NamedTuple):
@@ -54,19 +51,6 @@ class LoadedImage(NamedTuple):
             kind = "color space" if self.profile is None else "ICC profile"
             warn_once(path, f"its {kind} is ignored ({first_line(error)}); convert it to sRGB, or to linear Rec. 709")
             return self.image
-
-
-def square_size(path: str | Path, height: int, width: int, aspect: float | Fraction) -> tuple[int, int]:
-    """Return the (height, width) at which pixels of an aspect ratio (width / height) are square; no side shrinks.
-
-    Ratios beyond MAX_ASPECT are ignored with a warning; 0 or less, or a ratio that is not finite, states nothing.
-    """
-    if not 0 < aspect < float("inf"):
-        return height, width
-    if not 1 / MAX_ASPECT <= aspect <= MAX_ASPECT:
-        warn_once(path, f"its pixel aspect ratio of {float(aspect):g} is ignored; resize it to square pixels")
-        return height, width
-    return max(1, round(height / min(aspect, 1))), max(1, round(width * max(aspect, 1)))
 
 
 _warned = set()

@@ -32,11 +32,9 @@ def resolve_encoding(paths: Sequence[Path], label: str, assumed: InputEncoding) 
         if kind == "relative":
             return replace(assumed, depth=kind)
         return replace(assumed, depth=kind, depth_range=_distance_range(paths, kind, assumed))
-    if first.is_float and first.image.max() > 1 + SLACK:
-        warnings.warn(
-            f"{paths[0]}: {label} reaches {first.image.max():.3g} and is clipped; expected linear values in 0 to 1",
-            stacklevel=2,
-        )
+    if first.is_float and (largest := first.image.max()) > 1 + SLACK:
+        problem = f"{label} reaches {largest:.3g} and is clipped; expected linear values in 0 to 1"
+        warnings.warn(f"{paths[0]}: {problem}", stacklevel=2)
     return assumed
 
 
@@ -63,11 +61,9 @@ def _kind_of_depth(path: Path, first: LoadedImage, assumed: InputEncoding) -> st
     depth = first.image[..., 0]
     if not first.is_float:
         if depth.min() < depth.max() < SUSPICIOUS_DEPTH:
-            warnings.warn(
-                f"{path}: depth is only {depth.min():.3g} to {depth.max():.3g}, expected 0 near to 1 far; "
-                "give --input-depth metric if these are distances, relative if not",
-                stacklevel=3,
-            )
+            problem = f"depth is only {depth.min():.3g} to {depth.max():.3g}, expected 0 near to 1 far"
+            remedy = "give --input-depth metric if these are distances, relative if not"
+            warnings.warn(f"{path}: {problem}; {remedy}", stacklevel=3)
         return "relative"
     in_range = np.isfinite(depth).all() and depth.min() >= -SLACK and depth.max() <= 1 + SLACK
     return "relative" if in_range else "metric"
@@ -83,9 +79,7 @@ def _distance_range(paths: Sequence[Path], kind: str, assumed: InputEncoding) ->
             near, far = min(near, float(known.min())), max(far, float(known.max()))
     near, far = (near, far) if near <= far else (0.0, 1.0)
     if assumed.depth is None:
-        warnings.warn(
-            f"{paths[0].parent}: depth is out of 0 to 1, so it is read as distances, {near:.3g} to {far:.3g} over the "
-            f"clip (above {FAR:.0e} is background); give --input-depth if it is not metric",
-            stacklevel=4,
-        )
+        kind = f"read as distances, {near:.3g} to {far:.3g} over the clip (above {FAR:.0e} is background)"
+        problem = f"depth is out of 0 to 1, so it is {kind}; give --input-depth if it is not metric"
+        warnings.warn(f"{paths[0].parent}: {problem}", stacklevel=4)
     return near, far

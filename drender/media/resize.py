@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Float32
 
-from drender.errors import InputError, unknown_name_error
+from drender.errors import InputError
 from drender.media.encodings import renormalize_normals
 
 Size = tuple[int, int]  # height, width
@@ -66,7 +66,7 @@ class ResizeConfig:
       size: (height, width); None: the size of each clip.
       output: "model" (results at the network's size, without padding) or "source" (resized to the size of the clip).
     Raises:
-      InputError: unknown value, or a side less than 1.
+      InputError: a side less than 1.
     """
 
     mode: str = "cover"
@@ -74,9 +74,6 @@ class ResizeConfig:
     output: str = "model"
 
     def __post_init__(self):
-        for name, value, known in (("fit mode", self.mode, MODES), ("output size", self.output, OUTPUTS)):
-            if value not in known:
-                raise unknown_name_error(name, value, known)
         if self.size is not None and min(self.size) < 1:
             raise InputError(f"size is {self.size[0]} {self.size[1]}; both sides must be 1 or more")
 

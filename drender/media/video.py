@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from drender.config import DOMAINS
-from drender.errors import InputError
+from drender.errors import InputError, extent
 from drender.files import atomic_write, list_dir, map_collecting_errors, require_file
 from drender.media.animation import is_animated, probe_animation, read_animation
 from drender.media.decoding import DEFAULT_FPS, decode, probe
@@ -42,8 +42,6 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float, qual
     Raises:
       InputError: no frames, or the file cannot be written.
     """
-    if not 0 <= quality <= 10:
-        raise InputError(f"quality is {quality:g}; it must be from 0 to 10")
     rate = Fraction(fps).limit_denominator(65535)
     faststart = {"movflags": "faststart"}
     with (
@@ -137,8 +135,8 @@ def find_clips(
     folder of G-buffers the `*.rgb.*` files are the frames, each once if chunks share it, and contact sheets,
     `*.viz.mp4`, folders of EXR or Radiance maps, and folders named like G-buffers beside `rgb` are skipped. EXR and
     Radiance files are frames only if the folder holds nothing else to read. Hidden files and files of other kinds are
-    ignored; folders are searched to a depth of MAX_DEPTH, links to folders above are not. Clips of one name get the
-    names of their parent folders in front.
+    ignored; folders are searched to a depth of MAX_DEPTH, links to folders above are not. Clips of one name get their
+    suffixes behind it (`a_gif`, `a_webp`) in one folder, and the names of their parent folders in front otherwise.
 
     Warns of missing frame numbers.
 
@@ -146,7 +144,7 @@ def find_clips(
       failed: receives the InputErrors of single clips among several; None: raise them.
       label, assumed: of the clips' images, see `Clip`.
     Raises:
-      InputError: nothing to read, two clips of one name in a folder, an unreadable clip, or frames of different size.
+      InputError: nothing to read, an unreadable clip, or frames of different size.
     """
     path = Path(path)
     try:
@@ -205,7 +203,7 @@ def _image_clips(folder: Path, images: list[Path], alone: bool) -> list[tuple[st
     """Return (name, files) of the sequences among the images of a folder, which may hold them `alone`."""
     by_suffix = {}
     for image in images:
-        by_suffix.setdefault(image.suffix.lower(), {})[image.stem.removesuffix(".rgb")] = image
+        by_suffix.setdefault(image.suffix, {})[image.stem.removesuffix(".rgb")] = image
     if len({stem for files in by_suffix.values() for stem in files}) == len(images):
         by_suffix = {"": {stem: file for files in by_suffix.values() for stem, file in files.items()}}
     sequences = [(files, sequence) for files in by_suffix.values() for sequence in split_sequences(list(files))]
@@ -222,8 +220,14 @@ def _image_clips(folder: Path, images: list[Path], alone: bool) -> list[tuple[st
 
 
 def _with_unique_names(clips: list[tuple[str, list[Path]]]) -> list[tuple[str, list[Path]]]:
-    """Put the names of parent folders in front of names that several clips have; InputError if these are equal too."""
-    names = [name for name, _ in clips]
+    """Tell clips of one name apart: by their files' suffix in one folder, else by the names of folders in front.
+
+    Raises:
+      InputError: the names are equal even so.
+    """
+    count = collections.Counter((name, files[0].parent) for name, files in clips)
+    suffix = lambda name, file: f"_{file.suffix[1:].lower()}" if count[name, file.parent] > 1 else ""
+    names = [name + suffix(name, files[0]) for name, files in clips]
     for depth in range(max(len(files[0].resolve().parents) for _, files in clips)):
         count = collections.Counter(names)
         for index, (name, files) in enumerate(clips):
@@ -231,11 +235,11 @@ def _with_unique_names(clips: list[tuple[str, list[Path]]]) -> list[tuple[str, l
             parents = parents[1:] if name == parents[0] else parents
             if count[names[index]] > 1 and depth < len(parents):
                 names[index] = f"{parents[depth]}_{names[index]}"
-    for name, number in collections.Counter(names).items():
-        if number > 1:
-            first, second = [clip for other, clip in zip(names, clips, strict=True) if other == name][:2]
-            raise InputError(f"two clips are named {first[0]!r}: {first[1][0]} and {second[1][0]}; rename one")
-    return [(name, files) for name, (_, files) in zip(names, clips, strict=True)]
+    named = {}
+    for name, (_, files) in zip(names, clips, strict=True):
+        if (other := named.setdefault(name, files)) is not files:
+            raise InputError(f"two clips are named {name!r}: {other[0]} and {files[0]}; rename one")
+    return list(named.items())
 
 
 def _open_clip(name: str, paths: list[Path], label: str, assumed: InputEncoding) -> Clip:
@@ -248,8 +252,6 @@ def _open_clip(name: str, paths: list[Path], label: str, assumed: InputEncoding)
     size = image_size(paths[0])
     for path in paths[1:]:
         if (other := image_size(path)) != size:
-            actual, expected = (f"{width}x{height}" for height, width in (other, size))
-            raise InputError(
-                f"{path} has {actual} pixels, {paths[0].name} {expected}; the frames of a clip need one size"
-            )
+            problem = f"{path} has {extent(other)} pixels, {paths[0].name} {extent(size)}"
+            raise InputError(f"{problem}; the frames of a clip need one size")
     return Clip(name, DEFAULT_FPS, len(paths), tuple(paths), label, assumed)

@@ -1,6 +1,7 @@
 """The commands `relight`, `inverse`, `forward` and `light`: options to jobs."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from drender.media.encodings import ImageFormat, InputEncoding
 from drender.media.resize import ResizeConfig
 from drender.renderers.forward import ForwardRenderer, used_conditions
 from drender.renderers.inverse import InverseRenderer, chosen_passes
+from drender.sampling.base import Job, RunConfig
 from drender.sampling.execute import Load, execute
 from drender.sampling.inputs import ChunkConfig
-from drender.sampling.jobs import ForwardJob, InverseJob, Job, RelightJob, RunConfig
-from drender.sampling.light import estimate_lights
-from drender.sampling.lights import OWN_LIGHT, Lights
+from drender.sampling.jobs import ForwardJob, InverseJob, RelightJob
+from drender.sampling.light import LightJob
+from drender.sampling.lights import ESTIMATED_FROM, OWN_LIGHT, Lights
 from drender.sampling.options import (
     BufferEncodingOptions,
     EncodingOptions,
@@ -31,6 +33,7 @@ from drender.sampling.options import (
     InverseOptions,
     LightOptions,
     RelightOptions,
+    SamplerOptions,
     add_options,
     select,
 )
@@ -57,25 +60,25 @@ def run(args: Any) -> None:
     """Run the chosen command."""
     options = COMMANDS[args.command](**select(COMMANDS[args.command], args))
     if args.command == "light":
-        estimate_lights(options, input_encoding(options), cameras(options))
+        job, load = build_light_job(options)
+        execute(job, load, jax.local_devices()[:1])
         return
-    check_quality(args.quality)
     if options.devices is not None and options.devices < 1:
         raise InputError(f"--devices {options.devices}: must be 1 or more")
     job, load = build_job(args.command, options)
-    execute(job, load, jax.local_devices()[: options.devices], tuple(options.process))
+    execute(job, load, jax.local_devices()[: options.devices], options.process)
 
 
 def build_job(command: str, options: Any) -> tuple[Job, Load]:
-    """Return a command's job and the function that loads its renderers on some devices.
+    """Return the job of `inverse`, `forward` or `relight`, and the function that loads its renderers on some devices.
 
     Raises:
       InputError: an option is invalid, which is found before any weights are read.
     """
     options, inverse_config, forward_config = complete_options(command, options)
     run_config = build_run_config(options)
-    dtype = options.dtype
-    encoding = input_encoding(options)
+    dtype, encoding = options.dtype, input_encoding(options)
+    encoding.check_labels(("rgb",) if command != "forward" else ("rgb", *forward_config.conditions))
     if command == "inverse":
         job = InverseJob(run_config, chosen_passes(inverse_config, options.passes), encoding)
         return job, lambda devices: InverseRenderer.load(options.checkpoint, dtype, devices, options.lora_scale)
@@ -95,9 +98,37 @@ def build_job(command: str, options: Any) -> tuple[Job, Load]:
     )
 
 
+def build_light_job(options: EstimateOptions) -> tuple[LightJob, Load]:
+    """Return the job of `light`, and the function that loads its renderer; InputError as from `build_job`."""
+    output = Path(options.output or Path("outputs") / "light")
+    if output.suffix.lower() == ".hdr":
+        raise InputError(f"--output {output}: maps are written as OpenEXR; give a name that ends in .exr")
+    if options.gbuffers is None:
+        options, _, _ = complete_options("light", options)
+        labels, load = ("rgb",), lambda devices: InverseRenderer.load(options.checkpoint, options.dtype, devices)
+    elif options.input is not None:
+        raise InputError("--input and --gbuffers exclude each other; leave one out")
+    else:
+        options = dataclasses.replace(options, frames=sys.maxsize if options.frames is None else options.frames)
+        labels, load = ("rgb", *ESTIMATED_FROM), lambda devices: None
+    poses = read_poses(options.poses, relative=True) if options.poses else None
+    file = output if output.suffix.lower() == ".exr" else None
+    run_config = RunConfig(
+        Path(options.gbuffers or options.input), output,
+        settings={name: value for name, value in vars(options).items() if name not in ("output", "overwrite")},
+        dependencies=tuple(Path(path) for path in (options.checkpoint, options.poses) if path is not None),
+        chunks=ChunkConfig(options.frames, overlap=0, mode="first"), resize=ResizeConfig(size=options.size),
+        sampling=sampling_options(options), overwrite=options.overwrite,
+    )  # fmt: skip
+    encoding = input_encoding(options)
+    encoding.check_labels(labels)
+    lights = Lights([OWN_LIGHT], poses=poses, fov=options.fov)
+    return LightJob(run_config, lights, options.gbuffers is not None, file, encoding, cameras(options)), load
+
+
 def complete_options(command: str, options: Any) -> tuple[Any, RendererConfig | None, RendererConfig | None]:
     """Return the options with the models' defaults, and the configurations of the inverse and forward renderer."""
-    kinds = ("inverse", "forward") if command == "relight" else (command,)
+    kinds = {"relight": ("inverse", "forward"), "light": ("inverse",)}.get(command, (command,))
     configs = dict.fromkeys(("inverse", "forward"))
     changes = {
         "input": options.input or str(assets.GBUFFERS if command == "forward" else assets.CLIPS),
@@ -109,22 +140,27 @@ def complete_options(command: str, options: Any) -> tuple[Any, RendererConfig | 
             changes[option] = str(resolve(getattr(options, option) or assets.checkpoint(kind)))
             configs[kind] = renderer.load_config(changes[option])
     model = configs[kinds[0]]
-    frames = model.frames if options.frames is None else options.frames
-    changes["frames"] = frames
-    changes["overlap"] = min(6, frames // 2) if options.overlap is None else options.overlap
+    frames = changes["frames"] = model.frames if options.frames is None else options.frames
+    if command != "light":
+        changes["overlap"] = min(6, frames // 2) if options.overlap is None else options.overlap
     if command != "forward":  # G-buffers have a size of their own
         changes["size"] = options.size or model.size
     return dataclasses.replace(options, **changes), *configs.values()
 
 
+def sampling_options(options: SamplerOptions, **windows: int) -> dict[str, Any]:
+    """Return the sampling options that are given, and those of windows; raise InputError for one out of range."""
+    values = {name: value for name, value in select(SamplerOptions, options).items() if value is not None} | windows
+    from_dict(Sampling, values, "options")
+    return values
+
+
 def build_run_config(options: Any) -> RunConfig:
-    """Return the configuration of a run from the options that all commands share."""
-    names = [name for name in Sampling.__dataclass_fields__ if getattr(options, name) is not None]
-    sampling = {name: getattr(options, name) for name in names}
-    from_dict(Sampling, sampling, "options")  # raises InputError before anything is loaded
+    """Return the configuration of a run from the options of `inverse`, `forward` and `relight`."""
     values = dataclasses.asdict(options)
     paths = [values.get(name) for name in ("checkpoint", "inverse", "forward", "poses")]
     paths += [word for word in environments(values.get("environment", ())) if word != OWN_LIGHT]
+    sampling = sampling_options(options, frames=options.frames, overlap=options.overlap)
     return RunConfig(
         Path(options.input), Path(options.output),
         settings={name: value for name, value in sorted(values.items()) if name not in NOT_RECORDED},
@@ -138,10 +174,10 @@ def build_run_config(options: Any) -> RunConfig:
 
 def build_lights(options: LightOptions) -> Lights:
     arguments = select(LightOptions, options)
-    del arguments["environment"], arguments["environment_size"]
+    arguments["sources"] = environments(arguments.pop("environment"))
+    arguments["size"] = multiples_of_64("--environment-size", arguments.pop("environment_size"))
     arguments["poses"] = read_poses(options.poses, relative=True) if options.poses else None
-    size = multiples_of_64("--environment-size", options.environment_size)
-    return Lights(environments(options.environment), size=size, **arguments)
+    return Lights(**arguments)
 
 
 def environments(words: Sequence[str]) -> list[str]:
@@ -151,11 +187,8 @@ def environments(words: Sequence[str]) -> list[str]:
 
 def input_encoding(options: EncodingOptions) -> InputEncoding:
     """Return the encoding of input files that do not state theirs."""
-    if isinstance(options, BufferEncodingOptions):
-        return InputEncoding(
-            options.input_transfer, options.input_normals, options.input_depth, tuple(options.input_layers)
-        )
-    return InputEncoding(options.input_transfer, layers=tuple(options.input_layers))
+    given = {name.partition("input_")[2]: value for name, value in vars(options).items()}
+    return InputEncoding(**{name: value for name, value in given.items() if name})
 
 
 def cameras(options: BufferEncodingOptions) -> np.ndarray | None:
@@ -175,16 +208,11 @@ def image_format(options: Any) -> ImageFormat:
     return ImageFormat(options.format, options.bits or 8, options.transfer, normals)
 
 
-def multiples_of_64(option: str, size: tuple[int, int] | list[int] | None) -> tuple[int, int] | None:
+def multiples_of_64(option: str, size: tuple[int, int] | None) -> tuple[int, int] | None:
     """Return the size with its sides rounded up, and print a line if that changes it."""
     if size is None or min(size) < 1:
-        return size and tuple(size)
+        return size
     rounded = tuple(-(-side // 64) * 64 for side in size)
-    if rounded != tuple(size):
+    if rounded != size:
         print(f"{option} {size[0]} {size[1]}: rounded up to {rounded[0]} {rounded[1]}, multiples of 64")
     return rounded
-
-
-def check_quality(quality: float) -> None:
-    if not 0 <= quality <= 10:
-        raise InputError(f"--quality {quality:g}: must be from 0 to 10")

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from drender.errors import InputError, unknown_name_error
+from drender.errors import InputError
+from drender.fields import bounded, check_ranges
 from drender.media.gbuffers import GBufferClip, read_frames
 from drender.media.images import image_size
 from drender.media.resize import ResizePlan
@@ -39,34 +40,6 @@ class Chunk:
 Frame = tuple[Chunk, int]  # a frame's chunk and its index within the chunk
 
 
-def plan_chunks(num_frames: int, length: int = 24, overlap: int = 6, mode: str = "blend") -> list[Chunk]:
-    """Return the chunks of a clip that are sampled separately.
-
-    Unlike in the released scripts, a clip always has at least one.
-
-    Args:
-      num_frames: of the clip, 1 or more.
-      length: frames per chunk. A clip of no more frames is one chunk of its own length.
-      overlap: frames that a chunk shares with the previous one.
-      mode: "blend" (one chunk, sampled in blended windows of that length and overlap), or as the released scripts:
-        "all", "first" (only the first chunk) or "drop-last" (without an incomplete last chunk).
-    Raises:
-      InputError: the length, the overlap or the mode is invalid.
-    """
-    if length < 1:
-        raise InputError(f"frames per chunk is {length}; it must be 1 or more")
-    if overlap < 0 or (overlap >= length and num_frames > length):
-        raise InputError(f"overlap is {overlap}; it must be at least 0 and less than the {length} frames of a chunk")
-    if mode not in MODES:
-        raise unknown_name_error("chunk mode", mode, MODES)
-    if num_frames <= length or mode == "blend":
-        return [Chunk(0, 0, num_frames, num_frames)]
-    # A last chunk of nothing but the overlap would add no frame, so stop before it.
-    starts = range(0, num_frames - overlap, length - overlap)
-    chunks = [Chunk(i, start, min(start + length, num_frames), length) for i, start in enumerate(starts)]
-    return select_chunks(chunks, mode)
-
-
 def select_chunks(chunks: list[Chunk], mode: str) -> list[Chunk]:
     """Return all chunks, the first, or those without repeated frames."""
     if mode == "first":
@@ -77,23 +50,41 @@ def select_chunks(chunks: list[Chunk], mode: str) -> list[Chunk]:
 def unique_frames(chunks: list[Chunk], overlap: int) -> Iterator[Frame]:
     """Yield every frame of a clip once: shared frames come from the earlier chunk."""
     for chunk in chunks:
-        for i in range(overlap if chunk.index else 0, chunk.num_frames):
+        for i in range(overlap if chunk.start else 0, chunk.num_frames):
             yield chunk, i
 
 
 @dataclass(frozen=True)
 class ChunkConfig:
-    """How clips are cut in chunks; the attributes are the arguments of `plan_chunks`."""
+    """How clips are cut in chunks that are sampled separately.
 
-    frames: int = 24
-    overlap: int = 6
+    Attributes:
+      frames: per chunk. A clip of no more frames is one chunk of its own length.
+      overlap: frames that a chunk shares with the previous one.
+      mode: "blend" (one chunk, sampled in blended windows of that length and overlap), or as the released scripts:
+        "all", "first" (only the first chunk) or "drop-last" (without an incomplete last chunk).
+    Raises:
+      InputError: the length or the overlap is invalid.
+    """
+
+    frames: int = bounded(24, at_least=1)
+    overlap: int = bounded(6, at_least=0)
     mode: str = "blend"
 
     def __post_init__(self):
-        self.plan(self.frames + 1)  # raises InputError for invalid values
+        check_ranges(self)
+        if self.overlap >= self.frames:
+            raise InputError(f"overlap: expected less than frames ({self.frames}), got {self.overlap}")
 
     def plan(self, num_frames: int) -> list[Chunk]:
-        return plan_chunks(num_frames, self.frames, self.overlap, self.mode)
+        """Return the chunks of a clip; unlike in the released scripts, there is always at least one."""
+        if num_frames <= self.frames or self.mode == "blend":
+            return [Chunk(0, 0, num_frames, num_frames)]
+        # A last chunk of nothing but the overlap would add no frame, so stop before it.
+        starts = range(0, num_frames - self.overlap, self.frames - self.overlap)
+        stops = (min(start + self.frames, num_frames) for start in starts)
+        chunks = [Chunk(i, *span, self.frames) for i, span in enumerate(zip(starts, stops, strict=True))]
+        return select_chunks(chunks, self.mode)
 
 
 def batch_frames(frames: Iterator[np.ndarray], length: int) -> Iterator[Float[np.ndarray, "1 n h w 3"]]:
@@ -149,7 +140,6 @@ class RgbChunks(ChunkedClip):
         """(height, width); the first frame is read."""
         return self.clip.size
 
-    @property
     def files(self) -> tuple[Path, ...]:
         return self.clip.paths
 
@@ -165,12 +155,12 @@ class BufferChunks(ChunkedClip):
 
     Attributes:
       clip: the files, which have chunks of their own.
-      places: chunk -> for each of its frames, (chunk, frame) as the files are numbered.
+      places: chunk -> index among the files of each of its frames.
       cameras: camera-to-world rotation of every frame of the clip, for normals in world space.
     """
 
     clip: GBufferClip
-    places: dict[Chunk, list[tuple[int, int]]]
+    places: dict[Chunk, Sequence[int]]
     cameras: Float[np.ndarray, "f 3 3"] | None = None
 
     @classmethod
@@ -196,7 +186,8 @@ class BufferChunks(ChunkedClip):
         fps = record.get("fps", DEFAULT_FPS)
         several = len(clip.chunks) > 1
         overlap = record.get("settings", {}).get("overlap", config.overlap) if several else config.overlap
-        stored, places = _stored_chunks(clip, overlap)
+        stored = _stored_chunks(clip, overlap)
+        places = [file for chunk, files in stored.items() for file in files[overlap if chunk.start else 0 :]]
         if fixed_frame is not None:
             if not 0 <= fixed_frame < len(places):
                 raise InputError(f"--fixed-frame {fixed_frame}: clip {clip.name!r} has frames 0 to {len(places) - 1}")
@@ -204,9 +195,7 @@ class BufferChunks(ChunkedClip):
             cameras = cameras if cameras is None else cameras[fixed_frame : fixed_frame + 1].repeat(config.frames, 0)
             return cls(clip.name, fps, [still], 0, clip, {still: [places[fixed_frame]] * config.frames}, cameras)
         if several and config.mode != "blend":
-            chunks = select_chunks(stored, config.mode)
-            as_stored = {chunk: [(chunk.index, i) for i in range(chunk.num_frames)] for chunk in chunks}
-            return cls(clip.name, fps, chunks, overlap, clip, as_stored, cameras)
+            return cls(clip.name, fps, select_chunks(list(stored), config.mode), overlap, clip, stored, cameras)
         chunks = config.plan(len(places))
         joined = {chunk: places[chunk.start : chunk.stop] for chunk in chunks}
         return cls(clip.name, fps, chunks, overlap, clip, joined, cameras)
@@ -216,8 +205,9 @@ class BufferChunks(ChunkedClip):
         """(height, width), from the header of the first frame."""
         return image_size(next(iter(self.clip.paths.values()))[0])
 
-    def files(self, labels: Sequence[str]) -> list[Path]:
-        return [path for (label, _), paths in self.clip.paths.items() if label in labels for path in paths]
+    def files(self, labels: Sequence[str] | None = None) -> list[Path]:
+        """Return the files of these labels, by default of all."""
+        return [path for label in (self.clip.labels if labels is None else labels) for path in self.clip.paths[label]]
 
     @functools.cached_property
     def kept_light(self) -> Path | None:
@@ -236,25 +226,21 @@ class BufferChunks(ChunkedClip):
         return batch_frames(map(resize.fit, self._frames(chunk, label)), chunk.length)
 
     def _frames(self, chunk: Chunk, label: str, frames: slice = slice(None)) -> Iterator[Float[np.ndarray, "h w 3"]]:
-        files = [self.clip.paths[label, stored][frame] for stored, frame in self.places[chunk][frames]]
+        files = [self.clip.paths[label][place] for place in self.places[chunk][frames]]
         cameras = () if self.cameras is None else self.cameras[chunk.start : chunk.stop][frames]
         return read_frames(files, label, self.clip.encoding(label), cameras)
 
 
-def _stored_chunks(clip: GBufferClip, overlap: int) -> tuple[list[Chunk], list[tuple[int, int]]]:
-    """Return the chunks of a clip's files, and (chunk, frame) of each frame of the clip."""
-    chunks, places, length = [], [], max(clip.chunks.values())
+def _stored_chunks(clip: GBufferClip, overlap: int) -> dict[Chunk, range]:
+    """Return the chunks of a clip's files, and the indices of the files of each."""
+    stored, first, start, length = {}, 0, 0, max(clip.chunks.values())
     for index, num_frames in clip.chunks.items():
         if num_frames <= overlap and len(clip.chunks) > 1:
-            raise InputError(
-                f"clip {clip.name!r}: chunk {index} has no more than the {overlap} frames that chunks share; "
-                "give the --overlap it was written with"
-            )
-        new = [(index, i) for i in range(overlap if chunks else 0, num_frames)]
-        start = len(places) + len(new) - num_frames
-        places += new
-        chunks.append(Chunk(index, start, start + num_frames, length))
-    return chunks, places
+            problem = f"chunk {index} has no more than the {overlap} frames that chunks share"
+            raise InputError(f"clip {clip.name!r}: {problem}; give the --overlap it was written with")
+        stored[Chunk(index, start, start + num_frames, length)] = range(first, first + num_frames)
+        first, start = first + num_frames, start + num_frames - overlap
+    return stored
 
 
 def require_finished(name: str, folder: Path) -> None:

@@ -1,113 +1,33 @@
-"""Jobs: what `inverse`, `forward` and `relight` do to each clip. `execute.py` runs a job and draws its previews."""
+"""Jobs: what `inverse`, `forward` and `relight` do to each clip. `execute.py` runs a job."""
 
-import abc
 import collections
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from threading import Event
 from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
 
 from drender.config import Sampling
-from drender.errors import InputError
 from drender.files import map_collecting_errors
-from drender.media.encodings import DEFAULT, ImageFormat, InputEncoding
-from drender.media.gbuffers import find_gbuffer_clips
+from drender.media.encodings import DEFAULT, InputEncoding
+from drender.media.gbuffers import GBufferClip, find_gbuffer_clips
 from drender.media.images import read_hdr
-from drender.media.resize import ResizeConfig
 from drender.media.video import find_clips
 from drender.renderers.base import Renderer
 from drender.renderers.forward import GUIDANCE, ForwardRenderer
 from drender.renderers.inverse import InverseRenderer
-from drender.sampling.inputs import BufferChunks, Chunk, ChunkConfig, ChunkedClip, RgbChunks, require_finished
+from drender.sampling.base import ClipJob, OnFailure, RunConfig
+from drender.sampling.inputs import BufferChunks, Chunk, ChunkedClip, RgbChunks, require_finished
 from drender.sampling.lights import Lights, require_for_own_light
-from drender.sampling.outputs import PNG, ClipOutput
-from drender.sampling.record import InputFiles
+from drender.sampling.outputs import ClipOutput
 from drender.sampling.report import Reader
 
-OnFailure = Callable[[InputError], None]
-
 
 @dataclass(frozen=True)
-class RunConfig:
-    """Input, output and settings of a run.
-
-    Attributes:
-      input, output: paths.
-      settings: JSON values that the results depend on, for the record and the HTML page.
-      dependencies: files and folders that the results depend on besides a clip's own: checkpoints, environments, masks.
-      chunks, resize: how clips are cut and resized.
-      sampling: keyword arguments of the renderers.
-      format: of the images.
-      video: write `{clip}.viz.mp4` and the contact sheet.
-      quality: of the video, 0 to 10.
-      overwrite: replace results of other settings or inputs.
-      html: write `index.html`, a page that shows all clips.
-    """
-
-    input: Path
-    output: Path
-    settings: dict
-    dependencies: tuple[Path, ...] = ()
-    chunks: ChunkConfig = field(default_factory=ChunkConfig)
-    resize: ResizeConfig = field(default_factory=ResizeConfig)
-    sampling: dict = field(default_factory=dict)
-    format: ImageFormat = PNG
-    video: bool = True
-    quality: float = 7.0
-    overwrite: bool = False
-    html: bool = False
-
-    def clip_output(
-        self, clip: ChunkedClip, command: str, labels: Sequence[str], files: Iterable[Path], below: str = "", **settings
-    ) -> ClipOutput:
-        """Return the output of a clip made of `files`; raise InputError if it holds other results."""
-        inputs = InputFiles((*files, *self.dependencies))
-        settings = self.settings | settings
-        return ClipOutput(self.output, clip.name, command, labels, settings, inputs, self.overwrite, self.format, below)
-
-
-class Job(abc.ABC):
-    """What a command does to each clip. Everything wrong with input and output is found before models are loaded."""
-
-    title: ClassVar[str]  # of the HTML page
-    run: RunConfig
-    lights: Lights | None  # the environments of images with their labels
-
-    @abc.abstractmethod
-    def discover(self, on_failure: OnFailure) -> list[ChunkedClip]:
-        """Return the clips; of several, those that cannot be read go to `on_failure`."""
-
-    @abc.abstractmethod
-    def outputs(self, clip: ChunkedClip) -> list[ClipOutput]:
-        """Return the folders that the clip's results go to; raise InputError if one holds other results."""
-
-    @abc.abstractmethod
-    def run_chunk(
-        self, renderers: Any, clip: ChunkedClip, chunk: Chunk, outputs: list[ClipOutput], progress: bool, stop: Event
-    ) -> None:
-        """Write all images of a chunk to the outputs. Chunks come in order; completed ones are left out.
-
-        Args:
-          progress: show a bar on a terminal.
-          stop: setting this event from another thread aborts sampling with KeyboardInterrupt.
-        """
-
-    def lights_of(self, outputs: list[ClipOutput]) -> Lights | None:
-        """Return the environments of a clip whose results are in `outputs`."""
-        return self.lights
-
-    def source_readers(self, clip: ChunkedClip) -> dict[str, Reader]:
-        """Return readers of input images that the HTML page shows beside the results."""
-        return {}
-
-
-@dataclass(frozen=True)
-class InverseJob(Job):
+class InverseJob(ClipJob):
     """RGB clips to G-buffers; `renderers` is an `InverseRenderer`."""
 
     title: ClassVar[str] = "Inverse rendering"
@@ -119,29 +39,21 @@ class InverseJob(Job):
 
     def discover(self, on_failure: OnFailure) -> list[RgbChunks]:
         clips = find_clips(self.run.input, on_failure, assumed=self.encoding)
-        check_separate(self.run, {clip.name: clip.paths[0].parent for clip in clips})
+        self.run.check_separate({clip.name: clip.paths[0].parent for clip in clips})
         return [RgbChunks.plan(clip, self.run.chunks) for clip in clips]
 
     def outputs(self, clip: RgbChunks) -> list[ClipOutput]:
         return [self.output(clip)]
 
     def output(self, clip: RgbChunks, below: str = "") -> ClipOutput:
-        return self.run.clip_output(clip, "inverse", ("rgb", *self.passes), clip.files, below)
+        return self.run.clip_output(clip, "inverse", ("rgb", *self.passes), clip.files(), below)
 
-    def run_chunk(
-        self,
-        inverse: InverseRenderer,
-        clip: RgbChunks,
-        chunk: Chunk,
-        outputs: list[ClipOutput],
-        progress: bool,
-        stop: Event,
-    ) -> None:
-        for _, batches in self.estimate(inverse, clip, chunk, outputs[0], progress, stop):
+    def run_chunk(self, inverse: InverseRenderer, clip: RgbChunks, chunk: Chunk, outputs, **control: Any) -> None:
+        for _, batches in self.estimate(inverse, clip, chunk, outputs[0], **control):
             consume(batches)
 
     def estimate(
-        self, inverse: InverseRenderer, clip: RgbChunks, chunk: Chunk, output: ClipOutput, progress: bool, stop: Event
+        self, inverse: InverseRenderer, clip: RgbChunks, chunk: Chunk, output: ClipOutput, **control: Any
     ) -> Iterator[tuple[str, Iterator[np.ndarray]]]:
         """Write a chunk's RGB and estimate its G-buffers.
 
@@ -153,9 +65,9 @@ class InverseJob(Job):
         latents = {name: output.load_latents(chunk, name) for name in self.passes}
         known = {name for name, saved in latents.items() if saved is not None}
         if known != latents.keys():
-            encoded = encode(inverse, clip.batches(chunk, resize), sampling)
+            encoded = encode_clip(inverse, clip.batches(chunk, resize), sampling, np.random.default_rng(sampling.seed))
             noise = inverse.initial_noise(None, sampling, encoded.shape)
-            for name, estimated in inverse.estimate(encoded, self.passes, sampling, noise, progress, known, stop):
+            for name, estimated in inverse.estimate(encoded, self.passes, sampling, noise, known=known, **control):
                 latents[name] = output.save_latents(chunk, name, estimated)
         consume(output.write(chunk, "rgb", clip.batches(chunk, resize), resize))
         for name in self.passes:
@@ -164,7 +76,7 @@ class InverseJob(Job):
 
 
 @dataclass(frozen=True)
-class ForwardJob(Job):
+class ForwardJob(ClipJob):
     """G-buffers to RGB clips under each environment; `renderers` is a `ForwardRenderer`.
 
     Attributes:
@@ -187,7 +99,7 @@ class ForwardJob(Job):
     cameras: Float[np.ndarray, "f 3 3"] | None = None
 
     def discover(self, on_failure: OnFailure) -> list[BufferChunks]:
-        def plan(clip):
+        def plan(clip: GBufferClip) -> BufferChunks:
             chunked = BufferChunks.plan(clip, self.run.chunks, self.fixed_frame, self.cameras)
             self.lights.check(clip.name, chunked.num_frames)
             if self.lights.has_own:
@@ -205,59 +117,44 @@ class ForwardJob(Job):
     def output(self, clip: ChunkedClip, files: Iterable[Path], below: str = "") -> ClipOutput:
         return self.run.clip_output(clip, "forward", self.lights.labels, files, below)
 
-    def run_chunk(
-        self,
-        forward: ForwardRenderer,
-        clip: BufferChunks,
-        chunk: Chunk,
-        outputs: list[ClipOutput],
-        progress: bool,
-        stop: Event,
-    ) -> None:
+    def run_chunk(self, forward: ForwardRenderer, clip: BufferChunks, chunk: Chunk, outputs, **control: Any) -> None:
         resize = self.run.resize.place(clip.size)
-        buffers = ((name, clip.batches(chunk, name, resize)) for name in self._labels(clip))
-        read = lambda label, i: clip.read(chunk, i, label)
+        encoded = self.encode(forward, ((name, clip.batches(chunk, name, resize)) for name in self._labels(clip)))
         if self.lights.has_own and clip.kept_light and outputs[0].load_light() is None:
             outputs[0].save_light(read_hdr(clip.kept_light, False))
-        self.render(forward, buffers, clip, chunk, outputs[0], progress, stop, read, clip.clip.labels)
+        self.lights.keep_own(outputs[0], partial(clip.read, chunk), clip.clip.labels, chunk, clip.num_frames)
+        self.render(forward, encoded, clip, chunk, outputs[0], **control)
+
+    def encode(
+        self, forward: ForwardRenderer, buffers: Iterable[tuple[str, Iterator[np.ndarray]]]
+    ) -> dict[str, Float[np.ndarray, "1 f h w c"]]:
+        """Return the latents of G-buffers, given name and batches `1 n h w 3` of each; all are read, used or not."""
+        sampling = forward.sampling(self.run.sampling, GUIDANCE)
+        rng = np.random.default_rng(sampling.seed)
+        return {name: encode_clip(forward, batches, sampling, rng) for name, batches in buffers}
 
     def render(
         self,
         forward: ForwardRenderer,
-        buffers: Iterable[tuple[str, Iterator[np.ndarray]]],
+        encoded: dict[str, Float[np.ndarray, "1 f h w c"]],
         clip: ChunkedClip,
         chunk: Chunk,
         output: ClipOutput,
-        progress: bool,
-        stop: Event,
-        read: Callable[[str, int], np.ndarray],
-        labels: Sequence[str],
+        **control: Any,
     ) -> None:
-        """Write a chunk under every environment.
-
-        Args:
-          buffers: name and batches `1 n h w 3` of each buffer; all are read, used or not.
-          read: once the buffers are read, return the image of a label and a frame of the chunk.
-          labels: that `read` accepts.
-        """
+        """Write a chunk under every environment."""
         sampling = forward.sampling(self.run.sampling, GUIDANCE)
-        rng = np.random.default_rng(sampling.seed)
-        encoded = {name: encode(forward, batches, sampling, rng) for name, batches in buffers}
         noise = forward.initial_noise(None, sampling, next(iter(encoded.values())).shape)
         conditions = {name: encoded[name] for name in self.conditions}
-        if self.lights.has_own and output.load_light() is None:
-            output.save_light(self.lights.estimate_own(read, labels, chunk, clip.num_frames).light)
-        lights = self.lights_of([output])
+        lights, resize = self.lights_of([output]), self.run.resize.place(clip.size)
         for index, label in enumerate(lights.labels):
             latents = output.load_latents(chunk, label)
             if latents is None:
-                light = None
-                if "environment" not in self.drop:
-                    light = lights.encode(index, forward, chunk, clip.num_frames)
-                latents = forward.render(conditions, light, sampling, noise, progress, stop)
+                unlit = "environment" in self.drop
+                light = None if unlit else lights.latents(index, forward, chunk, clip.num_frames)
+                latents = forward.render(conditions, light, sampling, noise, **control)
                 latents = output.save_latents(chunk, label, latents)
-            images = forward.decode(latents, sampling)
-            consume(output.write(chunk, label, images, self.run.resize.place(clip.size)))
+            consume(output.write(chunk, label, forward.decode(latents, sampling), resize))
 
     def lights_of(self, outputs: list[ClipOutput]) -> Lights:
         return self.lights.with_own(outputs[-1].load_light()) if self.lights.has_own else self.lights
@@ -275,7 +172,7 @@ class ForwardJob(Job):
         return self.conditions or clip.clip.labels[:1]
 
 
-class RelightJob(Job):
+class RelightJob(ClipJob):
     """RGB clips to G-buffers to relit clips; `renderers` is an inverse and a forward one.
 
     The forward renderer gets the estimated G-buffers as arrays, not from the files.
@@ -296,7 +193,7 @@ class RelightJob(Job):
         self.forward = ForwardJob(run, lights, conditions, drop)
 
     def discover(self, on_failure: OnFailure) -> list[RgbChunks]:
-        def check(clip):
+        def check(clip: RgbChunks) -> RgbChunks:
             self.lights.check(clip.name, clip.num_frames)
             return clip
 
@@ -306,42 +203,22 @@ class RelightJob(Job):
         return self.forward.lights_of(outputs)
 
     def outputs(self, clip: RgbChunks) -> list[ClipOutput]:
-        return [self.inverse.output(clip, "gbuffers"), self.forward.output(clip, clip.files, "relit")]
+        return [self.inverse.output(clip, "gbuffers"), self.forward.output(clip, clip.files(), "relit")]
 
-    def run_chunk(
-        self,
-        renderers: tuple[InverseRenderer, ForwardRenderer],
-        clip: RgbChunks,
-        chunk: Chunk,
-        outputs: list[ClipOutput],
-        progress: bool,
-        stop: Event,
-    ) -> None:
+    def run_chunk(self, renderers, clip: RgbChunks, chunk: Chunk, outputs, **control: Any) -> None:
         inverse, forward = renderers
         gbuffers, relit = outputs
-        # A generator: each G-buffer is decoded and written while `render` encodes it.
-        buffers = self.inverse.estimate(inverse, clip, chunk, gbuffers, progress, stop)
-        read = lambda label, i: gbuffers.read(chunk, i, label)
-        self.forward.render(forward, buffers, clip, chunk, relit, progress, stop, read, gbuffers.labels)
+        # A generator: each G-buffer is decoded and written while it is encoded again.
+        encoded = self.forward.encode(forward, self.inverse.estimate(inverse, clip, chunk, gbuffers, **control))
+        self.forward.lights.keep_own(relit, partial(gbuffers.read, chunk), gbuffers.labels, chunk, clip.num_frames)
+        self.forward.render(forward, encoded, clip, chunk, relit, **control)
 
 
-def encode(
-    renderer: Renderer, batches: Iterable[np.ndarray], sampling: Sampling, rng: np.random.Generator | None = None
+def encode_clip(
+    renderer: Renderer, batches: Iterable[np.ndarray], sampling: Sampling, rng: np.random.Generator
 ) -> Float[np.ndarray, "1 f h w c"]:
-    """Return the latents of batches of frames.
-
-    Args:
-      rng: generator of the noise that is added to the frames, shared by the G-buffers of a clip; None: a new one.
-    """
-    rng = rng or np.random.default_rng(sampling.seed)
+    """Return the latents of a clip's batches of frames; `rng` draws the noise that is added to the frames."""
     return np.concatenate([renderer.encode(batch, sampling, rng) for batch in batches], axis=1)
 
 
 consume = collections.deque(maxlen=0).extend  # run an iterator to its end, and keep nothing
-
-
-def check_separate(run: RunConfig, folders: dict[str, Path]) -> None:
-    """Raise InputError if results would lie among the input's files, given the folder of each clip's files."""
-    inside = run.input.is_dir() and run.output.resolve().is_relative_to(run.input.resolve())
-    if inside or any((run.output / name).resolve() == folder.resolve() for name, folder in folders.items()):
-        raise InputError(f"--output {run.output} would put results among the input's files; give another")

@@ -18,10 +18,14 @@ from drender.media import montage
 from drender.media.resize import fit_cover
 from drender.renderers.forward import ForwardRenderer
 from drender.sampling.inputs import READ_BATCH, Chunk
+from drender.sampling.outputs import ClipOutput
 from drender.sampling.report import PageLight
 
 OWN_LIGHT = "clip"  # the name of the light that a clip was taken in
 ESTIMATED_FROM = ("basecolor", "normal", "depth", "roughness", "metallic")  # the first two are necessary
+
+
+Read = Callable[[int, str], Float32[np.ndarray, "h w 3"]]
 
 
 class OwnLight(NamedTuple):
@@ -66,14 +70,15 @@ class Lights:
             raise InputError(f"--fov {fov:g}: it is for the light of the clip; give --environment {OWN_LIGHT} too")
         check_fov(fov)
         self._sources, self._options, self.fov = list(sources), options, fov
-        self.environments = self._load(np.full((1, 2, 3), 0.5, np.float32))  # checks the options
+        self._load(np.full((1, 2, 3), 0.5, np.float32))  # checks the options
         self.rotate_light, self.poses = rotate_light, poses
         self.elevation, self.elevation_sign = elevation, elevation_sign
         self.projection, self.size = projection, size
-        self._displayed = lru_cache(maxsize=32)(self._compute_displayed)
 
-    def _load(self, own: Float32[np.ndarray, "h w 3"]) -> list[Environment]:
-        return [Environment(own if source == OWN_LIGHT else source, **self._options) for source in self._sources]
+    def _load(self, own: Float32[np.ndarray, "h w 3"]) -> None:
+        sources = (own if source == OWN_LIGHT else source for source in self._sources)
+        self.environments = [Environment(source, **self._options) for source in sources]
+        self._displayed = lru_cache(maxsize=32)(self._compute_displayed)
 
     @property
     def has_own(self) -> bool:
@@ -83,25 +88,27 @@ class Lights:
     def with_own(self, light: Float32[np.ndarray, "h w 3"]) -> "Lights":
         """Return these environments for the clip whose own light this is."""
         lights = copy.copy(self)
-        lights.environments = lights._load(light)
-        lights._displayed = lru_cache(maxsize=32)(lights._compute_displayed)
+        lights._load(light)
         return lights
 
-    def estimate_own(
-        self, read: Callable[[str, int], np.ndarray], labels: Sequence[str], chunk: Chunk, num_frames: int
-    ) -> "OwnLight":
+    def estimate_own(self, read: Read, labels: Sequence[str], chunk: Chunk, num_frames: int) -> "OwnLight":
         """Estimate the light that a clip of `num_frames` was taken in, from frames of one of its chunks.
 
         Args:
-          read: return the image of a label and a frame of the chunk.
+          read: return a frame of the chunk, by its index, and a label.
           labels: of the images that exist.
         """
         frames = np.unique(np.linspace(0, chunk.num_frames - 1, MAX_FRAMES).round().astype(int))
         used = [label for label in ("rgb", *ESTIMATED_FROM) if label in labels]
-        images = {label: np.stack([read(label, int(i)) for i in frames]) for label in used}
+        images = {label: np.stack([read(int(i), label) for i in frames]) for label in used}
         rgb, poses = images.pop("rgb"), np.tile(np.eye(4, dtype=np.float32), (len(frames), 1, 1))
         poses[:, :3, :3] = self._rotations(num_frames)[chunk.start + frames]
         return OwnLight(estimate_environment(rgb, images, self.fov, poses), rgb, images, poses)
+
+    def keep_own(self, output: ClipOutput, read: Read, labels: Sequence[str], chunk: Chunk, num_frames: int) -> None:
+        """Estimate the clip's own light, if it is used, and save it beside the results, unless it is there."""
+        if self.has_own and output.load_light() is None:
+            output.save_light(self.estimate_own(read, labels, chunk, num_frames).light)
 
     def _rotations(self, num_frames: int) -> Float32[np.ndarray, "f 3 3"]:
         poses = None if self.poses is None else self.poses[:num_frames]
@@ -119,9 +126,8 @@ class Lights:
     def check(self, clip_name: str, num_frames: int) -> None:
         """Raise InputError if a clip has more frames than there are poses, or maps in a folder."""
         if self.poses is not None and len(self.poses) < num_frames:
-            raise InputError(
-                f"clip {clip_name!r} has {num_frames} frames, but --poses only {len(self.poses)}; give one for each"
-            )
+            problem = f"clip {clip_name!r} has {num_frames} frames, but --poses only {len(self.poses)}"
+            raise InputError(f"{problem}; give one for each")
         for environment in self.environments:
             environment.require(num_frames, f"clip {clip_name!r}")
 
@@ -133,7 +139,7 @@ class Lights:
         angles = light_angles(num_frames, self.rotate_light)[frames]
         return environment.maps(frames, size, rotations, angles, self.projection)
 
-    def encode(
+    def latents(
         self, index: int, forward: ForwardRenderer, chunk: Chunk, num_frames: int
     ) -> Float[np.ndarray, "1 f h w c"]:
         """Return environment `index` encoded for a chunk of a clip of `num_frames`."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from drender import assets, cli
-from drender.config import DEFAULT_PASSES, DOMAINS, DTYPES, Sampling
-from drender.errors import unknown_name_error
+from drender.config import DEFAULT_PASSES, DTYPES
+from drender.diffusion import SAMPLERS
 from drender.lighting.camera import ELEVATION_SIGNS
 from drender.lighting.projection import PROJECTIONS
 from drender.media.encodings import DEPTHS, INPUT_NORMALS, KINDS, NORMALS, TRANSFERS
@@ -24,7 +24,6 @@ def option(help: str, default: Any = None, metavar: str | tuple[str, ...] | None
     """Declare a field as an option `--field-name`.
 
     Args:
-      help: a noun phrase; the parser adds the default unless it is None.
       **argparse_options: arguments of `add_argument` that the field's type does not imply; `name` is another name.
     """
     argparse_options |= {"help": help} | ({"metavar": metavar} if metavar else {})
@@ -48,10 +47,8 @@ def _implied_arguments(hint: Any) -> dict[str, Any]:
     """Return the arguments of `add_argument` that a field's type implies."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         hint = next(member for member in typing.get_args(hint) if member is not types.NoneType)
-    members = typing.get_args(hint)
-    if typing.get_origin(hint) is typing.Literal:
-        return {"choices": members}
     if typing.get_origin(hint) is tuple:
+        members = typing.get_args(hint)
         return {"nargs": "+" if members[-1] is Ellipsis else len(members), "type": members[0]}
     return {"action": "store_true"} if hint is bool else {"type": cli.path if hint is str else hint}
 
@@ -73,9 +70,7 @@ def stops(text: str) -> float | str:
 def layer(text: str) -> tuple[str, str]:
     """Convert LABEL=NAME."""
     label, _, name = text.partition("=")
-    if label not in ("rgb", *DOMAINS):
-        raise argparse.ArgumentTypeError(unknown_name_error("label", label, ("rgb", *DOMAINS)))
-    if not name:
+    if not (label and name):
         raise argparse.ArgumentTypeError(f"{text!r}: expected LABEL=NAME, such as basecolor=DiffCol")
     return label, name
 
@@ -107,9 +102,12 @@ class EncodingOptions:
         "transfer curve of colors in images that do not state it (srgb; linear in files of floats)", choices=TRANSFERS
     )
     input_layers: tuple[tuple[str, str], ...] = option(
-        "layers of EXR files, or channels of any image, that hold a label: basecolor=DiffCol, roughness=G",
-        (), "LABEL=NAME", nargs="+", type=layer,
-    )  # fmt: skip
+        "EXR layers or channels that hold a label: basecolor=DiffCol roughness=G",
+        (),
+        "LABEL=NAME",
+        nargs="+",
+        type=layer,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,28 +132,6 @@ class CheckpointOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointsOptions:
-    """The renderers of `relight`."""
-
-    inverse: str | None = option(f"inverse renderer: {CHECKPOINT} (the built-in model)", metavar="CHECKPOINT")
-    forward: str | None = option("forward renderer, likewise (the built-in model)", metavar="CHECKPOINT")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageOptions:
-    """Encoding of images, and devices."""
-
-    format: str = option("format of the images; exr is half float", "png", choices=KINDS)
-    bits: int | None = option("bits per channel of PNG files (8)", choices=(8, 16))
-    transfer: str | None = option("transfer curve of colors in the images (srgb; linear in EXR)", choices=TRANSFERS)
-    devices: int | None = option("number of local devices that share the work (all)", metavar="N")
-    process: tuple[int, int] = option(
-        "index of this process, and number of processes, that share the clips", (0, 1), ("I", "N")
-    )
-    dtype: str | None = option("dtype of the computation (float32 on CPUs, else bfloat16)", choices=DTYPES)
-
-
-@dataclass(frozen=True, kw_only=True)
 class InverseModelOptions:
     """Estimated G-buffers."""
 
@@ -164,7 +140,15 @@ class InverseModelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LightOptions:
+class CameraOptions:
+    """The camera that took the clips."""
+
+    poses: str | None = option("transforms.json with a camera-to-world pose per frame (a fixed camera)", metavar="JSON")
+    fov: float | None = option("vertical field of view in degrees, for the clip's own light (50)", metavar="DEGREES")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightOptions(CameraOptions):
     """Arguments of `Lights`."""
 
     environment: tuple[str, ...] = option(
@@ -172,9 +156,7 @@ class LightOptions:
         f"estimated, or built-in maps: {', '.join(assets.environments())}",
         assets.LIGHTS, "HDR", type=cli.path,
     )  # fmt: skip
-    environment_size: tuple[int, int] | None = option(
-        "size of the encoded maps, in pixels (the model's)", metavar=("H", "W")
-    )
+    environment_size: tuple[int, int] | None = option("pixels of the encoded maps (the model's)", metavar=("H", "W"))
     rotation: float = option(
         "shift of the map to the right, in degrees; the default puts its center behind the camera", 180.0, "DEGREES"
     )
@@ -194,16 +176,9 @@ class LightOptions:
         "meaning of a positive elevation: up raises the camera, released lights the clip as if it were lowered",
         "released", choices=ELEVATION_SIGNS,
     )  # fmt: skip
-    poses: str | None = option(
-        "transforms.json with a camera-to-world pose per frame, for a moving camera", metavar="JSON"
-    )
-    fov: float | None = option(
-        "vertical field of view of the clip, in degrees, for its own light (50)", metavar="DEGREES"
-    )
     projection: str = option(
-        "projection of the maps: frame is all directions around the camera, ball a mirror ball", "frame",
-        choices=PROJECTIONS,
-    )  # fmt: skip
+        "projection of the maps: frame is all directions, ball a mirror ball", "frame", choices=PROJECTIONS
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,13 +190,11 @@ class ForwardModelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChunkOptions:
-    """Chunks and sizes."""
+class RunOptions(FileOptions):
+    """Chunks, sizes, encoding of images, and devices."""
 
     frames: int | None = option("frames per window or chunk (the model's)", metavar="N")
-    overlap: int | None = option(
-        "frames that neighboring windows or chunks share (6, at most half of --frames)", metavar="N"
-    )
+    overlap: int | None = option("frames that windows or chunks share (6, at most half of --frames)", metavar="N")
     chunks: str = option(
         "blend: all frames in one chunk of blended windows; or separate chunks, as released: all, the first, or all "
         "but an incomplete last",
@@ -235,59 +208,48 @@ class ChunkOptions:
         "cover", choices=FIT_MODES,
     )  # fmt: skip
     output_size: str = option("size of the results: the model's or the source's", "model", choices=OUTPUTS)
+    format: str = option("format of the images; exr is half float", "png", choices=KINDS)
+    bits: int | None = option("bits per channel of PNG files (8)", choices=(8, 16))
+    transfer: str | None = option("transfer curve of colors in the images (srgb; linear in EXR)", choices=TRANSFERS)
+    devices: int | None = option("number of local devices that share the work (all)", metavar="N")
+    process: tuple[int, int] = option("index and number of the processes that share the clips", (0, 1), ("I", "N"))
+    dtype: str | None = option("dtype of the computation (float32 on CPUs, else bfloat16)", choices=DTYPES)
 
 
-# Names and types are those of `Sampling`; None leaves the choice to the renderer.
-SAMPLER_HELP = {
-    "num_steps": ("number of denoising steps (20; 1 for one-step models)", {"name": "--steps", "metavar": "N"}),
-    "sampler": ("sampler (euler); heun calls the network twice per step", {}),
-    "rho": ("exponent of the noise levels (7)", {"metavar": "X"}),
-    "sigma_min": ("lowest noise level (the model's)", {"metavar": "X"}),
-    "sigma_max": ("highest noise level (the model's)", {"metavar": "X"}),
-    "guidance": (
-        "guidance scale of the first and last frame (forward: 1.2 1.2)",
-        {"type": float, "nargs": 2, "metavar": ("FIRST", "LAST")},
-    ),
-    "dynamic_guidance": ("let the guidance grow over the steps", {}),
-    "fps": ("frame rate that the model is conditioned on (7)", {"metavar": "X"}),
-    "motion_bucket_id": ("amount of motion that the model is conditioned on (127)", {"metavar": "X"}),
-    "noise_aug_strength": ("standard deviation of noise added to the conditions (0)", {"metavar": "X"}),
-    "decode_chunk_size": ("frames that the VAE decodes together (8)", {"metavar": "N"}),
-    "decode_overlap": ("frames over which decoded chunks are cross-faded (0; 2 in blended windows)", {"metavar": "N"}),
-    "seed": ("seed of the initial noise (0)", {"metavar": "N"}),
-    "deterministic": (
-        "take one step from zeros, for one-step models (the model's)", {"action": argparse.BooleanOptionalAction},
-    ),
-}  # fmt: skip
-SamplerOptions = dataclasses.make_dataclass(
-    "SamplerOptions",
-    [
-        (
-            name,
-            typing.get_type_hints(Sampling)[name] | None,
-            option(help, False if name == "dynamic_guidance" else None, **arguments),
-        )
-        for name, (help, arguments) in SAMPLER_HELP.items()
-    ],
-    frozen=True,
-    kw_only=True,
-)
+@dataclass(frozen=True, kw_only=True)
+class SamplerOptions:
+    """Fields of `Sampling`; None leaves the choice to the renderer."""
+
+    num_steps: int | None = option("denoising steps (20; 1 for one-step models)", metavar="N", name="--steps")
+    sampler: str | None = option("sampler (euler); heun calls the network twice per step", choices=tuple(SAMPLERS))
+    rho: float | None = option("exponent of the noise levels (7)", metavar="X")
+    sigma_min: float | None = option("lowest noise level (the model's)", metavar="X")
+    sigma_max: float | None = option("highest noise level (the model's)", metavar="X")
+    guidance: tuple[float, float] | None = option("guidance scale (forward: 1.2 1.2)", metavar=("FIRST", "LAST"))
+    dynamic_guidance: bool = option("let the guidance grow over the steps", False)
+    fps: float | None = option("frame rate that the model is conditioned on (7)", metavar="X")
+    motion_bucket_id: float | None = option("amount of motion that the model is conditioned on (127)", metavar="X")
+    noise_aug_strength: float | None = option("standard deviation of noise added to the conditions (0)", metavar="X")
+    decode_chunk_size: int | None = option("frames that the VAE decodes together (8)", metavar="N")
+    decode_overlap: int | None = option("frames that cross-fade decoded chunks (0; 2 in blended windows)", metavar="N")
+    seed: int | None = option("seed of the initial noise (0)", metavar="N")
+    deterministic: bool | None = option(
+        "take one step from zeros, for one-step models (the model's)", action=argparse.BooleanOptionalAction
+    )
 
 
 # --- commands ---
 
 
 @dataclass(frozen=True, kw_only=True)
-class InverseOptions(
-    SamplerOptions, ChunkOptions, InverseModelOptions, ImageOptions, FileOptions, EncodingOptions, CheckpointOptions
-):
+class InverseOptions(SamplerOptions, RunOptions, InverseModelOptions, EncodingOptions, CheckpointOptions):
     """RGB clips to G-buffers."""
 
     lora_scale: float = option("scale of the LoRA, if the checkpoint has one", 1.0, "X")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EstimateOptions(SamplerOptions, BufferEncodingOptions, CheckpointOptions):
+class EstimateOptions(SamplerOptions, CameraOptions, BufferEncodingOptions, CheckpointOptions):
     """The light of clips, as maps for --environment."""
 
     input: str | None = option(CLIPS, metavar="PATH")
@@ -302,18 +264,13 @@ class EstimateOptions(SamplerOptions, BufferEncodingOptions, CheckpointOptions):
         "size in pixels that frames are scaled to cover, rounded up to multiples of 64 (the model's)",
         metavar=("H", "W"),
     )
-    fov: float | None = option("vertical field of view of the clip, in degrees (50)", metavar="DEGREES")
-    poses: str | None = option(
-        "transforms.json with a camera-to-world pose per frame, for a moving camera", metavar="JSON"
-    )
     dtype: str | None = option("dtype of the computation (float32 on CPUs, else bfloat16)", choices=DTYPES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardOptions(
-    SamplerOptions, ChunkOptions, ForwardModelOptions, LightOptions, ImageOptions, FileOptions, BufferEncodingOptions,
-    CheckpointOptions,
-):  # fmt: skip
+    SamplerOptions, RunOptions, ForwardModelOptions, LightOptions, BufferEncodingOptions, CheckpointOptions
+):
     """G-buffers to RGB clips under another light."""
 
     input: str | None = option(GBUFFERS, metavar="PATH")
@@ -329,7 +286,9 @@ class ForwardOptions(
 
 @dataclass(frozen=True, kw_only=True)
 class RelightOptions(
-    SamplerOptions, ChunkOptions, InverseModelOptions, ForwardModelOptions, LightOptions, ImageOptions, FileOptions,
-    EncodingOptions, CheckpointsOptions,
-):  # fmt: skip
+    SamplerOptions, RunOptions, InverseModelOptions, ForwardModelOptions, LightOptions, EncodingOptions
+):
     """RGB clips to G-buffers to RGB clips under another light."""
+
+    inverse: str | None = option(f"inverse renderer: {CHECKPOINT} (the built-in model)", metavar="CHECKPOINT")
+    forward: str | None = option("forward renderer, likewise (the built-in model)", metavar="CHECKPOINT")

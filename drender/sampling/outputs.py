@@ -6,7 +6,6 @@ an interrupted run resume.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from drender.errors import InputError, say
 from drender.files import atomic_write, remove_partial
 from drender.media.encodings import KINDS, ImageFormat, read_labeled
 from drender.media.gbuffers import frame_path
-from drender.media.images import read_hdr, write_exr
+from drender.media.images import read_hdr, write_hdr
 from drender.media.resize import ResizePlan
 from drender.media.video import write_video
 from drender.renderers.windows import WindowedLatents
@@ -55,29 +54,23 @@ class ClipOutput:
         self._inputs = inputs or InputFiles()
         self._record = {"settings": settings, "labels": sorted(labels), "chunks": [], "finished": False, "inputs": {}}
         existing = read_record(self._record_path)
-        changes = differences(existing["settings"], settings) if existing else []
-        same_settings = existing and not changes
-        self._continued = bool(same_settings) and self._inputs.match(existing.get("inputs", {}))
+        changes, problem = differences(existing["settings"], settings) if existing else [], None
+        if changes:
+            problem = f"results made with another {changes[0]}"
+        elif existing and not self._inputs.match(existing.get("inputs", {})):
+            problem = "results made from other contents of the same input files"
+        elif not existing and (images := self._images()):
+            problem = f"{images[0].name} and no record of a run that wrote it"
+        self._continued = bool(existing) and problem is None
         if self._continued:
             self._record |= existing
         elif overwrite:
             self._record["labels"] = sorted({*labels, *existing.get("labels", [])})
-        elif same_settings:
-            raise InputError(
-                f"{self.path} holds results made from other contents of the same input files; "
-                "give another --output, or --overwrite"
-            )
-        elif existing:
-            raise InputError(
-                f"{self.path} holds results made with another {changes[0]}; give another --output, or --overwrite"
-            )
-        elif images := self._images():
-            raise InputError(
-                f"{self.path} holds {images[0].name} and no record of a run that wrote it; "
-                "give another --output, or --overwrite"
-            )
+        elif problem:
+            raise InputError(f"{self.path} holds {problem}; give another --output, or --overwrite")
         # `inverse` and `forward` may write to one folder; the second one's previews then have its command in the name.
-        if not self._continued and self._preview_is_taken():
+        others = [read_record(path) for path in self.path.glob("*.json") if path != self._record_path]
+        if not self._continued and any(record and not record.get("command_in_preview") for record in others):
             self._record["command_in_preview"] = True
         stem = f"{name}.{command}" if self._record.get("command_in_preview") is True else name
         self.video = self.path.with_name(f"{stem}.viz.mp4")
@@ -141,7 +134,7 @@ class ClipOutput:
     def save_light(self, light: Float32[np.ndarray, "h w 3"]) -> None:
         """Save the clip's own light, as a map that other runs can take."""
         self._begin()
-        write_exr(self.light, dict(zip("RGB", np.moveaxis(light, -1, 0), strict=True)))
+        write_hdr(self.light, light)
 
     # --- images ---
 
@@ -169,24 +162,20 @@ class ClipOutput:
 
     def readers(self, frames: Sequence[Frame]) -> dict[str, Reader]:
         """Return label -> function that reads the i-th of these frames."""
-
-        def read_shown(label: str, i: int) -> np.ndarray:
-            return self.read(*frames[i], label)
-
-        return {label: partial(read_shown, label) for label in self.labels}
+        return {label: lambda i, label=label: self.read(*frames[i], label) for label in self.labels}
 
     # --- progress ---
 
     def complete(self, chunk: Chunk) -> None:
         """Record that all files of the chunk are written."""
         self._save(chunks=sorted(self.done | {chunk.index}))
-        self._remove(f".{chunk.index:04d}.*.latents.npz")
+        self._remove_latents(f"{chunk.index:04d}")
 
     def finish(self, frames: Iterable[np.ndarray] | None, fps: float, quality: float) -> None:
         """Write the video of `frames`, if any, and record the clip as finished, with its frame rate."""
         if frames is not None:
             write_video(self.video, frames, fps, quality)
-        self._remove(".*.latents.npz")  # a run killed right after `complete` wrote its record leaves them
+        self._remove_latents()  # a run killed right after `complete` wrote its record leaves them
         self._save(finished=True, fps=fps)
 
     def _begin(self) -> None:
@@ -198,12 +187,8 @@ class ClipOutput:
             self._write_record(existing | {"chunks": [], "finished": False})
         for path in (*self._images(), self.video, self.sheet, self.light):
             path.unlink(missing_ok=True)
-        self._remove(".*.latents.npz")
+        self._remove_latents()
         self._save()
-
-    def _preview_is_taken(self) -> bool:
-        others = [read_record(path) for path in self.path.glob("*.json") if path != self._record_path]
-        return any(record and not record.get("command_in_preview") for record in others)
 
     def _file(self, chunk: Chunk, frame: int, label: str) -> Path:
         return frame_path(self.path, chunk.index, frame, label, self.format.kind)
@@ -215,10 +200,9 @@ class ClipOutput:
         names = [f"*.{label}.{kind}" for label in self._record["labels"] for kind in KINDS]
         return [path for name in names for path in sorted(self.path.glob(name))]
 
-    def _remove(self, *patterns: str) -> None:
-        for pattern in patterns:
-            for path in self.path.glob(pattern):
-                path.unlink()
+    def _remove_latents(self, chunk: str = "*") -> None:
+        for path in self.path.glob(f".{chunk}.*.latents.npz"):
+            path.unlink()
 
     def _save(self, **changes) -> None:
         self._record |= changes | {"inputs": self._inputs.to_json()}

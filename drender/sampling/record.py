@@ -18,12 +18,13 @@ def read_record(path: Path) -> dict:
     """Return the record of an earlier run, or {} if there is none or it is invalid."""
     try:
         record = read_json(path, "run again with --overwrite")
-        valid = all(isinstance(record[key], kind) for key, kind in FIELD_TYPES.items())
-        valid = valid and all(isinstance(label, str) and LABEL.fullmatch(label) for label in record["labels"])
-        valid = valid and all(_is_count(index) for index in record["chunks"])
-        valid = valid and _is_count(record["settings"].get("overlap", 0))
-        valid = valid and 1e-3 <= record.get("fps", 1) <= 1e6
-        valid = valid and isinstance(record.get("inputs", {}), dict)
+        valid = (
+            all(isinstance(record[key], kind) for key, kind in FIELD_TYPES.items())
+            and all(LABEL.fullmatch(label) for label in record["labels"])
+            and all(map(_is_count, (*record["chunks"], record["settings"].get("overlap", 0))))
+            and 1e-3 <= record.get("fps", 1) <= 1e6
+            and isinstance(record.get("inputs", {}), dict)
+        )
     except (InputError, LookupError, TypeError):
         return {}
     return record if valid else {}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -45,8 +45,7 @@ NOTES = {
 Reader = Callable[[int], Float[np.ndarray, "h w 3"]]  # frame index -> image in [0, 1], ready for display
 
 
-@dataclass(frozen=True)
-class PageLight:
+class PageLight(NamedTuple):
     """An environment that a clip is relit under: its name, and its thumbnail at every frame."""
 
     name: str
@@ -82,8 +81,6 @@ def write_page(path: str | Path, title: str, clips: Sequence[PageClip], settings
     states this. It takes at most about 150 MB, or 1 GB for images of noise.
 
     Args:
-      path: of the HTML file.
-      title: of the page.
       clips: one or more.
       settings: name -> value; None, False and empty values are not shown.
     Raises:
@@ -114,9 +111,8 @@ def _selection(num_frames: int, sizes: dict[str, tuple[int, int]], share: int) -
     pixels = sum(h * w * scales[label] ** 2 for label, (h, w) in sizes.items())  # of one frame
     max_frames = max(1, min(MAX_FRAMES, int(share / pixels)))
     shrink = min(1.0, math.sqrt(share / pixels))
-    return range(0, num_frames, math.ceil(num_frames / max_frames)), {
-        label: scale * shrink for label, scale in scales.items()
-    }
+    shown = range(0, num_frames, math.ceil(num_frames / max_frames))
+    return shown, {label: scale * shrink for label, scale in scales.items()}
 
 
 def _description(clip: PageClip, shown: range, sizes: dict[str, tuple[int, int]]) -> dict:

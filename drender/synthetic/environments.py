@@ -15,7 +15,7 @@ from drender.assets import ENVIRONMENTS
 from drender.errors import InputError
 from drender.files import list_dir
 from drender.lighting.latlong import MAX_RADIANCE
-from drender.media.images import HDR_SUFFIXES, read_hdr, write_exr
+from drender.media.images import HDR_SUFFIXES, read_hdr, write_hdr
 
 HELD_OUT = ("forest", "lobby", "sunset", "warehouse")  # bundled maps of the test split
 PROCEDURAL_SIZE = (64, 128)
@@ -56,7 +56,7 @@ def copy_environment(source: Path, destination: Path) -> None:
 
 def write_environment(path: str | Path, image: Float[np.ndarray, "h w 3"]) -> None:
     """Write linear radiance as an EXR of half floats; raise InputError if it cannot be written."""
-    write_exr(path, dict(zip("RGB", np.moveaxis(image, -1, 0), strict=True)))
+    write_hdr(path, image)
 
 
 # --- Procedural ---

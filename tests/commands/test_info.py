@@ -5,6 +5,7 @@ import types
 
 import numpy as np
 import pytest
+from helpers import small
 from helpers.runs import write_frames, write_gbuffers
 
 from drender.checkpoints import orbax
@@ -18,20 +19,23 @@ def described(path) -> dict[str, str]:
     return {name: str(value) for name, value in info.describe(str(path))}
 
 
-def test_checkpoint(forward_checkpoint):
-    values = described(forward_checkpoint)
+def test_checkpoint(tmp_path):
+    array = lambda *shape: np.zeros(shape, np.float16)
+    unet, lora = {"conv": {"kernel": array(400, 3), "bias": array(3)}}, {"to_q": {"lora_A": array(8, 4)}}
+    orbax.save(tmp_path / "forward", small.forward_config(), {"unet": unet, "lora": lora})
+    values = described(tmp_path / "forward")
     assert values["kind"] == "forward, several steps"
-    assert values["conditions"].startswith("basecolor, normal, depth, roughness, metallic; environment of")
-    assert values["vae"] == "1,637,599 parameters in 370 arrays, float16"
-    assert values["lora"].endswith("float16, rank 4")
+    assert values["conditions"] == "basecolor, normal, depth, roughness, metallic; environment of 16x16"
+    assert values["unet"] == "1,203 parameters in 2 arrays, float16"
+    assert values["lora"] == "32 parameters in 1 arrays, float16, rank 4"
 
 
 def test_video_and_frames(tmp_path):
     write_video(tmp_path / "walk.mp4", [np.full((8, 16, 3), 0.5, np.float32)] * 5, 25.0)
     values = described(tmp_path / "walk.mp4")
     assert values["frames"] == "5, 0.2 s at 25 a second"
-    assert values["as read"].startswith("16×8, upright, square pixels, sRGB from")
-    assert "codec h264, format yuv420p, size 16×8, transfer BT709, primaries BT709" in values["file says"]
+    assert values["as read"].startswith("16x8, upright, square pixels, sRGB from")
+    assert "codec h264, format yuv420p, size 16x8, transfer BT709, primaries BT709" in values["file says"]
     values = described(write_frames(tmp_path / "stills", 3))
     assert (values["clip"], values["frames"].split(",")[0]) == ("stills (3 .png)", "3")
     assert "profile none" in values["file says"]
@@ -48,8 +52,8 @@ def test_gbuffers_and_results(tmp_path):
     assert values["settings"] == "seed 3"
 
 
-def test_training_run(tmp_path, monkeypatch, inverse_checkpoint):
-    model = orbax.load_config(inverse_checkpoint)
+def test_training_run(tmp_path, monkeypatch):
+    model = small.inverse_config()
     config = types.SimpleNamespace(objective="inverse", optimizer=types.SimpleNamespace(steps=10))
     monkeypatch.setattr(run_record, "is_run", lambda path: True)
     monkeypatch.setattr(run_record, "read_run", lambda path: (config, model))

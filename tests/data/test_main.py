@@ -155,7 +155,7 @@ def test_bad_labels(run, inverse_model, vae, tmp_path):
         ((inverse_model, "--fov", 40), "--fov 40: it is for --light"),
         ((inverse_model, "--light", "--fov", 200), "field of view 200 must be"),
         ((inverse_model, "--passes", "normals"), "unknown pass 'normals'; did you mean 'normal'"),
-        ((inverse_model, "--frames", 0), "frames per chunk is 0"),
+        ((inverse_model, "--frames", 0), "frames: expected at least 1, got 0"),
         ((inverse_model, "--size", 0, 64), "size is 0 64"),
         ((inverse_model, "--steps", 0), "num_steps: expected at least 1, got 0"),
         ((vae,), "holds a 'forward' model, but the inverse renderer needs 'inverse'"),

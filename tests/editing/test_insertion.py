@@ -317,7 +317,7 @@ def test_built_in_model_lights_inserted_sphere_from_lamp_side(material, forward)
     """The mean place of its brightest tenth, where 1 is the sphere's radius. Path tracing puts it at 0.57 to 0.64."""
     (clip,) = find_gbuffer_clips(GBUFFERS)
     layer = ball(centre=(0.55, 0.5), **material)
-    buffers = {label: clip.read(label, 0, 0, 1)[0] for label in clip.labels}
+    buffers = {label: next(clip.frames(label)) for label in clip.labels}
     buffers, visible = insert(buffers, layer, layer.depth_range(), (0.0, 0.05))
     inside = visible[..., 0] > 0.95
     y, x = np.mgrid[:64, :64] + 0.5

@@ -54,12 +54,10 @@ def test_round_trip_in_every_layout(tmp_path, layout):
     assert clip.name == "walk" and set(clip.labels) == set(CONDITIONS)
     assert clip.chunks == dict(enumerate(chunks))
     for label in CONDITIONS:
-        for chunk, frames in clip.chunks.items():
-            found = clip.read(label, chunk)
-            assert found.shape == (frames, 2, 3, 3) and found.dtype == np.float32
-            expected = [frame_value(label, chunk, frame) for frame in range(frames)]
-            np.testing.assert_allclose(found[:, 1, 2, 0], expected, atol=1e-7)
-    np.testing.assert_array_equal(clip.read("normal", 0, 1, 3), clip.read("normal")[1:3])
+        found = np.stack([*clip.frames(label)])
+        assert found.shape == (sum(chunks), 2, 3, 3) and found.dtype == np.float32
+        expected = [frame_value(label, chunk, frame) for chunk, count in enumerate(chunks) for frame in range(count)]
+        np.testing.assert_allclose(found[:, 1, 2, 0], expected, atol=1e-7)
 
 
 def test_clips_in_natural_order(tmp_path):
@@ -84,7 +82,7 @@ def test_extra_labels_are_found_on_request(tmp_path, layout):
     write_clip(tmp_path / "walk", layout, labels=(*CONDITIONS, "rgb", "mask"))
     (clip,) = find_gbuffer_clips(tmp_path, required=("rgb", "depth"), labels=("mask", "rgb"))
     assert set(clip.labels) == {*CONDITIONS, "rgb", "mask"}
-    np.testing.assert_allclose(clip.read("rgb", 0, 1)[0, 0, 0], frame_value("rgb", 0, 1), atol=1e-7)
+    np.testing.assert_allclose([*clip.frames("rgb")][1][0, 0], frame_value("rgb", 0, 1), atol=1e-7)
     (clip,) = find_gbuffer_clips(tmp_path, required=("rgb",), labels=("rgb",))
     assert "mask" not in clip.labels
     with pytest.raises(InputError, match="clip 'walk' has no 'env0000'"):
@@ -99,7 +97,7 @@ def test_exr_frames_among_png(tmp_path):
         (tmp_path / f"0000.{frame:04d}.depth.png").unlink()
         file = OpenEXR.File({"type": OpenEXR.scanlineimage}, {"Y": depth / (frame + 1)})
         file.write(str(tmp_path / f"0000.{frame:04d}.depth.exr"))
-    found = find_gbuffer_clips(tmp_path)[0].read("depth")
+    found = np.stack([*find_gbuffer_clips(tmp_path)[0].frames("depth")])
     np.testing.assert_array_equal(found, np.stack([depth, depth / 2])[..., None] * np.ones(3, np.float32))
 
 
@@ -150,9 +148,9 @@ def test_frames_of_different_size_are_an_input_error(tmp_path):
     write_clip(tmp_path, chunks=(3,))
     write_png(frame_path(tmp_path, 0, 2, "depth"), np.zeros((4, 4, 3), np.float32))
     (clip,) = find_gbuffer_clips(tmp_path)
-    assert clip.read("normal").shape == (3, 2, 3, 3)
+    assert len([*clip.frames("normal")]) == 3
     with pytest.raises(InputError, match=r"0000\.0002\.depth\.png has 4x4 pixels, 0000\.0000\.depth\.png 3x2"):
-        clip.read("depth")
+        list(clip.frames("depth"))
 
 
 def test_unrelated_stills_are_clips_of_their_own(tmp_path):
@@ -180,6 +178,16 @@ def test_frames_of_multi_layer_exr_need_no_names_of_labels(tmp_path):
     assumed = InputEncoding(layers=(("normal", "Odd"),))
     (clip,) = find_gbuffer_clips(tmp_path / "shot", ("basecolor", "normal", "depth"), assumed=assumed)
     assert (clip.name, clip.chunks, clip.folder) == ("shot", {0: 2}, tmp_path / "shot")
-    np.testing.assert_allclose(clip.read("normal"), np.broadcast_to([0.5, 0.5, 1], (2, 2, 3, 3)), atol=1e-6)
-    np.testing.assert_allclose(clip.read("depth"), 0.5)
+    np.testing.assert_allclose(
+        np.stack([*clip.frames("normal")]), np.broadcast_to([0.5, 0.5, 1], (2, 2, 3, 3)), atol=1e-6
+    )
+    np.testing.assert_allclose(np.stack([*clip.frames("depth")]), 0.5)
     assert "shot" in broken(find_gbuffer_clips, tmp_path / "shot", ("basecolor", "normal"))
+
+
+def test_layers_of_a_new_kind_of_gbuffer(tmp_path):
+    layers = {"View.Gloss.V": np.full((2, 3), 0.25), "View.Depth.Z": np.full((2, 3), 0.5)}
+    write_exr(tmp_path / "shot" / "a.0.exr", layers)
+    assumed, labels = InputEncoding(layers=(("glossiness", "Gloss"),)), ("glossiness", "depth")
+    (clip,) = find_gbuffer_clips(tmp_path / "shot", labels, labels=labels, assumed=assumed)
+    np.testing.assert_allclose(next(clip.frames("glossiness")), 0.25)

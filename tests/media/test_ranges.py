@@ -22,7 +22,7 @@ def rgb(image):
 
 def read(folder, label, **assumed):
     (clip,) = find_gbuffer_clips(folder, [label], assumed=InputEncoding(**assumed))
-    return clip.read(label)
+    return np.stack([*clip.frames(label)])
 
 
 def write_depth(folder, frames, name="Z"):
@@ -140,5 +140,5 @@ def test_channels_of_orm_textures(tmp_path):
     for name, assumed in (("named", InputEncoding(layers=layers)), ("packed", DEFAULT), ("folders", DEFAULT)):
         (clip,) = find_gbuffer_clips(tmp_path / name, ("roughness", "metallic"), assumed=assumed)
         assert clip.name == name and clip.folder == tmp_path / name
-        np.testing.assert_allclose(clip.read("roughness"), 0.4, atol=1e-5)
-        np.testing.assert_allclose(clip.read("metallic"), 0.8, atol=1e-5)
+        np.testing.assert_allclose(np.stack([*clip.frames("roughness")]), 0.4, atol=1e-5)
+        np.testing.assert_allclose(np.stack([*clip.frames("metallic")]), 0.8, atol=1e-5)

@@ -129,11 +129,6 @@ def test_restored_normals_have_unit_length():
     np.testing.assert_allclose(placement.restore(stored, "depth"), expected, atol=1e-6)
 
 
-def test_invalid_resize_configs_are_input_errors():
-    for arguments, message in (
-        (("coverr",), "unknown fit mode 'coverr'; did you mean 'cover'"),
-        (("cover", (64, 64), "original"), "unknown output size 'original'"),
-        (("cover", (0, 64)), "size is 0 64; both sides must be 1 or more"),
-    ):
-        with pytest.raises(InputError, match=message):
-            ResizeConfig(*arguments)
+def test_sizes_less_than_one_are_input_errors():
+    with pytest.raises(InputError, match="size is 0 64; both sides must be 1 or more"):
+        ResizeConfig("cover", (0, 64))

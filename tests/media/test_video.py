@@ -55,7 +55,7 @@ def test_a_colon_in_the_name_of_a_video_is_no_protocol(monkeypatch, tmp_path):
 def test_quality_and_frame_rate(tmp_path):
     frames = [np.random.default_rng(k).random((64, 64, 3), np.float32) for k in range(4)]
     sizes, errors = [], []
-    for quality in (0.0, 3.5, 7.0, 10.0):
+    for quality in (0.0, 7.0, 10.0):
         write_video(tmp_path / "a.mp4", frames, 24000 / 1001, quality)
         sizes.append((tmp_path / "a.mp4").stat().st_size)
         (clip,) = find_clips(tmp_path / "a.mp4")
@@ -64,9 +64,6 @@ def test_quality_and_frame_rate(tmp_path):
     assert sizes == sorted(sizes) and errors == sorted(errors, reverse=True)
     with av.open(str(tmp_path / "a.mp4")) as container:
         assert container.streams.video[0].average_rate == Fraction(24000, 1001)
-    for quality in (-0.1, 10.5, float("nan")):
-        assert "must be from 0 to 10" in broken(write_video, tmp_path / "b.mp4", frames, 7.0, quality)
-    assert not (tmp_path / "b.mp4").exists()
 
 
 def test_odd_sides_are_padded_by_the_edge(tmp_path):
@@ -214,11 +211,13 @@ def test_no_clips_is_an_input_error(tmp_path):
     assert ".png" in broken(find_clips, tmp_path / "a.txt")
 
 
-def test_duplicate_clip_names_are_an_input_error(tmp_path):
-    write_png(tmp_path / "a.png", RGB)
+def test_clips_of_one_name_in_a_folder_get_their_suffixes(tmp_path):
+    write_png(tmp_path / "a.png", RGB), write_png(tmp_path / "b.png", RGB)
     movie(tmp_path / "a.mp4", frames=2)
+    assert [(clip.name, clip.num_frames) for clip in find_clips(tmp_path)] == [("a_mp4", 2), ("a_png", 1), ("b", 1)]
+    write_png(tmp_path / "a.PNG", RGB)
     message = broken(find_clips, tmp_path)
-    assert "two clips are named 'a'" in message and "a.png" in message and "a.mp4" in message
+    assert "_a_png'" in message and "a.PNG" in message and "a.png" in message and "rename one" in message
 
 
 def test_sequences_of_a_folder_are_clips(tmp_path):

@@ -25,7 +25,7 @@ from helpers.stand_ins import InverseStandIn
 from drender.config import CONDITIONS
 from drender.renderers.forward import ForwardRenderer
 from drender.renderers.inverse import InverseRenderer
-from drender.sampling import execute
+from drender.sampling.jobs import InverseJob
 
 
 def two_sizes(folder: Path) -> Path:
@@ -66,7 +66,8 @@ BAD_OPTIONS = [
     ("inverse", ("--overlap", 2), "overlap: expected less than frames (2), got 2"),
     ("inverse", ("--size", 0, 64), "size is 0 64; both sides must be 1 or more"),
     ("inverse", ("--format", "exr", "--bits", 16), "--bits 16 is for PNG"),
-    ("inverse", ("--quality", 11), "--quality 11: must be from 0 to 10"),
+    ("inverse", ("--quality", 11), "quality: expected at least 0 and at most 10, got 11.0"),
+    ("inverse", ("--quality", "nan"), "quality: expected at least 0 and at most 10, got nan"),
     ("inverse", ("--fit", "crop"), "unknown --fit 'crop'"),
     ("forward", ("--normals", "directx"), "unknown option '--normals'"),
     ("inverse", ("--seed", -1), "seed: expected at least 0 and below 9223372036854775808, got -1"),
@@ -90,6 +91,7 @@ BAD_OPTIONS = [
     ("forward", ("--environment", "/dev"), "/dev: no environment maps found"),
     ("forward", ("--exposure", "bright"), "environment exposure 'bright' is neither a number of stops nor 'auto'"),
     ("forward", ("--blur", -5), "environment blur -5.0"),
+    ("inverse", ("--input-layers", "depth=Z"), "unknown label in --input-layers 'depth'; known: rgb"),
     ("forward", ("--elevation-sign", "dow"), "unknown --elevation-sign 'dow'"),
     ("relight", ("--passes", "normal", "depth"), "--passes lacks basecolor, roughness, metallic"),
 ]
@@ -179,9 +181,8 @@ def test_damaged_environments_are_named(forward, sky, tmp_path):
 def test_an_unwritable_output_is_named(inverse, monkeypatch, tmp_path, place):
     monkeypatch.setattr(InverseRenderer, "load", None)
     text(tmp_path / "file")
-    check_one_line(
-        inverse("--input", png(tmp_path / "a.png"), "--output", tmp_path / place), "--output", "give another"
-    )
+    result = inverse("--input", png(tmp_path / "a.png"), "--output", tmp_path / place)
+    check_one_line(result, str(Path(place)), "cannot be written", "give another folder")
     assert (tmp_path / "file").read_text() == "no picture"
 
 
@@ -213,7 +214,7 @@ def test_a_full_disk_is_an_error_and_leaves_no_partial_files(inverse, monkeypatc
 def test_out_of_device_memory_is_an_error_with_remedy(inverse, monkeypatch, tmp_path):
     message = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 GiB.\nmore of it"
 
-    def estimate(*_):
+    def estimate(*_, **control):
         raise jax.errors.JaxRuntimeError(message)
 
     monkeypatch.setattr(InverseStandIn, "estimate", estimate)
@@ -246,8 +247,14 @@ def test_no_file_stays_open(inverse, monkeypatch, tmp_path):
     for i in range(6):
         write_frames(tmp_path / f"in/{i}", 1)
     damaged(tmp_path / "in/3/000.png")
-    counts, process = [], execute.run_clip
-    monkeypatch.setattr(execute, "run_clip", lambda *a: (process(*a), counts.append(len(os.listdir("/proc/self/fd")))))
+    counts, run_clip = [], InverseJob.run_clip
+
+    def counting(*args, **control):
+        written = run_clip(*args, **control)
+        counts.append(len(os.listdir("/proc/self/fd")))
+        return written
+
+    monkeypatch.setattr(InverseJob, "run_clip", counting)
     code, _, err = inverse("--input", tmp_path / "in", "--output", tmp_path / "out", "--html")
     assert code == 2 and "1 of 6 clips failed" in err
     assert len(counts) == 5 and len(set(counts[1:])) == 1

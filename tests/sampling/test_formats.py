@@ -102,7 +102,7 @@ def test_inverse_reads_linear_frames(inverse, tmp_path):
 def test_gbuffers_of_other_programs(forward, gbuffers, tmp_path):
     """World normals, distances and odd layers give the results of the same buffers as drender writes them."""
     (clip,) = find_gbuffer_clips(gbuffers)
-    images = {label: clip.read(label) for label in clip.labels}
+    images = {label: np.stack([*clip.frames(label)]) for label in clip.labels}
     for label in ("depth", "roughness", "metallic"):
         values = images[label].mean(axis=-1, keepdims=True)
         images[label] = ((values - values.min()) / np.ptp(values)).repeat(3, axis=-1)

@@ -47,7 +47,7 @@ def test_forward_equals_the_python_interface(networks, forward, models, sky, tmp
         elevation_sign="up", yaw=20.0, pitch=-30.0, roll=40.0, exposure="auto", blur=6.0,
     )  # fmt: skip
     renderer = ForwardRenderer.load(str(models["forward"]), None, jax.devices()[0], 0.25)
-    relit = renderer({name: clip.read(name)[None] for name in CONDITIONS}, light, num_steps=1)
+    relit = renderer({name: np.stack([*clip.frames(name)])[None] for name in CONDITIONS}, light, num_steps=1)
     found = np.stack([read_image(tmp_path / f"out/in/0000.{i:04d}.env0000.png") for i in range(2)])
     np.testing.assert_allclose(found, relit[0], rtol=0, atol=2e-5)
 

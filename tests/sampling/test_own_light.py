@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from helpers.runs import QUICK, QUICK_LIGHT, check_one_line, contents, write_frames
+from helpers.runs import QUICK, QUICK_LIGHT, check_one_line, contents, png, write_frames
 
 from drender.lighting import estimation
 from drender.locks import lock
 from drender.media.images import read_hdr, read_image, write_exr, write_png
+from drender.sampling import commands
 
 LABELS = ("rgb", "basecolor", "normal", "depth", "roughness", "metallic")
 
@@ -135,9 +136,17 @@ def test_light_of_a_video_is_estimated_by_the_inverse_renderer(run, models, tmp_
     assert {path.name for path in (tmp_path / "out").glob("*.exr")} == {"a.exr", "b.exr"}
     code, out, _ = run(*words, *poses)
     assert code == 0 and out.count("skipped") == 2
-    code, _, err = run(*words, "--output", tmp_path / "out")  # without the poses
-    assert code == 2 and err.count("was made with other options or of other inputs") == 2
+    without_poses = run(*words, "--output", tmp_path / "out")
+    check_one_line(without_poses, "out/a.exr was made with other options or of other inputs", "--overwrite")
     check_one_line(run(*words, "--output", tmp_path / "sky.exr"), "is one file, for 2 clips; give a folder")
+
+
+def test_light_takes_a_checkpoint_by_name_and_knows_its_revision(run, models, monkeypatch, tmp_path):
+    monkeypatch.setattr(commands, "resolve", lambda name: models["inverse"])
+    words = ("light", "--input", png(tmp_path / "a.png"), "--size", 64, 64, "--output", tmp_path / "sky.exr")
+    assert run(*words, "--checkpoint", "owner/name")[0] == 0
+    code, out, _ = run(*words, "--checkpoint", models["inverse"])
+    assert code == 0 and "skipped" in out
 
 
 def test_light_of_other_inputs_is_not_taken_for_finished(run, tmp_path):

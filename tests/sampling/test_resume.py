@@ -102,7 +102,7 @@ def test_partial_results_of_other_options_are_not_mixed_in(inverse, monkeypatch,
 def test_latents_left_by_a_killed_run_are_removed(inverse, monkeypatch, tmp_path):
     arguments = ("--input", write_frames(tmp_path / "a", 3), "--output", tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr(ClipOutput, "_remove", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(ClipOutput, "_remove_latents", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert inverse(*arguments)[0] == 130
     assert inverse(*arguments)[0] == 0
     assert not [name for name in contents(tmp_path / "out") if Path(name).name.startswith(".")]

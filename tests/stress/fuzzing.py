@@ -249,7 +249,7 @@ def make_readers() -> dict[str, Callable[[Path], bool]]:
 
     def gbuffers(path: Path) -> bool:
         found = find_gbuffer_clips(path, ("basecolor",))
-        return all(is_image(image) for clip in found for label, i in clip.paths for image in clip.frames(label, i))
+        return all(is_image(image) for clip in found for label in clip.paths for image in clip.frames(label))
 
     def record(path: Path) -> bool:
         folder = ClipOutput(path.parents[1], path.parent.name, "inverse", ("normal",), {}, overwrite=True)

@@ -1,0 +1,66 @@
+"""The size and place of an image's pixels: square pixels, the display window of an EXR, EXIF's orientation."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import OpenImageIO as oiio
+from jaxtyping import Float32
+
+from drender.media.loaded import warn_once
+
+MAX_ASPECT = 8  # of pixels; more is damage
+ROUNDED_ASPECT = 0.01  # logarithm of the ratio of two resolutions that are meant to be equal
+
+
+def square_size(path: str | Path, height: int, width: int, aspect: float | Fraction) -> tuple[int, int]:
+    """Return the (height, width) at which pixels of an aspect ratio (width / height) are square; no side shrinks.
+
+    Ratios beyond MAX_ASPECT are ignored with a warning; 0 or less, or a ratio that is not finite, states nothing.
+    """
+    if not 0 < aspect < float("inf"):
+        return height, width
+    if not 1 / MAX_ASPECT <= aspect <= MAX_ASPECT:
+        warn_once(path, f"its pixel aspect ratio of {float(aspect):g} is ignored; resize it to square pixels")
+        return height, width
+    return max(1, round(height / min(aspect, 1))), max(1, round(width * max(aspect, 1)))
+
+
+def shown_size(path: str | Path, spec: "oiio.ImageSpec") -> tuple[int, int]:
+    """Return the (height, width) of an image's display window in square pixels, before it is turned upright.
+
+    Only EXR states the shape of pixels. Elsewhere the ratio is that of two print resolutions, which viewers ignore.
+    """
+    size = (spec.full_height, spec.full_width) if spec.full_width * spec.full_height else (spec.height, spec.width)
+    aspect = spec.get_float_attribute("PixelAspectRatio", 1.0)
+    if Path(path).suffix.lower() == ".exr":
+        return square_size(path, *size, aspect)
+    if aspect > 0 and abs(np.log(aspect)) > ROUNDED_ASPECT:
+        warn_once(path, f"its unequal resolutions are ignored, as viewers do; resize it if pixels are {aspect:.3g}:1")
+    return size
+
+
+def resample(image: Float32[np.ndarray, "h w 3"], size: tuple[int, int], label: str) -> Float32[np.ndarray, "H W 3"]:
+    """Stretch an image of oblong pixels: bilinear, and depth to the nearest, whose background is not to be mixed."""
+    if image.shape[:2] == size:
+        return image
+    region = oiio.ROI(0, size[1], 0, size[0], 0, 1, 0, 3)
+    resampled = oiio.ImageBufAlgo.resample(oiio.ImageBuf(image), interpolate=label != "depth", roi=region)
+    return resampled.get_pixels(oiio.FLOAT)
+
+
+def in_display_window(image: Float32[np.ndarray, "h w 3"], spec: "oiio.ImageSpec") -> Float32[np.ndarray, "H W 3"]:
+    """Place the data window of an EXR in its display window: black outside, overscan cropped."""
+    size, offset = (spec.full_height, spec.full_width), (spec.y - spec.full_y, spec.x - spec.full_x)
+    if 0 in size or (size == image.shape[:2] and offset == (0, 0)):
+        return image
+    data = oiio.ImageBuf(image)
+    data.set_origin(offset[1], offset[0])
+    return oiio.ImageBufAlgo.cut(data, oiio.ROI(0, size[1], 0, size[0], 0, 1, 0, 3)).get_pixels(oiio.FLOAT)
+
+
+def upright(image: Float32[np.ndarray, "h w 3"], orientation: int) -> Float32[np.ndarray, "H W 3"]:
+    """Apply EXIF's orientation, 1 to 8."""
+    if orientation >= 5:
+        image = image.swapaxes(0, 1)
+    return image[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
