@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import errno
 import io
+import itertools
 import logging
 import os
 import re
@@ -38,20 +39,13 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else list(args)
         # argparse would report the missing required option before the mistyped one that was meant to be it.
-        for word in self._own_words(args):
-            option = word.partition("=")[0]
+        own = itertools.takewhile(lambda word: word != "--" and (not self.commands or word.startswith("-")), args)
+        for option in (word.partition("=")[0] for word in own):
             if re.match("--?[a-zA-Z]", option) and option not in self._option_string_actions:
                 self.error(str(unknown_name_error("option", option, self._option_string_actions)))
         if self.commands and not args:
             self.error(f"expected a command; known: {', '.join(self.commands)}")
         return super().parse_known_args(args, namespace)
-
-    def _own_words(self, args: list[str]) -> Iterator[str]:
-        """Yield the words that are not a sub-command's and do not follow `--`."""
-        for word in args:
-            if word == "--" or (self.commands and not word.startswith("-")):
-                return
-            yield word
 
     def _check_value(self, action: argparse.Action, value) -> None:
         if action.choices is not None and value not in action.choices:
@@ -89,21 +83,18 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # clip names may have characters that the console lacks
     with warnings.catch_warnings(), contextlib.redirect_stdout(Output(sys.stdout)), signals_as_exceptions():
-        warnings.showwarning = lambda message, *_: print(
-            f"warning: {printable(str(message))}", file=sys.stderr, flush=True
-        )
+        show = lambda message, *_: print(f"warning: {printable(str(message))}", file=sys.stderr, flush=True)
+        warnings.showwarning = show
         try:
             code = main() or 0
             sys.stdout.flush()
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             code = 2
-        except Terminated as error:
-            print("terminated; rerun the same command to resume", file=sys.stderr)
-            code = 128 + error.args[0]
-        except KeyboardInterrupt:
-            print("interrupted; rerun the same command to resume", file=sys.stderr)
-            code = 130
+        except KeyboardInterrupt as error:
+            how, number = ("terminated", error.args[0]) if isinstance(error, Terminated) else ("interrupted", 2)
+            print(f"{how}; rerun the same command to resume", file=sys.stderr)
+            code = 128 + number
         except OutputError as error:
             if error.args[0] != errno.EPIPE:  # as after `| head`
                 print(f"error: standard output cannot be written ({os.strerror(error.args[0])})", file=sys.stderr)
@@ -112,9 +103,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(code)
 
 
-# --- the terminal ----------------------------------------------------------------------------------------------------
-
-WHITE = "\n\t"
+# --- the terminal ---
 
 
 class OutputError(Exception):
@@ -131,7 +120,7 @@ class Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        return self._try(self._stream.write, printable(text, keep=WHITE))
+        return self._try(self._stream.write, printable(text, keep="\n\t"))
 
     def flush(self) -> None:
         self._try(self._stream.flush)

@@ -61,14 +61,9 @@ def _check_value(name: str, value: Any, limits: dict[str, int | float], items: i
         if isinstance(entry, str):
             if not WORD.fullmatch(entry):
                 raise InputError(f"{name}: expected words of letters, digits, '-' and '.', got {SHORT.repr(entry)}")
-        elif not _in_range(entry, limits):
+        elif not (-math.inf < entry < math.inf and all(_COMPARISONS[word](entry, x) for word, x in limits.items())):
             expected = " and ".join(f"{word.replace('_', ' ')} {limit}" for word, limit in limits.items())
             raise InputError(f"{name}: expected {expected or 'a finite number'}, got {SHORT.repr(value)}")
-
-
-def _in_range(number: int | float, limits: dict[str, int | float]) -> bool:
-    finite = -math.inf < number < math.inf
-    return finite and all(_COMPARISONS[word](number, limit) for word, limit in limits.items())
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
@@ -97,9 +92,9 @@ def from_dict(cls: type, data: Any, where: str, ignore_unknown: bool = False) ->
                 continue
             raise InputError(f"{prefix}{unknown_name_error('key', str(key), hints)}")
         values[key] = _convert(hints[key], value, f"{prefix}{key}")
-    missing = [f.name for f in dataclasses.fields(cls) if f.name not in values and _required(f)]
-    if missing:
-        raise InputError(f"{prefix}missing key {missing[0]!r}")
+    for f in dataclasses.fields(cls):
+        if f.name not in values and f.default is f.default_factory is dataclasses.MISSING:
+            raise InputError(f"{prefix}missing key {f.name!r}")
     return cls(**values)
 
 
@@ -126,10 +121,6 @@ def naming(where: str | Path) -> Iterator[None]:
 def to_dict(config: Any) -> dict:
     """Return a configuration as plain JSON values, which `from_dict` reads back."""
     return dataclasses.asdict(config)
-
-
-def _required(f: dataclasses.Field) -> bool:
-    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

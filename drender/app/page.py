@@ -222,9 +222,8 @@ def build(app: App) -> gr.Blocks:
                     upload = gr.File(label="Picture or clip", height=140, elem_id="upload", interactive=True)
                     example = gr.Button("Take the built-in clip", elem_id="example", min_width=140)
                 about = gr.Markdown(elem_id="about")
-                buffers = gr.Gallery(
-                    label="G-buffers", columns=3, object_fit="contain", elem_id="buffers", format="png"
-                )
+                look = {"columns": 3, "object_fit": "contain", "elem_id": "buffers"}
+                buffers = gr.Gallery(label="G-buffers", format="png", **look)
                 frame = gr.Slider(0, 1, 0, step=1, label="Frame", visible=False)
                 with gr.Accordion("Change materials", open=False):
                     with gr.Row():
@@ -243,14 +242,8 @@ def build(app: App) -> gr.Blocks:
                 names = assets.environments()
                 name = gr.Dropdown(names, value=assets.LIGHTS[0], label="Built-in environment", elem_id="light")
                 file = gr.UploadButton(MAP, elem_id="map")
-                ball = gr.Image(
-                    label="Mirror ball",
-                    interactive=False,
-                    elem_classes="ball",
-                    elem_id="ball",
-                    buttons=["fullscreen"],
-                    format="png",
-                )
+                look = {"elem_classes": "ball", "elem_id": "ball", "buttons": ["fullscreen"]}
+                ball = gr.Image(label="Mirror ball", interactive=False, format="png", **look)
                 yaw = gr.Slider(-180, 180, 0, step=1, label="Yaw, °: to the right", elem_id="yaw")
                 pitch = gr.Slider(-90, 90, 0, step=1, label="Pitch, °: upward")
                 roll = gr.Slider(-180, 180, 0, step=1, label="Roll, °: clockwise")
@@ -279,9 +272,8 @@ def build(app: App) -> gr.Blocks:
         gr.on([page.load, *(setting.change for setting in (yaw, pitch, roll, exposure))], *show_ball, **AT_ONCE)
         file.upload(app.use_map, file, file).then(*show_ball, **AT_ONCE)
         name.input(lambda: gr.UploadButton(MAP, value=None), outputs=file).then(*show_ball, **AT_ONCE)
-        run.click(app.begin, queue=False).then(
-            one_line(app.relight), [frame, kind, *settings], [result, download], **DEVICE
-        )
+        begun = run.click(app.begin, queue=False)
+        begun.then(one_line(app.relight), [frame, kind, *settings], [result, download], **DEVICE)
         stop.click(app.cancel, queue=False)
         kind.change(one_line(app.save), kind, download)
         page.unload(app.close)

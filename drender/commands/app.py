@@ -15,7 +15,17 @@ from drender.sampling.options import CHECKPOINT
 
 def main(words: list[str] | None = None, prog: str | None = None) -> None:
     """Serve the page until interrupted; `words` are the command line's, by default this process's."""
-    args = parser(prog).parse_args(words)
+    top = cli.Parser(prog=prog, description=__doc__)
+    top.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets others in")
+    top.add_argument("--port", type=int, default=7860, help="port to listen on")
+    top.add_argument("--inverse", type=cli.path, metavar="CHECKPOINT", help=f"{CHECKPOINT} (the built-in model)")
+    top.add_argument("--forward", type=cli.path, metavar="CHECKPOINT", help="likewise (the built-in model)")
+    top.add_argument("--dtype", choices=DTYPES, help="dtype of the computation (float32 on CPUs, else bfloat16)")
+    size_help = "size that clips are fitted to (the model's)"
+    top.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help=size_help)
+    top.add_argument("--frames", type=int, default=24, metavar="N", help="frames of a clip that are read")
+    top.add_argument("--max-upload", type=float, default=200, metavar="MB", help="largest upload")
+    args = top.parse_args(words)
     if args.frames < 1 or args.max_upload <= 0:
         raise InputError("--frames and --max-upload: must be more than 0")
     if args.size and (min(args.size) < 64 or any(side % 64 for side in args.size)):
@@ -32,18 +42,3 @@ def main(words: list[str] | None = None, prog: str | None = None) -> None:
         if args.host not in ("127.0.0.1", "localhost", "::1"):
             print(f"everyone who reaches {args.host} can use this page; it has no password", flush=True)
         serve(App(inverse, forward, Path(folder), size, args.frames), args.host, args.port, args.max_upload)
-
-
-def parser(prog: str | None) -> cli.Parser:
-    top = cli.Parser(prog=prog, description=__doc__)
-    top.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets others in")
-    top.add_argument("--port", type=int, default=7860, help="port to listen on")
-    top.add_argument("--inverse", type=cli.path, metavar="CHECKPOINT", help=f"{CHECKPOINT} (the built-in model)")
-    top.add_argument("--forward", type=cli.path, metavar="CHECKPOINT", help="likewise (the built-in model)")
-    top.add_argument("--dtype", choices=DTYPES, help="dtype of the computation (float32 on CPUs, else bfloat16)")
-    top.add_argument(
-        "--size", type=int, nargs=2, metavar=("H", "W"), help="size that clips are fitted to (the model's)"
-    )
-    top.add_argument("--frames", type=int, default=24, metavar="N", help="frames of a clip that are read")
-    top.add_argument("--max-upload", type=float, default=200, metavar="MB", help="largest upload")
-    return top

@@ -34,29 +34,18 @@ def main(words: list[str] | None = None, prog: str | None = None) -> None:
 
 def parser(prog: str | None) -> cli.Parser:
     top = cli.Parser(prog=prog, description=__doc__)
-    top.add_argument(
-        "source",
-        type=cli.path,
-        help="folder in the released layout, Hugging Face name owner/name[@revision], or training run; with --to-torch "
-        "a checkpoint",
-    )
+    source = "folder in the released layout, Hugging Face name owner/name[@revision], or training run; with --to-torch "
+    base = "released weights of whatever the source lacks, such as the VAE"
+    dtype = "dtype to store a training run's or --to-torch's weights in (as they are)"
+    step = "checkpoint of a training run: last, best (by its keep_best), or a step"
+    top.add_argument("source", type=cli.path, help=source + "a checkpoint")
     top.add_argument("destination", type=cli.path, help="folder to write")
-    top.add_argument(
-        "--base", type=cli.path, metavar="SOURCE", help="released weights of whatever the source lacks, such as the VAE"
-    )
+    top.add_argument("--base", type=cli.path, metavar="SOURCE", help=base)
     top.add_argument("--ema", action="store_true", help="take the UNet from unet_ema/, the average of its training")
     top.add_argument("--overwrite", action="store_true", help="replace the checkpoint at the destination")
     top.add_argument("--to-torch", action="store_true", help="convert a checkpoint to the released layout")
-    top.add_argument(
-        "--dtype", choices=DTYPES, help="dtype to store a training run's or --to-torch's weights in (as they are)"
-    )
-    top.add_argument(
-        "--step",
-        type=_step,
-        metavar="N",
-        default="last",
-        help="checkpoint of a training run: last, best (by its keep_best), or a step",
-    )
+    top.add_argument("--dtype", choices=DTYPES, help=dtype)
+    top.add_argument("--step", type=_step, metavar="N", default="last", help=step)
     return top
 
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float32
 
 from drender.config import DOMAINS
-from drender.errors import InputError
+from drender.errors import InputError, extent
 from drender.files import atomic_write, natural_order
 from drender.media.encodings import DEFAULT
 from drender.media.gbuffers import find_images, frame_path, read_frames
@@ -39,28 +40,24 @@ class Comparison:
 
     def scores(self, lpips: LPIPS | None = None) -> Scores:
         """Return the number of `frames`, and the scores of `evaluate`."""
-        encodings = [resolve_encoding(files, self.label, DEFAULT) for files in (self.predicted, self.truth)]
-        predicted = np.stack(list(read_frames(self.predicted, self.label, encodings[0])))
-        truth = np.stack(list(read_frames(self.truth, self.label, encodings[1])))
-        _require_same_size(self.predicted[0], predicted, self.truth[0], truth)
-        mask = None
-        if self.masks is not None:
-            mask = np.stack(list(read_frames(self.masks, "mask")))
-            _require_same_size(self.masks[0], mask, self.truth[0], truth)
-            mask = mask.mean(-1) > 0.5
+        predicted, truth = (_read(files, self.label) for files in (self.predicted, self.truth))
+        masks = None if self.masks is None else _read(self.masks, "mask")
+        for files, images in ((self.predicted, predicted), (self.masks, masks)):
+            if images is not None and images.shape != truth.shape:
+                sizes = f"{files[0]} has {extent(images[0].shape)} pixels, {self.truth[0]} {extent(truth[0].shape)}"
+                raise InputError(f"{sizes}; resize them to one size")
+        mask = None if masks is None else masks.mean(-1) > 0.5
         try:
             return {"frames": len(truth)} | evaluate(self.label, predicted, truth, mask, lpips)
         except InputError as error:
             raise InputError(f"clip {self.clip!r}: {error}") from error
 
 
-def _require_same_size(file: Path, images: np.ndarray, other: Path, others: np.ndarray) -> None:
-    if images.shape != others.shape:
-        sizes = [f"{array.shape[2]}x{array.shape[1]}" for array in (images, others)]
-        raise InputError(f"{file} has {sizes[0]} pixels, {other} {sizes[1]}; resize them to one size")
+def _read(files: Sequence[Path], label: str) -> Float32[np.ndarray, "f h w 3"]:
+    return np.stack([*read_frames(files, label, resolve_encoding(files, label, DEFAULT))])
 
 
-# --- matching --------------------------------------------------------------------------------------------------------
+# --- matching ---
 
 
 def compare(
@@ -123,10 +120,8 @@ def _find(path: str | Path, labels: Sequence[str]) -> dict[str, Clip]:
     """Return the images of these labels by clip; InputError if there are none."""
     clips = dict(find_images(path, labels))
     if not clips:
-        expected = frame_path("clip", 0, 0, "rgb")
-        raise InputError(
-            f"{path}: no images of {', '.join(labels)}; expected {expected}, or name its label with --pair"
-        )
+        remedy = f"expected {frame_path('clip', 0, 0, 'rgb')}, or name its label with --pair"
+        raise InputError(f"{path}: no images of {', '.join(labels)}; {remedy}")
     return clips
 
 
@@ -149,7 +144,7 @@ def _match(first: dict[str, Path], second: dict[str, Path]) -> list[tuple[Path, 
     return [(first[stem], second[stem]) for stem in stems[0]]
 
 
-# --- summaries -------------------------------------------------------------------------------------------------------
+# --- summaries ---
 
 
 def summarize(clips: dict[str, dict[str, Scores]]) -> dict[str, Scores]:

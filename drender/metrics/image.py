@@ -141,7 +141,10 @@ def evaluate(
         return float(np.mean(metric(predicted, truth, mask)))
 
     if label == "normal":
-        return _normal_scores(predicted, truth, mask)
+        angles = angular_error(predicted, truth)
+        angles = angles.ravel() if mask is None else angles[mask]
+        scores = {"angular_mean": angles.mean(dtype=np.float64), "angular_median": np.median(angles)}
+        return {name: float(value) for name, value in (scores | {"under_11.25": np.mean(angles < 11.25)}).items()}
     if label in ("roughness", "metallic"):
         return {"rmse": average(rmse, predicted)}
     if label == "depth":
@@ -155,13 +158,3 @@ def evaluate(
         foreground = scaled if mask is None else np.where(mask[..., None], scaled, truth)
         scores[f"scaled_lpips_{lpips.network}"] = float(np.mean(lpips(foreground, truth)))
     return scores
-
-
-def _normal_scores(predicted: Frames, truth: Frames, mask: FrameMasks | None) -> Scores:
-    angles = angular_error(predicted, truth)
-    angles = angles.ravel() if mask is None else angles[mask]
-    return {
-        "angular_mean": float(angles.mean(dtype=np.float64)),
-        "angular_median": float(np.median(angles)),
-        "under_11.25": float(np.mean(angles < 11.25)),
-    }
