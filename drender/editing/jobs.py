@@ -41,6 +41,7 @@ class Change:
     """The change to the frames of one clip."""
 
     unseen: str | None = None  # why no pixel has changed so far
+    whole = False  # the clip's first chunk was changed too, not by an interrupted run
 
     def __call__(self, images: Images, index: int) -> Images:
         """Return the images of frame `index` of the clip, changed."""
@@ -63,7 +64,6 @@ class EditingJob(ClipJob):
     bits: int | None = None
     encoding: InputEncoding = DEFAULT
     cameras: Float32[np.ndarray, "f 3 3"] | None = None
-    _started: dict[str, tuple[Change, bool]] = field(default_factory=dict, init=False, repr=False)
 
     def required_labels(self) -> tuple[str, ...]:
         """Return the labels that a clip must have."""
@@ -94,9 +94,12 @@ class EditingJob(ClipJob):
     def outputs(self, clip: BufferChunks) -> list[ClipOutput]:
         return [self.run.clip_output(clip, COMMAND, self.labels(clip), clip.files(), overlap=clip.overlap)]
 
-    def run_chunk(self, renderers, clip: BufferChunks, chunk: Chunk, outputs, *, progress: bool, stop: Event) -> None:
+    def run_clip(self, renderers: tuple[()], clip: BufferChunks, **control: Any) -> str:
+        return super().run_clip(self.change(clip), clip, **control)
+
+    def run_chunk(self, change: Change, clip: BufferChunks, chunk: Chunk, outputs, *, progress: bool, stop: Event):
         (output,) = outputs
-        change, resumed = self._change_in_progress(clip, output)
+        change.whole |= chunk is clip.chunks[0]
         formats = {label: ImageFormat(bits=self.bits or _stored_bits(clip.clip, label)) for label in output.labels}
         for i in tqdm(range(chunk.num_frames), disable=None if progress else True, leave=False, unit="frame"):
             images = {label: clip.read(chunk, i, label) for label in clip.clip.labels}
@@ -104,15 +107,8 @@ class EditingJob(ClipJob):
             for label, image in change(images, chunk.start + i).items():
                 output.write_frame(chunk, i, label, image, formats[label])
         say(f"{clip.name}: frames {chunk.start} to {chunk.stop - 1} written")
-        if chunk is clip.chunks[-1] and change.unseen and not resumed:
+        if chunk is clip.chunks[-1] and change.unseen and change.whole:
             warnings.warn(f"clip {clip.name!r}: {change.unseen}", stacklevel=2)
-
-    def _change_in_progress(self, clip: BufferChunks, output: ClipOutput) -> tuple[Change, bool]:
-        """Return the clip's change, which all its chunks share, and whether earlier chunks are from another run."""
-        if clip.name not in self._started:
-            self._started.clear()  # closes the masks of the previous clip
-            self._started[clip.name] = self.change(clip), bool(output.done)
-        return self._started[clip.name]
 
 
 def _recorded_labels(source: Path) -> list[str]:
@@ -226,11 +222,11 @@ class InsertJob(EditingJob):
         self.inserted.check(clip.name, clip.num_frames, labels)
         return _Insertion(self, clip)
 
-    def run_chunk(self, renderers, clip: BufferChunks, chunk: Chunk, outputs, **control: Any) -> None:
+    def run_chunk(self, change: Change, clip: BufferChunks, chunk: Chunk, outputs, **control: Any) -> None:
         if self.own_light:
             read = functools.partial(clip.read, chunk)
             self.own_light.keep_own(outputs[0], read, clip.clip.labels, chunk, clip.num_frames)
-        super().run_chunk(renderers, clip, chunk, outputs, **control)
+        super().run_chunk(change, clip, chunk, outputs, **control)
 
 
 class _Insertion(Change):
