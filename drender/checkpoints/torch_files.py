@@ -3,7 +3,6 @@
 Legacy pickles (`.bin`) are read too, where torch is installed.
 """
 
-import contextlib
 import functools
 import itertools
 import json
@@ -12,7 +11,7 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,39 +118,34 @@ def read_metadata(folder: Path, stem: str) -> dict[str, str]:
     metadata = {}
     for file in weight_files(folder, stem):
         if file.suffix == ".safetensors":
-            with _open_safetensors(file) as handle:
-                metadata |= handle.metadata() or {}
+            metadata |= _open_safetensors(file).metadata() or {}
     return metadata
 
 
-@contextlib.contextmanager
-def _open_safetensors(file: Path) -> Iterator[safe_open]:
+def _open_safetensors(file: Path) -> safe_open:
     try:
-        with safe_open(file, "numpy") as handle:  # checks the header and every offset
-            yield handle
+        return safe_open(file, "numpy")  # checks the header and every offset
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file}: damaged or not a safetensors file ({error}); download it again") from None
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    tensors = {}
-    with _open_safetensors(file) as handle:
-        for name in handle.keys():  # noqa: SIM118 (the handle is not iterable)
-            entry = handle.get_slice(name)
-            if entry.get_dtype() not in DTYPES:
-                raise InputError(f"{file}: {name} is {entry.get_dtype()}; expected {', '.join(DTYPES)}")
-            load = functools.partial(_load_tensor, file, name)
-            tensors[name] = Tensor(tuple(entry.get_shape()), DTYPES[entry.get_dtype()], load)
-    return tensors
+    handle, size, tensors = _open_safetensors(file), file.stat().st_size, {}
 
-
-def _load_tensor(file: Path, name: str) -> np.ndarray:
-    # A handle maps the file, and pages once read stay in the process's memory: open one per tensor.
-    with _open_safetensors(file) as handle:
+    def load(name: str) -> np.ndarray:
+        if file.stat().st_size != size:  # reading the mapped file would crash, or give zeros
+            raise InputError(f"{file}: damaged (its size has changed); download it again")
         try:
             return handle.get_tensor(name)
         except ValueError as error:  # numpy refuses shapes that the library accepts, such as 0×2⁶³
             raise InputError(f"{file}: damaged ({name}: {error}); download it again") from None
+
+    for name in handle.keys():  # noqa: SIM118 (the handle is not iterable)
+        entry = handle.get_slice(name)
+        if entry.get_dtype() not in DTYPES:
+            raise InputError(f"{file}: {name} is {entry.get_dtype()}; expected {', '.join(DTYPES)}")
+        tensors[name] = Tensor(tuple(entry.get_shape()), DTYPES[entry.get_dtype()], functools.partial(load, name))
+    return tensors
 
 
 def _read_pickle(file: Path) -> dict[str, Tensor]:
