@@ -10,9 +10,9 @@ import jax
 from drender import cli
 from drender.config import DEFAULT_PASSES, DTYPES, ENVIRONMENT_LABELS
 from drender.data.augment import AugmentationConfig
-from drender.data.encode import encode
+from drender.data.encode import encode_clips
 from drender.data.importers import READERS, import_clips
-from drender.data.label import label
+from drender.data.label import label_clips
 from drender.errors import InputError
 
 
@@ -27,15 +27,15 @@ def main() -> None:
         raise InputError(f"--devices: expected at least 1, got {num_devices}")
     args["devices"] = jax.local_devices()[:num_devices]
     if command == "label":
-        label(**args)
+        label_clips(**args)
     else:
         args["augmentation"] = AugmentationConfig(args.pop("flip"), args.pop("exposure_range"), args.pop("rotation"))
         args["labels"] += ENVIRONMENT_LABELS if args.pop("environment") else ()
-        encode(**args)
+        encode_clips(**args)
 
 
 def parser() -> cli.Parser:
-    """Return a parser whose options are the arguments of `label`, `encode` and `import_clips`."""
+    """Return a parser whose options are the arguments of `label_clips`, `encode_clips` and `import_clips`."""
     top = cli.Parser(prog="python -m drender.data", description="Make training data.")
     add = top.add_commands()
     labeling = add("label", help="real clips to clips with estimated G-buffers")

@@ -37,7 +37,7 @@ class Encoder(Renderer):
         return {"vae": load(path, "vae", abstract_module(VAE, config.vae)[1], dtype)}
 
 
-def encode(
+def encode_clips(
     source: str | Path,
     destination: str | Path,
     checkpoint: str | Path,

@@ -26,7 +26,7 @@ from drender.sampling.record import read_record
 ESTIMATED_FILE = "environment.exr"
 
 
-def label(
+def label_clips(
     source: str | Path,
     destination: str | Path,
     checkpoint: str | Path,

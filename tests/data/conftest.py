@@ -50,7 +50,7 @@ def clips(tmp_path) -> Path:
 
 @pytest.fixture
 def cached(lit, vae, tmp_path) -> Path:
-    encode.encode(
+    encode.encode_clips(
         lit, tmp_path / "set", vae, (*LABELS, *ENVIRONMENT_LABELS), size=(16, 16), environment_size=(16, 16),
         augmentation=AugmentationConfig(), devices=jax.local_devices()[:1],
     )  # fmt: skip

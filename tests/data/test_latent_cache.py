@@ -33,7 +33,8 @@ pytestmark = pytest.mark.usefixtures("small_cubes")
 ALL = (*LABELS, *ENVIRONMENT_LABELS)
 SIZES = {"size": (8, 8), "environment_size": (8, 8)}
 PLAIN = AugmentationConfig()
-encode = functools.partial(encoding.encode, devices=jax.local_devices()[:1])  # on one, which compiles half as much
+# One device compiles half as much.
+encode_clips = functools.partial(encoding.encode_clips, devices=jax.local_devices()[:1])
 
 
 load = functools.cache(encoding.Encoder.load)
@@ -70,7 +71,7 @@ def read_all(folder: Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 def test_cached_latents_match_the_renderer(clips, vae, tmp_path):
-    encode(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
+    encode_clips(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
     renderer = Renderer(small.forward_config(), {"vae": small.random_params(VAE, small.VAE)})
     stored = read_all(tmp_path / "set")
     for i, clip in enumerate(open_clips(clips, ALL)):
@@ -84,7 +85,7 @@ def test_cached_latents_match_the_renderer(clips, vae, tmp_path):
 @pytest.mark.slow
 def test_all_variants_but_the_first_are_augmented(clips, vae, tmp_path):
     ranges = AugmentationConfig(0.5, (0.5, 2.0), 30.0)
-    encode(clips, tmp_path / "set", vae, ALL, variants=3, augmentation=ranges, seed=7, **SIZES)
+    encode_clips(clips, tmp_path / "set", vae, ALL, variants=3, augmentation=ranges, seed=7, **SIZES)
     manifest, stored = read_manifest(tmp_path / "set"), read_all(tmp_path / "set")
     assert manifest.entries == [(f"clip{i}", 0, variant) for i in range(3) for variant in range(3)]
     encoder = encoding.Encoder.load(vae, None, jax.local_devices()[0])
@@ -104,7 +105,7 @@ def test_windows_cover_long_clips(vae, tmp_path):
     write_clip(tmp_path / "clips" / "b", chunks=(5, 3, 4))
     write_clip(tmp_path / "clips" / "c", chunks=(11,))
     run = functools.partial(
-        encode, tmp_path / "clips", labels=("depth",), checkpoint=vae, augmentation=PLAIN, size=(2, 2)
+        encode_clips, tmp_path / "clips", labels=("depth",), checkpoint=vae, augmentation=PLAIN, size=(2, 2)
     )
     run(destination=tmp_path / "own")
     manifest = read_manifest(tmp_path / "own")
@@ -118,7 +119,7 @@ def test_windows_cover_long_clips(vae, tmp_path):
 
 def test_the_last_window_may_overlap_the_previous_one(vae, tmp_path):
     write_noise(tmp_path / "clips" / "a", frames=5, labels=("rgb",))
-    encode(tmp_path / "clips", tmp_path / "set", vae, ("rgb",), augmentation=PLAIN, size=(8, 8), frames=2)
+    encode_clips(tmp_path / "clips", tmp_path / "set", vae, ("rgb",), augmentation=PLAIN, size=(8, 8), frames=2)
     assert read_manifest(tmp_path / "set").clips == {"a": (0, 2, 3)}
     stored = read_all(tmp_path / "set")["rgb"]
     np.testing.assert_array_equal(stored[1, 1], stored[2, 0])
@@ -128,7 +129,7 @@ def test_the_last_window_may_overlap_the_previous_one(vae, tmp_path):
 def test_windows_and_frames_are_drawn_from_the_clip(vae, tmp_path):
     for name, frames in (("a", 4), ("b", 5)):
         write_noise(tmp_path / "clips" / name, frames, labels=("rgb", "depth"), seed=frames)
-    encode(tmp_path / "clips", tmp_path / "set", vae, ("rgb", "depth"), augmentation=PLAIN, size=(8, 8), frames=3)
+    encode_clips(tmp_path / "clips", tmp_path / "set", vae, ("rgb", "depth"), augmentation=PLAIN, size=(8, 8), frames=3)
     latents, rng = LatentDataset(str(tmp_path / "set"), ("rgb",)), np.random.default_rng(0)
     stored = read_all(tmp_path / "set")["rgb"]
     assert len(latents) == 2 and stored.shape == (4, 3, 4, 4, 4)
@@ -144,7 +145,7 @@ def test_windows_and_frames_are_drawn_from_the_clip(vae, tmp_path):
 
 def test_an_interrupted_run_resumes_to_identical_bytes(clips, vae, tmp_path, monkeypatch):
     options = {"variants": 2, "augmentation": AugmentationConfig(0.5, (0.5, 2.0), 30.0), **SIZES}
-    encode(clips, tmp_path / "whole", vae, ALL, **options)
+    encode_clips(clips, tmp_path / "whole", vae, ALL, **options)
     write = encoding._Writer.write
 
     def stopped(writer, index):
@@ -154,7 +155,7 @@ def test_an_interrupted_run_resumes_to_identical_bytes(clips, vae, tmp_path, mon
 
     monkeypatch.setattr(encoding._Writer, "write", stopped)
     with pytest.raises(KeyboardInterrupt):
-        encode(clips, tmp_path / "set", vae, ALL, num_workers=1, **options)
+        encode_clips(clips, tmp_path / "set", vae, ALL, num_workers=1, **options)
     monkeypatch.undo()
     absent = missing_entries(tmp_path / "set", read_manifest(tmp_path / "set"))
     assert 3 in absent and len(absent) < 6
@@ -162,34 +163,34 @@ def test_an_interrupted_run_resumes_to_identical_bytes(clips, vae, tmp_path, mon
         LatentDataset(str(tmp_path / "set"), ("rgb",))
     # As a process that was killed between two labels leaves an entry.
     (tmp_path / "set" / "normal" / "c.0.0.0.0.0").unlink()
-    encode(clips, tmp_path / "set", vae, ALL, **options)
+    encode_clips(clips, tmp_path / "set", vae, ALL, **options)
     assert files(tmp_path / "set") == files(tmp_path / "whole")
 
 
 def test_existing_entries_are_not_encoded_again(clips, vae, tmp_path, monkeypatch, capsys):
-    encode(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
+    encode_clips(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
     monkeypatch.setattr(encoding._Writer, "write", lambda *_: pytest.fail("encoded again"))
     capsys.readouterr()
-    encode(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
+    encode_clips(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
     assert "0 of 3 entries to encode" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_processes_and_devices_share_a_set(clips, vae, tmp_path, capsys):
     options = {"variants": 2, "augmentation": AugmentationConfig(1.0), **SIZES}
-    encode(clips, tmp_path / "one", vae, ALL, **options)
+    encode_clips(clips, tmp_path / "one", vae, ALL, **options)
     capsys.readouterr()
-    encode(clips, tmp_path / "two", vae, ALL, **options, process=(1, 2))
+    encode_clips(clips, tmp_path / "two", vae, ALL, **options, process=(1, 2))
     assert "3 entries left to other processes" in capsys.readouterr().out
     assert missing_entries(tmp_path / "two", read_manifest(tmp_path / "two")) == {0, 2, 4}
-    encode(clips, tmp_path / "two", vae, ALL, **options, process=(0, 2), devices=jax.local_devices()[:2])
+    encode_clips(clips, tmp_path / "two", vae, ALL, **options, process=(0, 2), devices=jax.local_devices()[:2])
     assert "complete" in capsys.readouterr().out
     assert files(tmp_path / "two") == files(tmp_path / "one")
 
 
 def test_a_set_that_another_process_writes_is_refused(clips, vae, tmp_path):
     with lock_folder(tmp_path / "set"), pytest.raises(InputError, match=r"set: process .* is writing there"):
-        encode(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
+        encode_clips(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
     assert not (tmp_path / "set").exists()
 
 
@@ -198,10 +199,10 @@ def test_a_damaged_clip_is_named(clips, vae, tmp_path):
     sound = file.read_bytes()
     file.write_bytes(sound[:-20])
     with pytest.raises(InputError, match=f"clip 'clip1': {file}: truncated or damaged"):
-        encode(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
+        encode_clips(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
     assert not list((tmp_path / "set").glob("*/c.1.*"))
     file.write_bytes(sound)
-    encode(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
+    encode_clips(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
     assert len(LatentDataset(str(tmp_path / "set"), ALL)) == 3
 
 
@@ -209,7 +210,7 @@ def test_a_damaged_clip_is_named(clips, vae, tmp_path):
 
 
 def test_a_set_of_other_contents_is_kept(clips, vae, tmp_path):
-    run = functools.partial(encode, clips, tmp_path / "set", vae, augmentation=PLAIN)
+    run = functools.partial(encode_clips, clips, tmp_path / "set", vae, augmentation=PLAIN)
     run(("rgb",), size=(8, 8))
     before = files(tmp_path / "set")
     with pytest.raises(
@@ -222,7 +223,7 @@ def test_a_set_of_other_contents_is_kept(clips, vae, tmp_path):
     other["encoder"]["conv_in"]["bias"] += 1
     orbax.save(tmp_path / "other", small.forward_config(), {"vae": other})
     with pytest.raises(InputError, match="another weights"):
-        encode(clips, tmp_path / "set", tmp_path / "other", ("rgb",), augmentation=PLAIN, size=(8, 8))
+        encode_clips(clips, tmp_path / "set", tmp_path / "other", ("rgb",), augmentation=PLAIN, size=(8, 8))
     write_noise(clips / "clip3")
     with pytest.raises(InputError, match=r"another clips\.clip3"):
         run(("rgb",), size=(8, 8))
@@ -230,13 +231,13 @@ def test_a_set_of_other_contents_is_kept(clips, vae, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
     with pytest.raises(InputError, match=r"full holds other files and no set\.json"):
-        encode(clips, tmp_path / "full", vae, ("rgb",), augmentation=PLAIN, size=(8, 8))
+        encode_clips(clips, tmp_path / "full", vae, ("rgb",), augmentation=PLAIN, size=(8, 8))
     assert files(tmp_path / "full") == {"thesis.tex": b""}
 
 
 def test_bad_sets(clips, vae, tmp_path):
     folder = tmp_path / "set"
-    encode(clips, folder, vae, ("rgb", "depth"), augmentation=PLAIN, size=(8, 8))
+    encode_clips(clips, folder, vae, ("rgb", "depth"), augmentation=PLAIN, size=(8, 8))
     with pytest.raises(InputError, match="has no latents of 'normal'; it has rgb, depth"):
         LatentDataset(str(folder), ("rgb", "normal"))
     chunk = folder / "rgb" / "c.2.0.0.0.0"
@@ -247,7 +248,7 @@ def test_bad_sets(clips, vae, tmp_path):
     chunk.unlink()
     with pytest.raises(InputError, match="1 of 3 entries are not encoded yet"):
         LatentDataset(str(folder), ("depth",))
-    encode(clips, folder, vae, ("rgb", "depth"), augmentation=PLAIN, size=(8, 8))
+    encode_clips(clips, folder, vae, ("rgb", "depth"), augmentation=PLAIN, size=(8, 8))
     (folder / "rgb" / "zarr.json").unlink()
     with pytest.raises(InputError, match=r"rgb: no array of this set \(.*\); encode it again"):
         LatentDataset(str(folder), ("rgb",))
@@ -279,19 +280,19 @@ def test_bad_sets(clips, vae, tmp_path):
 )
 def test_bad_options(clips, vae, tmp_path, options, message):
     with pytest.raises(InputError, match=message):
-        encode(clips, tmp_path / "set", vae, ("rgb",), **({"size": (8, 8), "augmentation": PLAIN} | options))
+        encode_clips(clips, tmp_path / "set", vae, ("rgb",), **({"size": (8, 8), "augmentation": PLAIN} | options))
     assert not (tmp_path / "set").exists()
 
 
 def test_missing_things_are_named(clips, vae, tmp_path):
     with pytest.raises(UserWarning, match="diffuse_albedo is left out, because clip 'clip0' has none; add its files"):
-        encode(clips, tmp_path / "set", vae, ("rgb", "diffuse_albedo"), augmentation=PLAIN, size=(8, 8))
+        encode_clips(clips, tmp_path / "set", vae, ("rgb", "diffuse_albedo"), augmentation=PLAIN, size=(8, 8))
     (clips / "clip1" / "light.json").unlink()
     with pytest.raises(InputError, match=r"clip 'clip1' has no light\.json"):
-        encode(clips, tmp_path / "set", vae, ("rgb", "env_ldr"), augmentation=PLAIN, size=(8, 8))
+        encode_clips(clips, tmp_path / "set", vae, ("rgb", "env_ldr"), augmentation=PLAIN, size=(8, 8))
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file: cannot be written"):
-        encode(clips, tmp_path / "file", vae, ("rgb",), augmentation=PLAIN, size=(8, 8))
+        encode_clips(clips, tmp_path / "file", vae, ("rgb",), augmentation=PLAIN, size=(8, 8))
 
 
 def test_non_finite_latents_are_refused(clips, tmp_path):
@@ -299,7 +300,9 @@ def test_non_finite_latents_are_refused(clips, tmp_path):
     params["quant_conv"]["bias"] = params["quant_conv"]["bias"] + 1e5
     orbax.save(tmp_path / "vae", small.forward_config(), {"vae": params})
     with pytest.raises(InputError, match="clip 'clip0': the latents of its 'rgb' are non-finite"):
-        encode(clips, tmp_path / "set", tmp_path / "vae", ("rgb",), augmentation=PLAIN, size=(8, 8), num_workers=1)
+        encode_clips(
+            clips, tmp_path / "set", tmp_path / "vae", ("rgb",), augmentation=PLAIN, size=(8, 8), num_workers=1
+        )
 
 
 def test_the_fingerprint_covers_the_encoder_only():
@@ -319,7 +322,7 @@ def test_the_fingerprint_covers_the_encoder_only():
 
 
 def test_evaluation_uses_the_size_of_cached_latents(clips, vae, tmp_path):
-    encode(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
+    encode_clips(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
     config = smallest.config("inverse", tmp_path / "set", tmp_path / "run", **{"data.size": [512, 512]})
     model = losses.LossContext(small.inverse_config(), config.loss, latent=True)
     assert Evaluation(config, model, RunFolder(config, model.config)).size == (8, 8)
