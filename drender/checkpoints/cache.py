@@ -5,10 +5,12 @@ import hashlib
 import sys
 from pathlib import Path
 
-from drender import files
+from drender import assets, files
 from drender.checkpoints import convert, hub
 from drender.checkpoints.diffusers_layout import STEMS, Log
 from drender.locks import lock
+
+BUILT_IN = {f"built-in/{kind}": kind for kind in ("inverse", "forward")}
 
 
 def progress(line: str) -> None:
@@ -20,8 +22,8 @@ def resolve(source: str | Path, log: Log = progress) -> Path:
     """Return the folder of a converted checkpoint, converting released weights unless the cache holds them.
 
     Args:
-      source: a converted checkpoint; a folder in the released layout; or a Hugging Face name ("owner/name" or
-        "owner/name@revision"), of which a branch or tag is looked up again each time.
+      source: a converted checkpoint; a folder in the released layout; "built-in/inverse" or "built-in/forward"; or a
+        Hugging Face name ("owner/name" or "owner/name@revision"), whose branch or tag is looked up again each time.
       log: receives progress, a line each.
     Raises:
       InputError: the weights cannot be found, downloaded or converted. Other folders are left to the reader to judge.
@@ -29,6 +31,8 @@ def resolve(source: str | Path, log: Log = progress) -> Path:
     folder = files.expand_home(source)
     if (folder / "unet" / "config.json").is_file():
         return _converted(f"{folder.resolve().name}-{_content_key(folder)}", str(folder), log)
+    if str(source) in BUILT_IN and not folder.exists():
+        return assets.checkpoint(BUILT_IN[str(source)])
     if hub.is_name(source):
         pinned = hub.pin(str(source), log)
         return _converted(pinned.replace("/", "--"), pinned, log)

@@ -1,4 +1,4 @@
-"""Training: `drender train --config configs/inverse.yaml [key=value or --key value …]`.
+"""Training: `drender train --config small/inverse [key=value or --key value …]`.
 
 Every key of the file can be overridden by its dotted name: optimizer.learning_rate=1e-4, data.batch=16. The same
 command resumes an interrupted run.
@@ -32,7 +32,13 @@ def main(words: list[str] | None = None, prog: str | None = None) -> int:
 def parser(prog: str | None) -> cli.Parser:
     usage = "%(prog)s --config YAML [key=value …] [--dry-run] [--coordinator …]"
     parser = cli.Parser(prog=prog, description=__doc__, usage=usage)
-    parser.add_argument("--config", required=True, type=cli.path, metavar="YAML", help="the run's file, see configs/")
+    parser.add_argument(
+        "--config",
+        required=True,
+        type=cli.path,
+        metavar="YAML",
+        help="the run's file, or the name of a shipped one, such as inverse or small/inverse",
+    )
     parser.add_argument(
         "--dry-run",
         action="store_true",

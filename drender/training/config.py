@@ -200,11 +200,22 @@ class TrainConfig:
             raise InputError(f"profile.steps: expected the first and the last step, got {list(self.profile.steps)}")
 
 
+# The shipped configurations: inside an installed package, or beside it in a clone.
+_PLACES = [folder / "configs" for folder in Path(__file__).parents[1:3]]
+CONFIGS = next(filter(Path.is_dir, _PLACES), _PLACES[0])
+
+
 # --- from YAML -------------------------------------------------------------------------------------------------------
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number; YAML 1.1 reads it as a string."""
+    """YAML in which 1e-4 is a number, which YAML 1.1 reads as a string, and in which a repeated key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if repeated := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.YAMLError(f"the key {repeated!r} is given twice")
+        return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()}
@@ -217,16 +228,18 @@ def read_config(path: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
     """Read a run's YAML file and apply overrides.
 
     Args:
-      path: the file; its keys are the fields of `TrainConfig`.
+      path: the file, whose keys are the fields of `TrainConfig`, or the name of a shipped one, such as "small/inverse".
       overrides: `key=value` each, with a dotted key ("optimizer.learning_rate=1e-4") and a YAML value.
     Raises:
       InputError: the file is missing or invalid, or a key is unknown, or a value has the wrong type or range. It names
         the file or the override.
     """
+    file, shipped = expand_home(path), CONFIGS / f"{path}.yaml"
     try:
-        text = read_text(expand_home(path))
+        text = read_text(shipped if shipped.is_file() and not file.is_file() else file)
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        names = ", ".join(sorted(str(x.relative_to(CONFIGS).with_suffix("")) for x in CONFIGS.rglob("*.yaml")))
+        raise InputError(f"cannot read {path}: {error.strerror}; give a file, or one of {names}") from error
     except UnicodeDecodeError:
         raise InputError(f"{path}: invalid YAML (not UTF-8)") from None
     values = _parse_yaml(text, str(path))

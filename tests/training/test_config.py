@@ -25,6 +25,13 @@ def test_configs_are_valid(path):
     assert isinstance(training_config.read_config(path), TrainConfig)
 
 
+@pytest.mark.parametrize("name", ["inverse", "small/inverse"])
+def test_shipped_configs_are_found_by_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir(parents=True)  # of a run's results
+    assert training_config.read_config(name) == training_config.read_config(FOLDER / f"{name}.yaml")
+
+
 def test_configs_cover_every_objective_in_both_sizes():
     objectives = {"inverse", "forward", "environment", "vae"}
     for folder in (FOLDER, FOLDER / "small"):
@@ -64,6 +71,7 @@ def test_overrides_are_yaml_under_dotted_keys(file):
         ("lora.rank=many", "rank: expected int, got 'many'"),
         ("steps", "expected key=value, such as optimizer.learning_rate=1e-4"),
         ("data.size=[64", "invalid YAML"),
+        ("data.sources=[{path: a, path: b}]", "the key 'path' is given twice"),
     ],
 )
 def test_a_bad_override_is_named_and_not_the_file(file, override, message):

@@ -39,7 +39,7 @@ ADDED = {  # to commands, by their first words
 
 
 def words_of(recipe: str) -> list[list[str]]:
-    lines = RECIPES[recipe].replace("$CLONE", str(ROOT)).replace("\\\n", " ").splitlines()
+    lines = RECIPES[recipe].replace("\\\n", " ").splitlines()
     return [shlex.split(line) for line in lines if line]
 
 
@@ -48,7 +48,6 @@ def run(words: list[str], monkeypatch) -> None:
     words = words[words.index("-m") + 1 :] if "-m" in words else words
     name = " ".join(words[:2])
     added = next((extra for prefix, extra in ADDED.items() if name.startswith(prefix)), [])
-    words = [word.replace("configs/", f"{ROOT}/configs/") if word.startswith("configs/") else word for word in words]
     monkeypatch.setattr(sys, "argv", [*words, *added])
     module = drender.commands.main if words[0] == "drender" else importlib.import_module(f"{words[0]}.__main__")
     assert not module.main(), words
@@ -113,5 +112,4 @@ def test_every_recipe_has_valid_keys():
         for words in words_of(recipe):
             if "drender" in words and "train" in words:
                 options, overrides = train.split(train.parser("train"), words[words.index("train") + 1 :])
-                config = options[options.index("--config") + 1]
-                read_config(ROOT / config, overrides)
+                read_config(options[options.index("--config") + 1], overrides)
