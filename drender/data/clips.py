@@ -24,7 +24,7 @@ from drender.lighting.light_file import Light, read_light
 from drender.lighting.projection import project
 from drender.media.encodings import read_labeled, renormalize_normals
 from drender.media.gbuffers import GBufferClip, find_gbuffer_clips
-from drender.media.images import HDR_SUFFIXES, image_size
+from drender.media.images import HDR_SUFFIXES
 from drender.media.resize import center_crop, fit_cover
 from drender.sharding import on_cpu
 
@@ -154,7 +154,7 @@ class LabeledClip:
         for label in labels:
             if label not in images and (label != VALID or VALID in self.labels):
                 stored[label] = self._read_stored(label, frames, finite=not is_masked)
-        self._require_one_size(stored)
+        self._check_sizes(stored, size)
         if is_masked:
             stored[VALID] = _fill_invalid(stored)
         for label, frames_of_label in stored.items():
@@ -164,15 +164,23 @@ class LabeledClip:
             images[VALID] = (images[VALID][..., :1] > 0.999).astype(np.float32)
         return {label: images[label] for label in labels}
 
-    def _require_one_size(self, stored: dict[str, list[Float32[np.ndarray, "h w 3"]]]) -> None:
+    def _check_sizes(self, stored: dict[str, list[Float32[np.ndarray, "h w 3"]]], size: Size) -> None:
+        """Raise InputError for labels of different sizes; warn of frames smaller than `size`."""
         sizes = {label: frames[0].shape[:2] for label, frames in stored.items()}
+        height, width = first = next(iter(sizes.values()), size)
         for label, (h, w) in sizes.items():
-            first_h, first_w = next(iter(sizes.values()))
-            if (h, w) != (first_h, first_w):
+            if (h, w) != first:
                 raise InputError(
-                    f"clip {self.name!r}: its {label!r} has {h}x{w} pixels, other labels {first_h}x{first_w}; "
+                    f"clip {self.name!r}: its {label!r} has {h}x{w} pixels, other labels {height}x{width}; "
                     "give all labels of a clip one size"
                 )
+        if height < size[0] or width < size[1]:
+            # Python shows a text once, so that clips of one size in a folder give one warning.
+            warnings.warn(
+                f"{self.folder.parent}: clips of {height}x{width} pixels are enlarged to {size[0]}x{size[1]}; give "
+                "their size as data.size or --size",
+                stacklevel=2,
+            )
 
 
 def _fill_invalid(stored: dict[str, list[Float32[np.ndarray, "h w 3"]]]) -> list[Float32[np.ndarray, "h w 3"]]:
@@ -279,17 +287,6 @@ class ClipDataset:
                     f"{self.path}: clip {clip.name!r} has {clip.longest} frames, fewer than {frames}; "
                     "lower data.frames, or remove the clip"
                 )
-
-    def warn_if_enlarged(self) -> None:
-        """Warn if the first clip is smaller than `size`."""
-        clip = self.clips[0]
-        height, width = image_size(clip.buffers.paths[clip.labels[0]][0])
-        if height < self.size[0] or width < self.size[1]:
-            warnings.warn(
-                f"{self.path}: clip {clip.name!r} of {height}x{width} pixels is enlarged to {self.size[0]}x"
-                f"{self.size[1]}; set data.size to the size of the clips",
-                stacklevel=2,
-            )
 
     def draw(
         self, index: int, frames: int, labels: Sequence[str], rng: np.random.Generator

@@ -271,8 +271,6 @@ def _open_clips(
         augmentation = AugmentationConfig(data.flip, data.exposure_range, rotation)
         clips = open_clips(source.path, labels, optional)
         sources.append(ClipDataset(source.path, clips, size, model.environment_size, augmentation))
-        if optional or not set(labels) <= set(ENVIRONMENT_LABELS):
-            sources[-1].warn_if_enlarged()
     return sources
 
 

@@ -4,10 +4,12 @@ import dataclasses
 import functools
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
 from helpers.rows import FORWARD, INVERSE, config
+from helpers.tiny_clips import write_clip
 
 from drender.data.config import Source
 from drender.data.loader import open_data
@@ -115,8 +117,13 @@ def test_the_size_is_that_of_the_model_by_default(clips):
 
 
 def test_enlarging_clips_is_a_warning(clips):
-    with pytest.warns(UserWarning, match="clip 'clip0' of 2x2 pixels is enlarged to 4x2; set data.size to the size"):
-        open_data(config(clips, frames=1, size=(4, 2)), "inverse", INVERSE, rows=1, seed=0)
+    """Of any clip, not of the first alone."""
+    write_clip(clips / "clip7", clip=5, chunks=(5,), size=(4, 2))
+    for number in range(6):
+        shutil.rmtree(clips / f"clip{number}")
+    data = open_data(config(clips, frames=1, size=(4, 4)), "inverse", INVERSE, rows=1, seed=0)
+    with pytest.warns(UserWarning, match="clips: clips of 4x2 pixels are enlarged to 4x4; give their size as"):
+        data.abstract_batch()
 
 
 def test_bad_objectives(clips):
