@@ -19,7 +19,6 @@ import time
 
 import jax
 import numpy as np
-import optax
 from jax.experimental import topologies
 from jax.extend import core
 
@@ -28,7 +27,7 @@ from drender.checkpoints import orbax
 from drender.config import RendererConfig
 from drender.data.augment import AugmentationConfig
 from drender.data.config import Source
-from drender.data.encode import encode
+from drender.data.encode import encode_clips
 from drender.data.loader import environment_labels, open_data
 from drender.models import attention
 from drender.models.params import unflatten
@@ -36,8 +35,14 @@ from drender.training import config as training_config
 from drender.training import flops, loop
 from drender.training.config import TrainConfig
 from drender.training.losses import OBJECTIVES, LossContext
-from drender.training.run_dir import TrainState
-from drender.training.step import abstract_state, compile_step, init_state, make_optimizer, make_step
+from drender.training.step import (
+    abstract_state,
+    compile_step,
+    init_state,
+    make_optimizer,
+    make_step,
+    trace_gradient,
+)
 from drender.training.weights import Weights, resolve_weights
 
 # Target description for compiling without the GPU: an H100 SXM of 80 GB, of which 79.1 GiB are usable.
@@ -169,9 +174,7 @@ def abstract_batch(config: TrainConfig, renderer: RendererConfig, pixels: bool) 
 
 def arithmetic(model: LossContext, config: TrainConfig, trained, frozen, batch, remat: bool) -> float:
     """Return the FLOPs of a step over all devices, recomputation included."""
-    step = make_step(dataclasses.replace(model, remat=remat, mesh=None), config, optax.identity())
-    state = TrainState(trained, trained, optax.identity().init(trained))
-    return flops.count(step, state, frozen, batch, np.uint32(0))
+    return flops.total(trace_gradient(model, config, trained, frozen, batch, remat))
 
 
 def residual_bytes(model: LossContext, config: TrainConfig, trained, frozen, batch) -> float:
@@ -220,7 +223,7 @@ class Feed:
         self.state = init_state(trained, optimizer, mesh)
         self.frozen = sharding.device_put_global(frozen, sharding.param_sharding(frozen, mesh))
         batch = data.abstract_batch() | {"stop": jax.ShapeDtypeStruct((self.rows,), "float32")}
-        self.flops = loop.flops_of_step(model, config, trained, self.frozen, batch)
+        self.flops = flops.total(trace_gradient(model, config, trained, self.frozen, batch))
         step = make_step(model, config, optimizer)
         self.step, self.mesh = compile_step(step, self.state, self.frozen, batch, mesh), mesh
         self.batches, self.done = data.batches(), 0
@@ -248,7 +251,7 @@ def latents(config: TrainConfig, vae: TrainConfig, clips: str, steps: int, round
         labels = ("rgb", *(renderer.conditions if config.objective == "forward" else config.data.passes))
         labels += environment_labels(renderer) if config.objective == "forward" else ()
         size = {"size": config.data.size, "environment_size": renderer.environment_size, "frames": config.data.frames}
-        encode(clips, f"{folder}/set", f"{folder}/start", labels, augmentation=AugmentationConfig(), **size)
+        encode_clips(clips, f"{folder}/set", f"{folder}/start", labels, augmentation=AugmentationConfig(), **size)
         feeds = [Feed("pixels", config, Source(clips)), Feed("latents", config, Source(f"{folder}/set"))]
         print(f"{config.objective}, batch {config.data.batch} × {config.data.frames} frames {config.data.size}, "
               f"{config.dtype}, {jax.device_count()} × {jax.devices()[0].device_kind}, median of {rounds} turns of "

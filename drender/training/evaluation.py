@@ -69,6 +69,11 @@ class Evaluation:
                 f"{compared[1]}; use larger images, or set evaluation.path to null"
             )
         for clip in self.clips:
+            if self.config.objective == "inverse" and not set(self.config.data.passes) & set(clip.labels):
+                raise InputError(
+                    f"evaluation.path {self.config.evaluation.path}: clip {clip.name!r} has none of data.passes; add "
+                    "its files, or give other clips"
+                )
             if not clip.windows(self.config.data.frames):
                 raise InputError(
                     f"evaluation.path {self.config.evaluation.path}: clip {clip.name!r} is shorter than "

@@ -56,10 +56,11 @@ def count(fn: Callable, *arguments: Any) -> float:
       fn: any function that JAX can trace.
       arguments: its arguments; `jax.ShapeDtypeStruct` suffices for arrays.
     """
-    return _total(jax.make_jaxpr(fn)(*arguments).jaxpr)
+    return total(jax.make_jaxpr(fn)(*arguments).jaxpr)
 
 
-def _total(jaxpr: core.Jaxpr) -> float:
+def total(jaxpr: core.Jaxpr) -> float:
+    """Return the floating-point operations of a traced function, as `count` does."""
     return sum(map(_operations, jaxpr.eqns), start=0.0)
 
 
@@ -70,7 +71,7 @@ def _operations(eqn: core.JaxprEqn) -> float:
         return 2.0 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
     if name == "conv_general_dilated":
         return _convolution(eqn)
-    inner = [_total(jaxpr) for jaxpr in core.jaxprs_in_params(params)]
+    inner = [total(jaxpr) for jaxpr in core.jaxprs_in_params(params)]
     if name == "cond":
         return max(inner, default=0.0)
     return sum(inner) * params.get("length", 1) if name == "scan" else sum(inner, start=0.0)

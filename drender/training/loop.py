@@ -1,8 +1,8 @@
 """The training loop: feed the step, log, save, evaluate, and stop cleanly."""
 
 import contextlib
-import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,9 +18,24 @@ from drender.training.config import TrainConfig
 from drender.training.evaluation import Evaluation
 from drender.training.losses import Batch, LossContext
 from drender.training.progress import MetricLogger, PreemptionGuard, log
-from drender.training.run_dir import RunFolder, TrainState
-from drender.training.step import Arrays, abstract_state, compile_step, init_state, make_optimizer, make_step
+from drender.training.run_dir import RunFolder, TrainState, failure_as_warning
+from drender.training.step import (
+    Arrays,
+    abstract_state,
+    compile_step,
+    init_state,
+    make_optimizer,
+    make_step,
+    trace_gradient,
+    unreached,
+)
 from drender.training.weights import Weights, resolve_weights
+
+# What comes after a finished run.
+NEXT = dict.fromkeys(("inverse", "forward"), "drender convert {output} CHECKPOINT exports a checkpoint to sample") | {
+    name: f"init_from.{part}={{output}} gives its result to another run"
+    for name, part in (("environment", "env_encoder"), ("vae", "vae"))
+}
 
 
 def train(config: TrainConfig, dry_run: bool = False) -> int:
@@ -37,7 +52,13 @@ def train(config: TrainConfig, dry_run: bool = False) -> int:
     """
     mesh = sharding.make_mesh(config.mesh, config.data.batch, config.optimizer.grad_accum_steps)
     weights = resolve_weights(config)
-    hint = f"drender convert {config.output} CHECKPOINT exports a checkpoint to sample"
+    hint = NEXT[config.objective].format(output=config.output)
+    if config.optimizer.warmup >= config.optimizer.steps:
+        warnings.warn(
+            f"optimizer.warmup: {config.optimizer.warmup} of {config.optimizer.steps} steps, so learning_rate is not "
+            "reached; lower it, or raise optimizer.steps",
+            stacklevel=2,
+        )
     with RunFolder(config, weights.model) as run:
         if (run.last or 0) >= config.optimizer.steps:
             log(f"finished before: {run.last} steps; {hint}; raise optimizer.steps to continue")
@@ -61,8 +82,10 @@ def train(config: TrainConfig, dry_run: bool = False) -> int:
             name: jax.ShapeDtypeStruct((config.data.batch, *x.shape[1:]), x.dtype)
             for name, x in data.abstract_batch().items()
         } | {"stop": sharding.per_process_value(0, mesh)}
+        traced = trace_gradient(context, config, state.params, frozen, batch)
+        weights.check_reach(unreached(traced, state.params))
+        flops_per_step = flops.total(traced)
         step = _compile(make_step(context, config, optimizer), state, frozen, batch, mesh)
-        flops_per_step = flops_of_step(context, config, state.params, frozen, batch)
         if dry_run:
             for line in plan.describe_step(config, flops_per_step):
                 log(line)
@@ -168,20 +191,10 @@ class Loop:
                     if stop or saves:
                         self.run_folder.save(done, state)
                     if evaluates and not stop:
-                        self.evaluation.run(done, state.ema | frozen)
+                        with failure_as_warning(f"evaluation after step {done}"):
+                            self.evaluation.run(done, state.ema | frozen)
             if stop:
                 self.logger.flush(done)
                 log(f"stopped after step {done}, which is saved; rerun the same command to resume")
                 return 128 + stop
         return 0
-
-
-def flops_of_step(context: LossContext, config: TrainConfig, params: Arrays, frozen: Arrays, batch: Arrays) -> float:
-    """Return the floating-point operations of a step over all processes, without rematerialization."""
-    step = make_step(dataclasses.replace(context, remat=False, mesh=None), config, optax.identity())
-
-    def abstract(arrays: Arrays) -> dict[str, jax.ShapeDtypeStruct]:
-        return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in arrays.items()}
-
-    state = TrainState(abstract(params), abstract(params), optax.identity().init(params))
-    return flops.count(step, state, abstract(frozen), abstract(batch), np.uint32(0))

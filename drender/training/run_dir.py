@@ -301,7 +301,7 @@ def failure_as_warning(thing: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        warnings.warn(f"{thing}: not written ({first_line(error)}); training continues", stacklevel=3)
+        warnings.warn(f"{thing}: failed ({first_line(error)}); training continues", stacklevel=3)
 
 
 @contextlib.contextmanager

@@ -1,11 +1,14 @@
 """One training step: gradient, AdamW and EMA, jitted over the mesh with the state donated."""
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.extend import core
 from jax.sharding import Mesh
 from jaxtyping import Array
 
@@ -45,6 +48,43 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     )
 
 
+def gradient(
+    context: LossContext, config: TrainConfig, params: Arrays, frozen: Arrays, batch: Batch, key: Array
+) -> tuple[Arrays, Metrics]:
+    """Return the gradient of the loss by the trained parameters, and the loss's metrics."""
+
+    def loss(params: Arrays) -> tuple[Array, Metrics]:
+        # Constrain the rounded copy to the parameters' sharding, so that it, not float32, is all-gathered.
+        rounded = {name: x.astype(jnp.dtype(config.dtype)) for name, x in params.items()}
+        rounded = sharding.constrain_params(rounded, context.mesh)
+        with sharding.use_mesh(context.mesh):
+            return OBJECTIVES[config.objective].loss(context, unflatten(rounded | dict(frozen)), batch, key)
+
+    (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+    return sharding.constrain_params(gradients, context.mesh), metrics
+
+
+def trace_gradient(
+    context: LossContext, config: TrainConfig, params: Arrays, frozen: Arrays, batch: Arrays, remat: bool = False
+) -> core.Jaxpr:
+    """Return the jaxpr of a step's gradient over all processes, without microbatches."""
+    context = dataclasses.replace(context, remat=remat, mesh=None)
+    rows = {name: x for name, x in batch.items() if name != "stop"}
+    abstract = lambda arrays: {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in arrays.items()}
+    arguments = *map(abstract, (params, frozen, rows)), jax.eval_shape(jax.random.key, 0)
+    return jax.make_jaxpr(functools.partial(gradient, context, config))(*arguments).jaxpr
+
+
+def unreached(jaxpr: core.Jaxpr, parameters: Iterable[str]) -> set[str]:
+    """Return the trained parameters whose gradient, by `trace_gradient`, is zero whatever the rows are."""
+    computed = set(jaxpr.invars)
+    for eqn in jaxpr.eqns:
+        if not computed.isdisjoint(x for x in eqn.invars if isinstance(x, core.Var)):
+            computed.update(eqn.outvars)
+    gradients = zip(sorted(parameters), jaxpr.outvars, strict=False)  # metrics follow
+    return {name for name, x in gradients if isinstance(x, core.Literal) or x not in computed}
+
+
 def make_step(context: LossContext, config: TrainConfig, optimizer: optax.GradientTransformation) -> Callable:
     """Return the training step (state, frozen, batch, step number from 0) -> (state, metrics), to be jitted.
 
@@ -52,31 +92,21 @@ def make_step(context: LossContext, config: TrainConfig, optimizer: optax.Gradie
     largest, so that all processes stop at the same step. Random numbers are a function of the seed, the step and the
     microbatch.
     """
-    schedule, dtype = learning_rate(config.optimizer), jnp.dtype(config.dtype)
-    num_microbatches = config.optimizer.grad_accum_steps
-
-    def gradient(params: Arrays, frozen: Arrays, batch: Batch, key: Array) -> tuple[Arrays, Metrics]:
-        def loss(params: Arrays) -> tuple[Array, Metrics]:
-            # Constrain the rounded copy to the parameters' sharding, so that it, not float32, is all-gathered.
-            rounded = sharding.constrain_params({name: x.astype(dtype) for name, x in params.items()}, context.mesh)
-            with sharding.use_mesh(context.mesh):
-                return OBJECTIVES[config.objective].loss(context, unflatten(rounded | dict(frozen)), batch, key)
-
-        (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-        return sharding.constrain_params(gradients, context.mesh), metrics
+    schedule, num_microbatches = learning_rate(config.optimizer), config.optimizer.grad_accum_steps
+    of_rows = functools.partial(gradient, context, config)
 
     def mean_gradient(params: Arrays, frozen: Arrays, batch: Batch, key: Array) -> tuple[Arrays, Metrics]:
         """Average gradient and metrics over the microbatches."""
         if num_microbatches == 1:
-            return gradient(params, frozen, batch, key)
+            return of_rows(params, frozen, batch, key)
 
         def add_microbatch(total, microbatch):
             rows, i = microbatch
-            return jax.tree.map(jnp.add, total, gradient(params, frozen, rows, jax.random.fold_in(key, i))), None
+            return jax.tree.map(jnp.add, total, of_rows(params, frozen, rows, jax.random.fold_in(key, i))), None
 
         # Every device keeps its rows: microbatch i takes every num_microbatches-th row of each.
         rows = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, num_microbatches, *x.shape[1:]), 0, 1), batch)
-        shapes = jax.eval_shape(gradient, params, frozen, jax.tree.map(lambda x: x[0], rows), key)
+        shapes = jax.eval_shape(of_rows, params, frozen, jax.tree.map(lambda x: x[0], rows), key)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         total, _ = jax.lax.scan(add_microbatch, zeros, (rows, jnp.arange(num_microbatches, dtype=jnp.uint32)))
         return jax.tree.map(lambda x: x / num_microbatches, total)

@@ -6,7 +6,8 @@ its last checkpoint; components that it did not train come from its own `init_fr
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -44,6 +45,11 @@ def resolve_weights(config: TrainConfig) -> "Weights":
       InputError: `init_from` cannot be opened or lacks a component, or the model's parts do not fit together.
     """
     sources = _open_sources(config.init_from)
+    if "lora" in sources and config.lora is None:
+        warnings.warn(
+            f"init_from {sources['lora'].path}: its LoRA factors are left out; set lora.rank to theirs to keep them",
+            stacklevel=2,
+        )
     return Weights(config, sources, _renderer_config(config, sources))
 
 
@@ -151,6 +157,16 @@ class Weights:
                 "lora: trained with other weights, the factors see only sources with `real: true`, but data.sources "
                 "has none; mark one as real, train the factors alone (trainable='[lora]'), or remove lora"
             )
+
+    def check_reach(self, unreached: Collection[str]) -> None:
+        """Raise InputError for a pattern of `trainable` that matches nothing but parameters without a gradient."""
+        for pattern in self.patterns:
+            matched = {key for name in self.components for key in self.shapes(name) if _matches(key, pattern)}
+            if matched and matched <= set(unreached):
+                raise InputError(
+                    f"trainable: objective {self.config.objective!r} has no gradient by {pattern!r}; remove it (layers "
+                    "over time need data.image_fraction below 1)"
+                )
 
     def check_latents(self, made_by: str) -> None:
         """Raise InputError unless the run can train on latents of the VAE with the fingerprint `made_by`."""

@@ -12,7 +12,7 @@ from helpers.tiny_clips import LABELS, write_clip, write_noise
 from drender.config import ENVIRONMENT_LABELS
 from drender.data.augment import Augmentation, AugmentationConfig
 from drender.data.clips import latent_mask, open_clips
-from drender.data.encode import encode
+from drender.data.encode import encode_clips
 from drender.data.latent_cache import LatentDataset
 from drender.data.loader import open_data
 from drender.errors import InputError
@@ -139,7 +139,7 @@ def test_cached_latents_keep_masks_and_shared_buffers(lit, vae, tmp_path):
     for file in (lit / "clip1").glob("*.metallic.png"):
         file.unlink()
     with pytest.warns(UserWarning, match="metallic is left out, because clip 'clip1' has none"):
-        encode(
+        encode_clips(
             lit, tmp_path / "set", vae, (*LABELS, *ENVIRONMENT_LABELS), size=(16, 16), environment_size=(16, 16),
             augmentation=AugmentationConfig(), devices=jax.local_devices()[:1],
         )  # fmt: skip

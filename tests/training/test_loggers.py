@@ -72,6 +72,6 @@ def test_a_service_that_fails_later_is_a_warning(wandb, tmp_path):
             raise RuntimeError("gone")
 
         folder._loggers[1]._run.log = fail
-        with pytest.warns(UserWarning, match="curves of WeightsAndBiases: not written \\(gone\\); training continues"):
+        with pytest.warns(UserWarning, match="curves of WeightsAndBiases: failed \\(gone\\); training continues"):
             folder.log(1, {"loss": 0.5})
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == '{"step": 1, "loss": 0.5}\n'

@@ -22,8 +22,26 @@ def begun(tmp_path):
 def test_a_picture_that_cannot_be_written_is_a_warning(begun):
     folder, _ = begun
     (folder.path / "pictures").touch()
-    with pytest.warns(UserWarning, match=r"pictures/00000001\.png: not written \(.*\); training continues"):
+    with pytest.warns(UserWarning, match=r"pictures/00000001\.png: failed \(.*\); training continues"):
         folder.draw(1, np.zeros((4, 4, 3), np.float32))
+
+
+def test_pictures_reach_tensorboard(tmp_path):
+    with smallest.begin_run(tmp_path) as folder:
+        folder.draw(1, np.zeros((4, 4, 3), np.float32))
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert (tmp_path / "pictures" / "00000001.png").read_bytes() in events.read_bytes()
+
+
+def test_another_start_reports_and_records_its_changes(tmp_path):
+    state = run_dir.TrainState(*[{"vae.x": jax.numpy.ones(4)}] * 3)
+    with smallest.begin_run(tmp_path) as folder:
+        folder.save(1, state)
+    with smallest.begin_run(tmp_path, seed=7, **{"optimizer.learning_rate": 0.5, "data.batch": 2}) as folder:
+        pass
+    assert folder.changes == ["data.batch (4, now 2)", "optimizer.learning_rate (0.001, now 0.5)", "seed (0, now 7)"]
+    first, second = run_record.read_record(tmp_path)["starts"]
+    assert (first["step"], first["changes"], second["step"], second["changes"]) == (0, [], 1, folder.changes)
 
 
 def test_a_full_disk_is_found_before_a_save(begun, monkeypatch):

@@ -1,5 +1,7 @@
 """The model and weights of a run: init_from, trainable, and exports."""
 
+import contextlib
+
 import jax
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from drender.media.images import write_png
 from drender.models.params import flatten
 from drender.training import loop
 from drender.training.export import export
+from drender.training.step import trace_gradient, unreached
 from drender.training.weights import resolve_weights
 
 
@@ -85,6 +88,35 @@ def test_lora_beside_a_trained_base_needs_real_rows(inverse_checkpoint):
     real = {"data.sources": [{"path": "", "real": True}]}
     trained, _ = weights(smallest.config("inverse", "", "", **options, **real))
     assert {name.split(".")[0] for name in trained} == {"unet", "lora"}
+
+
+def test_factors_of_the_source_that_are_left_out_are_a_warning(forward_checkpoint):
+    options = {"init_from": str(forward_checkpoint), "model": {}}
+    with pytest.warns(UserWarning, match=r"init_from .*: its LoRA factors are left out; set lora\.rank to theirs"):
+        resolve_weights(smallest.config("forward", "", "", **options))
+    resolve_weights(smallest.config("forward", "", "", **options, lora={"rank": 2}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trainable": ["unet"]}, None),
+        ({"trainable": ["unet", "vae.decoder"]}, r"objective 'inverse' has no gradient by 'vae\.decoder'; remove it"),
+        ({"trainable": ["unet"], "data.image_fraction": 1.0}, None),  # its layers in space learn
+        ({"trainable": ["*temporal*"], "data.image_fraction": 1.0}, r"has no gradient by '\*temporal\*'; .*below 1"),
+    ],
+)
+def test_weights_that_no_row_can_reach_are_refused(changes, message):
+    config = smallest.config("inverse", "", "", **changes)
+    resolved = resolve_weights(config)
+    context = loop.make_context(config, resolved, latent=False, mesh=None)
+    shapes = {key: leaf for name in ("unet", "vae") for key, leaf in resolved.shapes(name).items()}
+    trained = {key: leaf for key, leaf in shapes.items() if resolved.trains(key)}
+    frozen = {key: leaf for key, leaf in shapes.items() if key not in trained}
+    batch = jax.eval_shape(lambda: smallest.batch(2))
+    found = unreached(trace_gradient(context, config, trained, frozen, batch), trained)
+    with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
+        resolved.check_reach(found)
 
 
 def test_a_resumed_run_gets_shapes_of_trained_parameters(inverse_checkpoint):
