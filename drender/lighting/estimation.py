@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float, Float32
+from scipy.ndimage import binary_dilation
 
 from drender.errors import InputError
 from drender.lighting.brdf import light_kernels
@@ -209,8 +210,11 @@ def _is_empty(frame: _Frame) -> Bool[np.ndarray, "h w"]:
 def _sample(frame: _Frame, count: int, rng: np.random.Generator) -> tuple[_Surface, _Background]:
     """Return the background, and up to `count` pixels with a surface, of which rare normals are drawn more often."""
     views = -frame.rays / np.linalg.norm(frame.rays, axis=-1, keepdims=True)
-    depth, empty = frame.depth, _is_empty(frame)
-    rows, columns = np.nonzero(~empty & ((frame.normals * views).sum(-1) > 0.05))
+    empty, facing = _is_empty(frame), (frame.normals * views).sum(-1) > 0.05
+    # The pixels next to the background show a part of it.
+    rows, columns = np.nonzero(facing & ~binary_dilation(empty, np.ones((3, 3))))
+    if not len(rows):
+        rows, columns = np.nonzero(facing & ~empty)
     if len(rows):
         bins = np.round((frame.normals[rows, columns] + 1) * 4).astype(int) @ [81, 9, 1]
         _, kinds, sizes = np.unique(bins, return_inverse=True, return_counts=True)
@@ -220,9 +224,9 @@ def _sample(frame: _Frame, count: int, rng: np.random.Generator) -> tuple[_Surfa
     directions, _ = grid_of(*GRIDS[0])
     free = np.ones((len(rows), len(directions)), np.float32)
     blocker = np.zeros((*free.shape, 3), np.float32)
-    if depth is not None:
+    if frame.depth is not None:
         free, blocker = find_blockers(
-            depth, frame.normals, frame.rays, frame.seen, empty, rows, columns, directions @ frame.rotation
+            frame.depth, frame.normals, frame.rays, frame.seen, empty, rows, columns, directions @ frame.rotation
         )
     at = lambda image: image[rows, columns]
     turned = frame.rotation.T

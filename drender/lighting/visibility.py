@@ -23,6 +23,8 @@ def find_blockers(
 ) -> tuple[Float32[np.ndarray, "p j"], Float32[np.ndarray, "p j 3"]]:
     """March from pixels through the depth buffer (screen-space ray tracing).
 
+    Beyond an edge of the picture the nearest pixel's surface continues as a plane, as floors and walls do.
+
     Args:
       depth: relative, 0 near and 1 far.
       normals, rays, directions: in camera axes; rays have z = −1.
@@ -37,22 +39,23 @@ def find_blockers(
     nearest = nearest_distance(depth, normals, rays, empty)
     if nearest is None:
         return free, blocker
-    height, width = depth.shape
+    last = np.array(depth.shape) - 1
     distance = np.where(empty, np.inf, depth + nearest).astype(np.float32)  # along the optical axis
-    normal = normals[rows, columns]
-    start = distance[rows, columns, None] * rays[rows, columns] + BIAS / 2 * normal
-    scale = (height - 1) / (rays[0, 0, 1] - rays[-1, 0, 1])  # pixels per unit of y / −z
-    top, left = rays[0, 0, 1], rays[0, 0, 0]
-    point, direction = np.nonzero(normal @ directions.T > 0.05)
+    offset = np.where(empty, -np.inf, (depth + nearest) * (rays * normals).sum(-1))  # normal · point
+    start = distance[rows, columns, None] * rays[rows, columns] + BIAS / 2 * normals[rows, columns]
+    scale = last[0] / (rays[0, 0, 1] - rays[-1, 0, 1])  # pixels per unit of y / −z
+    point, direction = np.nonzero(normals[rows, columns] @ directions.T > 0.05)
     for length in MARCH:
-        x, y, z = (start[point] + length * directions[direction]).T
-        ahead = np.maximum(-z, 1e-3)
-        column = np.round((x / ahead - left) * scale).astype(int)
-        row = np.round((top - y / ahead) * scale).astype(int)
-        inside = (-z > 1e-3) & (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        point, direction, row, column = (a[inside] for a in (point, direction, row, column))
-        behind = ahead[inside] - distance[row, column]
-        hit = (behind > BIAS) & (behind < THICKNESS)
+        position = start[point] + length * directions[direction]
+        ahead = np.maximum(-position[:, 2], 1e-3)
+        pixel = (position[:, :2] / ahead[:, None] - rays[0, 0, :2])[:, ::-1] * [-scale, scale]
+        nearby = pixel.round().clip(0, last).astype(int)
+        inside = (np.abs(pixel - nearby) <= 0.5).all(axis=1)
+        row, column = nearby.T
+        behind = np.where(
+            inside, ahead - distance[row, column], offset[row, column] - (position * normals[row, column]).sum(-1)
+        )
+        hit = (behind > BIAS) & (~inside | (behind < THICKNESS))
         free[point[hit], direction[hit]] = 0
         blocker[point[hit], direction[hit]] = seen[row[hit], column[hit]]
         point, direction = point[~hit], direction[~hit]

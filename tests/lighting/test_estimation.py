@@ -131,6 +131,17 @@ def test_background_shows_the_light_itself():
     np.testing.assert_allclose(corner, [0.1, 0.2, 0.7], atol=0.08)
 
 
+def test_pixels_beside_the_background_do_not_count():
+    buffers, truth = spheres(), lamp((1, 0.5, 1))
+    rgb = picture(buffers, truth)
+    lit = buffers["depth"][0, ..., 0] < 1
+    inner = lit[1:-1, 1:-1] & lit[:-2, 1:-1] & lit[2:, 1:-1] & lit[1:-1, :-2] & lit[1:-1, 2:]
+    mixed = rgb.copy()
+    mixed[0, lit & ~np.pad(inner, 1)] = 0.9
+    expected, found = (estimate_environment(images, buffers, FOV) for images in (rgb, mixed))
+    np.testing.assert_allclose(found, expected, rtol=0.05, atol=0.01)
+
+
 def test_saturated_pixels_are_lower_bounds():
     buffers, truth = spheres(), lamp((0.6, 0.4, 1))
     clipped = estimate_environment(picture(buffers, truth, 4.0), buffers, FOV)
@@ -215,3 +226,14 @@ def test_wall_blocks_light_from_behind_it_and_shines_back():
     free, blocker = find_blockers(**scene, seen=seen, rows=rows, columns=columns, directions=directions)
     np.testing.assert_array_equal(free, [[0, 1, 1]])
     np.testing.assert_allclose(blocker[0], [[0.8, 0.2, 0.2], [0, 0, 0], [0, 0, 0]])
+
+
+def test_wall_continues_beyond_the_edge_of_the_picture():
+    scene = room()
+    seen = np.full((SIDE, SIDE, 3), 0.5, np.float32)
+    rows, columns = np.array([SIDE - 7]), np.array([1])  # on the floor, at the left edge
+    directions = np.array([[-1, 0.2, -0.8], [-1, 0.2, 0.8]], np.float32)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    free, blocker = find_blockers(**scene, seen=seen, rows=rows, columns=columns, directions=directions)
+    np.testing.assert_array_equal(free, [[0, 1]])
+    np.testing.assert_allclose(blocker[0], [[0.5, 0.5, 0.5], [0, 0, 0]])
