@@ -1,7 +1,7 @@
 """Evaluate the estimated light of path-traced clips, whose light is known; print tables for docs/quality.md.
 
     python -m drender.synthetic data/lights --clips 25 --frames 3 --split test --seed 18 [--meshes FOLDER …]
-    python benchmarks/light.py data/lights [--estimated] [--relight] [--pictures FOLDER]
+    python benchmarks/light.py data/lights [--estimated] [--no-fov] [--relight] [--pictures FOLDER]
 
 Main direction: the first moment of the luminance. Irradiance: of 256 normals, correlated over the sphere. Scale: the
 estimate's mean irradiance over the true one. The time is that of all threads on a processor. "Unrelated" compares the
@@ -33,24 +33,28 @@ def main() -> None:
     parser.add_argument("clips", type=cli.path)
     parser.add_argument("--count", type=int, help="number of clips (all)")
     parser.add_argument("--estimated", action="store_true", help="use the built-in model's G-buffers")
+    parser.add_argument("--no-fov", action="store_true", help="let the field of view be estimated")
     parser.add_argument("--relight", action="store_true", help="relight by the built-in forward model")
     parser.add_argument("--pictures", type=Path, help="folder for maps and mirror balls: the truth, and the estimate")
     args = parser.parse_args()
     inverse = InverseRenderer.load() if args.estimated else None
     forward = ForwardRenderer.load(lora_scale=0.0) if args.relight else None
-    scores, relit, previous = [], [], None
+    scores, layouts, relit, previous = [], [], [], None
     for clip in open_clips(args.clips, ("rgb", *DEFAULT_PASSES))[: args.count]:
         buffers = {label: np.stack([*clip.buffers.frames(label)]) for label in DEFAULT_PASSES}
         rgb, truth = np.stack([*clip.buffers.frames("rgb")]), true_light(clip)
         if inverse is not None:
             buffers = {name: frames[0] for name, frames in inverse(rgb[None], progress=False).items()}
-        fov = float(np.rad2deg(json.loads((clip.folder / "scene.json").read_text())["fov"]))
+        scene = json.loads((clip.folder / "scene.json").read_text())
+        fov = None if args.no_fov else float(np.rad2deg(scene["fov"]))
         start, camera = time.process_time(), poses(clip)
         light = estimate_environment(rgb, buffers, fov, camera)
         seconds = time.process_time() - start
         unrelated = compare(previous, truth) if previous is not None else (np.nan,) * 3
         scores.append([*compare(light, truth), seconds, *unrelated])
-        print("{}: {:5.1f}°, correlation {:.3f}, scale {:.2f}, {:.1f} s".format(clip.name, *scores[-1][:4]), flush=True)
+        layouts.append(scene["layout"])
+        row = "{} {}: {:5.1f}°, correlation {:.3f}, scale {:.2f}, {:.1f} s"
+        print(row.format(clip.name, layouts[-1], *scores[-1][:4]), flush=True)
         if forward is not None and previous is not None:
             relit.append([relight(forward, buffers, rgb, light, camera) for light in (light, truth, previous)])
         if args.pictures:
@@ -61,6 +65,10 @@ def main() -> None:
     print(f"correlation of irradiance: mean {correlation.mean():.3f}, median {np.median(correlation):.3f}")
     print(f"scale: median {np.median(scale):.2f}; time: mean {seconds.mean():.1f} s, at most {seconds.max():.1f} s")
     print(f"unrelated: median {np.nanmedian(unrelated[0]):.1f}°, mean correlation {np.nanmean(unrelated[1]):.3f}")
+    for layout in sorted(set(layouts)):
+        chosen = np.array(layouts) == layout
+        middle, mean = np.median(angle[chosen]), correlation[chosen].mean()
+        print(f"{layout}, {chosen.sum()} clips: median {middle:.1f}°, mean correlation {mean:.3f}")
     if relit:
         own, true, wrong = np.mean(relit, axis=0)
         print(f"PSNR against the clip under its own light {own:.2f}, the true {true:.2f}, a wrong one {wrong:.2f} dB")

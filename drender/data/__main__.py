@@ -51,7 +51,11 @@ def parser() -> cli.Parser:
     )
     labeling.add_argument("--light", action="store_true", help="estimate the light of every clip; write light.json")
     _number(
-        labeling, "--fov", float, "DEGREES", help="vertical field of view of the clips, in degrees, for --light (50)"
+        labeling,
+        "--fov",
+        float,
+        "DEGREES",
+        help="vertical field of view of the clips, in degrees, for --light (estimated)",
     )
     labeling.add_argument("--overwrite", action="store_true", help="replace results of other options")
 

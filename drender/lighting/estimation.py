@@ -14,32 +14,31 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import ArrayLike, Bool, Float, Float32
+from jaxtyping import ArrayLike, Float, Float32
 from scipy.ndimage import binary_dilation
 
 from drender.errors import InputError
 from drender.lighting.brdf import light_kernels
 from drender.lighting.camera import camera_rotations
 from drender.lighting.latlong_grid import grid_of, pixel_of, resize_latlong, smoothness_of
-from drender.lighting.visibility import find_blockers
+from drender.lighting.visibility import camera_rays, find_blockers, fit_camera
 from drender.media.color import LUMINANCE, linear_to_srgb, srgb_to_linear
 from drender.media.encodings import decode_normal
 
-DEFAULT_FOV = 50.0  # degrees
 MAX_FRAMES = 8  # that are used, evenly spaced
 MAX_SIDE = 96  # of a used frame; larger ones are subsampled
 MAX_PIXELS = 3000  # with a surface, of all frames together
 GRIDS = ((16, 32), (32, 64))  # rows and columns of the directions, first coarse, then fine
-ROUNDS = (6, 1)  # of re-weighting on each grid
+ROUNDS = (10, 1)  # of re-weighting on each grid
 STEPS = 100  # of projected gradient descent in each round
 SATURATED = 0.985  # linear, 253 of 255 in sRGB: from here on pixels are lower bounds of the radiance
 BACKGROUND_DEPTH = 0.99
 # Weights of the terms beside the pixels' squared errors, for pixels of mean luminance 1.
 SMOOTHNESS = 3e-3  # squared differences of neighboring directions, relative to their radiance
-PRIOR = 1e-3  # distance from a light that grows brighter from bottom to top
+PRIOR = 3e-4  # distance from a light that grows brighter from bottom to top
 COLOR = 3e-3  # distance from the mean color
 BACKGROUND = 0.02  # distance from the background
-SLOPE = 0.6  # of the prior: the zenith has 1 + SLOPE, the nadir 1 − SLOPE
+SLOPE = 0.9  # of the prior: the zenith has 1 + SLOPE, the nadir 1 − SLOPE
 
 
 def estimate_environment(
@@ -58,7 +57,7 @@ def estimate_environment(
       rgb: sRGB in [0, 1].
       buffers: in [0, 1], as from the inverse renderer. Basecolor and normal are required. Missing roughness counts as
         0.5 and missing metallic as 0. Without depth no pixel is background, and nothing casts shadows.
-      fov: vertical field of view in degrees; None: 50.
+      fov: vertical field of view in degrees; None: estimated from depth and normals, without depth 50.
       poses: camera-to-world matrices, OpenGL axes.
       size: height and width of the result. Details finer than 32×64 are not resolved.
     Raises:
@@ -102,7 +101,7 @@ def shade(
         pose = None if poses is None else np.asarray(poses)[i : i + 1]
         (frame,) = _read_frames(single["basecolor"], single, fov, pose)
         views = -frame.rays / np.linalg.norm(frame.rays, axis=-1, keepdims=True)
-        turned, empty, rows = frame.rotation.T, _is_empty(frame), []
+        turned, rows = frame.rotation.T, []
         for row in range(len(views)):  # to bound memory
             kernels = light_kernels(
                 frame.normals[row] @ turned, views[row] @ turned, frame.basecolor[row], frame.roughness[row],
@@ -110,7 +109,7 @@ def shade(
             )  # fmt: skip
             lit = np.stack([kernel @ power[:, c] for c, kernel in enumerate(kernels)], axis=-1)
             shown = light.reshape(-1, 3)[pixel_of(-views[row] @ turned, GRIDS[-1])]
-            rows.append(np.where(empty[row, :, None], shown, lit))
+            rows.append(np.where(frame.empty[row, :, None], shown, lit))
         images.append(linear_to_srgb(np.stack(rows)))
     return np.stack(images)
 
@@ -125,16 +124,23 @@ def check_fov(fov: float | None) -> None:
 
 
 class _Frame(NamedTuple):
-    """Linear radiance, buffers and rays (with z = −1) of a frame [h w c] in camera axes; camera-to-world rotation."""
+    """Linear radiance, buffers and rays of a frame [h w c] in camera axes; camera-to-world rotation.
+
+    Attributes:
+      empty: pixels without a surface.
+      nearest: as from `fit_camera`.
+    """
 
     seen: np.ndarray
     normals: np.ndarray
-    depth: np.ndarray | None
+    depth: np.ndarray
+    empty: np.ndarray
     basecolor: np.ndarray
     roughness: np.ndarray
     metallic: np.ndarray
     rays: np.ndarray
     rotation: np.ndarray
+    nearest: float | None
 
 
 @dataclass(frozen=True)
@@ -178,39 +184,30 @@ def _read_frames(rgb, buffers, fov, poses) -> list[_Frame]:
     rotations = camera_rotations(num_frames, poses=poses)
     stride = -(-max(height, width) // MAX_SIDE)
     subsampled = np.s_[stride // 2 :: stride, stride // 2 :: stride]
-    rays = _rays(height, width, DEFAULT_FOV if fov is None else fov)[subsampled]
-    frames = []
-    for i in np.unique(np.linspace(0, num_frames - 1, min(num_frames, MAX_FRAMES)).round().astype(int)):
-        images = {name: np.asarray(x[i][subsampled], np.float32) for name, x in {**buffers, "rgb": rgb}.items()}
-        constants = {"roughness": 0.5, "metallic": 0.0}
-        for name, value in constants.items():
-            images.setdefault(name, np.full_like(images["normal"], value))
-        depth = images["depth"][..., 0] if "depth" in images else None
-        seen, basecolor = srgb_to_linear(images["rgb"]), srgb_to_linear(images["basecolor"])
-        roughness, metallic = images["roughness"][..., :1], images["metallic"][..., :1]
-        normals = decode_normal(images["normal"])
-        frames.append(_Frame(seen, normals, depth, basecolor, roughness, metallic, rays, rotations[i]))
-    return frames
-
-
-def _rays(height: int, width: int, fov: float) -> Float32[np.ndarray, "h w 3"]:
-    """Return the directions of a camera's pixels, with z = −1."""
-    y, x = np.meshgrid(height - 1 - 2 * np.arange(height), 2 * np.arange(width) + 1 - width, indexing="ij")
-    tangent = np.tan(np.deg2rad(fov) / 2) / height
-    return np.stack([x * tangent, y * tangent, np.full(x.shape, -1.0)], axis=-1).astype(np.float32)
-
-
-def _is_empty(frame: _Frame) -> Bool[np.ndarray, "h w"]:
-    """Return the pixels without a surface: as far as depth goes, with normals toward the camera."""
-    if frame.depth is None:
-        return np.zeros(frame.normals.shape[:2], bool)
-    return (frame.depth >= BACKGROUND_DEPTH) & (frame.normals[..., 2] > 0.95)
+    chosen = np.unique(np.linspace(0, num_frames - 1, min(num_frames, MAX_FRAMES)).round().astype(int))
+    images = {
+        name: np.stack([np.asarray(x[i][subsampled], np.float32) for i in chosen])
+        for name, x in {**buffers, "rgb": rgb}.items()
+    }
+    normals = decode_normal(images["normal"])
+    constant = lambda value: np.full_like(normals, value)
+    roughness, metallic = images.get("roughness", constant(0.5)), images.get("metallic", constant(0.0))
+    depth = images.get("depth", constant(0.0))[..., 0]
+    empty = (depth >= BACKGROUND_DEPTH) & (normals[..., 2] > 0.95)  # as far as depth goes, with normals to the camera
+    rays, nearest = fit_camera(depth, normals, camera_rays(height, width)[subsampled], empty, fov)
+    return [
+        _Frame(*frame, rays, rotation, nearest)
+        for *frame, rotation in zip(
+            srgb_to_linear(images["rgb"]), normals, depth, empty, srgb_to_linear(images["basecolor"]),
+            roughness[..., :1], metallic[..., :1], rotations[chosen], strict=True,
+        )
+    ]  # fmt: skip
 
 
 def _sample(frame: _Frame, count: int, rng: np.random.Generator) -> tuple[_Surface, _Background]:
     """Return the background, and up to `count` pixels with a surface, of which rare normals are drawn more often."""
     views = -frame.rays / np.linalg.norm(frame.rays, axis=-1, keepdims=True)
-    empty, facing = _is_empty(frame), (frame.normals * views).sum(-1) > 0.05
+    empty, facing = frame.empty, (frame.normals * views).sum(-1) > 0.05
     # The pixels next to the background show a part of it.
     rows, columns = np.nonzero(facing & ~binary_dilation(empty, np.ones((3, 3))))
     if not len(rows):
@@ -221,13 +218,10 @@ def _sample(frame: _Frame, count: int, rng: np.random.Generator) -> tuple[_Surfa
         share = 1 / np.sqrt(sizes[kinds])
         drawn = rng.choice(len(rows), min(count, len(rows)), replace=False, p=share / share.sum())
         rows, columns = rows[drawn], columns[drawn]
-    directions, _ = grid_of(*GRIDS[0])
-    free = np.ones((len(rows), len(directions)), np.float32)
-    blocker = np.zeros((*free.shape, 3), np.float32)
-    if frame.depth is not None:
-        free, blocker = find_blockers(
-            frame.depth, frame.normals, frame.rays, frame.seen, empty, rows, columns, directions @ frame.rotation
-        )
+    directions = grid_of(*GRIDS[0])[0] @ frame.rotation
+    free, blocker = find_blockers(
+        frame.depth, frame.normals, frame.rays, frame.seen, empty, rows, columns, directions, frame.nearest
+    )
     at = lambda image: image[rows, columns]
     turned = frame.rotation.T
     surface = _Surface(

@@ -1,7 +1,8 @@
-"""Which directions are blocked at the pixels of a frame, and by what color, from its depth buffer alone."""
+"""The camera of a depth buffer, and which directions are blocked at its pixels, by surfaces of what color."""
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
+from scipy.optimize import minimize_scalar
 
 # All lengths are relative to the depth range of the clip.
 MARCH = 0.02 * 1.4 ** np.arange(13, dtype=np.float32)  # distances at which a ray is tested
@@ -9,6 +10,9 @@ BIAS = 0.02  # depth by which a ray must be behind a surface
 THICKNESS = 0.5  # of surfaces: a ray farther behind passes them
 MIN_VOTES = 50  # pairs of pixels that determine the distance of the camera
 NEAREST = (0.1, 10.0)  # range of the distance of the camera
+DEFAULT_FOV = 50.0  # degrees
+FOVS = (15.0, 100.0)  # range of an estimated field of view
+CONVENTION = 0.05  # weight of DEFAULT_FOV, for pictures that hardly tell, as of a floor alone
 
 
 def find_blockers(
@@ -20,6 +24,7 @@ def find_blockers(
     rows: Int[np.ndarray, " p"],
     columns: Int[np.ndarray, " p"],
     directions: Float[np.ndarray, "j 3"],
+    nearest: float | None,
 ) -> tuple[Float32[np.ndarray, "p j"], Float32[np.ndarray, "p j 3"]]:
     """March from pixels through the depth buffer (screen-space ray tracing).
 
@@ -31,12 +36,12 @@ def find_blockers(
       seen: radiance.
       empty: pixels without a surface.
       rows, columns: the pixels at which rays start.
+      nearest: from `nearest_distance`; None: nothing is blocked.
     Returns:
       1 where a direction is free and 0 where it is blocked; and the radiance of the blocking surface, elsewhere 0.
     """
     free = np.ones((len(rows), len(directions)), np.float32)
     blocker = np.zeros((len(rows), len(directions), 3), np.float32)
-    nearest = nearest_distance(depth, normals, rays, empty)
     if nearest is None:
         return free, blocker
     last = np.array(depth.shape) - 1
@@ -62,31 +67,61 @@ def find_blockers(
     return free, blocker
 
 
-def nearest_distance(
-    depth: Float[np.ndarray, "h w"],
-    normals: Float[np.ndarray, "h w 3"],
+def camera_rays(height: int, width: int) -> Float32[np.ndarray, "h w 3"]:
+    """Return the directions of a camera's pixels, with z = −1, for a vertical field of view of 90°."""
+    y, x = np.meshgrid(height - 1 - 2 * np.arange(height), 2 * np.arange(width) + 1 - width, indexing="ij")
+    return np.stack([x / height, y / height, np.full(x.shape, -1.0)], axis=-1).astype(np.float32)
+
+
+def fit_camera(
+    depth: Float[np.ndarray, "f h w"],
+    normals: Float[np.ndarray, "f h w 3"],
     rays: Float[np.ndarray, "h w 3"],
-    empty: Bool[np.ndarray, "h w"],
-) -> float | None:
+    empty: Bool[np.ndarray, "f h w"],
+    fov: float | None,
+) -> tuple[Float32[np.ndarray, "h w 3"], float | None]:
+    """Return the rays, and the distance from `nearest_distance`.
+
+    Args:
+      rays: from `camera_rays`, of the pixels of depth and normals.
+      fov: vertical field of view in degrees. None: the one under which normals and depth agree best, or DEFAULT_FOV if
+        too few pixels tell.
+    """
+    narrowed = lambda degrees: rays * np.float32([*2 * [np.tan(np.deg2rad(degrees) / 2)], 1])
+    fit = lambda degrees: nearest_distance(depth, normals, narrowed(degrees), empty)
+    if fov is None and fit(DEFAULT_FOV)[0] is not None:
+        error = lambda degrees: fit(degrees)[1] * (1 + CONVENTION * np.log(degrees / DEFAULT_FOV) ** 2)
+        fov = minimize_scalar(error, bounds=FOVS, method="bounded").x
+    fov = DEFAULT_FOV if fov is None else fov
+    return narrowed(fov), fit(fov)[0]
+
+
+def nearest_distance(
+    depth: Float[np.ndarray, "f h w"],
+    normals: Float[np.ndarray, "f h w 3"],
+    rays: Float[np.ndarray, "h w 3"],
+    empty: Bool[np.ndarray, "f h w"],
+) -> tuple[float | None, float]:
     """Return the distance of depth 0 from the camera, in units of the depth range, by which normals and depth agree.
 
     A surface of depth d at the distance a + d along the axis has points (a + d)·ray, and its normal n is perpendicular
-    to their change, so ∂d (n · ray) + (a + d) (n · ∂ray) = 0. Every pair of neighbors gives a; the weighted median
-    counts. None: too few pairs.
+    to their change, so ∂d = (a + d)·slope with slope = −(n · ∂ray) / (n · ray). Every pair of neighbors gives a, and
+    the weighted median counts. None: too few pairs. The second result is the mean error of ∂d.
     """
-    votes, weights = [], []
-    for transposed in (False, True):
-        d, n, ray, gap = (np.swapaxes(x, 0, 1) if transposed else x for x in (depth, normals, rays, empty))
+    pairs = []
+    for axis in (1, 2):
+        d, n, ray, gap = (np.moveaxis(x, axis, 0) for x in (depth, normals, rays[None], empty))
         step, turn = np.diff(d, axis=0), np.diff(ray, axis=0)
         d, n, ray = ((x[:-1] + x[1:]) / 2 for x in (d, n, ray))
-        across = (n * turn).sum(-1)
-        usable = ~(gap[:-1] | gap[1:]) & (np.abs(step) < 0.1)  # no background, no edges
-        usable &= np.abs(across) > 0.1 * np.abs(turn).max()
-        votes.append(-(step * (n * ray).sum(-1))[usable] / across[usable] - d[usable])
-        weights.append(np.abs(across)[usable])
-    votes, weights = np.concatenate(votes), np.concatenate(weights)
-    if len(votes) < MIN_VOTES:
-        return None
+        facing, across = (n * ray).sum(-1), (n * turn).sum(-1)
+        usable = ~(gap[:-1] | gap[1:]) & (np.abs(step) < 0.1) & (facing < -0.1)  # no background, no edges
+        steep = np.abs(across) > 0.1 * np.abs(turn).max()
+        pairs.append([x[usable] for x in (step, -across / np.minimum(facing, -0.1), d, steep)])
+    step, slope, depth, steep = map(np.concatenate, zip(*pairs, strict=True))
+    if steep.sum() < MIN_VOTES:
+        return None, 0.0
+    votes, weights = step[steep] / slope[steep] - depth[steep], np.abs(slope[steep])
     order = np.argsort(votes)
     total = np.cumsum(weights[order])
-    return float(np.clip(votes[order][np.searchsorted(total, total[-1] / 2)], *NEAREST))
+    nearest = float(np.clip(votes[order][np.searchsorted(total, total[-1] / 2)], *NEAREST))
+    return nearest, float(np.abs(step - (nearest + depth) * slope).mean())

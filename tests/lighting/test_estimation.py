@@ -9,7 +9,7 @@ from drender.lighting.environment import environment_maps
 from drender.lighting.estimation import estimate_environment
 from drender.lighting.latlong import sphere_weights
 from drender.lighting.latlong_grid import grid_of, pixel_of, resize_latlong
-from drender.lighting.visibility import find_blockers, nearest_distance
+from drender.lighting.visibility import camera_rays, find_blockers, fit_camera
 from drender.media.color import LUMINANCE, linear_to_srgb, srgb_to_linear
 from drender.media.encodings import decode_normal, encode_normal
 
@@ -204,7 +204,7 @@ def test_resized_map_keeps_its_mean_and_wraps_around():
 
 def room() -> dict[str, np.ndarray]:
     """A floor at y = −1 and a wall at z = −4, seen from the origin; depth covers distances from 1.5 to 4."""
-    rays = estimation._rays(SIDE, SIDE, 60.0)
+    rays = camera_rays(SIDE, SIDE) * np.float32([np.tan(np.pi / 6)] * 2 + [1])
     floor = np.where(rays[..., 1] < 0, -1 / np.minimum(rays[..., 1], -1e-6), np.inf)
     distance = np.minimum(floor, 4)
     normals = np.where((floor < 4)[..., None], [0, 1, 0], [0, 0, 1])
@@ -213,8 +213,30 @@ def room() -> dict[str, np.ndarray]:
 
 
 def test_normals_reveal_the_distance_of_the_nearest_depth():
-    found = nearest_distance(**room())
+    _, found = fit_of(room(), 60.0)
     assert found == pytest.approx(1.5 / 2.5, rel=0.03)
+
+
+def fit_of(scene, fov):
+    """Return the tangent of half the field of view, and the distance of depth 0."""
+    depth, normals, empty = (scene[name][None] for name in ("depth", "normals", "empty"))
+    grid = camera_rays(SIDE, SIDE)
+    rays, nearest = fit_camera(depth, normals, grid, empty, fov)
+    return rays[0, 0, 0] / grid[0, 0, 0], nearest
+
+
+def test_normals_and_depth_reveal_the_field_of_view():
+    buffers = spheres()
+    depth, normals = buffers["depth"][0, ..., 0], decode_normal(buffers["normal"][0])
+    tangent, nearest = fit_of({"depth": depth, "normals": normals, "empty": depth == 1}, None)
+    assert tangent == pytest.approx(np.tan(np.deg2rad(FOV) / 2), rel=0.05)
+    assert nearest == pytest.approx(2.2, rel=0.05)
+
+
+def test_field_of_view_of_a_flat_picture_is_the_default():
+    flat = room() | {"depth": np.full((SIDE, SIDE), 0.5, np.float32)}
+    tangent, nearest = fit_of(flat | {"normals": np.broadcast_to(np.float32([0, 0, 1]), (SIDE, SIDE, 3))}, None)
+    assert tangent == pytest.approx(np.tan(np.deg2rad(25))) and nearest is None
 
 
 def test_wall_blocks_light_from_behind_it_and_shines_back():
@@ -223,7 +245,7 @@ def test_wall_blocks_light_from_behind_it_and_shines_back():
     rows, columns = np.array([SIDE - 8]), np.array([SIDE // 2])  # on the floor, in front of the wall
     directions = np.array([[0, 0.3, -1], [0, 1, 0.2], [0, 0.2, 1]], np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    free, blocker = find_blockers(**scene, seen=seen, rows=rows, columns=columns, directions=directions)
+    free, blocker = find_blockers(**scene, seen=seen, rows=rows, columns=columns, directions=directions, nearest=0.6)
     np.testing.assert_array_equal(free, [[0, 1, 1]])
     np.testing.assert_allclose(blocker[0], [[0.8, 0.2, 0.2], [0, 0, 0], [0, 0, 0]])
 
@@ -234,6 +256,6 @@ def test_wall_continues_beyond_the_edge_of_the_picture():
     rows, columns = np.array([SIDE - 7]), np.array([1])  # on the floor, at the left edge
     directions = np.array([[-1, 0.2, -0.8], [-1, 0.2, 0.8]], np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    free, blocker = find_blockers(**scene, seen=seen, rows=rows, columns=columns, directions=directions)
+    free, blocker = find_blockers(**scene, seen=seen, rows=rows, columns=columns, directions=directions, nearest=0.6)
     np.testing.assert_array_equal(free, [[0, 1]])
     np.testing.assert_allclose(blocker[0], [[0.5, 0.5, 0.5], [0, 0, 0]])
