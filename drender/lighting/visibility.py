@@ -12,6 +12,7 @@ MIN_VOTES = 50  # pairs of pixels that determine the distance of the camera
 NEAREST = (0.1, 10.0)  # range of the distance of the camera
 DEFAULT_FOV = 50.0  # degrees
 FOVS = (15.0, 100.0)  # range of an estimated field of view
+AGREEMENT = 0.35  # greatest relative error of an estimated field of view; that of untrue buffers is higher
 CONVENTION = 0.05  # weight of DEFAULT_FOV, for pictures that hardly tell, as of a floor alone
 
 
@@ -85,13 +86,14 @@ def fit_camera(
     Args:
       rays: from `camera_rays`, of the pixels of depth and normals.
       fov: vertical field of view in degrees. None: the one under which normals and depth agree best, or DEFAULT_FOV if
-        too few pixels tell.
+        they disagree or too few pixels tell.
     """
     narrowed = lambda degrees: rays * np.float32([*2 * [np.tan(np.deg2rad(degrees) / 2)], 1])
     fit = lambda degrees: nearest_distance(depth, normals, narrowed(degrees), empty)
     if fov is None and fit(DEFAULT_FOV)[0] is not None:
         error = lambda degrees: fit(degrees)[1] * (1 + CONVENTION * np.log(degrees / DEFAULT_FOV) ** 2)
-        fov = minimize_scalar(error, bounds=FOVS, method="bounded").x
+        best = minimize_scalar(error, bounds=FOVS, method="bounded")
+        fov = best.x if best.fun < AGREEMENT else DEFAULT_FOV
     fov = DEFAULT_FOV if fov is None else fov
     return narrowed(fov), fit(fov)[0]
 
@@ -106,7 +108,7 @@ def nearest_distance(
 
     A surface of depth d at the distance a + d along the axis has points (a + d)·ray, and its normal n is perpendicular
     to their change, so ∂d = (a + d)·slope with slope = −(n · ∂ray) / (n · ray). Every pair of neighbors gives a, and
-    the weighted median counts. None: too few pairs. The second result is the mean error of ∂d.
+    the weighted median counts. None: too few pairs. The second result is the error relative to ∂d, in the mean.
     """
     pairs = []
     for axis in (1, 2):
@@ -124,4 +126,4 @@ def nearest_distance(
     order = np.argsort(votes)
     total = np.cumsum(weights[order])
     nearest = float(np.clip(votes[order][np.searchsorted(total, total[-1] / 2)], *NEAREST))
-    return nearest, float(np.abs(step - (nearest + depth) * slope).mean())
+    return nearest, float(np.abs(step - (nearest + depth) * slope).mean() / (np.abs(step).mean() + 1e-6))
