@@ -48,14 +48,15 @@ def test_lights_equal_environment_maps():
         whole = environment_maps(
             path, 4, SIZE, rotate_light=True, exposure="auto", roll=20.0, elevation=10.0, elevation_sign="up"
         )
-        found = lights.maps(index, np.array([1, 3, 3]), 4, SIZE)
-        same(found, {label: images[np.array([1, 3, 3])] for label, images in whole.items()})
+        frames = np.array([1, 3, 3, 0])
+        found = lights.maps(index, frames, 4, SIZE)
+        same(found, {label: images[frames] for label, images in whole.items()})
 
 
 def test_a_folder_lights_every_frame_by_its_own_map(tmp_path):
     lights = Lights([write_maps(tmp_path / "sky", np.linspace(0.2, 1, 12))])
     lights.check("walk", 12)
-    for frames in ([0, 1, 2], [11, 11], [10, 3]):
+    for frames in ([0, 1], [11, 11], [10, 3]):
         found = lights.maps(0, np.array(frames), 12, SIZE)
         for i, frame in enumerate(frames):
             image = tmp_path / "sky" / f"sky{frame}.png"
@@ -66,9 +67,9 @@ def test_maps_of_a_folder_are_read_when_needed(read, tmp_path):
     lights = Lights([write_maps(tmp_path / "sky", np.linspace(0.1, 1, 300))])
     lights.check("walk", 300)
     assert read == ["sky0.png"]
-    lights.maps(0, np.array([298, 299, 299]), 300, SIZE)  # as a chunk that is filled up
+    lights.maps(0, np.array([299, 299]), 300, SIZE)  # as a chunk that is filled up
     lights.maps(0, np.array([299, 0]), 300, SIZE)
-    assert read == ["sky0.png", "sky298.png", "sky299.png", "sky0.png"]  # one is held
+    assert read == ["sky0.png", "sky299.png", "sky0.png"]  # one is held
 
 
 def test_a_folder_equals_an_array_of_maps(tmp_path):
@@ -81,8 +82,8 @@ def test_a_folder_equals_an_array_of_maps(tmp_path):
             np.testing.assert_allclose(found[label][i : i + 1], images, atol=2e-5)
     for i, image in enumerate(maps):
         write_png(tmp_path / "sky" / f"{i}.png", np.clip(image, 0, 1), bits=16)
-    from_folder = environment_maps(tmp_path / "sky", 3, SIZE, exposure="auto")
-    assert from_folder["env_ldr"].shape == (3, *SIZE, 3)
+    from_folder = environment_maps(tmp_path / "sky", 2, SIZE, exposure="auto")
+    assert from_folder["env_ldr"].shape == (2, *SIZE, 3)
 
 
 def test_a_light_that_changes_is_exposed_as_one(tmp_path):
