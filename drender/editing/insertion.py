@@ -18,6 +18,7 @@ from drender.editing.materials import blend, to_linear, to_stored
 from drender.errors import InputError, extent, unknown_name_error
 from drender.media.encodings import (
     DEFAULT,
+    Cameras,
     InputEncoding,
     decode_normal,
     encode_normal,
@@ -164,11 +165,7 @@ class FileObject:
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        frame: int | None = None,
-        encoding: InputEncoding = DEFAULT,
-        cameras: Float32[np.ndarray, "f 3 3"] | None = None,
+        self, path: str | Path, frame: int | None = None, encoding: InputEncoding = DEFAULT, cameras: Cameras = None
     ):
         self.path, self.frame, self.cameras = path, frame, cameras
         try:

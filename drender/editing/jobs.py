@@ -18,7 +18,7 @@ from drender.editing.materials import check_labels, edit, set_to
 from drender.editing.steps import EditStep
 from drender.errors import InputError, extent, say
 from drender.files import list_dir, map_collecting_errors
-from drender.media.encodings import DEFAULT, ImageFormat, InputEncoding
+from drender.media.encodings import DEFAULT, Cameras, ImageFormat, InputEncoding
 from drender.media.gbuffers import GBufferClip, find_gbuffer_clips
 from drender.media.images import stored_bits
 from drender.sampling.base import ClipJob, OnFailure, RunConfig
@@ -63,7 +63,7 @@ class EditingJob(ClipJob):
     run: RunConfig
     bits: int | None = None
     encoding: InputEncoding = DEFAULT
-    cameras: Float32[np.ndarray, "f 3 3"] | None = None
+    cameras: Cameras = None
 
     def required_labels(self) -> tuple[str, ...]:
         """Return the labels that a clip must have."""

@@ -24,6 +24,7 @@ from drender.media.images import load_image, write_exr, write_png
 from drender.media.loaded import LoadedImage
 
 Image, Camera = Float32[np.ndarray, "h w 3"], Float32[np.ndarray, "3 3"] | None
+Cameras = Float32[np.ndarray, "f 3 3"] | None  # of every frame of a clip
 KINDS = ("png", "exr")
 TRANSFERS = ("linear", "srgb")
 NORMALS = ("opengl", "directx")

@@ -17,6 +17,7 @@ from drender.media.layers import find_layer
 from drender.media.ranges import resolve_encoding
 from drender.media.sequences import RELEASED_STEM, split_sequences
 
+Files = dict[str, dict[str, Path]]  # of a clip: label -> stem of the frame -> file
 # Labels of textures that pack others in their channels.
 PACKED = {"orm": {"roughness": "G", "metallic": "B"}, "arm": {"roughness": "G", "metallic": "B"}}
 
@@ -111,7 +112,7 @@ def find_gbuffer_clips(
     """
     known = tuple(dict.fromkeys((*DOMAINS, *labels)))
 
-    def clip(name: str, files: dict[str, dict[str, Path]]) -> GBufferClip:
+    def clip(name: str, files: Files) -> GBufferClip:
         check(name, next(iter(next(iter(files.values())).values())).parent)
         return _clip(name, files, required, known, assumed)
 
@@ -121,13 +122,9 @@ def find_gbuffer_clips(
     return map_collecting_errors(clip, clips, failed)
 
 
-def find_images(
-    path: str | Path, labels: Sequence[str], assumed: InputEncoding = DEFAULT
-) -> list[tuple[str, dict[str, dict[str, Path]]]]:
-    """Return the files of the clips at `path`, in the layouts and order of `find_gbuffer_clips`.
+def find_images(path: str | Path, labels: Sequence[str], assumed: InputEncoding = DEFAULT) -> list[tuple[str, Files]]:
+    """Return name and files of every clip at `path` that has these labels, in the order of `find_gbuffer_clips`.
 
-    Returns:
-      (name, {label: {stem of the frame: file}}) of every clip that has files of these labels.
     Raises:
       InputError: unreadable `path`, or two files for one image.
     """
@@ -143,7 +140,7 @@ def find_images(
     return [clip for folder, files in found.items() if files for clip in _split_clips(folder, files)]
 
 
-def _split_clips(folder: Path, files: dict[str, dict[str, Path]]) -> list[tuple[str, dict[str, dict[str, Path]]]]:
+def _split_clips(folder: Path, files: Files) -> list[tuple[str, Files]]:
     """Return (name, files) of every sequence in a folder."""
     stems = sorted({stem for images in files.values() for stem in images}, key=natural_order)
     sequences, name, clips = split_sequences(stems), folder.resolve().name, []
@@ -157,8 +154,8 @@ def _split_clips(folder: Path, files: dict[str, dict[str, Path]]) -> list[tuple[
     return clips
 
 
-def _files_of_folder(folder: Path, labels: Sequence[str], assumed: InputEncoding) -> dict[str, dict[str, Path]]:
-    """Return {label: {stem of the frame: file}} of a folder."""
+def _files_of_folder(folder: Path, labels: Sequence[str], assumed: InputEncoding) -> Files:
+    """Return the files of a folder."""
     files, known = {}, (*labels, *PACKED)
     entries = list_dir(folder)
     for entry in entries:
@@ -177,9 +174,7 @@ def _files_of_folder(folder: Path, labels: Sequence[str], assumed: InputEncoding
     return files or _layered_files([entry for entry in entries if entry.suffix.lower() == ".exr"], labels, assumed)
 
 
-def _layered_files(
-    entries: Sequence[Path], labels: Sequence[str], assumed: InputEncoding
-) -> dict[str, dict[str, Path]]:
+def _layered_files(entries: Sequence[Path], labels: Sequence[str], assumed: InputEncoding) -> Files:
     """Return the files of EXR frames that each hold the layers of at least two G-buffers."""
     found = []
     for label in labels if entries else ():
@@ -191,7 +186,7 @@ def _layered_files(
 
 
 def _clip(
-    name: str, files: dict[str, dict[str, Path]], required: Sequence[str], known: Sequence[str], assumed: InputEncoding
+    name: str, files: Files, required: Sequence[str], known: Sequence[str], assumed: InputEncoding
 ) -> GBufferClip:
     """Return the clip of all frames that any `required` buffer has; every required buffer must have all of them."""
     stems = {stem for label in required or files for stem in files.get(label, {})}
@@ -212,7 +207,7 @@ def _clip(
     return GBufferClip(name, paths, dict(chunks), replace(assumed, layers=layers), incomplete)
 
 
-def _require_all(name: str, files: dict[str, dict[str, Path]], required: Sequence[str], stems: list[str]) -> None:
+def _require_all(name: str, files: Files, required: Sequence[str], stems: list[str]) -> None:
     """Raise InputError naming each required buffer that lacks frames."""
     lacks = []
     for label in required:

@@ -12,6 +12,8 @@ from PIL import ImageCms
 from drender.errors import InputError, first_line
 from drender.media.color import primaries_to_rec709, profile_to_srgb, space_to_rec709, space_to_srgb
 
+Image = Float32[np.ndarray, "h w 3"]
+
 
 class LoadedImage(NamedTuple):
     """An image with its metadata."""
@@ -23,7 +25,7 @@ class LoadedImage(NamedTuple):
     space: str | None = None  # OpenImageIO's name of the color space, unless sRGB
     chromaticities: tuple[float, ...] | None = None  # of red, green, blue and white in an EXR
 
-    def as_srgb(self, path: str | Path) -> Float32[np.ndarray, "h w 3"]:
+    def as_srgb(self, path: str | Path) -> Image:
         """Return an image of integers converted from its ICC profile or color space to sRGB.
 
         A profile or space that cannot be converted gives a warning that names `path`.
@@ -34,7 +36,7 @@ class LoadedImage(NamedTuple):
             path, lambda: self.image if self.space is None else space_to_srgb(self.image, self.space)
         )
 
-    def as_linear(self, path: str | Path) -> Float32[np.ndarray, "h w 3"]:
+    def as_linear(self, path: str | Path) -> Image:
         """Return an image of linear light converted to Rec. 709 primaries; warn as `as_srgb` does."""
         if self.chromaticities is not None:
             return self._converted(path, lambda: self.image @ primaries_to_rec709(self.chromaticities))
@@ -42,9 +44,7 @@ class LoadedImage(NamedTuple):
             return self._converted(path, lambda: space_to_rec709(self.image, self.space))
         return self.image
 
-    def _converted(
-        self, path: str | Path, convert: Callable[[], Float32[np.ndarray, "h w 3"]]
-    ) -> Float32[np.ndarray, "h w 3"]:
+    def _converted(self, path: str | Path, convert: Callable[[], Image]) -> Image:
         try:
             return convert()
         except (InputError, ImageCms.PyCMSError, OSError) as error:

@@ -15,14 +15,13 @@ from drender.config import DOMAINS
 from drender.errors import InputError, extent
 from drender.files import atomic_write, natural_order
 from drender.media.encodings import DEFAULT
-from drender.media.gbuffers import find_images, frame_path, read_frames
+from drender.media.gbuffers import Files, find_images, frame_path, read_frames
 from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES
 from drender.media.ranges import resolve_encoding
 from drender.media.sequences import RELEASED_STEM
 from drender.metrics.image import Scores, evaluate
 from drender.metrics.lpips import LPIPS
 
-Clip = dict[str, dict[str, Path]]  # label -> stem of the frame -> file
 # Labels of relit frames.
 RELIT = re.compile(r"env\d{4,}")
 
@@ -116,7 +115,7 @@ def _other_labels(path: str | Path) -> list[str]:
     return sorted(labels, key=natural_order)
 
 
-def _find(path: str | Path, labels: Sequence[str]) -> dict[str, Clip]:
+def _find(path: str | Path, labels: Sequence[str]) -> dict[str, Files]:
     """Return the images of these labels by clip; InputError if there are none."""
     clips = dict(find_images(path, labels))
     if not clips:
@@ -125,7 +124,7 @@ def _find(path: str | Path, labels: Sequence[str]) -> dict[str, Clip]:
     return clips
 
 
-def _files(path: str | Path, name: str, clip: Clip, label: str) -> dict[str, Path]:
+def _files(path: str | Path, name: str, clip: Files, label: str) -> dict[str, Path]:
     """Return a clip's files of one label; InputError, which names the folder and the clip, if there are none."""
     if label not in clip:
         raise InputError(f"{path}: clip {name!r} has no {label!r}; it has {', '.join(clip)}")

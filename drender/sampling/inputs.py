@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from drender.errors import InputError
 from drender.fields import bounded, check_ranges
+from drender.media.encodings import Cameras
 from drender.media.gbuffers import GBufferClip, read_frames
 from drender.media.images import image_size
 from drender.media.resize import ResizePlan
@@ -161,15 +162,11 @@ class BufferChunks(ChunkedClip):
 
     clip: GBufferClip
     places: dict[Chunk, Sequence[int]]
-    cameras: Float[np.ndarray, "f 3 3"] | None = None
+    cameras: Cameras = None
 
     @classmethod
     def plan(
-        cls,
-        clip: GBufferClip,
-        config: ChunkConfig,
-        fixed_frame: int | None = None,
-        cameras: Float[np.ndarray, "f 3 3"] | None = None,
+        cls, clip: GBufferClip, config: ChunkConfig, fixed_frame: int | None = None, cameras: Cameras = None
     ) -> "BufferChunks":
         """Return the clip in the chunks of its files, or, if they have one or are to be blended, in those of a video.
 

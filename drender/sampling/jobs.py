@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from drender.config import Sampling
 from drender.files import map_collecting_errors
-from drender.media.encodings import DEFAULT, InputEncoding
+from drender.media.encodings import DEFAULT, Cameras, InputEncoding
 from drender.media.gbuffers import GBufferClip, find_gbuffer_clips
 from drender.media.images import read_hdr
 from drender.media.video import find_clips
@@ -24,6 +24,9 @@ from drender.sampling.inputs import BufferChunks, Chunk, ChunkedClip, RgbChunks,
 from drender.sampling.lights import Lights, require_for_own_light
 from drender.sampling.outputs import ClipOutput
 from drender.sampling.report import Reader
+
+Batches = Iterator[Float[np.ndarray, "1 n h w 3"]]  # the frames of a chunk
+Latents = Float[np.ndarray, "1 f h w c"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class InverseJob(ClipJob):
 
     def estimate(
         self, inverse: InverseRenderer, clip: RgbChunks, chunk: Chunk, output: ClipOutput, **control: Any
-    ) -> Iterator[tuple[str, Iterator[np.ndarray]]]:
+    ) -> Iterator[tuple[str, Batches]]:
         """Write a chunk's RGB and estimate its G-buffers.
 
         Yields:
@@ -96,7 +99,7 @@ class ForwardJob(ClipJob):
     drop: Sequence[str] = ()
     fixed_frame: int | None = None
     encoding: InputEncoding = DEFAULT
-    cameras: Float[np.ndarray, "f 3 3"] | None = None
+    cameras: Cameras = None
 
     def discover(self, on_failure: OnFailure) -> list[BufferChunks]:
         def plan(clip: GBufferClip) -> BufferChunks:
@@ -125,23 +128,16 @@ class ForwardJob(ClipJob):
         self.lights.keep_own(outputs[0], partial(clip.read, chunk), clip.clip.labels, chunk, clip.num_frames)
         self.render(forward, encoded, clip, chunk, outputs[0], **control)
 
-    def encode(
-        self, forward: ForwardRenderer, buffers: Iterable[tuple[str, Iterator[np.ndarray]]]
-    ) -> dict[str, Float[np.ndarray, "1 f h w c"]]:
+    def encode(self, forward: ForwardRenderer, buffers: Iterable[tuple[str, Batches]]) -> dict[str, Latents]:
         """Return the latents of G-buffers, given name and batches `1 n h w 3` of each; all are read, used or not."""
         sampling = forward.sampling(self.run.sampling, GUIDANCE)
         rng = np.random.default_rng(sampling.seed)
         return {name: encode_clip(forward, batches, sampling, rng) for name, batches in buffers}
 
     def render(
-        self,
-        forward: ForwardRenderer,
-        encoded: dict[str, Float[np.ndarray, "1 f h w c"]],
-        clip: ChunkedClip,
-        chunk: Chunk,
-        output: ClipOutput,
-        **control: Any,
-    ) -> None:
+        self, forward: ForwardRenderer, encoded: dict[str, Latents], clip: ChunkedClip, chunk: Chunk,
+        output: ClipOutput, **control: Any,
+    ) -> None:  # fmt: skip
         """Write a chunk under every environment."""
         sampling = forward.sampling(self.run.sampling, GUIDANCE)
         noise = forward.initial_noise(None, sampling, next(iter(encoded.values())).shape)
@@ -214,9 +210,7 @@ class RelightJob(ClipJob):
         self.forward.render(forward, encoded, clip, chunk, relit, **control)
 
 
-def encode_clip(
-    renderer: Renderer, batches: Iterable[np.ndarray], sampling: Sampling, rng: np.random.Generator
-) -> Float[np.ndarray, "1 f h w c"]:
+def encode_clip(renderer: Renderer, batches: Batches, sampling: Sampling, rng: np.random.Generator) -> Latents:
     """Return the latents of a clip's batches of frames; `rng` draws the noise that is added to the frames."""
     return np.concatenate([renderer.encode(batch, sampling, rng) for batch in batches], axis=1)
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from threading import Event
 
 import numpy as np
-from jaxtyping import Float
 
 from drender.errors import InputError
 from drender.lighting.environment import environment_maps
 from drender.lighting.estimation import shade
 from drender.locks import PREFIX, lock
-from drender.media.encodings import InputEncoding
+from drender.media.encodings import Cameras, InputEncoding
 from drender.media.gbuffers import find_gbuffer_clips
 from drender.media.images import load_image, write_hdr, write_png
 from drender.media.montage import contact_sheet
@@ -48,7 +47,7 @@ class LightJob(Job):
     from_gbuffers: bool
     file: Path | None
     encoding: InputEncoding
-    cameras: Float[np.ndarray, "f 3 3"] | None = None
+    cameras: Cameras = None
 
     def discover(self, on_failure: OnFailure) -> list[ChunkedClip]:
         source, chunks = self.run.input, self.run.chunks

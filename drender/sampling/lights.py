@@ -25,7 +25,8 @@ OWN_LIGHT = "clip"  # the name of the light that a clip was taken in
 ESTIMATED_FROM = ("basecolor", "normal", "depth", "roughness", "metallic")  # the first two are necessary
 
 
-Read = Callable[[int, str], Float32[np.ndarray, "h w 3"]]
+Image, Latents = Float32[np.ndarray, "h w 3"], Float[np.ndarray, "1 f h w c"]
+Read = Callable[[int, str], Image]
 
 
 class OwnLight(NamedTuple):
@@ -75,7 +76,7 @@ class Lights:
         self.elevation, self.elevation_sign = elevation, elevation_sign
         self.projection, self.size = projection, size
 
-    def _load(self, own: Float32[np.ndarray, "h w 3"]) -> None:
+    def _load(self, own: Image) -> None:
         sources = (own if source == OWN_LIGHT else source for source in self._sources)
         self.environments = [Environment(source, **self._options) for source in sources]
         self._displayed = lru_cache(maxsize=32)(self._compute_displayed)
@@ -85,7 +86,7 @@ class Lights:
         """Return whether a clip's own light is among the environments."""
         return OWN_LIGHT in self._sources
 
-    def with_own(self, light: Float32[np.ndarray, "h w 3"]) -> "Lights":
+    def with_own(self, light: Image) -> "Lights":
         """Return these environments for the clip whose own light this is."""
         lights = copy.copy(self)
         lights._load(light)
@@ -139,9 +140,7 @@ class Lights:
         angles = light_angles(num_frames, self.rotate_light)[frames]
         return environment.maps(frames, size, rotations, angles, self.projection)
 
-    def latents(
-        self, index: int, forward: ForwardRenderer, chunk: Chunk, num_frames: int
-    ) -> Float[np.ndarray, "1 f h w c"]:
+    def latents(self, index: int, forward: ForwardRenderer, chunk: Chunk, num_frames: int) -> Latents:
         """Return environment `index` encoded for a chunk of a clip of `num_frames`."""
         frames = np.minimum(np.arange(chunk.start, chunk.start + chunk.length), chunk.stop - 1)
         frames = frames if self.moves(index) else frames[:1]
@@ -150,16 +149,14 @@ class Lights:
         maps = (self.maps(index, batch, num_frames, size) for batch in batches)
         return np.concatenate([forward.encode_environment(batch) for batch in maps], axis=1)
 
-    def displayed(self, index: int, frame: int, num_frames: int, size: tuple[int, int]) -> Float[np.ndarray, "h w 3"]:
+    def displayed(self, index: int, frame: int, num_frames: int, size: tuple[int, int]) -> Image:
         """Return the LDR map of environment `index` at a frame, computed once if all frames are lit alike."""
         return self._displayed(index, frame if self.moves(index) else 0, num_frames, size)
 
     def _compute_displayed(self, index: int, frame: int, num_frames: int, size: tuple[int, int]) -> np.ndarray:
         return np.asarray(self.maps(index, np.array([frame]), num_frames, size)["env_ldr"][0])
 
-    def inset(
-        self, image: Float[np.ndarray, "h w 3"], index: int, frame: int, num_frames: int
-    ) -> Float[np.ndarray, "h w 3"]:
+    def inset(self, image: Image, index: int, frame: int, num_frames: int) -> Image:
         """Return a relit frame with its environment in the lower left corner."""
         side = min(image.shape[:2]) // 4
         return montage.inset(image, self.displayed(index, frame, num_frames, (side, side)))
