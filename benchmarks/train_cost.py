@@ -1,6 +1,6 @@
 """Measure the memory, arithmetic and speed of a training step.
 
-    python benchmarks/train_cost.py memory [--on cpu] configs/inverse.yaml [key=value …]
+    python benchmarks/train_cost.py memory [--on cpu] [--vae VAE.yaml] configs/inverse.yaml [key=value …]
     python benchmarks/train_cost.py latents --clips FOLDER --vae VAE.yaml configs/small/inverse.yaml [key=value …]
 
 `memory` compiles the step of a configuration ahead of time, from shapes, and prints what each device holds and
@@ -243,10 +243,10 @@ class Feed:
         return (time.perf_counter() - began) / steps
 
 
-def latents(config: TrainConfig, vae: TrainConfig, clips: str, steps: int, rounds: int) -> None:
+def latents(config: TrainConfig, clips: str, steps: int, rounds: int) -> None:
     """Print the samples per second of a step fed from pixels and from cached latents, and their ratio."""
     with tempfile.TemporaryDirectory() as folder:
-        config = with_random_start(config, vae, f"{folder}/start")
+        config = with_random_start(config, f"{folder}/start")
         renderer = resolve_weights(config).model
         labels = ("rgb", *(renderer.conditions if config.objective == "forward" else config.data.passes))
         labels += environment_labels(renderer) if config.objective == "forward" else ()
@@ -274,11 +274,9 @@ def latents(config: TrainConfig, vae: TrainConfig, clips: str, steps: int, round
             )
 
 
-def with_random_start(config: TrainConfig, vae: TrainConfig, path: str) -> TrainConfig:
-    """Return the run with random frozen networks saved at `path`: the VAE of the run `vae`, and the encoder."""
-    model = config.model | {"vae": vae.model["vae"] | config.model.get("vae", {})}
-    drawn = dataclasses.replace(config, init_from=None, model=model)
-    weights = resolve_weights(drawn)
+def with_random_start(config: TrainConfig, path: str) -> TrainConfig:
+    """Return the run with random frozen networks saved at `path`: the VAE and the encoder."""
+    weights = resolve_weights(dataclasses.replace(config, init_from=None))
     frozen = {name: weights.component(name) for name in OBJECTIVES[config.objective].frozen}
     orbax.save(path, weights.model, frozen)
     return dataclasses.replace(config, init_from=dict.fromkeys(frozen, path))
@@ -290,12 +288,15 @@ def with_random_start(config: TrainConfig, vae: TrainConfig, path: str) -> Train
 def main() -> None:
     args = parser().parse_args()
     config = training_config.read_config(args.config, args.overrides)
-    size = config.data.size or RendererConfig("svd").size
+    if args.vae:
+        model = config.model | {"vae": training_config.read_config(args.vae).model["vae"] | config.model.get("vae", {})}
+        config = dataclasses.replace(config, model=model)
+    size = config.data.size or tuple(config.model.get("size", RendererConfig("svd").size))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, size=size))
     if args.command == "memory":
         memory(config, args.on, args.pixels, args.compile)
     else:
-        latents(config, training_config.read_config(args.vae), args.clips, args.steps, args.rounds)
+        latents(config, args.clips, args.steps, args.rounds)
 
 
 def parser() -> cli.Parser:
@@ -309,13 +310,12 @@ def parser() -> cli.Parser:
     ahead.add_argument("--no-compile", dest="compile", action="store_false", help="count only")
     timed = add("latents", help="samples per second from pixels and from cached latents")
     timed.add_argument("--clips", required=True, metavar="FOLDER", help="folder of clips in the training layout")
-    timed.add_argument(
-        "--vae", required=True, metavar="YAML", help="run whose auto-encoder is used, with random weights"
-    )
     timed.add_argument("--steps", type=int, default=10, metavar="N", help="steps per turn")
     timed.add_argument("--rounds", type=int, default=7, metavar="N", help="number of turns")
     for command in (ahead, timed):
         command.add_argument("config", metavar="YAML", help="configuration of the run")
+        sizes = "run whose auto-encoder has the sizes that init_from would give (those of Stable Video Diffusion)"
+        command.add_argument("--vae", metavar="YAML", help=sizes)
         command.add_argument("overrides", nargs="*", metavar="key=value", help="overrides")
     return top
 

@@ -10,7 +10,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -51,6 +51,30 @@ def list_files(folder: Path) -> list[Path]:
             elif entry.is_file():
                 files.append(Path(entry))
     return sorted(files)
+
+
+def find_files(folder: str | Path, suffixes: Collection[str], kind: str, nested: bool = False) -> list[Path]:
+    """Return the files with one of the suffixes in a folder, in natural order, and, if `nested`, those below it.
+
+    Args:
+      kind: of the files, for messages, such as "meshes".
+    Raises:
+      InputError: there is no such folder, or no such file in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: {'not a folder' if folder.exists() else 'folder not found'}")
+
+    def walk(folder: Path) -> Iterator[Path]:
+        for entry in list_dir(folder):
+            if nested and entry.is_dir():
+                yield from walk(entry)
+            elif entry.suffix.lower() in suffixes:
+                yield entry
+
+    if not (files := list(walk(folder))):
+        raise InputError(f"{folder}: no {kind} found; expected files {' '.join(suffixes)}")
+    return files
 
 
 def expand_home(path: str | Path) -> Path:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32
 
 from drender.assets import ENVIRONMENTS
 from drender.errors import InputError
-from drender.files import list_dir
+from drender.files import find_files
 from drender.lighting.latlong import MAX_RADIANCE
 from drender.media.images import HDR_SUFFIXES, read_hdr, write_hdr
 
@@ -24,15 +24,10 @@ MAX_HEIGHT = 256  # rows of the copies of users' files
 
 def find_environments(folder: str | Path = ENVIRONMENTS) -> dict[str, Path]:
     """Return the .hdr and .exr files of a folder by stem; raise InputError if there are none or two share a stem."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: {'not a folder' if folder.exists() else 'folder not found'}")
     files: dict[str, Path] = {}
-    for path in list_dir(folder):
-        if path.suffix.lower() in HDR_SUFFIXES and files.setdefault(path.stem, path) is not path:
+    for path in find_files(folder, HDR_SUFFIXES, "environments"):
+        if files.setdefault(path.stem, path) is not path:
             raise InputError(f"{files[path.stem]} and {path.name} have the same stem; rename one")
-    if not files:
-        raise InputError(f"{folder}: no environments found; expected files {' '.join(HDR_SUFFIXES)}")
     return files
 
 

@@ -109,48 +109,29 @@ def parser() -> cli.Parser:
     description, _, layout = __doc__.partition("\n\n    ")
     parser = cli.Parser(prog="python -m drender.synthetic", description=description, epilog="    " + layout)
     parser.add_argument("output", type=cli.path, metavar="OUT", help="folder of clips")
-    parser.add_argument("--clips", type=int, required=True, metavar="N", help="number of clips")
-    parser.add_argument("--first", type=int, default=0, metavar="K", help="index of the first clip")
-    parser.add_argument("--frames", type=int, default=8, metavar="F", help="frames per clip")
-    parser.add_argument(
-        "--size", type=int, nargs=2, default=(64, 64), metavar=("H", "W"), help="size of a frame in pixels"
-    )
-    parser.add_argument("--spp", type=int, default=32, metavar="N", help="paths per pixel, before denoising")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="random seed")
-    parser.add_argument(
-        "--lights", type=int, choices=(1, 2), default=1, help="number of lights that each clip is rendered under"
-    )
-    parser.add_argument(
-        "--split",
-        choices=scenes.SPLITS,
-        default="all",
-        help="assets to use: all, or one of two parts that share no shape family, mesh file or map",
-    )
-    parser.add_argument(
-        "--environments",
-        type=cli.path,
-        metavar="FOLDER",
-        help="folder of .hdr and .exr maps that replace the bundled ones",
-    )
-    parser.add_argument(
-        "--meshes",
-        type=cli.path,
-        metavar="FOLDER",
-        help="folder of .glb, .gltf, .obj and .ply files, used with their materials",
-    )
-    parser.add_argument(
-        "--textures", type=cli.path, metavar="FOLDER", help="folder of pictures for floors and walls of everyday scenes"
-    )
-    parser.add_argument(
-        "--layouts",
-        nargs="+",
-        choices=LAYOUTS,
-        metavar="NAME",
-        help=f"kinds of scenes, among {' '.join(LAYOUTS)}; all with --meshes, else solids",
-    )
-    parser.add_argument(
-        "--processes", type=int, default=os.cpu_count(), metavar="N", help="number of processes, each on one core"
-    )
+    for name, default, metavar, text in (
+        ("--clips", None, "N", "number of clips"),
+        ("--first", 0, "K", "index of the first clip"),
+        ("--frames", 8, "F", "frames per clip"),
+        ("--spp", 32, "N", "paths per pixel, before denoising"),
+        ("--seed", 0, "S", "random seed"),
+        ("--processes", os.cpu_count(), "N", "number of processes, each on one core"),
+    ):
+        parser.add_argument(name, type=int, required=default is None, default=default, metavar=metavar, help=text)
+    size = "size of a frame in pixels"
+    parser.add_argument("--size", type=int, nargs=2, default=(64, 64), metavar=("H", "W"), help=size)
+    lights = "number of lights that each clip is rendered under"
+    parser.add_argument("--lights", type=int, choices=(1, 2), default=1, help=lights)
+    split = "assets to use: all, or one of two parts that share no shape family, mesh file or map"
+    parser.add_argument("--split", choices=scenes.SPLITS, default="all", help=split)
+    for name, text in (
+        ("--environments", "folder of .hdr and .exr maps that replace the bundled ones"),
+        ("--meshes", "folder of .glb, .gltf, .obj and .ply files, used with their materials"),
+        ("--textures", "folder of pictures for floors and walls of everyday scenes"),
+    ):
+        parser.add_argument(name, type=cli.path, metavar="FOLDER", help=text)
+    kinds = f"kinds of scenes, among {' '.join(LAYOUTS)}; all with --meshes, else solids"
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, metavar="NAME", help=kinds)
     return parser
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from drender.errors import InputError, first_line
-from drender.files import list_dir
+from drender.files import find_files
 from drender.media.color import srgb_to_linear
 from drender.synthetic.atlas import TILE, Surface
 from drender.synthetic.meshes import Mesh, box_projection, centered, face_normals, triangle_mesh
@@ -73,18 +73,7 @@ class MeshFile:
 
 def find_meshes(folder: str | Path) -> tuple[str, ...]:
     """Return the mesh files below a folder in natural order; raise InputError if there are none."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: {'not a folder' if folder.exists() else 'folder not found'}")
-    files = tuple(str(path) for path in _files(folder) if path.suffix.lower() in MESH_SUFFIXES)
-    if not files:
-        raise InputError(f"{folder}: no meshes found; expected files {' '.join(MESH_SUFFIXES)}")
-    return files
-
-
-def _files(folder: Path) -> list[Path]:
-    nested = [_files(entry) if entry.is_dir() else [entry] for entry in list_dir(folder)]
-    return [path for paths in nested for path in paths]
+    return tuple(map(str, find_files(folder, MESH_SUFFIXES, "meshes", nested=True)))
 
 
 def read_mesh(path: str | Path) -> MeshFile:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from drender.errors import InputError
-from drender.files import list_dir
+from drender.files import find_files
 from drender.media.color import srgb_to_linear
 from drender.media.images import IMAGE_SUFFIXES, read_image
 from drender.media.resize import resize
@@ -43,11 +43,8 @@ class PictureMaterial:
 
 def find_textures(folder: str | Path) -> tuple[str, ...]:
     """Return the basecolor pictures of a folder in natural order; raise InputError if there are none."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: {'not a folder' if folder.exists() else 'folder not found'}")
-    pictures = [path for path in list_dir(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+    pictures = find_files(folder, IMAGE_SUFFIXES, "textures")
     files = tuple(str(path) for path in pictures if not path.stem.endswith(OTHER_MAPS))
     if not files:
-        raise InputError(f"{folder}: no textures found; expected pictures {' '.join(IMAGE_SUFFIXES)}")
+        raise InputError(f"{folder}: no basecolor pictures found, only {pictures[0].name} and other maps; add them")
     return files

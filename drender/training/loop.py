@@ -162,39 +162,36 @@ class Loop:
 
     def run(self, state: TrainState, frozen: Arrays, batches: Iterator[Batch]) -> int:
         """Step to the end or until a signal asks to stop; return the exit code."""
-        with contextlib.ExitStack() as tracing:
-            return self._run(state, frozen, batches, tracing)
-
-    def _run(self, state: TrainState, frozen: Arrays, batches: Iterator[Batch], tracing: contextlib.ExitStack) -> int:
         last, pending = self.config.optimizer.steps, None
         first_traced, last_traced = self.config.profile.steps or (0, 0)
-        for number in range(self.run_folder.last or 0, last):
-            if number + 1 == first_traced:
-                tracing.enter_context(jax.profiler.trace(self.run_folder.path / "profile"))
-            with self.logger.waiting():
-                batch = next(batches)
-            state, metrics = self.step(state, frozen, batch, np.uint32(number))
-            if number + 1 == last_traced:
-                jax.block_until_ready(metrics)
-                tracing.close()
-            # Read the metrics of the previous step, so that the devices need not wait for the host.
-            stop = self.logger.read(*pending) if pending else 0
-            if jax.process_count() == 1:  # other processes need not agree
-                stop = self.guard.received
-            done, pending = number + 1, (number + 1, metrics)
-            evaluates = self.evaluation.due(done)
-            saves = done % self.config.save_every == 0 or done == last or (evaluates and self.config.keep_best)
-            if stop or saves or evaluates or done % self.config.log_every == 0:
-                # Save nothing before it is known to be finite, and time whole steps.
-                stop, pending = max(stop, self.logger.read(*pending)), None
-                with self.logger.paused():
-                    if stop or saves:
-                        self.run_folder.save(done, state)
-                    if evaluates and not stop:
-                        with failure_as_warning(f"evaluation after step {done}"):
-                            self.evaluation.run(done, state.ema | frozen)
-            if stop:
-                self.logger.flush(done)
-                log(f"stopped after step {done}, which is saved; rerun the same command to resume")
-                return 128 + stop
+        with contextlib.ExitStack() as tracing:
+            for number in range(self.run_folder.last or 0, last):
+                if number + 1 == first_traced:
+                    tracing.enter_context(jax.profiler.trace(self.run_folder.path / "profile"))
+                with self.logger.waiting():
+                    batch = next(batches)
+                state, metrics = self.step(state, frozen, batch, np.uint32(number))
+                if number + 1 == last_traced:
+                    jax.block_until_ready(metrics)
+                    tracing.close()
+                # Read the metrics of the previous step, so that the devices need not wait for the host.
+                stop = self.logger.read(*pending) if pending else 0
+                if jax.process_count() == 1:  # other processes need not agree
+                    stop = self.guard.received
+                done, pending = number + 1, (number + 1, metrics)
+                evaluates = self.evaluation.due(done)
+                saves = done % self.config.save_every == 0 or done == last or (evaluates and self.config.keep_best)
+                if stop or saves or evaluates or done % self.config.log_every == 0:
+                    # Save nothing before it is known to be finite, and time whole steps.
+                    stop, pending = max(stop, self.logger.read(*pending)), None
+                    with self.logger.paused():
+                        if stop or saves:
+                            self.run_folder.save(done, state)
+                        if evaluates and not stop:
+                            with failure_as_warning(f"evaluation after step {done}"):
+                                self.evaluation.run(done, state.ema | frozen)
+                if stop:
+                    self.logger.flush(done)
+                    log(f"stopped after step {done}, which is saved; rerun the same command to resume")
+                    return 128 + stop
         return 0
