@@ -10,7 +10,6 @@ that contradict the model lose weight from round to round. Pixels without a surf
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -68,10 +67,8 @@ def estimate_environment(
     if min(size) < 1:
         raise InputError(f"environment size {size[0]}x{size[1]} is not positive")
     rng = np.random.default_rng(0)
-    sampled = [_sample(frame, MAX_PIXELS // len(frames), rng) for frame in frames]
-    surfaces, backgrounds = zip(*sampled, strict=True)
-    surface = _Surface(*(np.concatenate([getattr(part, f.name) for part in surfaces]) for f in fields(_Surface)))
-    background = _Background(*(np.concatenate(parts) for parts in zip(*backgrounds, strict=True)))
+    sampled = zip(*(_sample(frame, MAX_PIXELS // len(frames), rng) for frame in frames), strict=True)
+    surface, background = (type(parts[0])(*map(np.concatenate, zip(*parts, strict=True))) for parts in sampled)
     if not len(surface.seen):
         raise InputError("no pixel shows a surface (depth below 1); give a clip with a foreground, or its right depth")
     if (surface.seen >= SATURATED).all():
@@ -87,7 +84,7 @@ def shade(
 ) -> Float32[np.ndarray, "f _ _ 3"]:
     """Return sRGB frames of G-buffers under a light of `estimate_environment`, to judge it by eye.
 
-    Shadows are missing, and frames of more than MAX_SIDE pixels are subsampled.
+    Shadows are missing. Of more than MAX_FRAMES frames some are shown, and more than MAX_SIDE pixels are subsampled.
 
     Args:
       light, buffers, fov, poses: as for `estimate_environment`.
@@ -96,10 +93,7 @@ def shade(
     directions, solid_angles = grid_of(*GRIDS[-1])
     power = light.reshape(-1, 3) * solid_angles[:, None]
     images = []
-    for i in range(len(buffers["normal"])):
-        single = {name: x[i : i + 1] for name, x in buffers.items()}
-        pose = None if poses is None else np.asarray(poses)[i : i + 1]
-        (frame,) = _read_frames(single["basecolor"], single, fov, pose)
+    for frame in _read_frames(buffers["basecolor"], buffers, fov, poses):
         views = -frame.rays / np.linalg.norm(frame.rays, axis=-1, keepdims=True)
         turned, rows = frame.rotation.T, []
         for row in range(len(views)):  # to bound memory
@@ -124,12 +118,7 @@ def check_fov(fov: float | None) -> None:
 
 
 class _Frame(NamedTuple):
-    """Linear radiance, buffers and rays of a frame [h w c] in camera axes; camera-to-world rotation.
-
-    Attributes:
-      empty: pixels without a surface.
-      nearest: as from `fit_camera`.
-    """
+    """A frame in camera axes, with linear colors; `empty` pixels have no surface; the rotation is camera-to-world."""
 
     seen: np.ndarray
     normals: np.ndarray
@@ -143,26 +132,17 @@ class _Frame(NamedTuple):
     nearest: float | None
 
 
-@dataclass(frozen=True)
-class _Surface:
-    """Sampled pixels with a surface, in world axes.
+class _Surface(NamedTuple):
+    """Sampled pixels with a surface [p …], in world axes, with linear colors; the last two as from `find_blockers`."""
 
-    Attributes:
-      views: to the camera.
-      basecolor: linear.
-      seen: linear radiance.
-      visible: 1 where a direction of the first grid is free, 0 where it is blocked.
-      bounced: radiance of the surface that blocks a direction, otherwise 0.
-    """
-
-    normals: Float32[np.ndarray, "p 3"]
-    views: Float32[np.ndarray, "p 3"]
-    basecolor: Float32[np.ndarray, "p 3"]
-    roughness: Float32[np.ndarray, "p 1"]
-    metallic: Float32[np.ndarray, "p 1"]
-    seen: Float32[np.ndarray, "p 3"]
-    visible: Float32[np.ndarray, "p j"]
-    bounced: Float32[np.ndarray, "p j 3"]
+    normals: np.ndarray
+    views: np.ndarray  # to the camera
+    basecolor: np.ndarray
+    roughness: np.ndarray
+    metallic: np.ndarray
+    seen: np.ndarray
+    visible: np.ndarray
+    bounced: np.ndarray
 
 
 class _Background(NamedTuple):
@@ -240,10 +220,7 @@ def _solve(surface: _Surface, background: _Background) -> Float32[np.ndarray, "H
     light, bounced = np.ones((*GRIDS[0], 3), np.float32), None
     for grid, rounds in zip(GRIDS, ROUNDS, strict=True):
         directions, solid_angles = grid_of(*grid)
-        kernels = light_kernels(
-            surface.normals, surface.views, surface.basecolor, surface.roughness, surface.metallic, directions
-        )
-        kernels *= solid_angles
+        kernels = light_kernels(*surface[:5], directions) * solid_angles
         if bounced is None:  # light of known radiance
             bounced = np.einsum("cpj,pjc->pc", kernels, surface.bounced)
         kernels *= resize_latlong(surface.visible.T.reshape(*GRIDS[0], -1), grid).reshape(len(directions), -1).T

@@ -90,11 +90,10 @@ def fit_camera(
     """
     narrowed = lambda degrees: rays * np.float32([*2 * [np.tan(np.deg2rad(degrees) / 2)], 1])
     fit = lambda degrees: nearest_distance(depth, normals, narrowed(degrees), empty)
-    if fov is None and fit(DEFAULT_FOV)[0] is not None:
+    if fov is None:
         error = lambda degrees: fit(degrees)[1] * (1 + CONVENTION * np.log(degrees / DEFAULT_FOV) ** 2)
         best = minimize_scalar(error, bounds=FOVS, method="bounded")
         fov = best.x if best.fun < AGREEMENT else DEFAULT_FOV
-    fov = DEFAULT_FOV if fov is None else fov
     return narrowed(fov), fit(fov)[0]
 
 
@@ -108,7 +107,7 @@ def nearest_distance(
 
     A surface of depth d at the distance a + d along the axis has points (a + d)·ray, and its normal n is perpendicular
     to their change, so ∂d = (a + d)·slope with slope = −(n · ∂ray) / (n · ray). Every pair of neighbors gives a, and
-    the weighted median counts. None: too few pairs. The second result is the error relative to ∂d, in the mean.
+    the weighted median counts. None: too few pairs, or constant depth. The second result is the mean relative error.
     """
     pairs = []
     for axis in (1, 2):
@@ -120,10 +119,9 @@ def nearest_distance(
         steep = np.abs(across) > 0.1 * np.abs(turn).max()
         pairs.append([x[usable] for x in (step, -across / np.minimum(facing, -0.1), d, steep)])
     step, slope, depth, steep = map(np.concatenate, zip(*pairs, strict=True))
-    if steep.sum() < MIN_VOTES:
-        return None, 0.0
+    if steep.sum() < MIN_VOTES or not step.any():
+        return None, 1.0
     votes, weights = step[steep] / slope[steep] - depth[steep], np.abs(slope[steep])
-    order = np.argsort(votes)
-    total = np.cumsum(weights[order])
-    nearest = float(np.clip(votes[order][np.searchsorted(total, total[-1] / 2)], *NEAREST))
+    nearest = np.quantile(votes, 0.5, weights=weights, method="inverted_cdf")
+    nearest = float(np.clip(nearest, *NEAREST))
     return nearest, float(np.abs(step - (nearest + depth) * slope).mean() / (np.abs(step).mean() + 1e-6))

@@ -233,9 +233,13 @@ def test_normals_and_depth_reveal_the_field_of_view():
     assert nearest == pytest.approx(2.2, rel=0.05)
 
 
-def test_field_of_view_of_a_flat_picture_is_the_default():
-    flat = room() | {"depth": np.full((SIDE, SIDE), 0.5, np.float32)}
-    tangent, nearest = fit_of(flat | {"normals": np.broadcast_to(np.float32([0, 0, 1]), (SIDE, SIDE, 3))}, None)
+@pytest.mark.parametrize("kind", ["depth", "normals"])
+def test_field_of_view_of_a_flat_picture_is_the_default(kind):
+    flat = {
+        "depth": np.full((SIDE, SIDE), 0.5, np.float32),
+        "normals": np.zeros((SIDE, SIDE, 3)) + np.float32([0, 0, 1]),
+    }
+    tangent, nearest = fit_of(room() | {kind: flat[kind]}, None)
     assert tangent == pytest.approx(np.tan(np.deg2rad(25))) and nearest is None
 
 
