@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("clips", type=cli.path)
     parser.add_argument("--count", type=int, help="number of clips (all)")
     parser.add_argument("--estimated", action="store_true", help="use the built-in model's G-buffers")
-    parser.add_argument("--no-fov", action="store_true", help="let the field of view be estimated")
+    parser.add_argument("--no-fov", action="store_true", help="estimate without the field of view")
     parser.add_argument("--relight", action="store_true", help="relight by the built-in forward model")
     parser.add_argument("--pictures", type=Path, help="folder for maps and mirror balls: the truth, and the estimate")
     args = parser.parse_args()

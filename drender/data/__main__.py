@@ -55,7 +55,7 @@ def parser() -> cli.Parser:
         "--fov",
         float,
         "DEGREES",
-        help="vertical field of view of the clips, in degrees, for --light (estimated)",
+        help="vertical field of view of the clips, in degrees, for --light (50)",
     )
     labeling.add_argument("--overwrite", action="store_true", help="replace results of other options")
 

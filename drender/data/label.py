@@ -59,7 +59,7 @@ def label_clips(
         that refers to it, unless it has one.
       light: estimate the light of every clip from the frames of its first chunk. The clip gets `environment.exr` and a
         `light.json`, unless it has one. A clip whose light cannot be estimated is a warning.
-      fov: vertical field of view of the clips in degrees, for `light`; None: estimated.
+      fov: vertical field of view of the clips in degrees, for `light`; None: 50.
       overwrite: replace results of other arguments.
       devices: devices that share the work; None: all local ones.
       process: index of this process, and number of processes that share the clips.

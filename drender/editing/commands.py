@@ -61,7 +61,7 @@ class InsertOptions(EditingOptions):
         "rotation of a mesh or shape, in degrees (0 0 0)", metavar=("YAW", "PITCH", "ROLL")
     )
     fov: float | None = option(
-        "vertical field of view in degrees, of a mesh or shape (40) and for the clip's light (estimated)",
+        "vertical field of view in degrees, of a mesh or shape (40) and for the clip's light (50)",
         metavar="DEGREES",
     )
     depth: tuple[float, ...] | None = option(

@@ -20,10 +20,11 @@ from drender.errors import InputError
 from drender.lighting.brdf import light_kernels
 from drender.lighting.camera import camera_rotations
 from drender.lighting.latlong_grid import grid_of, pixel_of, resize_latlong, smoothness_of
-from drender.lighting.visibility import camera_rays, find_blockers, fit_camera
+from drender.lighting.visibility import find_blockers, nearest_distance
 from drender.media.color import LUMINANCE, linear_to_srgb, srgb_to_linear
 from drender.media.encodings import decode_normal
 
+DEFAULT_FOV = 50.0  # degrees
 MAX_FRAMES = 8  # that are used, evenly spaced
 MAX_SIDE = 96  # of a used frame; larger ones are subsampled
 MAX_PIXELS = 3000  # with a surface, of all frames together
@@ -56,7 +57,7 @@ def estimate_environment(
       rgb: sRGB in [0, 1].
       buffers: in [0, 1], as from the inverse renderer. Basecolor and normal are required. Missing roughness counts as
         0.5 and missing metallic as 0. Without depth no pixel is background, and nothing casts shadows.
-      fov: vertical field of view in degrees; None: estimated from depth and normals, without depth 50.
+      fov: vertical field of view in degrees; None: 50.
       poses: camera-to-world matrices, OpenGL axes.
       size: height and width of the result. Details finer than 32×64 are not resolved.
     Raises:
@@ -174,7 +175,8 @@ def _read_frames(rgb, buffers, fov, poses) -> list[_Frame]:
     roughness, metallic = images.get("roughness", constant(0.5)), images.get("metallic", constant(0.0))
     depth = images.get("depth", constant(0.0))[..., 0]
     empty = (depth >= BACKGROUND_DEPTH) & (normals[..., 2] > 0.95)  # as far as depth goes, with normals to the camera
-    rays, nearest = fit_camera(depth, normals, camera_rays(height, width)[subsampled], empty, fov)
+    rays = camera_rays(height, width, DEFAULT_FOV if fov is None else fov)[subsampled]
+    nearest = nearest_distance(depth, normals, rays, empty)
     return [
         _Frame(*frame, rays, rotation, nearest)
         for *frame, rotation in zip(
@@ -182,6 +184,13 @@ def _read_frames(rgb, buffers, fov, poses) -> list[_Frame]:
             roughness[..., :1], metallic[..., :1], rotations[chosen], strict=True,
         )
     ]  # fmt: skip
+
+
+def camera_rays(height: int, width: int, fov: float) -> Float32[np.ndarray, "h w 3"]:
+    """Return the directions of a camera's pixels, with z = −1."""
+    y, x = np.meshgrid(height - 1 - 2 * np.arange(height), 2 * np.arange(width) + 1 - width, indexing="ij")
+    tangent = np.tan(np.deg2rad(fov) / 2) / height
+    return np.stack([x * tangent, y * tangent, np.full(x.shape, -1.0)], axis=-1).astype(np.float32)
 
 
 def _sample(frame: _Frame, count: int, rng: np.random.Generator) -> tuple[_Surface, _Background]:

@@ -1,8 +1,7 @@
-"""The camera of a depth buffer, and which directions are blocked at its pixels, by surfaces of what color."""
+"""Which directions are blocked at the pixels of a frame, and by what color, from its depth buffer alone."""
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
-from scipy.optimize import minimize_scalar
 
 # All lengths are relative to the depth range of the clip.
 MARCH = 0.02 * 1.4 ** np.arange(13, dtype=np.float32)  # distances at which a ray is tested
@@ -10,10 +9,6 @@ BIAS = 0.02  # depth by which a ray must be behind a surface
 THICKNESS = 0.5  # of surfaces: a ray farther behind passes them
 MIN_VOTES = 50  # pairs of pixels that determine the distance of the camera
 NEAREST = (0.1, 10.0)  # range of the distance of the camera
-DEFAULT_FOV = 50.0  # degrees
-FOVS = (15.0, 100.0)  # range of an estimated field of view
-AGREEMENT = 0.35  # greatest relative error of an estimated field of view; that of untrue buffers is higher
-CONVENTION = 0.05  # weight of DEFAULT_FOV, for pictures that hardly tell, as of a floor alone
 
 
 def find_blockers(
@@ -68,46 +63,17 @@ def find_blockers(
     return free, blocker
 
 
-def camera_rays(height: int, width: int) -> Float32[np.ndarray, "h w 3"]:
-    """Return the directions of a camera's pixels, with z = −1, for a vertical field of view of 90°."""
-    y, x = np.meshgrid(height - 1 - 2 * np.arange(height), 2 * np.arange(width) + 1 - width, indexing="ij")
-    return np.stack([x / height, y / height, np.full(x.shape, -1.0)], axis=-1).astype(np.float32)
-
-
-def fit_camera(
-    depth: Float[np.ndarray, "f h w"],
-    normals: Float[np.ndarray, "f h w 3"],
-    rays: Float[np.ndarray, "h w 3"],
-    empty: Bool[np.ndarray, "f h w"],
-    fov: float | None,
-) -> tuple[Float32[np.ndarray, "h w 3"], float | None]:
-    """Return the rays, and the distance from `nearest_distance`.
-
-    Args:
-      rays: from `camera_rays`, of the pixels of depth and normals.
-      fov: vertical field of view in degrees. None: the one under which normals and depth agree best, or DEFAULT_FOV if
-        they disagree or too few pixels tell.
-    """
-    narrowed = lambda degrees: rays * np.float32([*2 * [np.tan(np.deg2rad(degrees) / 2)], 1])
-    fit = lambda degrees: nearest_distance(depth, normals, narrowed(degrees), empty)
-    if fov is None:
-        error = lambda degrees: fit(degrees)[1] * (1 + CONVENTION * np.log(degrees / DEFAULT_FOV) ** 2)
-        best = minimize_scalar(error, bounds=FOVS, method="bounded")
-        fov = best.x if best.fun < AGREEMENT else DEFAULT_FOV
-    return narrowed(fov), fit(fov)[0]
-
-
 def nearest_distance(
     depth: Float[np.ndarray, "f h w"],
     normals: Float[np.ndarray, "f h w 3"],
     rays: Float[np.ndarray, "h w 3"],
     empty: Bool[np.ndarray, "f h w"],
-) -> tuple[float | None, float]:
+) -> float | None:
     """Return the distance of depth 0 from the camera, in units of the depth range, by which normals and depth agree.
 
     A surface of depth d at the distance a + d along the axis has points (a + d)·ray, and its normal n is perpendicular
     to their change, so ∂d = (a + d)·slope with slope = −(n · ∂ray) / (n · ray). Every pair of neighbors gives a, and
-    the weighted median counts. None: too few pairs, or constant depth. The second result is the mean relative error.
+    the weighted median counts. None: too few pairs, or constant depth.
     """
     pairs = []
     for axis in (1, 2):
@@ -116,12 +82,10 @@ def nearest_distance(
         d, n, ray = ((x[:-1] + x[1:]) / 2 for x in (d, n, ray))
         facing, across = (n * ray).sum(-1), (n * turn).sum(-1)
         usable = ~(gap[:-1] | gap[1:]) & (np.abs(step) < 0.1) & (facing < -0.1)  # no background, no edges
-        steep = np.abs(across) > 0.1 * np.abs(turn).max()
-        pairs.append([x[usable] for x in (step, -across / np.minimum(facing, -0.1), d, steep)])
-    step, slope, depth, steep = map(np.concatenate, zip(*pairs, strict=True))
-    if steep.sum() < MIN_VOTES or not step.any():
-        return None, 1.0
-    votes, weights = step[steep] / slope[steep] - depth[steep], np.abs(slope[steep])
-    nearest = np.quantile(votes, 0.5, weights=weights, method="inverted_cdf")
-    nearest = float(np.clip(nearest, *NEAREST))
-    return nearest, float(np.abs(step - (nearest + depth) * slope).mean() / (np.abs(step).mean() + 1e-6))
+        usable &= np.abs(across) > 0.1 * np.abs(turn).max()
+        pairs.append([x[usable] for x in (step, -across / np.minimum(facing, -0.1), d)])
+    step, slope, depth = map(np.concatenate, zip(*pairs, strict=True))
+    if len(step) < MIN_VOTES or not step.any():
+        return None
+    nearest = np.quantile(step / slope - depth, 0.5, weights=np.abs(slope), method="inverted_cdf")
+    return float(np.clip(nearest, *NEAREST))

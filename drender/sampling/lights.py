@@ -47,7 +47,7 @@ class Lights:
       rotate_light, elevation, elevation_sign, poses, projection: as there too. The light turns once over a whole clip.
         Poses and maps beyond the clip's last frame are ignored.
       size: height and width of the maps; None: the renderer's.
-      fov: vertical field of view of the clips in degrees, for their own light; None: estimated.
+      fov: vertical field of view of the clips in degrees, for their own light; None: 50.
       **options: further arguments of every `Environment`.
     Raises:
       InputError: an environment cannot be read, or an option is out of range.

@@ -144,9 +144,7 @@ class CameraOptions:
     """The camera that took the clips."""
 
     poses: str | None = option("transforms.json with a camera-to-world pose per frame (a fixed camera)", metavar="JSON")
-    fov: float | None = option(
-        "vertical field of view in degrees, for the clip's own light (estimated)", metavar="DEGREES"
-    )
+    fov: float | None = option("vertical field of view in degrees, for the clip's own light (50)", metavar="DEGREES")
 
 
 @dataclass(frozen=True, kw_only=True)

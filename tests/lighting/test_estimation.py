@@ -9,7 +9,7 @@ from drender.lighting.environment import environment_maps
 from drender.lighting.estimation import estimate_environment
 from drender.lighting.latlong import sphere_weights
 from drender.lighting.latlong_grid import grid_of, pixel_of, resize_latlong
-from drender.lighting.visibility import camera_rays, find_blockers, fit_camera
+from drender.lighting.visibility import find_blockers, nearest_distance
 from drender.media.color import LUMINANCE, linear_to_srgb, srgb_to_linear
 from drender.media.encodings import decode_normal, encode_normal
 
@@ -204,7 +204,7 @@ def test_resized_map_keeps_its_mean_and_wraps_around():
 
 def room() -> dict[str, np.ndarray]:
     """A floor at y = −1 and a wall at z = −4, seen from the origin; depth covers distances from 1.5 to 4."""
-    rays = camera_rays(SIDE, SIDE) * np.float32([np.tan(np.pi / 6)] * 2 + [1])
+    rays = estimation.camera_rays(SIDE, SIDE, 60.0)
     floor = np.where(rays[..., 1] < 0, -1 / np.minimum(rays[..., 1], -1e-6), np.inf)
     distance = np.minimum(floor, 4)
     normals = np.where((floor < 4)[..., None], [0, 1, 0], [0, 0, 1])
@@ -213,34 +213,19 @@ def room() -> dict[str, np.ndarray]:
 
 
 def test_normals_reveal_the_distance_of_the_nearest_depth():
-    _, found = fit_of(room(), 60.0)
-    assert found == pytest.approx(1.5 / 2.5, rel=0.03)
+    assert distance_of(room()) == pytest.approx(1.5 / 2.5, rel=0.03)
 
 
-def fit_of(scene, fov):
-    """Return the tangent of half the field of view, and the distance of depth 0."""
-    depth, normals, empty = (scene[name][None] for name in ("depth", "normals", "empty"))
-    grid = camera_rays(SIDE, SIDE)
-    rays, nearest = fit_camera(depth, normals, grid, empty, fov)
-    return rays[0, 0, 0] / grid[0, 0, 0], nearest
+def distance_of(scene) -> float | None:
+    stacked = {name: scene[name][None] for name in ("depth", "normals", "empty")}
+    return nearest_distance(**stacked, rays=scene["rays"])
 
 
-def test_normals_and_depth_reveal_the_field_of_view():
-    buffers = spheres()
-    depth, normals = buffers["depth"][0, ..., 0], decode_normal(buffers["normal"][0])
-    tangent, nearest = fit_of({"depth": depth, "normals": normals, "empty": depth == 1}, None)
-    assert tangent == pytest.approx(np.tan(np.deg2rad(FOV) / 2), rel=0.05)
-    assert nearest == pytest.approx(2.2, rel=0.05)
-
-
-@pytest.mark.parametrize("kind", ["depth", "normals"])
-def test_field_of_view_of_a_flat_picture_is_the_default(kind):
-    flat = {
-        "depth": np.full((SIDE, SIDE), 0.5, np.float32),
-        "normals": np.zeros((SIDE, SIDE, 3)) + np.float32([0, 0, 1]),
-    }
-    tangent, nearest = fit_of(room() | {kind: flat[kind]}, None)
-    assert tangent == pytest.approx(np.tan(np.deg2rad(25))) and nearest is None
+@pytest.mark.parametrize(("kind", "constant"), [("depth", 0.5), ("normals", [0, 0, 1])])
+def test_flat_buffers_do_not_reveal_the_distance(kind, constant):
+    scene = room()
+    scene[kind] = np.broadcast_to(np.float32(constant), scene[kind].shape)
+    assert distance_of(scene) is None
 
 
 def test_wall_blocks_light_from_behind_it_and_shines_back():
