@@ -98,7 +98,7 @@ def _random_object(
         material=random_material(rng),
         radius=radius,
         position=(0.0, 0.0, 0.0),
-        tilt=(0.0, 0.0) if upright else tuple(float(x) for x in rng.uniform(0, 2 * np.pi, 2)),
+        tilt=(0.0, 0.0) if upright else tuple(rng.uniform(0, 2 * np.pi, 2).tolist()),
         yaw=float(rng.uniform(0, 2 * np.pi)),
         spin=random_sign_uniform(rng, 0.5, 2 * np.pi) if motion == "rotation" else 0.0,
         shift=(0.0, 0.0, 0.0),
@@ -222,7 +222,7 @@ def _random_camera(
         swing = rng.uniform(0.05, 0.3), rng.uniform(0, 0.8) * min(elevation - lowest, 0.25), rng.uniform(0.5, 1.5)
         camera = Camera(
             fov=float(fov),
-            target=tuple(float(x) for x in target + rng.normal(0, 0.05, 3) * extent),
+            target=tuple((target + rng.normal(0, 0.05, 3) * extent).tolist()),
             distance=float(distance),
             azimuth=float(azimuth),
             elevation=float(elevation),

@@ -193,7 +193,7 @@ def _random_objects(
             own_material=seed % 5 > 0,
             radius=radius,
             position=(0.0, 0.0, 0.0),
-            tilt=(0.0, 0.0) if upright else tuple(float(angle) for angle in rng.uniform(0, 2 * np.pi, 2)),
+            tilt=(0.0, 0.0) if upright else tuple(rng.uniform(0, 2 * np.pi, 2).tolist()),
             yaw=float(rng.uniform(0, 2 * np.pi)),
             spin=random_sign_uniform(rng, 0.5, 2 * np.pi) if motion == "rotation" else 0.0,
             shift=_random_shift(rng, on_plane) if motion == "translation" else (0.0, 0.0, 0.0),
@@ -239,7 +239,7 @@ def _random_camera(rng: np.random.Generator, objects: tuple[SceneObject, ...], o
     swing = (rng.uniform(0.1, 0.6), rng.uniform(0, 0.8) * min(elevation - lowest + 0.02, 0.25), rng.uniform(0.5, 1.5))
     return Camera(
         fov=float(fov),
-        target=tuple(float(x) for x in target),
+        target=tuple(target.tolist()),
         distance=float(extent / np.sin(fov / 2) * rng.uniform(0.6, 1.0)),
         azimuth=float(rng.uniform(0, 2 * np.pi)),
         elevation=float(elevation),

@@ -90,6 +90,13 @@ def test_lora_beside_a_trained_base_needs_real_rows(inverse_checkpoint):
     assert {name.split(".")[0] for name in trained} == {"unet", "lora"}
 
 
+@pytest.mark.parametrize(("trainable", "expected"), [(["lora"], True), (None, False)])
+def test_factors_that_train_alone_act_on_all_rows(trainable, expected):
+    config = smallest.config("inverse", "", "", lora={"rank": 2}, trainable=trainable)
+    context = loop.make_context(config, resolve_weights(config), latent=False, mesh=None)
+    assert context.lora_on_all_rows is expected
+
+
 def test_factors_of_the_source_that_are_left_out_are_a_warning(forward_checkpoint):
     options = {"init_from": str(forward_checkpoint), "model": {}}
     with pytest.warns(UserWarning, match=r"init_from .*: its LoRA factors are left out; set lora\.rank to theirs"):
