@@ -8,6 +8,7 @@ python -m drender.data import hypersim|interiorverse|blender SOURCE FOLDER   a d
 import jax
 
 from drender import cli
+from drender.checkpoints.cache import resolve
 from drender.config import DEFAULT_PASSES, DTYPES, ENVIRONMENT_LABELS
 from drender.data.augment import AugmentationConfig
 from drender.data.encode import encode_clips
@@ -26,6 +27,7 @@ def main() -> None:
     if num_devices is not None and num_devices < 1:
         raise InputError(f"--devices: expected at least 1, got {num_devices}")
     args["devices"] = jax.local_devices()[:num_devices]
+    args["checkpoint"] = resolve(args["checkpoint"])
     if command == "label":
         label_clips(**args)
     else:

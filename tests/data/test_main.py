@@ -12,7 +12,7 @@ from helpers.runs import pictures
 from helpers.stand_ins import InverseStandIn
 from helpers.tiny_clips import LABELS, write_sky
 
-from drender import cli
+from drender import assets, cli
 from drender.checkpoints import orbax
 from drender.config import ENVIRONMENT_LABELS
 from drender.data import __main__
@@ -105,6 +105,14 @@ def test_label_makes_training_clips(run, inverse_model, tmp_path):
     assert frame_path(walk.folder, 0, 0, "depth").stat().st_mtime_ns == before
     assert len(find_gbuffer_clips(tmp_path / "set", ("depth",))) == 2
     assert read_image(frame_path(walk.folder, 0, 1, "depth")).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize(("command", "function"), [("encode", "encode_clips"), ("label", "label_clips")])
+def test_checkpoints_have_names(run, monkeypatch, command, function):
+    received = {}
+    monkeypatch.setattr(__main__, function, lambda **arguments: received.update(arguments))
+    assert run(command, "clips", "out", "--checkpoint", "built-in/inverse")[0] == 0
+    assert received["checkpoint"] == assets.checkpoint("inverse")
 
 
 @pytest.mark.filterwarnings("default:clip .night. gets no light")
