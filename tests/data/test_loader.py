@@ -101,6 +101,7 @@ def test_sources_are_mixed_by_weight(clips, tmp_path):
         assert batch["real"].sum() == 10  # to the row: sources are interleaved, not drawn
 
 
+@pytest.mark.slow
 def test_a_pass_listed_twice_is_drawn_twice_as_often(clips):
     passes = config(Source(str(clips)), frames=1, passes=("normal", "normal", "depth"))
     (batch,) = itertools.islice(open_data(passes, "inverse", INVERSE, rows=300, seed=0).batches(), 1)

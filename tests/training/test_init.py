@@ -82,6 +82,7 @@ def test_initial_unet_treats_a_video_as_images():
     np.testing.assert_allclose(video, images, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_initial_decoder_treats_a_video_as_images():
     params, decode = init.init_params(VAE, small.VAE, seed=0), method(VAE, small.VAE, "decode")
     latents = array(1, 3, 4, 4, 4)
