@@ -164,7 +164,7 @@ def _read_frames(rgb, buffers, fov, poses) -> list[_Frame]:
     num_frames, height, width, _ = rgb.shape
     rotations = camera_rotations(num_frames, poses=poses)
     stride = -(-max(height, width) // MAX_SIDE)
-    subsampled = np.s_[stride // 2 :: stride, stride // 2 :: stride]
+    subsampled = tuple(np.s_[min(stride, side) // 2 :: stride] for side in (height, width))
     chosen = np.unique(np.linspace(0, num_frames - 1, min(num_frames, MAX_FRAMES)).round().astype(int))
     images = {
         name: np.stack([np.asarray(x[i][subsampled], np.float32) for i in chosen])

@@ -73,8 +73,10 @@ def nearest_distance(
 
     A surface of depth d at the distance a + d along the axis has points (a + d)·ray, and its normal n is perpendicular
     to their change, so ∂d = (a + d)·slope with slope = −(n · ∂ray) / (n · ray). Every pair of neighbors gives a, and
-    the weighted median counts. None: too few pairs, or constant depth.
+    the weighted median counts. None: too few pairs, a single row or column, or constant depth.
     """
+    if min(depth.shape[1:]) < 2:
+        return None
     pairs = []
     for axis in (1, 2):
         d, n, ray, gap = (np.moveaxis(x, axis, 0) for x in (depth, normals, rays[None], empty))

@@ -165,6 +165,15 @@ def test_missing_buffer_is_named(lacking):
         estimate_environment(rgb, buffers)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 80), (8, 400), (400, 8)])
+def test_frames_of_one_row_or_column_have_a_light(size):
+    gray = np.full((1, *size, 3), 0.5, np.float32)
+    ahead = np.broadcast_to(np.float32([0.5, 0.5, 1]), gray.shape)
+    depth = np.random.default_rng(0).random((1, *size, 1)).astype(np.float32) * 0.1 * np.ones(3, np.float32)
+    light = estimate_environment(gray, {"basecolor": gray, "normal": ahead, "depth": depth})
+    assert np.isfinite(light).all() and light.max() > 0
+
+
 def test_bad_input_is_one_line():
     buffers = spheres()
     rgb = np.full_like(buffers["normal"], 0.5)
