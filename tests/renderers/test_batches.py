@@ -10,7 +10,7 @@ from helpers import small
 
 from drender import InverseRenderer
 from drender.errors import InputError, oom_guard
-from drender.renderers.batches import halve_to_fit
+from drender.renderers.batches import halve_to_fit, map_in_batches
 from drender.renderers.windows import whole
 
 
@@ -52,6 +52,17 @@ def test_smaller_batches_encode_the_same_and_are_remembered(renderer):
     scarce.tried.clear()
     renderer.encode_images(images[:, :4, :4])  # another size may fit
     assert scarce.tried[0] == 8
+
+
+@pytest.mark.parametrize(
+    ("count", "devices", "batches"),
+    [(1, 1, [1]), (3, 1, [8]), (24, 1, [8] * 3), (3, 4, [4]), (8, 4, [8]), (24, 2, [12] * 2), (8, 3, [9])],
+)
+def test_one_device_gets_equal_batches_and_several_share_them(count, devices, batches):
+    items, sizes = np.arange(count, dtype=np.float32), []
+    result = map_in_batches(lambda batch: sizes.append(len(batch)) or batch, items, devices)
+    np.testing.assert_array_equal(result, items)
+    assert sizes == batches
 
 
 def test_smaller_chunks_decode_all_frames_with_one_warning_each(renderer):
