@@ -195,6 +195,8 @@ def _clip(
     found = [label for label in known if label in files]
     labels = tuple(label for label in found if files[label].keys() >= stems)
     incomplete = tuple(label for label in found if label not in labels and files[label].keys() & stems)
+    if not labels:
+        raise InputError(f"clip {name!r}: no G-buffer has all {len(stems)} frames; add the missing files")
     numbered = all(RELEASED_STEM.fullmatch(stem) for stem in ordered)
     chunks = Counter(int(stem.partition(".")[0]) if numbered else 0 for stem in ordered)
     paths = {label: tuple(files[label][stem] for stem in ordered) for label in labels}

@@ -131,6 +131,13 @@ def test_error_names_missing_buffer(tmp_path):
     )
 
 
+def test_clip_without_a_complete_buffer_is_an_input_error(tmp_path):
+    for name in ("0000.0000.basecolor.png", "0000.0001.normal.png"):
+        write_png(tmp_path / name, np.zeros((4, 4, 3), np.float32))
+    with pytest.raises(InputError, match="no G-buffer has all 2 frames"):
+        find_gbuffer_clips(tmp_path, ())
+
+
 def test_no_gbuffers_is_an_input_error(tmp_path):
     assert "does not exist" in broken(find_gbuffer_clips, tmp_path / "none")
     write_clip(tmp_path / "walk", labels=("rgb",))
