@@ -34,6 +34,7 @@ class InverseRenderer(Renderer):
         *,
         noise: Float[np.ndarray, "b f h8 w8 c"] | None = None,
         progress: bool = True,
+        stop: threading.Event | None = None,
         **sampling,
     ) -> dict[str, Float[np.ndarray, "b f h w 3"]]:
         """Estimate one G-buffer per pass; the RGB clip is encoded once for all.
@@ -43,6 +44,7 @@ class InverseRenderer(Renderer):
           passes: names of `config.domains`.
           noise: unit Gaussian initial noise; None: drawn from the seed.
           progress: show a bar on a terminal.
+          stop: as for `denoise`.
           **sampling: fields of `config.Sampling`: num_steps, guidance, seed and so on.
 
         Returns:
@@ -54,7 +56,7 @@ class InverseRenderer(Renderer):
         sampling = self.sampling(sampling)
         latents = self.encode(self.check_images("rgb", rgb), sampling)
         noise = self.initial_noise(noise, sampling, latents.shape)
-        estimated = self.estimate(latents, chosen_passes(self.config, passes), sampling, noise, progress)
+        estimated = self.estimate(latents, chosen_passes(self.config, passes), sampling, noise, progress, stop=stop)
         return {name: whole(self.decode_buffer(name, buffer, sampling)) for name, buffer in estimated}
 
     def estimate(

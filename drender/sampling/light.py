@@ -10,6 +10,7 @@ from threading import Event
 import numpy as np
 
 from drender.errors import InputError
+from drender.files import map_collecting_errors
 from drender.lighting.environment import environment_maps
 from drender.lighting.estimation import shade
 from drender.locks import PREFIX, lock
@@ -50,6 +51,12 @@ class LightJob(Job):
     cameras: Cameras = None
 
     def discover(self, on_failure: OnFailure) -> list[ChunkedClip]:
+        def check(clip: ChunkedClip) -> ChunkedClip:
+            self.lights.check(clip.name, clip.num_frames)
+            if isinstance(clip, BufferChunks):
+                require_for_own_light(clip.clip.labels, f"clip {clip.name!r} has")
+            return clip
+
         source, chunks = self.run.input, self.run.chunks
         if self.from_gbuffers:
             labels = ("rgb", *ESTIMATED_FROM)
@@ -59,7 +66,7 @@ class LightJob(Job):
             clips = [RgbChunks.plan(clip, chunks) for clip in find_clips(source, on_failure, assumed=self.encoding)]
         if self.file and len(clips) > 1:
             raise InputError(f"--output {self.file} is one file, for {len(clips)} clips; give a folder")
-        return clips
+        return map_collecting_errors(check, [(clip,) for clip in clips], on_failure)
 
     def path(self, clip: ChunkedClip) -> Path:
         """Return the path of a clip's map."""
@@ -72,11 +79,12 @@ class LightJob(Job):
 
     def is_finished(self, clip: ChunkedClip) -> bool:
         path = self.path(clip)
-        finished = path.exists() and load_image(path).attributes.get(SOURCE) == self.source(clip)
-        if path.exists() and not finished and not self.run.overwrite:
+        if self.run.overwrite or not path.exists():
+            return False
+        if load_image(path).attributes.get(SOURCE) != self.source(clip):
             problem = f"{path} was made with other options or of other inputs"
             raise InputError(f"{problem}; give another --output, or --overwrite")
-        return finished
+        return True
 
     def locks(self, clip: ChunkedClip) -> list:
         path = self.path(clip)
@@ -84,14 +92,12 @@ class LightJob(Job):
 
     def run_clip(self, renderers: InverseRenderer | None, clip: ChunkedClip, *, progress: bool, stop: Event) -> str:
         (chunk,) = clip.chunks
-        self.lights.check(clip.name, clip.num_frames)
         if isinstance(clip, BufferChunks):
-            require_for_own_light(clip.clip.labels, f"clip {clip.name!r} has")
             read, labels = partial(clip.read, chunk), clip.clip.labels
         else:
             rgb = np.concatenate(list(clip.batches(chunk, self.run.resize.place(clip.size))), axis=1)
             passes = [name for name in ESTIMATED_FROM if name in renderers.config.domains]
-            images = {"rgb": rgb} | renderers(rgb, passes, progress=progress, **self.run.sampling)
+            images = {"rgb": rgb} | renderers(rgb, passes, progress=progress, stop=stop, **self.run.sampling)
             read, labels = lambda i, label: images[label][0, i], list(images)
         own = self.lights.estimate_own(read, labels, chunk, clip.num_frames)
         return ", ".join(map(str, self._write(self.path(clip), own, self.source(clip))))

@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 from helpers.runs import QUICK, QUICK_LIGHT, check_one_line, contents, png, write_frames
+from helpers.stand_ins import InverseStandIn
 
 from drender.lighting import estimation
 from drender.locks import lock
 from drender.media.images import read_hdr, read_image, write_exr, write_png
+from drender.renderers.inverse import InverseRenderer
 from drender.sampling import commands
 
 LABELS = ("rgb", "basecolor", "normal", "depth", "roughness", "metallic")
@@ -141,6 +143,25 @@ def test_light_of_a_video_is_estimated_by_the_inverse_renderer(run, models, tmp_
     check_one_line(run(*words, "--output", tmp_path / "sky.exr"), "is one file, for 2 clips; give a folder")
 
 
+def test_light_passes_on_what_stops_sampling(run, models, monkeypatch, tmp_path):
+    def interrupted(*_, stop=None, **__):
+        assert stop is not None
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(InverseStandIn, "estimate", interrupted)
+    words = ("--checkpoint", models["inverse"], "--input", png(tmp_path / "a.png"), "--size", 64, 64)
+    code, _, err = run("light", *words, "--output", tmp_path / "sky.exr")
+    assert code == 130 and "interrupted" in err and not (tmp_path / "sky.exr").exists()
+
+
+def test_light_finds_bad_clips_before_it_loads_models(run, models, monkeypatch, tmp_path):
+    monkeypatch.setattr(InverseRenderer, "load", lambda *_: pytest.fail("loaded"))
+    words = ("--checkpoint", models["inverse"], "--input", write_frames(tmp_path / "a", 3), "--size", 64, 64)
+    poses = write_poses(tmp_path / "poses.json", 2)
+    check_one_line(run("light", *words, "--output", tmp_path / "out", "--poses", poses), "3 frames, but --poses only 2")
+
+
 def test_light_takes_a_checkpoint_by_name_and_knows_its_revision(run, models, monkeypatch, tmp_path):
     monkeypatch.setattr(commands, "resolve", lambda name: models["inverse"])
     words = ("light", "--input", png(tmp_path / "a.png"), "--size", 64, 64, "--output", tmp_path / "sky.exr")
@@ -160,6 +181,9 @@ def test_light_of_other_inputs_is_not_taken_for_finished(run, tmp_path):
     assert brighter_half(tmp_path / "sky.exr") == "left"
     assert run(*words, "--overwrite")[0] == 0
     assert brighter_half(tmp_path / "sky.exr") == "right"
+    (tmp_path / "sky.exr").write_bytes(b"damaged")
+    check_one_line(run(*words), "sky.exr")
+    assert run(*words, "--overwrite")[0] == 0
     with lock(tmp_path / ".lock.sky.exr", "sky.exr"):
         check_one_line(run(*words, "--overwrite"), "sky.exr: process", "is writing there")
     assert not list(tmp_path.glob(".*"))
