@@ -78,7 +78,7 @@ def build_job(command: str, options: Any) -> tuple[Job, Load]:
     options, inverse_config, forward_config = complete_options(command, options)
     run_config = build_run_config(options)
     dtype, encoding = options.dtype, input_encoding(options)
-    encoding.check_labels(("rgb",) if command != "forward" else ("rgb", *forward_config.conditions))
+    encoding.check_labels(("rgb", *(() if command != "forward" else (*forward_config.conditions, *ESTIMATED_FROM))))
     if command == "inverse":
         job = InverseJob(run_config, chosen_passes(inverse_config, options.passes), encoding)
         return job, lambda devices: InverseRenderer.load(options.checkpoint, dtype, devices, options.lora_scale)

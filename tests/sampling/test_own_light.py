@@ -1,15 +1,18 @@
 """The light of a clip itself: `--environment clip`, and the command `light`."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+from helpers import small
 from helpers.runs import QUICK, QUICK_LIGHT, check_one_line, contents, png, write_frames
 from helpers.stand_ins import InverseStandIn
 
 from drender.lighting import estimation
 from drender.locks import lock
 from drender.media.images import read_hdr, read_image, write_exr, write_png
+from drender.renderers.forward import ForwardRenderer
 from drender.renderers.inverse import InverseRenderer
 from drender.sampling import commands
 
@@ -88,6 +91,16 @@ def test_repeated_run_keeps_the_light(forward_own, tmp_path):
     write_sphere(clip, side=-1.0)
     code, *_ = forward_own("--input", clip, "--output", tmp_path / "out", "--overwrite")
     assert code == 0 and brighter_half(tmp_path / "out/a.light.exr") == "left"
+
+
+def test_layers_that_only_the_light_needs_may_be_named(forward_own, monkeypatch, tmp_path):
+    config = small.forward_config()
+    unet = dataclasses.replace(config.unet, in_channels=config.unet.in_channels * 3 // (1 + len(config.conditions)))
+    config = dataclasses.replace(config, conditions=("basecolor", "normal"), unet=unet)
+    monkeypatch.setattr(ForwardRenderer, "load_config", lambda _: config)
+    words = ("--input", write_sphere(tmp_path / "a"), "--output", tmp_path / "out", "--input-layers", "depth=G")
+    assert forward_own(*words)[::2] == (0, "")
+    assert brighter_half(tmp_path / "out/a.light.exr") == "right"
 
 
 def test_relight_estimates_the_light_from_its_gbuffers(relight, tmp_path):
