@@ -1,4 +1,4 @@
-"""Sampling: `relight`, `inverse` and `forward`; and `edit` and `insert`, which change G-buffers between the latter two.
+"""Sampling: `relight`, `inverse`, `forward` and `light`; `edit` and `insert` change G-buffers before forward rendering.
 
 `drender relight --help` lists the options of a command. Without options, a command runs the small models that
 come with the package on the clip that does.

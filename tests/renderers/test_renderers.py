@@ -182,6 +182,7 @@ def test_a_static_environment_is_encoded_exactly(forward, clip):
     np.testing.assert_allclose(forward(buffers, still, num_steps=2), forward(buffers, moving, num_steps=2), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_dropping_a_condition_zeroes_its_latents(forward, clip):
     _, buffers, environment = clip
     kept = {name: buffer for name, buffer in buffers.items() if name != "depth"}
@@ -198,6 +199,7 @@ def test_dropping_everything_leaves_the_unconditional_branch(forward, clip):
     np.testing.assert_allclose(free[0], free[1], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_deterministic_forward_ignores_the_seed(forward, clip):
     frames = forward(clip[1], clip[2], deterministic=True)
     np.testing.assert_array_equal(frames, forward(clip[1], clip[2], deterministic=True, seed=3))

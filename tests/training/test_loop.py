@@ -146,6 +146,7 @@ def test_a_resumed_run_reports_and_records_its_changes(whole, train, monkeypatch
     assert len(second["commit"]) == 40 and datetime.datetime.fromisoformat(second["time"]).tzinfo is not None
 
 
+@pytest.mark.slow
 def test_a_step_is_timed_alone_where_every_step_is_logged(whole):
     """A step that is saved or evaluated is no quicker than the others, because its metrics are read when it ends."""
     seconds = metrics(whole)["step_seconds"]
