@@ -6,7 +6,7 @@ import jax
 
 from drender import cli
 from drender.checkpoints import convert
-from drender.checkpoints.cache import resolve
+from drender.checkpoints.cache import BUILT_IN, resolve
 from drender.config import DTYPES
 from drender.errors import InputError
 from drender.training import run_record
@@ -23,7 +23,9 @@ def main(words: list[str] | None = None, prog: str | None = None) -> None:
     if (args.base or args.ema) and (args.to_torch or is_run):
         raise InputError("--base and --ema: only for released weights")
     if args.to_torch:
-        convert.to_released(resolve(args.source), args.destination, args.overwrite, args.dtype)
+        # Other names would be downloaded and converted, only to be converted back.
+        checkpoint = resolve(args.source) if args.source in BUILT_IN else args.source
+        convert.to_released(checkpoint, args.destination, args.overwrite, args.dtype)
     elif is_run:
         export(args.source, args.destination, args.overwrite, args.dtype, args.step)
     elif args.dtype:

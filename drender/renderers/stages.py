@@ -53,7 +53,7 @@ def compile_stages(config: RendererConfig, networks: Mapping[str, Any], group: D
 
 @functools.lru_cache(maxsize=32)
 def _compiled(stage: str, config: Any, group: DeviceGroup) -> Callable:
-    """Return the jitted function of a stage; renderers whose network is configured alike share what it compiles."""
+    """Return the jitted function of a stage; renderers with equal networks share its compiled programs."""
     network, build = STAGES[stage]
     fn = build(abstract_module(NETWORKS[network], config)[0])
     platform = group.devices[0].platform if group.devices else jax.default_backend()

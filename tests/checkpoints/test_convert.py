@@ -302,3 +302,10 @@ def test_usage_errors_are_one_line_and_code_2(monkeypatch, tmp_path, capsys, arg
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_released_weights_are_not_converted_to_convert_them_back(monkeypatch, originals, tmp_path, capsys):
+    monkeypatch.setenv("DRENDER_CACHE", str(tmp_path / "cache"))
+    assert script(monkeypatch, "--to-torch", originals["inverse"], tmp_path / "back") == 2
+    assert "made for torch; convert it first" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
