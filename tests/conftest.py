@@ -40,6 +40,7 @@ jaxtyping.install_import_hook("drender", "beartype.beartype")
 hypothesis.settings.register_profile("drender", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("drender")
 
+import jax  # noqa: E402
 from helpers import tiny  # noqa: E402
 
 from drender.checkpoints import convert  # noqa: E402
@@ -54,6 +55,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items if missing else ():
         if item.get_closest_marker("oracle"):
             item.add_marker(skip)
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Forget the programs compiled for a file when it ends.
+
+    On a CPU each takes some hundred mappings of memory, and Linux ends a process that asks for more than 65,530.
+    """
+    if nextitem is not None and nextitem.path != item.path:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
