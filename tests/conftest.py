@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -14,8 +15,12 @@ import hypothesis
 import jaxtyping
 import pytest
 
-# Compiling is most of what the tests do; LLVM optimizing less halves it. Two devices show that placement works.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Compiling is most of what the tests do. LLVM optimizing less halves it, and so do the older emitters, which jaxlib
+# 0.10 still has. Two devices show that placement works.
+flags = "--xla_backend_optimization_level=0"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    flags += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", flags)
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 # Devices that wait for each other hold a thread each of a pool that has one per core unless it is told otherwise. With
 # two, a third task at the wrong moment could stop both for good, and XLA abort the process.

@@ -1,4 +1,4 @@
-"""Renderers of two levels with random weights: quick to compile, for what needs no released layout."""
+"""Renderers with random weights that are quick to compile, for what needs no released layout."""
 
 import math
 
@@ -19,23 +19,32 @@ UNET = {
     "addition_time_embed_dim": 16,
     "projection_class_embeddings_input_dim": 48,
 }
+# Compiles in half the time, and has all kinds of layers too.
+ONE_LEVEL = UNET | {
+    "block_out_channels": (32,),
+    "down_block_types": UNET["down_block_types"][:1],
+    "up_block_types": UNET["up_block_types"][1:],
+    "num_attention_heads": (2,),
+}
 VAE = VAEConfig(block_out_channels=(32, 32), layers_per_block=1)
 
 
 def inverse_config() -> RendererConfig:
-    unet = UNetConfig(**UNET, cross_attention_dim=24, temporal_cross_attention_dim=24, context_embedding_type="clip")
+    context = {"cross_attention_dim": 24, "temporal_cross_attention_dim": 24, "context_embedding_type": "clip"}
+    unet = UNetConfig(**ONE_LEVEL, **context)
     return RendererConfig("inverse", unet, VAE)
 
 
-def forward_config() -> RendererConfig:
+def forward_config(unet: dict = ONE_LEVEL) -> RendererConfig:
+    levels = unet["block_out_channels"]
     unet = UNetConfig(
-        **UNET,
+        **unet,
         in_channels=24,
-        cross_attention_dim=(32, 64),
+        cross_attention_dim=levels,
         temporal_cross_attention_dim=None,
         multi_res_encoder_hidden_states=True,
     )
-    encoder = EnvEncoderConfig(channels=(32, 64), num_res_blocks=1)
+    encoder = EnvEncoderConfig(channels=levels, num_res_blocks=1)
     return RendererConfig("forward", unet, VAE, encoder, scale_cond_latents=True, environment_size=(16, 16))
 
 

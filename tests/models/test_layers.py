@@ -15,12 +15,7 @@ from drender.models.params import abstract_module
 from drender.models.unet import UNet
 from drender.models.vae import VAE
 
-ONE_LEVEL = small.UNET | {
-    "block_out_channels": (64,),
-    "down_block_types": ("CrossAttnDownBlockSpatioTemporal",),
-    "up_block_types": ("CrossAttnUpBlockSpatioTemporal",),
-    "num_attention_heads": (2,),
-}
+WIDE = small.ONE_LEVEL | {"block_out_channels": (64,)}
 
 
 def unet_with_factors(unet: UNet, remat: bool):
@@ -40,7 +35,7 @@ def concatenated_tokens(encoder: EnvEncoder, remat: bool):
 
 
 REMAT_CASES = {
-    "unet": (UNet, UNetConfig(**ONE_LEVEL, cross_attention_dim=24, temporal_cross_attention_dim=24), unet_with_factors),
+    "unet": (UNet, UNetConfig(**WIDE, cross_attention_dim=24, temporal_cross_attention_dim=24), unet_with_factors),
     "vae": (VAE, small.VAE, encoded_and_decoded),
     "env_encoder": (EnvEncoder, EnvEncoderConfig(channels=(32, 64)), concatenated_tokens),
 }

@@ -60,7 +60,7 @@ def test_unet_equals_diffusers(variation, tokens, size):
 
 @pytest.fixture(scope="module")
 def forward_unet():
-    config = small.forward_config().unet
+    config = small.forward_config(small.UNET).unet
     params = small.random_params(UNet, config)
     call = network(UNet, config, params)
     x, micro = array(2, 3, 4, 4, 24), np.float32([[6, 127, 0]] * 2)

@@ -62,7 +62,7 @@ def test_parameters_have_shape_variance_and_seed(cls, config):
 
 def test_mix_factors_and_domains_are_initialized_as_in_svd():
     factors = lambda params: {float(x[0]) for name, x in flatten(params).items() if name.endswith("mix_factor")}
-    config = dataclasses.replace(small.inverse_config().unet, cross_attention_dim=(24, 400))
+    config = dataclasses.replace(small.inverse_config().unet, cross_attention_dim=400)
     params = init.init_params(UNet, config, seed=0)
     assert (factors(params), factors(init.init_params(VAE, small.VAE, seed=0))) == ({0.5}, {0.0})
     assert np.linalg.norm(params["context_embedding"]["embedding"], axis=1) == pytest.approx(10)
