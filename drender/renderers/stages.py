@@ -81,9 +81,15 @@ STAGES = {
 }
 
 
+# A program for CPUs takes some hundred mappings of memory, and Linux ends a process that asks for more than 65,530.
+MAX_CPU_PROGRAMS = 16
+
+
 def run_stage(stage: Stage, params: Mapping, *arrays: Any, split: jax.sharding.NamedSharding | None = None) -> Any:
-    """Call a compiled stage."""
+    """Call a compiled stage. On CPUs, forget its programs first if there are too many."""
     first, *others = arrays
+    if jax.default_backend() == "cpu" and stage.fn._cache_size() >= MAX_CPU_PROGRAMS:
+        stage.fn.clear_cache()
     return stage.fn(params, constrain(first, split) if stage.sharded_input else first, *others, split=split)
 
 

@@ -18,6 +18,14 @@ from drender.renderers import stages
 # --- shapes ----------------------------------------------------------------------------------------------------------
 
 
+def test_programs_for_many_shapes_do_not_pile_up_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(stages, "MAX_CPU_PROGRAMS", 3)
+    stage = stages.Stage("double", "vae", jax.jit(lambda params, x, split: 2 * x, static_argnames="split"), False)
+    for frames in range(1, 9):
+        np.testing.assert_array_equal(stages.run_stage(stage, {}, jnp.ones((1, frames))), np.full((1, frames), 2.0))
+        assert 1 <= stage.fn._cache_size() <= 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 1, 16, 24), (2, 3, 10, 6)])
 def test_any_shape_compiles_each_stage_once(inverse, shape):
