@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +174,7 @@ def build_insert(config: RunConfig, args: Any, encoding: InputEncoding, cameras:
         if args.object_frame is not None:
             raise InputError(f"--object-frame is for folders of G-buffers; --object {args.object} is not a folder")
         inserted = RenderedObject(args.object, **view)
+        config = replace(config, dependencies=(*config.dependencies, *inserted.files))
     elif names := [name for name in view if name != "fov" or not own_light]:
         raise InputError(f"--{names[0]} is for meshes and shapes; --object {args.object} is a folder")
     else:

@@ -234,13 +234,14 @@ class RenderedObject:
         if not np.isfinite([*position, *turn]).all():
             raise InputError("--position, --turn: expected finite numbers")
         self.position, self.height, self.turn, self.fov = position, height, turn, np.deg2rad(fov)
-        self._surfaces = [np.array(GRAY, np.float32)]
+        self._surfaces, self.files = [np.array(GRAY, np.float32)], ()
         if shape in shapes.FAMILIES:
             self._mesh = shapes.parametric(shape, 0)
         elif Path(shape).suffix.lower() in mesh_files.MESH_SUFFIXES:
             if not Path(shape).is_file():
                 raise InputError(f"--object {shape}: file not found")
             file = mesh_files.read_mesh(shape)
+            self.files = file.files  # on which the results depend
             self._mesh, self._surfaces = file.mesh, mesh_files.part_surfaces(file.parts, seed=0) or self._surfaces
         else:
             hint = str(unknown_name_error("shape", shape, shapes.FAMILIES)).partition("; ")[2]

@@ -1,9 +1,11 @@
 """Read users' meshes with their textures and one material per part: glTF, GLB and OBJ; PLY has geometry alone."""
 
 import functools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -19,6 +21,9 @@ MESH_SUFFIXES = (".ply", ".obj", ".gltf", ".glb")
 MAX_FACES = 200_000  # per file: the tracer rebuilds its acceleration structure every frame
 MIN_OPACITY = 0.95  # parts below it are glass, which G-buffers of one surface per pixel cannot show: leave them out
 MAX_CUTOUT = 0.05  # parts whose texture is transparent in a larger share are leaves and fences: leave them out
+# What files may state beyond what is read here: extensions of glTF, and textures of Wavefront's PBR materials.
+UNREAD_EXTENSIONS = ("KHR_texture_transform", "KHR_texture_basisu", "KHR_materials_transmission")
+UNREAD_MAPS = ("map_pr", "map_pm")
 METAL_LUMINANCE = 0.2  # below it, a metal's color is in the specular color of a Phong material
 
 
@@ -36,8 +41,8 @@ class Part:
 
     name: str
     basecolor: Float32[np.ndarray, "h w 3"]
-    roughness: Float32[np.ndarray, "h w 1"] | None = None
-    metallic: Float32[np.ndarray, "h w 1"] | None = None
+    roughness: Float32[np.ndarray, "_h _w 1"] | None = None
+    metallic: Float32[np.ndarray, "_h _w 1"] | None = None
     exponent: float | None = None
     specular: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
@@ -64,11 +69,15 @@ class Part:
 
 @dataclass(frozen=True)
 class MeshFile:
-    """A mesh in the unit ball, its parts' materials (none if the file has none), and its radius in the file's units."""
+    """A mesh in the unit ball, its parts' materials (none if the file has none), and its radius in the file's units.
+
+    `files` are the mesh's own and those that it names: materials and textures.
+    """
 
     mesh: Mesh
     parts: tuple[Part, ...]
     radius: float
+    files: tuple[Path, ...]
 
 
 def find_meshes(folder: str | Path) -> tuple[str, ...]:
@@ -79,7 +88,7 @@ def find_meshes(folder: str | Path) -> tuple[str, ...]:
 def read_mesh(path: str | Path) -> MeshFile:
     """Read a PLY, OBJ or glTF file, taken as y up, with the materials of its opaque parts.
 
-    Faces without texture coordinates get box-projected ones.
+    Faces without texture coordinates get box-projected ones. Warns of what the file states and this does not read.
 
     Raises:
       InputError: the file is unreadable, has no opaque triangle with an area, or more than MAX_FACES triangles.
@@ -89,16 +98,19 @@ def read_mesh(path: str | Path) -> MeshFile:
     except ImportError as error:
         raise InputError(f'{path}: reading meshes needs trimesh; pip install "drender[data]"') from error
     try:
-        scene = trimesh.load_scene(path, process=False)
+        files = _companions(path)
+        scene = trimesh.load_scene(path, resolver=files, process=False)
         pieces = [piece for name in scene.graph.nodes_geometry if (piece := _piece(scene, name)) is not None]
+        solid = [piece for piece in pieces if np.linalg.norm(face_normals(piece[0]), axis=-1).any()]
+        materials = list({id(material): material for _, _, material in solid}.values())
+        parts = () if materials == [None] else tuple(_part(material) for material in materials)
     except Exception as error:  # trimesh's readers raise any exception
         raise InputError(f"{path}: not a readable mesh ({first_line(error)}); remove it or export it again") from error
     if (count := sum(len(corners) for corners, _, _ in pieces)) > MAX_FACES:
         raise InputError(f"{path}: expected at most {MAX_FACES} triangles, got {count}; simplify it")
-    pieces = [piece for piece in pieces if np.linalg.norm(face_normals(piece[0]), axis=-1).any()]
-    if not pieces:
+    if not (pieces := solid):
         raise InputError(f"{path}: no opaque triangle has an area; remove it")
-    materials = list({id(material): material for _, _, material in pieces}.values())
+    _warn_of_unread(Path(path), scene, materials, files.missing)
     index = {id(material): i for i, material in enumerate(materials)}
     corners = np.concatenate([corners for corners, _, _ in pieces])
     part = np.repeat([index[id(material)] for _, _, material in pieces], [len(corners) for corners, _, _ in pieces])
@@ -107,9 +119,48 @@ def read_mesh(path: str | Path) -> MeshFile:
     own_uv = [np.full((len(c), 3, 2), np.nan) if uv is None else uv for c, uv, _ in pieces]
     uv = np.concatenate(own_uv)
     uv = np.where(np.isfinite(uv).all(axis=(1, 2), keepdims=True), uv, box_projection(corners))
-    if materials == [None]:
-        return MeshFile(triangle_mesh(corners, uv), (), radius)
-    return MeshFile(triangle_mesh(corners, uv, part), tuple(_part(material) for material in materials), radius)
+    return MeshFile(triangle_mesh(corners, uv, part), parts, radius, (Path(path), *files.found))
+
+
+def _companions(path: str | Path):
+    """Return trimesh's resolver of the files that a mesh names, which lists those `found` and those `missing`."""
+    from PIL import Image
+    from trimesh.resolvers import FilePathResolver
+
+    class Companions(FilePathResolver):
+        found, missing = (), ()
+
+        def get(self, name: str) -> bytes:
+            plain = unquote(name).replace("\\", "/").strip()  # names in glTF are URIs; Windows has other separators
+            for candidate in (name.strip(), plain, Path(plain).name):
+                file = Path(self.parent, candidate)
+                if file.is_file():
+                    try:
+                        if file.suffix.lower() not in (".mtl", ".bin"):
+                            Image.open(file).close()
+                    except OSError:
+                        break
+                    self.found = (*self.found, file)
+                    return file.read_bytes()
+            self.missing = (*self.missing, name)
+            raise FileNotFoundError(name)
+
+    return Companions(str(path))
+
+
+def _warn_of_unread(path: Path, scene, materials: Sequence, missing: Sequence[str]) -> None:
+    """Warn of missing files, and of what a file states that is not read."""
+    if missing:
+        names = ", ".join(dict.fromkeys(missing))
+        warnings.warn(f"{path}: files missing or unreadable: {names}; add them, textures as PNG or JPEG", stacklevel=3)
+    content = path.read_bytes() if path.suffix.lower() in (".gltf", ".glb") else b""
+    unread = [name for name in UNREAD_EXTENSIONS if f'"{name}"'.encode() in content]
+    unread += [name for name in UNREAD_MAPS if any(name in getattr(m, "kwargs", ()) for m in materials)]
+    visuals = [geometry.visual for geometry in scene.geometry.values() if hasattr(geometry, "faces")]
+    if any(x.kind in ("vertex", "face") or "color" in getattr(x, "vertex_attributes", ()) for x in visuals):
+        unread.append("colors of vertices")
+    if unread:
+        warnings.warn(f"{path}: not read: {', '.join(unread)}; bake that into glTF textures", stacklevel=3)
 
 
 def _piece(scene, node: str) -> tuple[Float[np.ndarray, "f 3 3"], Float[np.ndarray, "f 3 2"] | None, object] | None:
@@ -156,7 +207,9 @@ def _part(material) -> Part:
         color = _pixels(material.image, "RGB") if material.image is not None else material.diffuse[None, None, :3] / 255
         specular = tuple(float(x) for x in srgb_to_linear(material.specular[:3] / 255))
         exponent = None if material.glossiness is None else float(material.glossiness)
-        return Part(name, srgb_to_linear(color).astype(np.float32), exponent=exponent, specular=specular)
+        stated = [material.kwargs.get(key) for key in ("pr", "pm")]  # Wavefront's PBR extension
+        physical = [None if words is None else np.array([[words[:1]]], np.float32).clip(0, 1) for words in stated]
+        return Part(name, srgb_to_linear(color).astype(np.float32), *physical, exponent, specular)
     factor = np.array([255] * 4 if material.baseColorFactor is None else material.baseColorFactor)[:3] / 255
     texture = material.baseColorTexture
     color = srgb_to_linear(_pixels(texture, "RGB")) if texture is not None else np.ones((1, 1, 3))
@@ -174,6 +227,8 @@ def _pixels(image, mode: str) -> Float[np.ndarray, "h w c"]:
     """Return a Pillow image in [0, 1], averaged to TILE pixels."""
     from PIL import Image
 
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     return np.asarray(image.convert(mode).resize((TILE, TILE), Image.Resampling.BOX), np.float64) / 255
 
 

@@ -288,6 +288,13 @@ def test_rendered_meshes_turn_and_errors_are_named(run, tmp_path):
     clip = write_scene(tmp_path / "scene", frames=1)
     code, _, err = run("--input", clip, "--output", tmp_path / "out", "--object", tmp_path / "wall.obj", "--depth", 0.5)
     assert (code, err) == (0, "")
+    (tmp_path / "wall.mtl").write_text("newmtl red\nKd 1 0 0\n")
+    (tmp_path / "wall.obj").write_text(f"mtllib wall.mtl\nusemtl red\n{(tmp_path / 'wall.obj').read_text()}")
+    where = ("--input", clip, "--output", tmp_path / "red", "--object", tmp_path / "wall.obj", "--depth", 0.5)
+    assert run(*where)[0] == 0
+    (tmp_path / "wall.mtl").write_text("newmtl red\nKd 0 1 0\n")
+    code, _, err = run(*where)
+    assert code == 2 and "results made from other contents of the same input files" in err
     (tmp_path / "broken.obj").write_text("nonsense")
     for name, message in (
         ("broken.obj", "broken.obj: "),

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.textured import write_box, write_glb, write_obj
+from PIL import Image
 
 from drender.errors import InputError
 from drender.synthetic import mesh_files
@@ -66,6 +67,54 @@ def test_glb_keeps_packed_roughness_and_metallic(tmp_path):
     np.testing.assert_allclose(surface[8, 8], [1, 0, 0, 0.1, 1], atol=1e-3)
     np.testing.assert_allclose(surface[-8, 8], [0, 0, 1, 0.1, 0], atol=1e-3)
     np.testing.assert_allclose(surface[-8, -8], [1, 1, 1, 0.4, 0], atol=1e-3)
+
+
+def test_textures_are_found_wherever_the_file_says(tmp_path):
+    pytest.importorskip("trimesh")
+    for number, name in enumerate(("../maps/quarters.png", "..\\maps\\quarters.png", "C:\\maps\\quarters.png")):
+        path = write_obj(tmp_path / f"{number}" / "mesh")
+        picture = path.with_name("quarters.png")
+        if name.startswith(".."):
+            path.parents[1].joinpath("maps").mkdir()
+            picture = picture.rename(path.parents[1] / "maps" / "quarters.png")
+        path.with_suffix(".mtl").write_text(f"newmtl paper\nmap_Kd {name}\n")
+        file = mesh_files.read_mesh(path)
+        assert file.parts[0].basecolor.shape == (256, 256, 3)
+        assert [found.resolve() for found in file.files] == [path, path.with_suffix(".mtl"), picture]
+
+
+def test_missing_textures_and_materials_are_warned_of(tmp_path):
+    pytest.importorskip("trimesh")
+    path = write_obj(tmp_path)
+    path.with_name("quarters.png").write_text("no picture")
+    with pytest.warns(UserWarning, match=r"square\.obj: files missing or unreadable: quarters\.png; add them"):
+        mesh_files.read_mesh(path)
+    path.with_suffix(".mtl").unlink()
+    with pytest.warns(UserWarning, match=r"missing or unreadable: square\.mtl; add them"):
+        mesh_files.read_mesh(path)
+
+
+def test_contents_that_are_not_read_are_warned_of(tmp_path):
+    trimesh = pytest.importorskip("trimesh")
+    colored = trimesh.creation.box()
+    colored.visual.vertex_colors = np.tile([255, 0, 0, 255], (8, 1))
+    colored.export(str(tmp_path / "scan.ply"))
+    with pytest.warns(UserWarning, match=r"scan\.ply: not read: colors of vertices; bake that into glTF textures"):
+        mesh_files.read_mesh(tmp_path / "scan.ply")
+    with pytest.warns(UserWarning, match=r"not read: map_pr;"):
+        mesh_files.read_mesh(write_obj(tmp_path, "Kd 1 1 1\nmap_Pr rough.png"))
+    for name, data in trimesh.exchange.gltf.export_gltf(trimesh.Scene(trimesh.creation.box())).items():
+        (tmp_path / name).write_bytes(data.replace(b'{"', b'{"extensionsUsed": ["KHR_texture_transform"], "', 1))
+    with pytest.warns(UserWarning, match=r"model\.gltf: not read: KHR_texture_transform;"):
+        mesh_files.read_mesh(tmp_path / "model.gltf")
+
+
+def test_deep_gray_textures_and_physical_obj_values_are_read(tmp_path):
+    pytest.importorskip("trimesh")
+    path = write_obj(tmp_path, "Kd 1 1 1\nPr 0.2\nPm 1")
+    Image.fromarray(np.full((64, 64), 0.5 * 65535, np.uint16)).save(tmp_path / "quarters.png")
+    surface = mesh_files.read_mesh(path).parts[0].surface(np.random.default_rng(0))
+    np.testing.assert_allclose(surface[8, 8], [*[0.214] * 3, 0.2, 1], atol=5e-3)
 
 
 def test_transparent_parts_are_left_out(tmp_path):
