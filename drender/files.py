@@ -24,6 +24,7 @@ BLOCK, NUM_BLOCKS = 2**16, 256
 # Bytes of the largest text file that is read: the poses of 100,000 frames, or the index of 500,000 tensors.
 MAX_TEXT = 2**26
 PART = ".part"  # in the names of temporary files
+TEMPORARY = re.compile(rf"\..*\.[0-9a-f]{{8}}{re.escape(PART)}(\..*)?")
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -167,7 +168,7 @@ def read_text(path: str | Path, limit: int = MAX_TEXT) -> str:
         data = file.read(limit + 1)
     if len(data) > limit:
         raise OSError(errno.EFBIG, f"more than {limit} bytes", str(path))
-    return data.decode()
+    return data.decode("utf-8-sig")  # editors on Windows write a byte-order mark
 
 
 def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
@@ -270,7 +271,7 @@ def remove_partial(folder: Path, path: Path | None = None) -> None:
     prefix = "." if path is None else _temporary_prefix(path)
     with suppress(OSError):
         for entry in os.scandir(folder):
-            if entry.name.startswith(prefix) and PART in entry.name:
+            if entry.name.startswith(prefix) and TEMPORARY.fullmatch(entry.name):
                 os.unlink(entry)
 
 

@@ -39,6 +39,11 @@ def test_json_is_read_as_it_is(tmp_path):
     assert read_json(tmp_path / "a.json", "") == {"é": [1, -2500.0, True, None, "x"]}
 
 
+def test_byte_order_marks_of_windows_are_skipped(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a":\r\n 1}\r\n')
+    assert read_json(tmp_path / "a.json", "") == {"a": 1}
+
+
 def test_devices_pipes_and_folders_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path, reason in (
@@ -66,13 +71,15 @@ def test_temporary_names_are_unique_and_leftovers_are_removed(tmp_path):
             second.write_text("second")
         first.write_text("first")
     assert path.read_text() == "first" and os.listdir(tmp_path) == [path.name]
-    left = [tmp_path / name for name in (".a.1234.part.txt", ".b.1234.part.txt", ".a.txt")]
-    for file in left:
+    left = [tmp_path / name for name in (".a.1234abcd.part.txt", ".b.1234abcd.part", ".a.txt")]
+    others = [tmp_path / name for name in (".parties", ".a.part", ".movie.mp4.part", "a.1234abcd.part.txt")]
+    for file in (*left, *others):
         file.touch()
     remove_partial(tmp_path, tmp_path / "a.txt")
     assert [file.exists() for file in left] == [False, True, True]
     remove_partial(tmp_path)
     assert [file.exists() for file in left] == [False, False, True]
+    assert all(file.exists() for file in others)  # which are not of drender
     remove_partial(tmp_path / "none")
 
 

@@ -84,7 +84,8 @@ def read_poses(path: str | Path, relative: bool = False) -> Float32[np.ndarray, 
       relative: return inverse(first) · pose, so that the light is upright for the first camera, whatever the vertical
         axis of the file's world.
     Returns:
-      Poses in natural order of `file_path`, as the frames of a clip, or in file order unless every frame has one.
+      Poses in natural order of `file_path`, as the frames of a clip, or in file order unless every frame has one;
+      without the scale that cameras inherit in Blender.
     Raises:
       InputError: unreadable file, missing key, or a matrix that is no rigid transform.
     """
@@ -106,6 +107,7 @@ def read_poses(path: str | Path, relative: bool = False) -> Float32[np.ndarray, 
                 f"{path}: transform_matrix {index} is not a camera pose; expected a rotation with columns "
                 "right, up and backward, a position, and a last row 0 0 0 1"
             )
+    poses[:, :3, :3] /= np.cbrt(np.linalg.det(poses[:, :3, :3]))[:, None, None]
     if relative:
         poses = np.linalg.inv(poses[0]) @ poses
     return poses.astype(np.float32)

@@ -74,7 +74,7 @@ class ForwardRenderer(Renderer):
           float32 sRGB in [0, 1].
 
         Raises:
-          InputError: missing condition, unknown name or option, or arrays of the wrong shape or dtype.
+          InputError: missing condition, unknown name or option, or arrays of the wrong shape, dtype or range.
         """
         sampling, drop = self.sampling(sampling, GUIDANCE), set(drop)
         images, shape = self._check_buffers(buffers, drop)

@@ -51,7 +51,7 @@ class InverseRenderer(Renderer):
           Per pass, float32 images in [0, 1]; docs/conventions.md states those of normals and depth.
 
         Raises:
-          InputError: unknown pass or option, or arrays of the wrong shape or dtype.
+          InputError: unknown pass or option, or arrays of the wrong shape, dtype or range.
         """
         sampling = self.sampling(sampling)
         latents = self.encode(self.check_images("rgb", rgb), sampling)

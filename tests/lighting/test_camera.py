@@ -179,6 +179,9 @@ def test_read_poses_absolute_and_relative(tmp_path):
     file = tmp_path / "transforms.json"
     file.write_text(json.dumps({"fl_x": 1, "frames": [{"transform_matrix": pose.tolist()} for pose in poses]}))
     np.testing.assert_allclose(read_poses(file), poses, rtol=1e-6)
+    scaled = poses @ np.diag([2.0, 2, 2, 1])
+    (tmp_path / "scaled.json").write_text(json.dumps({"frames": [{"transform_matrix": x.tolist()} for x in scaled]}))
+    np.testing.assert_allclose(read_poses(tmp_path / "scaled.json"), poses, rtol=1e-6, atol=1e-7)
     relative = read_poses(file, relative=True)
     np.testing.assert_allclose(relative[0], np.eye(4), atol=1e-6)
     np.testing.assert_allclose(poses[0] @ relative[2], poses[2], atol=1e-5)

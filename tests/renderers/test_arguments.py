@@ -1,5 +1,6 @@
 """Invalid arguments of the renderers are errors that name the argument, its value and the remedy."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -38,12 +39,20 @@ def test_bad_arguments_of_inverse_are_errors(inverse, arguments, message):
         (RGB[0], r"rgb: expected shape \[batch.* got \(2, 16, 16, 3\)"),
         ((RGB * 255).astype(np.uint8), "divide bytes by 255"),
         ([["text"]], "rgb: expected shape"),
+        (RGB + 255, r"rgb: expected finite values in \[0, 1\], got 255 to 255; rescale them"),
+        (RGB - 1, "got -1 to -1"),
+        (RGB * np.nan, "got nan to nan"),
     ],
 )
 def test_bad_images_are_errors(inverse, images, message):
     """Call the check itself, as the tests' type checking would reject these arrays first."""
     with pytest.raises(InputError, match=message):
         inverse.check_images("rgb", images)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
+def test_images_of_any_float_are_taken(inverse, dtype):
+    assert inverse.check_images("rgb", jnp.asarray(RGB + 1, dtype)).dtype == np.float32
 
 
 @pytest.mark.parametrize(

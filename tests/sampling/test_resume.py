@@ -121,14 +121,14 @@ def test_results_half_removed_by_a_killed_run_are_not_finished(inverse, monkeypa
                 raise KeyboardInterrupt
         unlink(path, *_, **options)
 
-    (tmp_path / "out/a/.0000.0000.depth.part.png").touch()  # what a killed run of other passes may leave
+    (tmp_path / "out/a/.0000.0000.depth.0123abcd.part.png").touch()  # what a killed run of other passes may leave
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", remove)
         assert inverse(*arguments, "--seed", 1, "--overwrite")[0] == 130
     code, out, _ = inverse(*arguments)
     assert code == 0 and "skipped" not in out
     assert contents(tmp_path / "out") == before
-    (tmp_path / "out/a/.0000.0000.depth.part.png").touch()
+    (tmp_path / "out/a/.0000.0000.depth.0123abcd.part.png").touch()
     assert inverse(*arguments, "--passes", "depth", "--overwrite")[0] == 0
     assert labels(tmp_path / "out/a") == {"rgb", "depth"}
     assert not [name for name in contents(tmp_path / "out") if Path(name).name.startswith(".")]
