@@ -26,8 +26,10 @@ def main(words: list[str] | None = None, prog: str | None = None) -> None:
     top.add_argument("--frames", type=int, default=24, metavar="N", help="frames of a clip that are read")
     top.add_argument("--max-upload", type=float, default=200, metavar="MB", help="largest upload")
     args = top.parse_args(words)
-    if args.frames < 1 or args.max_upload <= 0:
-        raise InputError("--frames and --max-upload: must be more than 0")
+    if args.frames < 1 or not 0 < args.max_upload < 1e6:
+        raise InputError("--frames and --max-upload: must be more than 0, and --max-upload less than 1e6")
+    if not 0 < args.port < 2**16:
+        raise InputError(f"--port {args.port}: must be 1 to 65535")
     if args.size and (min(args.size) < 64 or any(side % 64 for side in args.size)):
         raise InputError(f"--size {args.size[0]} {args.size[1]}: must be multiples of 64")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave no temporary files

@@ -59,7 +59,7 @@ def parser() -> cli.Parser:
         "DEGREES",
         help="vertical field of view of the clips, in degrees, for --light (50)",
     )
-    labeling.add_argument("--overwrite", action="store_true", help="replace results of other options")
+    labeling.add_argument("--overwrite", action="store_true", help="replace results of other options, and light.json")
 
     encoding = add("encode", help="clips to cached latents")
     encoding.add_argument("source", type=cli.path, metavar="FOLDER", help="clips: rgb, G-buffers and light.json")

@@ -60,7 +60,7 @@ def label_clips(
       light: estimate the light of every clip from the frames of its first chunk. The clip gets `environment.exr` and a
         `light.json`, unless it has one. A clip whose light cannot be estimated is a warning.
       fov: vertical field of view of the clips in degrees, for `light`; None: 50.
-      overwrite: replace results of other arguments.
+      overwrite: replace results of other arguments, and every `light.json`.
       devices: devices that share the work; None: all local ones.
       process: index of this process, and number of processes that share the clips.
     Raises:
@@ -99,7 +99,8 @@ def label_clips(
         names = [clip.name for clip in job.discover(lambda _: None)] if light else lights
         for name in names:
             folder = run.output / name
-            if not read_record(folder / "inverse.json").get("finished") or (folder / LIGHT_FILE).exists():
+            kept = (folder / LIGHT_FILE).exists() and not overwrite
+            if kept or not read_record(folder / "inverse.json").get("finished"):
                 continue
             if own is not None:
                 _estimate_light(folder, own)

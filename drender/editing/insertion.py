@@ -185,6 +185,8 @@ class FileObject:
         if self.frame is None and count not in (1, num_frames):
             expected = f"expected 1 or {num_frames} frames for clip {name!r}, got {count}"
             raise InputError(f"{where}: {expected}; hold one with --object-frame")
+        if self.cameras is not None and len(self.cameras) < (needed := count if self.frame is None else self.frame + 1):
+            raise InputError(f"{where}: has {needed} frames, but --poses only {len(self.cameras)}; give one for each")
         if missing := [label for label in labels if label not in (*clip.labels, "diffuse_albedo")]:
             raise InputError(f"{where}: has no {', no '.join(missing)}, which clip {name!r} has; add the files")
 

@@ -88,7 +88,9 @@ def _label_and_value(option: str, words: Sequence[str]) -> tuple[str, str]:
 
 def _color_range(words: Sequence[str]) -> tuple[str, float]:
     """Return the color, of one word or three, and the distance from it."""
-    where, center = f"--color-range {' '.join(words)}", " ".join(words[:-1])
+    where = f"--color-range {' '.join(words)}"
+    words = " ".join(words).split()  # which may have been quoted together
+    center = " ".join(words[:-1])
     try:
         distance = float(words[-1]) if center else None
     except ValueError:

@@ -16,6 +16,7 @@ from drender.errors import InputError
 from drender.fields import from_dict
 from drender.lighting.camera import camera_rotations, read_poses
 from drender.media.encodings import ImageFormat, InputEncoding
+from drender.media.images import IMAGE_SUFFIXES
 from drender.media.resize import ResizeConfig
 from drender.renderers.forward import ForwardRenderer, used_conditions
 from drender.renderers.inverse import InverseRenderer, chosen_passes
@@ -101,7 +102,7 @@ def build_job(command: str, options: Any) -> tuple[Job, Load]:
 def build_light_job(options: EstimateOptions) -> tuple[LightJob, Load]:
     """Return the job of `light`, and the function that loads its renderer; InputError as from `build_job`."""
     output = Path(options.output or Path("outputs") / "light")
-    if output.suffix.lower() == ".hdr":
+    if output.suffix.lower() in (".hdr", *IMAGE_SUFFIXES):
         raise InputError(f"--output {output}: maps are written as OpenEXR; give a name that ends in .exr")
     if options.gbuffers is None:
         options, _, _ = complete_options("light", options)

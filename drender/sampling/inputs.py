@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from drender.media.video import DEFAULT_FPS, Clip
 from drender.sampling.record import read_record
 
 READ_BATCH = 8  # frames that are decoded and held at a time
+MAX_NAME = 230  # bytes of a clip's name; file systems take 255, and `.forward.contact.png` is appended
 MODES = ("blend", "all", "first", "drop-last")
 
 # --- chunks ---
@@ -116,6 +118,11 @@ class ChunkedClip:
     chunks: list[Chunk]
     overlap: int
 
+    def __post_init__(self):
+        if (length := len(os.fsencode(self.name))) > MAX_NAME:
+            problem = f"its name has {length} bytes, too many for the names of its results ({MAX_NAME})"
+            raise InputError(f"clip {self.name[:40]!r}…: {problem}; rename it")
+
     @property
     def num_frames(self) -> int:
         return self.chunks[-1].stop
@@ -177,7 +184,7 @@ class BufferChunks(ChunkedClip):
           fixed_frame: a frame of the clip to repeat `config.frames` times, and nothing else.
           cameras: see the attribute; of a fixed frame, its own is repeated.
         Raises:
-          InputError: there is no such frame, or the files' chunks contradict the overlap.
+          InputError: there is no such frame, too few cameras, or the files' chunks contradict the overlap.
         """
         record = read_record(clip.folder / "inverse.json")
         fps = record.get("fps", DEFAULT_FPS)
@@ -185,6 +192,10 @@ class BufferChunks(ChunkedClip):
         overlap = record.get("settings", {}).get("overlap", config.overlap) if several else config.overlap
         stored = _stored_chunks(clip, overlap)
         places = [file for chunk, files in stored.items() for file in files[overlap if chunk.start else 0 :]]
+        needed = len(places) if fixed_frame is None else fixed_frame + 1
+        if cameras is not None and len(cameras) < needed:
+            problem = f"clip {clip.name!r} has {needed} frames, but --poses only {len(cameras)}"
+            raise InputError(f"{problem}; give one for each")
         if fixed_frame is not None:
             if not 0 <= fixed_frame < len(places):
                 raise InputError(f"--fixed-frame {fixed_frame}: clip {clip.name!r} has frames 0 to {len(places) - 1}")

@@ -47,6 +47,8 @@ def test_other_commands_have_help_of_their_own(monkeypatch, capsys, name):
         (("train", "--config"), "see drender train --help"),
         (("info", "/nowhere"), "/nowhere does not exist"),
         (("app", "--frames", "0"), "--frames"),
+        (("app", "--max-upload", "nan"), "--max-upload"),
+        (("app", "--port", "99999"), "--port 99999: must be 1 to 65535"),
     ],
 )
 def test_errors_are_one_line_with_code_2(monkeypatch, capsys, words, message):

@@ -133,6 +133,8 @@ def test_label_estimates_the_light(run, inverse_model, monkeypatch, tmp_path):
     before = (walk.folder / "environment.exr").stat().st_mtime_ns
     run(*arguments)
     assert (walk.folder / "environment.exr").stat().st_mtime_ns == before
+    run(*arguments, "--overwrite")
+    assert (walk.folder / "environment.exr").stat().st_mtime_ns > before
 
 
 @pytest.mark.parametrize(

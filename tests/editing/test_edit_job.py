@@ -219,6 +219,25 @@ def test_output_inside_input_is_rejected(run, tmp_path):
     assert contents(tmp_path / "in") == before
 
 
+def test_too_few_poses_and_long_names_are_found_before_anything_is_written(run, tmp_path):
+    clip, long = write_gbuffers(tmp_path / "walk"), write_gbuffers(tmp_path / ("é" * 120), chunks=(1,))
+    (tmp_path / "poses.json").write_text(json.dumps({"frames": [{"transform_matrix": np.eye(4).tolist()}] * 2}))
+    where = ("--output", tmp_path / "out", "--set", "roughness", 1)
+    world = ("--input-normals", "world", "--poses", tmp_path / "poses.json")
+    code, _, err = run("edit", "--input", clip, *where, *world)
+    assert code == 2 and "clip 'walk' has 3 frames, but --poses only 2; give one for each" in err
+    code, _, err = run("edit", "--input", long, *where)
+    assert code == 2 and "its name has 240 bytes, too many for the names of its results (230); rename it" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_quoted_color_range_is_read(run, tmp_path):
+    clip = write_gbuffers(tmp_path / "walk", chunks=(1,))
+    where = ("--input", clip, "--output", tmp_path / "out", "--set", "roughness", 1)
+    assert run("edit", *where, "--color-range", "#808080 2")[0] == 0
+    assert (read_image(frame_path(tmp_path / "out/walk", 0, 0, "roughness")) == 1).all()
+
+
 @pytest.mark.filterwarnings("default")
 def test_empty_mask_warns(run, tmp_path):
     clip = write_gbuffers(tmp_path / "walk")

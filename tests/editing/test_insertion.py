@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -229,7 +230,9 @@ def test_invisible_object_warns(run, tmp_path):
 def test_objects_that_do_not_fit_are_one_line(run, tmp_path):
     clip = write_scene(tmp_path / "scene", frames=3)
     good, without = write_object(tmp_path / "good"), write_object(tmp_path / "without", labels=CONDITIONS)
-    two = write_object(tmp_path / "two", frames=2)
+    two, four = write_object(tmp_path / "two", frames=2), write_object(tmp_path / "four", frames=4)
+    (tmp_path / "p.json").write_text(json.dumps({"frames": [{"transform_matrix": np.eye(4).tolist()}] * 3}))
+    world = ("--input-normals", "world", "--poses", tmp_path / "p.json")
     fewer = write_object(tmp_path / "fewer", labels=("depth", "normal", "mask"))
     wide = write_object(tmp_path / "wide", size=(32, 48))
     flat_clip = write_scene(tmp_path / "flat", labels=("basecolor", "depth"))
@@ -238,6 +241,7 @@ def test_objects_that_do_not_fit_are_one_line(run, tmp_path):
         (clip, ("--object", without), "expected a mask of every frame"),
         (clip, ("--object", two), "expected 1 or 3 frames for clip 'scene', got 2; hold one with --object-frame"),
         (clip, ("--object", two, "--object-frame", 2), "--object-frame 2"),
+        (clip, ("--object", four, "--object-frame", 3, *world), "has 4 frames, but --poses only 3; give one for each"),
         (clip, ("--object", fewer), "has no basecolor, no metallic, no roughness, which clip 'scene' has"),
         (clip, ("--object", wide), "expected basecolor of the clip's aspect ratio, 32x32, got 48x32"),
         (clip, ("--object", good, "--depth", 0.5, 0.4), "--depth 0.5 0.4: must be one depth, or NEAR FAR"),

@@ -222,7 +222,8 @@ def test_light_names_what_is_wrong(run, tmp_path):
     clip = write_sphere(tmp_path / "a", labels=("rgb", "basecolor", "depth"))
     check_one_line(run("light", "--gbuffers", clip, "--output", tmp_path / "sky.exr"), "no normal")
     check_one_line(run("light", "--gbuffers", clip, "--input", clip), "--input and --gbuffers exclude each other")
-    check_one_line(run("light", "--gbuffers", clip, "--output", "sky.hdr"), "sky.hdr", ".exr")
+    for name in ("sky.hdr", "sky.PNG"):
+        check_one_line(run("light", "--gbuffers", clip, "--output", name), name, ".exr")
     empty = write_sphere(tmp_path / "b")
     for path in (*empty.glob("*.depth.png"), *empty.glob("*.normal.png")):
         write_png(
