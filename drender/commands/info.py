@@ -102,12 +102,12 @@ def describe_record(file: Path) -> Iterator[Property]:
 
 def describe_clip(clip: Clip) -> Iterator[Property]:
     """Yield what the reader makes of a clip; what it cannot honor is printed as warnings."""
-    frame = next(clip.frames(0, 1))
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(path.suffix for path in clip.paths).items())
     yield "clip", f"{clip.name} ({kinds})"
     yield "frames", f"{clip.num_frames}, {clip.num_frames / clip.fps:.3g} s at {clip.fps:.6g} a second"
-    yield "as read", f"{extent(frame.shape)}, upright, square pixels, sRGB from {frame.min():.3g} to {frame.max():.3g}"
     yield "file says", ", ".join(f"{name} {value}" for name, value in declared(clip.paths[0]).items())
+    frame = next(clip.frames(0, 1))  # an error, such as one of two layers, follows what the file says
+    yield "as read", f"{extent(frame.shape)}, upright, square pixels, sRGB from {frame.min():.3g} to {frame.max():.3g}"
 
 
 def declared(path: Path) -> dict[str, object]:

@@ -8,8 +8,9 @@ A clip appears when it is complete, and clips that exist are kept, so that a sec
 has the light: they train the inverse renderer.
 """
 
-import json
 import math
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,7 @@ from jaxtyping import Bool, Float, Float32
 from tqdm import tqdm
 
 from drender.errors import InputError, first_line
-from drender.files import atomic_dir, list_dir
+from drender.files import atomic_dir, list_dir, map_collecting_errors, read_json
 from drender.media.color import linear_to_srgb
 from drender.media.encodings import SCALAR_LABELS, ImageFormat, encode_normal, is_color
 from drender.media.gbuffers import frame_path
@@ -63,18 +64,33 @@ def import_clips(kind: str, source: str | Path, destination: str | Path) -> None
       source: folder of the set, or of one scene.
       destination: folder to hold a folder per clip.
     Raises:
-      InputError: there is no clip, or a file is missing or damaged.
+      InputError: there is no clip, two have one name, or some cannot be read; the others are imported.
     """
     if not Path(source).is_dir():
         raise InputError(f"{source} is not a folder" if Path(source).exists() else f"{source} does not exist")
     clips = list(READERS[kind](Path(source)))
     if not clips:
         raise InputError(f"{source}: no clips of {kind} found; expected {LAYOUTS[kind]}")
+    if twice := [name for name, count in Counter(clip.name for clip in clips).items() if count > 1]:
+        raise InputError(f"{source}: several clips are named {twice[0]!r}; import their folders one by one")
     missing = [clip for clip in clips if not (Path(destination) / clip.name).exists()]
     print(f"{destination}: {len(missing)} of {len(clips)} clips to import", flush=True)
-    for clip in tqdm(missing, unit="clip", disable=None):
-        with atomic_dir(Path(destination) / clip.name, overwrite=False, replaceable=lambda _: False) as folder:
-            write_clip(folder, clip)
+    failures = []
+
+    def failed(error: InputError) -> None:
+        failures.append(error)
+        print(f"failed: {error}", file=sys.stderr, flush=True)
+
+    with tqdm(total=len(missing), unit="clip", disable=None) as bar:
+
+        def write(clip: SourceClip) -> None:
+            bar.update()
+            with atomic_dir(Path(destination) / clip.name, overwrite=False, replaceable=lambda _: False) as folder:
+                write_clip(folder, clip)
+
+        map_collecting_errors(write, [(clip,) for clip in missing], failed)
+    if failures:
+        raise InputError(f"{len(failures)} of {len(missing)} clips failed (see above)")
 
 
 def write_clip(folder: Path, clip: SourceClip) -> None:
@@ -137,7 +153,7 @@ def encode_frame(frame: Frame, exposure: float, depths: tuple[float, float]) -> 
 
 def _require(path: Path) -> Path:
     if not path.is_file():
-        raise InputError(f"{path}: missing; download it, or remove the other files of its frame")
+        raise InputError(f"{path}: missing; add it, or remove the other files of its frame")
     return path
 
 
@@ -227,18 +243,30 @@ def find_blender(source: Path) -> Iterator[SourceClip]:
         file = folder / "transforms.json"
         if not file.is_file():
             continue
+        remedy = "give frames with file_path and transform_matrix"
+        content = read_json(file, remedy)
         try:
             frames = [
                 (folder / frame["file_path"], np.array(frame["transform_matrix"], np.float64))
-                for frame in json.loads(file.read_text(encoding="utf-8"))["frames"]
+                for frame in content["frames"]
             ]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file}: unreadable ({error}); give frames with file_path and transform_matrix") from None
-        if bad := [path for path, pose in frames if pose.shape != (4, 4) or not np.isfinite(pose).all()]:
-            raise InputError(f"{file}: transform_matrix of {bad[0].name} must be 4x4 and finite; correct it")
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file}: unreadable ({error}); {remedy}") from None
+        if bad := [path for path, pose in frames if not _is_camera(pose)]:
+            problem = f"transform_matrix of {bad[0].name} must be 4x4 and finite, without mirror or shear"
+            raise InputError(f"{file}: {problem}; correct it")
         if frames:
             readers = tuple(partial(read_blender, path, pose) for path, pose in frames)
             yield SourceClip(folder.resolve().name, readers, tone_maps=False)
+
+
+def _is_camera(pose: np.ndarray) -> bool:
+    """Return whether a matrix rotates, moves, and scales along the camera's own axes."""
+    if pose.shape != (4, 4):
+        return False
+    with np.errstate(all="ignore"):
+        axes = pose[:3, :3] / np.linalg.norm(pose[:3, :3], axis=0)
+        return bool(np.linalg.det(axes) > 0.98)  # 1 for three perpendicular unit vectors, NaN if one has no length
 
 
 def read_blender(path: Path, pose: Float[np.ndarray, "4 4"]) -> Frame:

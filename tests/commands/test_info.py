@@ -11,6 +11,7 @@ from helpers.runs import write_frames, write_gbuffers
 from drender.checkpoints import orbax
 from drender.commands import info
 from drender.errors import InputError
+from drender.media.images import write_exr
 from drender.media.video import write_video
 from drender.training import run_dir, run_record
 
@@ -39,6 +40,14 @@ def test_video_and_frames(tmp_path):
     values = described(write_frames(tmp_path / "stills", 3))
     assert (values["clip"], values["frames"].split(",")[0]) == ("stills (3 .png)", "3")
     assert "profile none" in values["file says"]
+
+
+def test_files_that_cannot_be_read_are_described_first(tmp_path):
+    write_exr(tmp_path / "sky.exr", {f"sun.{name}": np.full((2, 4), np.inf, np.float32) for name in "RGB"})
+    values = {}
+    with pytest.raises(InputError, match="infinite"):
+        values.update(info.describe(str(tmp_path / "sky.exr")))
+    assert "channels sun.R sun.G sun.B" in values["file says"]
 
 
 def test_gbuffers_and_results(tmp_path):

@@ -97,7 +97,7 @@ def test_a_clip_that_exists_is_kept(hypersim, tmp_path, monkeypatch, capsys):
     ("change", "message"),
     [
         (lambda file: file.write_bytes(file.read_bytes()[:100]), r"depth_meters\.hdf5: not a readable HDF5 file"),
-        (Path.unlink, r"depth_meters\.hdf5: missing; download it, or remove the other files of its frame"),
+        (Path.unlink, r"depth_meters\.hdf5: missing; add it, or remove the other files of its frame"),
     ],
 )
 def test_a_damaged_file_is_one_line_and_leaves_no_clip(hypersim, tmp_path, change, message):
@@ -152,6 +152,34 @@ def test_blender(tmp_path):
     assert labels == {"rgb", "basecolor", "diffuse_albedo", "normal", "depth", "metallic"}
 
 
+@pytest.mark.parametrize("pose", [np.zeros((4, 4)), np.diag([-1.0, 1, 1, 1]), np.full((4, 4), np.inf), np.eye(3)])
+def test_matrices_of_no_camera_are_input_errors(tmp_path, pose):
+    write_blender(tmp_path / "chair", poses=(POSE, pose.tolist()))
+    text = (tmp_path / "chair/transforms.json").read_text().replace("Infinity", "1e300")
+    (tmp_path / "chair/transforms.json").write_text(text)
+    with pytest.raises(InputError, match="transform_matrix of 0001 must be"):
+        import_clips("blender", tmp_path / "chair", tmp_path / "clips")
+
+
+def test_one_bad_clip_does_not_stop_the_others(tmp_path, capsys):
+    for name in ("a", "b", "c"):
+        write_blender(tmp_path / "shots" / name)
+    file = tmp_path / "shots" / "b" / "transforms.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())  # the byte-order mark of Windows
+    (tmp_path / "shots" / "a" / "0001.exr").unlink()
+    with pytest.raises(InputError, match=r"1 of 3 clips failed \(see above\)"):
+        import_clips("blender", tmp_path / "shots", tmp_path / "clips")
+    assert capsys.readouterr().err.count("0001.exr: missing; add it") == 1
+    assert sorted(path.name for path in (tmp_path / "clips").iterdir()) == ["b", "c"]
+
+
+def test_clips_of_one_name_are_refused(tmp_path):
+    for folder in ("85/L3D1", "120/L3D1"):
+        exr(tmp_path / folder / "000_im.exr", (0.5, 0.5, 0.5))
+    with pytest.raises(InputError, match="several clips are named 'L3D1_000'"):
+        import_clips("interiorverse", tmp_path, tmp_path / "clips")
+
+
 def test_blender_without_passes_of_its_own(tmp_path):
     import_clips("blender", write_blender(tmp_path / "chair"), tmp_path / "clips")
     labels = {path.name.split(".")[2] for path in (tmp_path / "clips" / "chair").iterdir()}
@@ -161,7 +189,7 @@ def test_blender_without_passes_of_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("blender", r"transforms\.json: transform_matrix of 0001 must be 4x4 and finite; correct it"),
+        ("blender", r"transforms\.json: transform_matrix of 0001 must be 4x4 and finite, without mirror or shear;"),
         ("hypersim", r"no clips of hypersim found; expected \{scene\}/images"),
         ("interiorverse", r"no clips of interiorverse found; expected \{scene\}/000_im\.exr"),
     ],
