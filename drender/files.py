@@ -66,10 +66,11 @@ def find_files(folder: str | Path, suffixes: Collection[str], kind: str, nested:
     if not folder.is_dir():
         raise InputError(f"{folder}: {'not a folder' if folder.exists() else 'folder not found'}")
 
-    def walk(folder: Path) -> Iterator[Path]:
-        for entry in list_dir(folder):
+    def walk(folder: Path, parents: tuple[Path, ...] = ()) -> Iterator[Path]:
+        real = folder.resolve()
+        for entry in () if real in parents else list_dir(folder):  # links may lead to folders above
             if nested and entry.is_dir():
-                yield from walk(entry)
+                yield from walk(entry, (*parents, real))
             elif entry.suffix.lower() in suffixes:
                 yield entry
 

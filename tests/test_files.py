@@ -63,6 +63,14 @@ def test_huge_files_are_not_read(tmp_path):
         read_json(tmp_path / "a.json", "again")
 
 
+def test_links_to_folders_above_are_passed_over(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "cube.obj").touch()
+    for name in ("x", "y", "z"):
+        (tmp_path / "a" / name).symlink_to(tmp_path)
+    assert files.find_files(tmp_path, (".obj",), "meshes", nested=True) == [tmp_path / "a" / "cube.obj"]
+
+
 def test_temporary_names_are_unique_and_leftovers_are_removed(tmp_path):
     path = tmp_path / ("a" * 251 + ".txt")  # the longest name
     with atomic_write(path) as first:

@@ -72,7 +72,7 @@ def import_clips(kind: str, source: str | Path, destination: str | Path) -> None
     if not clips:
         raise InputError(f"{source}: no clips of {kind} found; expected {LAYOUTS[kind]}")
     if twice := [name for name, count in Counter(clip.name for clip in clips).items() if count > 1]:
-        raise InputError(f"{source}: several clips are named {twice[0]!r}; import their folders one by one")
+        raise InputError(f"{source}: several clips are named {twice[0]!r}; rename their folders")
     missing = [clip for clip in clips if not (Path(destination) / clip.name).exists()]
     print(f"{destination}: {len(missing)} of {len(clips)} clips to import", flush=True)
     failures = []

@@ -22,7 +22,7 @@ from drender.lighting.camera import camera_rotations
 from drender.lighting.latlong_grid import grid_of, pixel_of, resize_latlong, smoothness_of
 from drender.lighting.visibility import find_blockers, nearest_distance
 from drender.media.color import LUMINANCE, linear_to_srgb, srgb_to_linear
-from drender.media.encodings import decode_normal
+from drender.media.encodings import check_values, decode_normal
 
 DEFAULT_FOV = 50.0  # degrees
 MAX_FRAMES = 8  # that are used, evenly spaced
@@ -157,6 +157,8 @@ def _read_frames(rgb, buffers, fov, poses) -> list[_Frame]:
     """Return the frames that are used, subsampled; raise InputError as `estimate_environment`."""
     if missing := [name for name in ("basecolor", "normal") if name not in buffers]:
         raise InputError(f"buffer {' and '.join(missing)} is missing, without which no light can be estimated; add it")
+    if rgb.ndim != 4 or rgb.shape[-1] != 3:
+        raise InputError(f"rgb has shape {rgb.shape}; expected frames, height, width, 3 channels")
     for name, images in buffers.items():
         if images.shape != rgb.shape:
             raise InputError(f"{name} has shape {images.shape} and rgb {rgb.shape}; give both the same frames and size")
@@ -167,7 +169,7 @@ def _read_frames(rgb, buffers, fov, poses) -> list[_Frame]:
     subsampled = tuple(np.s_[min(stride, side) // 2 :: stride] for side in (height, width))
     chosen = np.unique(np.linspace(0, num_frames - 1, min(num_frames, MAX_FRAMES)).round().astype(int))
     images = {
-        name: np.stack([np.asarray(x[i][subsampled], np.float32) for i in chosen])
+        name: check_values(name, np.stack([np.asarray(x[i][subsampled]) for i in chosen]))
         for name, x in {**buffers, "rgb": rgb}.items()
     }
     normals = decode_normal(images["normal"])

@@ -62,6 +62,8 @@ def load_latlong(
         raise InputError(f"environment blur {blur} must be from 0 to 180 degrees")
     is_file = isinstance(source, str | Path)
     name, image = (source, read_hdr(source, warn)) if is_file else ("array", np.asarray(source))
+    if image.dtype in (np.uint8, np.uint16):
+        raise InputError(f"environment array holds {image.dtype}, expected linear radiance; decode it from sRGB")
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise InputError(f"environment array has shape {image.shape}; it must be (height, width, 3)")
     height, width, _ = image.shape

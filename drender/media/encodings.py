@@ -15,6 +15,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32
 
@@ -60,6 +61,17 @@ def renormalize_normals(stored: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, 
 def is_color(label: str) -> bool:
     """Return whether images of this label are colors; all others are data, without a transfer curve."""
     return COLOR_LABELS.fullmatch(label) is not None
+
+
+def check_values(name: str, images: np.ndarray) -> Float32[np.ndarray, "..."]:
+    """Return images as float32; raise InputError unless they hold finite floats in [0, 1], up to SLACK."""
+    if not jnp.issubdtype(images.dtype, np.floating):  # NumPy does not know bfloat16
+        raise InputError(f"{name}: expected floats in [0, 1], got {images.dtype}; divide bytes by 255")
+    images = images.astype(np.float32)
+    low, high = float(images.min()), float(images.max())
+    if not (low >= -SLACK and high <= 1 + SLACK):
+        raise InputError(f"{name}: expected finite values in [0, 1], got {low:.3g} to {high:.3g}; rescale them")
+    return images
 
 
 @dataclass(frozen=True)

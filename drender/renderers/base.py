@@ -25,7 +25,7 @@ from drender.checkpoints.cache import resolve
 from drender.config import DTYPES, RendererConfig, Sampling
 from drender.errors import InputError, unknown_name_error
 from drender.fields import from_dict
-from drender.media.encodings import SLACK
+from drender.media.encodings import check_values
 from drender.models import lora
 from drender.renderers.batches import ENCODE_BATCH, batched, halve_to_fit, map_in_batches, map_in_windows
 from drender.renderers.denoiser import denoise_clip
@@ -331,18 +331,12 @@ class Renderer:
         images = np.asarray(images)
         if images.ndim != 5 or images.shape[-1] != 3 or 0 in images.shape:
             raise InputError(f"{name}: expected shape [batch, frames, height, width, 3], got {images.shape}")
-        if not jnp.issubdtype(images.dtype, np.floating):  # NumPy does not know bfloat16
-            raise InputError(f"{name}: expected floats in [0, 1], got {images.dtype}; divide bytes by 255")
         if shape is not None and images.shape != shape:
             raise InputError(f"{name}: expected shape {shape} as of the other images, got {images.shape}")
         h, w = images.shape[2:4]
         if h % self.config.vae.downscale or w % self.config.vae.downscale:
             raise InputError(f"{name}: expected sides that are multiples of {self.config.vae.downscale}, got {h}×{w}")
-        images = images.astype(np.float32)
-        low, high = float(images.min()), float(images.max())
-        if not (low >= -SLACK and high <= 1 + SLACK):
-            raise InputError(f"{name}: expected finite values in [0, 1], got {low:.3g} to {high:.3g}; rescale them")
-        return images
+        return check_values(name, images)
 
 
 def progress_bar(total: int, progress: bool) -> tqdm:

@@ -139,6 +139,12 @@ def test_invalid_options_are_input_errors(options, message):
         load_latlong(np.ones((4, 8, 3), np.float32), **options)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_arrays_of_bytes_are_no_radiance(dtype):
+    with pytest.raises(InputError, match="expected linear radiance; decode it from sRGB"):
+        load_latlong(np.full((4, 8, 3), 200, dtype))
+
+
 def test_map_files_in_natural_order_without_previews(tmp_path):
     for name in ("sky10.png", "sky2.png", ".hidden.png"):
         write_png(tmp_path / name, np.ones((2, 4, 3), np.float32))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from drender.errors import InputError
 from drender.media.images import write_png
@@ -19,6 +20,13 @@ def test_pictures_are_linearized_and_missing_maps_guessed(tmp_path):
     assert np.ptp(maps[..., 3]) == 0 and 0.35 <= maps[0, 0, 3] <= 0.75 and maps[0, 0, 4] == 0
     np.testing.assert_allclose(PictureMaterial(steel, 3).maps(16)[..., 3:], 128 / 255, rtol=1e-4)
     assert (PictureMaterial(oak, 3).maps(16) == maps).all()
+
+
+def test_sets_may_mix_formats_and_cases(tmp_path):
+    for name, value in (("Iron_BaseColor.png", 0.5), ("Iron_Roughness.TIF", 0.25), ("Iron_Metallic.jpg", 1)):
+        Image.fromarray(np.full((8, 8, 3), value * 255, np.uint8)).save(tmp_path / name)
+    (iron,) = find_textures(tmp_path)
+    np.testing.assert_allclose(PictureMaterial(iron, 3).maps(4)[..., 3:], [63 / 255, 1] * np.ones((4, 4, 1)), atol=1e-6)
 
 
 def test_unusable_texture_folders_are_named(tmp_path):
