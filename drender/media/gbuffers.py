@@ -4,7 +4,7 @@ import contextlib
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -63,7 +63,8 @@ class GBufferClip:
     def folder(self) -> Path:
         """Return the clip's folder."""
         label, (path, *_) = next(iter(self.paths.items()))
-        return path.parent.parent if path.parent.name in (label, *PACKED) else path.parent  # `label/stem.png`
+        in_folder = path.parent.name in (label, *PACKED) and not _is_released(path, (label, *PACKED))
+        return path.parent.parent if in_folder else path.parent  # `label/stem.png`
 
 
 def read_frames(
@@ -162,7 +163,10 @@ def _files_of_folder(folder: Path, labels: Sequence[str], assumed: InputEncoding
         stem, _, label = entry.stem.rpartition(".")
         candidates = [(label, stem, entry)]
         if entry.name in known and entry.is_dir():
-            candidates = [(entry.name, image.stem, image) for image in list_dir(entry)]
+            images = list_dir(entry)
+            if any(_is_released(image, known) for image in images):  # a clip that was named `rgb`, say
+                continue
+            candidates = [(entry.name, image.stem, image) for image in images]
         for label, stem, file in candidates:
             if label not in known or not stem or file.suffix.lower() not in IMAGE_SUFFIXES + HDR_SUFFIXES:
                 continue
@@ -172,6 +176,12 @@ def _files_of_folder(folder: Path, labels: Sequence[str], assumed: InputEncoding
         images = files.pop(packed, {})
         files = {label: images for label in channels if images and label in labels} | files
     return files or _layered_files([entry for entry in entries if entry.suffix.lower() == ".exr"], labels, assumed)
+
+
+def _is_released(image: Path, labels: Collection[str]) -> bool:
+    """Return whether a file has a name of the released layout."""
+    stem, _, label = image.stem.rpartition(".")
+    return label in labels and RELEASED_STEM.fullmatch(stem) is not None
 
 
 def _layered_files(entries: Sequence[Path], labels: Sequence[str], assumed: InputEncoding) -> Files:

@@ -47,6 +47,15 @@ def test_frame_path_of_released_layout(tmp_path):
     assert str(frame_path("out", 0, 0, "env0001")).endswith("0000.0000.env0001.png")
 
 
+@pytest.mark.parametrize("name", ["rgb", "depth", "basecolor", "orm"])
+def test_clips_may_be_named_as_buffers(tmp_path, name):
+    for clip in (name, "walk"):
+        write_clip(tmp_path / clip)
+    named, walk = sorted(find_gbuffer_clips(tmp_path, labels=("rgb",)), key=lambda clip: clip.name == "walk")
+    assert (named.name, named.folder, walk.folder) == (name, tmp_path / name, tmp_path / "walk")
+    assert set(named.labels) == set(walk.labels) == set(CONDITIONS)
+
+
 @pytest.mark.parametrize("layout", [RELEASED, WEBDATASET, FOLDERS])
 def test_round_trip_in_every_layout(tmp_path, layout):
     chunks = (12, 3) if layout == RELEASED else (12,)  # 12: natural order matters
