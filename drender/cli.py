@@ -70,10 +70,13 @@ class Help(argparse.HelpFormatter):
 
 
 def path(text: str) -> str:
-    """Parse a path argument; an empty one, as from an unset shell variable, is an error."""
+    """Parse a path argument; an empty one, as from an unset shell variable, is an error.
+
+    The home directory replaces `~`, which shells leave in `--output=~/clips`.
+    """
     if not text:
         raise argparse.ArgumentTypeError("expected a path, got an empty one")
-    return text
+    return os.path.expanduser(text)
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:

@@ -98,3 +98,11 @@ def test_control_characters_are_escaped(capsys, name):
     with pytest.raises(SystemExit):
         cli.Parser(prog="p").error(f"{name} is unknown")
     assert capsys.readouterr().err == f"error: {escaped} is unknown; see p --help\n"
+
+
+def test_home_directory_replaces_a_tilde_behind_an_equals_sign(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    parser = cli.Parser()
+    parser.add_argument("--output", type=cli.path)
+    assert parser.parse_args(["--output=~/clips"]).output == "/home/ann/clips"
+    assert parser.parse_args(["--output=owner/na~me"]).output == "owner/na~me"

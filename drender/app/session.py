@@ -4,6 +4,7 @@ Clips are `f h w 3` in [0, 1], sRGB-encoded, at the size that suits the models.
 """
 
 import functools
+import re
 import shutil
 import threading
 import warnings
@@ -59,6 +60,12 @@ class Light:
 @functools.lru_cache(maxsize=8)
 def _cube(path: str) -> Float32[Array, "6 n n 3"]:
     return latlong_to_cube(load_latlong(path), light_orientation())
+
+
+def _hex(color: str) -> str:
+    """Return a color as #rrggbb: Gradio's picker gave `rgba(192.5, 48, 32, 1)` until 2026."""
+    numbers = re.findall(r"[\d.]+", color)[:3] if color.startswith("rgb") else []
+    return "#{:02x}{:02x}{:02x}".format(*(round(float(x)) for x in numbers)) if numbers else color
 
 
 class Session:
@@ -123,6 +130,7 @@ class Session:
         if not values:
             raise InputError("nothing to change; choose a new color, roughness or metallic")
         self._require(["basecolor", *values])
+        color, values = _hex(color), {name: _hex(value) for name, value in values.items()}
         mask = materials.color_range(self.buffers["basecolor"], color, distance)
         self.buffers |= materials.edit(self.buffers, materials.feather(mask, 1), set=values)
         return float(mask.mean())

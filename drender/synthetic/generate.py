@@ -211,10 +211,11 @@ def prepare(output: Path, settings: Settings, todo: Sequence[Job]) -> None:
 def write_credits(output: Path, folders: Sequence[str | Path]) -> None:
     """Copy the credits found in asset folders, or beside them, which must accompany the clips."""
     places = [place for folder in map(Path, folders) for place in (folder, folder.resolve().parent)]
-    texts = dict.fromkeys((place / CREDITS).read_text() for place in places if (place / CREDITS).is_file())
+    files = [place / CREDITS for place in places if (place / CREDITS).is_file()]
+    texts = dict.fromkeys(file.read_text("utf-8", errors="replace") for file in files)
     if texts:
         with atomic_write(output / CREDITS) as temporary:
-            temporary.write_text("\n".join(texts))
+            temporary.write_text("\n".join(texts), "utf-8")
 
 
 def scene_of(settings: Settings, index: int) -> Scene:

@@ -76,6 +76,12 @@ def test_missing_buffers_are_named(session):
         session.edit("#333333", 0.1, {"metallic": "1"})
 
 
+@pytest.mark.parametrize("gray", ["#cccccc", "rgb(204, 204, 204)", "rgba(203.7, 204.1, 204, 1)"])
+def test_colors_of_every_picker_are_read(session, gray):
+    assert session.edit(gray, 0.01, {"basecolor": "rgba(255, 0, 0, 1)"}) == pytest.approx(0.5)
+    np.testing.assert_allclose(session.buffers["basecolor"][0, 0, -1], [1, 0, 0], atol=1e-6)
+
+
 def test_results_are_saved_in_every_format(session):
     session.relit = np.linspace(0, 1, session.rgb.size, dtype=np.float32).reshape(session.rgb.shape)
     video = session.save("mp4")

@@ -206,3 +206,10 @@ def test_background_of_a_clip_matches_its_recorded_light(tmp_path):
         shown = np.asarray(ldr_curve(jnp.asarray(srgb_to_linear(rgb))))
         assert np.abs(shown - expected)[visible].mean() < 0.01
         assert expected[visible].std() > 0.03
+
+
+def test_credits_of_any_encoding_are_copied(tmp_path):
+    (tmp_path / "meshes").mkdir()
+    (tmp_path / "meshes" / "CREDITS.md").write_bytes(b"Caf\xe9 by Ann\r\n")  # Latin-1, as old editors write it
+    generate.write_credits(tmp_path, [tmp_path / "meshes"])
+    assert (tmp_path / "CREDITS.md").read_text("utf-8") == "Caf\ufffd by Ann\n"
