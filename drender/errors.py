@@ -17,6 +17,16 @@ class InputError(ValueError):
         super().__init__("\n  ".join(printable(line) for line in (message, *details)))
 
 
+@contextlib.contextmanager
+def naming(where: object) -> Iterator[None]:
+    """Begin the message of an InputError by `where`, unless it does already."""
+    try:
+        yield
+    except InputError as error:
+        prefix = str(InputError(f"{where}: "))
+        raise InputError(prefix + str(error).removeprefix(prefix)) from None
+
+
 def printable(text: str, keep: str = "") -> str:
     """Escape control characters and undecodable bytes, which file names and damaged files may hold, except `keep`."""
     escape = lambda c: c.encode("unicode_escape", "surrogatepass").decode()

@@ -8,14 +8,13 @@ import re
 import reprlib
 import types
 import typing
-from collections.abc import Iterator
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from drender.errors import InputError, unknown_name_error
+from drender.errors import InputError, naming, unknown_name_error
 from drender.files import read_json
 
 # Strings of `bounded` fields.
@@ -106,16 +105,6 @@ def read_config(cls: type, path: str | Path, remedy: str) -> Any:
     """
     with naming(path):
         return from_dict(cls, read_json(path, remedy), "")
-
-
-@contextlib.contextmanager
-def naming(where: str | Path) -> Iterator[None]:
-    """Begin the message of an InputError by `where`, unless it does already."""
-    try:
-        yield
-    except InputError as error:
-        prefix = str(InputError(f"{where}: "))
-        raise InputError(prefix + str(error).removeprefix(prefix)) from None
 
 
 def to_dict(config: Any) -> dict:

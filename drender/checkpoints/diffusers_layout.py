@@ -22,8 +22,8 @@ import numpy as np
 from drender.checkpoints import orbax, torch_files
 from drender.checkpoints.torch_files import Tensor
 from drender.config import CONDITIONS, DOMAINS, EnvEncoderConfig, RendererConfig, SchedulerConfig, UNetConfig, VAEConfig
-from drender.errors import InputError
-from drender.fields import from_dict, naming, to_dict
+from drender.errors import InputError, naming
+from drender.fields import from_dict, to_dict
 from drender.files import parse_json, read_json
 
 MODEL_INDEX = "model_index.json"

@@ -18,8 +18,8 @@ from orbax.checkpoint import v1 as ocp
 
 from drender import files
 from drender.config import RendererConfig, check_parts
-from drender.errors import InputError, first_line
-from drender.fields import naming, read_config, to_dict
+from drender.errors import InputError, first_line, naming
+from drender.fields import read_config, to_dict
 from drender.files import expand_home
 from drender.models.params import flatten, unflatten
 

@@ -17,7 +17,7 @@ from drender.config import ENVIRONMENT_LABELS, RendererConfig
 from drender.data.augment import Augmentation, AugmentationConfig
 from drender.data.clips import VALID, LabeledClip, check_size, latent_mask, open_clips
 from drender.data.latent_cache import LatentCacheManifest, begin_cache, brief, create_array, missing_entries
-from drender.errors import InputError, say
+from drender.errors import InputError, naming, say
 from drender.locks import lock_folder
 from drender.models.params import abstract_module
 from drender.models.vae import VAE
@@ -175,10 +175,8 @@ class _Writer:
         augmentation = Augmentation()
         if variant > 0:
             augmentation = self.manifest.augmentation.draw(np.random.default_rng((self.manifest.seed, index)))
-        try:
+        with naming(f"clip {name!r}"):
             encoded = self._encode(self.clips[name], slice(first, first + self.manifest.frames), augmentation)
-        except InputError as error:
-            raise InputError(f"clip {name!r}: {error}") from error
         try:
             for write in [self.arrays[label][index].write(latents) for label, latents in encoded.items()]:
                 write.result()

@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from drender.editing.masks import same_aspect, select_clip
 from drender.editing.materials import blend, to_linear, to_stored
-from drender.errors import InputError, extent, unknown_name_error
+from drender.errors import InputError, extent, naming, unknown_name_error
 from drender.media.encodings import (
     DEFAULT,
     Cameras,
@@ -168,10 +168,8 @@ class FileObject:
         self, path: str | Path, frame: int | None = None, encoding: InputEncoding = DEFAULT, cameras: Cameras = None
     ):
         self.path, self.frame, self.cameras = path, frame, cameras
-        try:
+        with naming("--object"):
             clips = find_gbuffer_clips(path, ("depth",), labels=("mask",), assumed=encoding)
-        except InputError as error:
-            raise InputError(f"--object: {error}") from None
         self._clips = {clip.name: clip for clip in clips}
 
     def check(self, name: str, num_frames: int, labels: Sequence[str]) -> None:

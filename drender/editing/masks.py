@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float32
 
-from drender.errors import InputError, extent
+from drender.errors import InputError, extent, naming
 from drender.files import natural_order
 from drender.media.gbuffers import find_images
 from drender.media.resize import center_crop, fit_cover, resize
@@ -33,10 +33,8 @@ class Companion:
     def __init__(self, option: str, path: str | Path, label: str):
         self.option, self.path = option, Path(path)
         labeled = find_images(path, (label,)) if self.path.is_dir() else []
-        try:
+        with naming(option):
             clips = find_clips(path, label=label) if not labeled else []
-        except InputError as error:
-            raise InputError(f"{option}: {error}") from None
         for name, files in labeled:
             paths = tuple(files[label][stem] for stem in sorted(files[label], key=natural_order))
             clips.append(Clip(name, DEFAULT_FPS, len(paths), paths, label))

@@ -8,8 +8,7 @@ from jaxtyping import Float32
 
 from drender.editing import materials
 from drender.editing.masks import Companion
-from drender.errors import InputError
-from drender.fields import naming
+from drender.errors import InputError, naming
 
 MAX_FEATHER = 1000  # pixels
 

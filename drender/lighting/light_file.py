@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from drender.errors import InputError
+from drender.errors import InputError, naming
 from drender.fields import bounded, check_ranges, read_config, to_dict
 from drender.files import atomic_write
 from drender.lighting.camera import camera_rotations
@@ -58,10 +58,8 @@ def read_light(folder: Path, num_frames: int) -> Light:
         raise InputError(f"{path}: {len(light.angles)} angles for {num_frames} frames; give one for each")
     if light.poses is not None and {len(row) for pose in light.poses for row in (pose, *pose)} != {4}:
         raise InputError(f"{path}: every pose must be 4x4; correct it")
-    try:
+    with naming(path):
         light.rotations(num_frames)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
     return light
 
 

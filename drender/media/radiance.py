@@ -14,7 +14,7 @@ import numpy as np
 import OpenImageIO as oiio
 from jaxtyping import Float32, UInt8
 
-from drender.errors import InputError
+from drender.errors import InputError, naming
 from drender.media.color import XYZ_TO_REC709, primaries_to_rec709
 
 SIGNATURES = (b"#?RADIANCE", b"#?RGBE")
@@ -71,10 +71,8 @@ def read_radiance_header(path: Path) -> RadianceHeader | None:
         primaries = _numbers(path, text, "PRIMARIES", 8, last=True)
         matrix = None
         if set(primaries) not in ({1.0}, {0.0}):  # none, or zeros, which Photoshop writes for those of Rec. 709
-            try:
+            with naming(path):
                 matrix = primaries_to_rec709(primaries)
-            except InputError as error:
-                raise InputError(f"{path}: {error}") from None
     return RadianceHeader(
         int(resolution[3]), int(resolution[6]), transposed, y > 0, x < 0, tuple(factor[0][0] * f for f in factor[1]),
         matrix, len(text) + 2 + resolution.end(), 1 / aspect,

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from drender.config import DOMAINS
-from drender.errors import InputError, extent
+from drender.errors import InputError, extent, naming
 from drender.files import atomic_write, natural_order
 from drender.media.encodings import DEFAULT
 from drender.media.gbuffers import Files, find_images, frame_path, read_frames
@@ -46,10 +46,8 @@ class Comparison:
                 sizes = f"{files[0]} has {extent(images[0].shape)} pixels, {self.truth[0]} {extent(truth[0].shape)}"
                 raise InputError(f"{sizes}; resize them to one size")
         mask = None if masks is None else masks.mean(-1) > 0.5
-        try:
+        with naming(f"clip {self.clip!r}"):
             return {"frames": len(truth)} | evaluate(self.label, predicted, truth, mask, lpips)
-        except InputError as error:
-            raise InputError(f"clip {self.clip!r}: {error}") from error
 
 
 def _read(files: Sequence[Path], label: str) -> Float32[np.ndarray, "f h w 3"]:

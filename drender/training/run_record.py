@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from drender.config import RendererConfig
-from drender.errors import InputError
-from drender.fields import from_dict, naming
+from drender.errors import InputError, naming
+from drender.fields import from_dict
 from drender.files import expand_home, read_json
 from drender.metrics.image import HIGHER_IS_BETTER
 from drender.training.config import TrainConfig

@@ -19,8 +19,8 @@ from drender.checkpoints import orbax
 from drender.checkpoints.cache import resolve
 from drender.checkpoints.fingerprint import fingerprint
 from drender.config import RendererConfig, check_parts
-from drender.errors import InputError, unknown_name_error
-from drender.fields import from_dict, naming, to_dict
+from drender.errors import InputError, naming, unknown_name_error
+from drender.fields import from_dict, to_dict
 from drender.models import lora
 from drender.models.params import abstract_module, flatten, unflatten
 from drender.models.registry import network_of
@@ -262,10 +262,8 @@ def _open_sources(init_from: str | Mapping[str, str] | None) -> dict[str, Weight
 
 
 def _open_source(option: str, path: str) -> WeightSource:
-    try:
+    with naming(option):
         return WeightSource(path)
-    except InputError as error:
-        raise InputError(f"{option}: {error}") from None
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
