@@ -41,8 +41,8 @@ def main() -> None:
     forward = ForwardRenderer.load(lora_scale=0.0) if args.relight else None
     scores, layouts, relit, previous = [], [], [], None
     for clip in open_clips(args.clips, ("rgb", *DEFAULT_PASSES))[: args.count]:
-        buffers = {label: np.stack([*clip.buffers.frames(label)]) for label in DEFAULT_PASSES}
-        rgb, truth = np.stack([*clip.buffers.frames("rgb")]), true_light(clip)
+        buffers = {label: np.stack([*clip.frames(label)]) for label in DEFAULT_PASSES}
+        rgb, truth = np.stack([*clip.frames("rgb")]), true_light(clip)
         if inverse is not None:
             buffers = {name: frames[0] for name, frames in inverse(rgb[None], progress=False).items()}
         scene = json.loads((clip.folder / "scene.json").read_text())

@@ -46,37 +46,18 @@ def _load_cube(path: Path, rotation: float, flip: bool, strength: float) -> jax.
 
 
 @dataclass(frozen=True)
-class LabeledClip:
+class LabeledClip(GBufferClip):
     """A clip of `open_clips`. Frames are numbered through its chunks, one after the other."""
-
-    buffers: GBufferClip
-
-    @property
-    def name(self) -> str:
-        return self.buffers.name
-
-    @property
-    def folder(self) -> Path:
-        return self.buffers.folder
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The labels that every frame has, without those of the environment."""
-        return self.buffers.labels
 
     def masked(self, labels: Sequence[str]) -> bool:
         """Whether pixels of these labels may be invalid: there is a mask, or a file of floats."""
-        files = (file for label, paths in self.buffers.paths.items() if label in labels for file in paths)
+        files = (file for label, paths in self.paths.items() if label in labels for file in paths)
         return VALID in self.labels or any(file.suffix.lower() in HDR_SUFFIXES for file in files)
-
-    @property
-    def num_frames(self) -> int:
-        return self.buffers.num_frames
 
     @property
     def longest(self) -> int:
         """The number of frames of the longest chunk."""
-        return max(self.buffers.chunks.values())
+        return max(self.chunks.values())
 
     def windows(self, length: int) -> list[range]:
         """Return the possible first frames of `length` consecutive frames, one range per chunk that is long enough.
@@ -84,7 +65,7 @@ class LabeledClip:
         No window spans two chunks: an inverse renderer estimates each chunk on its own, with its own depth scale.
         """
         starts, first = [], 0
-        for num_frames in self.buffers.chunks.values():
+        for num_frames in self.chunks.values():
             if num_frames >= length:
                 starts.append(range(first, first + num_frames - length + 1))
             first += num_frames
@@ -102,7 +83,7 @@ class LabeledClip:
         self, label: str, frames: Sequence[int] | slice, finite: bool = True
     ) -> list[Float32[np.ndarray, "h w 3"]]:
         """Read frames of one label at the size on disk; see `read_labeled` for `finite`."""
-        paths, encoding = self.buffers.paths[label], self.buffers.encoding(label)
+        paths, encoding = self.paths[label], self.encoding(label)
         files = paths[frames] if isinstance(frames, slice) else [paths[i] for i in frames]
         return [read_labeled(file, label, encoding, finite=finite) for file in files]
 
@@ -236,9 +217,9 @@ def open_clips(path: str | Path, labels: Sequence[str], optional: Sequence[str] 
     # Where only the light is needed, `rgb` gives the number of frames.
     stored = [label for label in labels if label not in ENVIRONMENT_LABELS] or ["rgb"]
     optional = (*optional, VALID)
-    clips = [LabeledClip(clip) for clip in find_gbuffer_clips(path, stored, labels=(*stored, *optional))]
+    clips = [LabeledClip(**vars(clip)) for clip in find_gbuffer_clips(path, stored, labels=(*stored, *optional))]
     for clip in clips:
-        for label in set(clip.buffers.incomplete).intersection(optional):
+        for label in set(clip.incomplete).intersection(optional):
             raise InputError(
                 f"clip {clip.name!r} has {label!r} in some frames only; add the missing files, or remove these"
             )

@@ -88,7 +88,7 @@ def test_label_makes_training_clips(run, inverse_model, tmp_path):
     assert light["environment"] == "../../skies/run.exr"
     run_clip, walk = open_clips(tmp_path / "set", ("rgb", "normal", "depth", "env_ldr"))
     # Whole chunks only, one after the other.
-    assert (run_clip.buffers.chunks, walk.buffers.chunks) == ({0: 2, 1: 2}, {0: 2, 1: 2})
+    assert (run_clip.chunks, walk.chunks) == ({0: 2, 1: 2}, {0: 2, 1: 2})
     frames = [round(float(frame[0, 0, 0]) * 255) for frame in walk.read("rgb", slice(None), (64, 64))]
     assert frames == [1, 11, 21, 31]
     assert walk.light() == Light("../../skies/walk.hdr")
