@@ -6,7 +6,7 @@ resumes at any step without a record of its place in the data.
 
 import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import grain
@@ -133,30 +133,10 @@ class TrainingData:
         if self.objective in ("inverse", "vae"):
             kinds = [kind for kind in kinds if self.sources[source].has(clip, kind)]
         kind = kinds[rng.integers(len(kinds))]
-        conditions, light = self.model.conditions, environment_labels(self.model)
-
-        def read(*labels: str) -> dict[str, np.ndarray]:
-            masks = (VALID,) * self.masked
-            return self._images(self.sources[source], clip, (*labels, *masks), image_only, rng)
-
-        def stack(images: dict[str, np.ndarray], labels: Sequence[str]) -> np.ndarray:
-            return np.stack([images[label] for label in labels])
-
-        def flags(images: dict[str, np.ndarray]) -> Row:
-            valid = {"valid": images[VALID] > 0.5} if self.masked else {}
-            return {"image_only": np.bool_(image_only), "real": np.bool_(self.data.sources[source].real), **valid}
-
-        if self.objective == "inverse":
-            images = read("rgb", kind)
-            domain = np.int32(self.model.domains[kind])
-            return {"rgb": images["rgb"], "buffer": images[kind], "domain": domain, **flags(images)}
-        if self.objective == "forward":
-            images = read("rgb", *conditions, *light)
-            stacks = {"conditions": stack(images, conditions), "environment": stack(images, light)}
-            return {"rgb": images["rgb"], **stacks, **flags(images)}
-        if self.objective == "environment":
-            return {"environment": stack(read(*light), light)}
-        return {"images": read(kind)[kind]}
+        all_labels = row_labels(self.data, self.objective, self.model)
+        labels = {"inverse": ("rgb", kind), "vae": (kind,)}.get(self.objective, all_labels) + (VALID,) * self.masked
+        images = self._images(self.sources[source], clip, labels, image_only, rng)
+        return make_row(self.objective, self.model, images, kind, image_only, self.data.sources[source].real)
 
     def _images(
         self,
@@ -176,6 +156,35 @@ class TrainingData:
         clips = np.resize([clip, *others], self.data.frames)
         frames = [source.draw(int(clip), 1, labels, rng) for clip in clips]
         return {label: np.concatenate([images[label] for images in frames]) for label in labels}
+
+
+def make_row(
+    objective: str,
+    model: RendererConfig,
+    images: Mapping[str, np.ndarray],
+    kind: str | None,
+    image_only: bool = False,
+    real: bool = False,
+) -> Row:
+    """Return the row of an objective, as `open_data` describes it.
+
+    Args:
+      images: of a clip by label, with `valid` where pixels may be invalid.
+      kind: the G-buffer of an inverse row, or the image kind of a VAE's.
+    """
+
+    def stack(labels: Sequence[str]) -> np.ndarray:
+        return np.stack([images[label] for label in labels])
+
+    if objective == "vae":
+        return {"images": images[kind]}
+    if objective == "environment":
+        return {"environment": stack(environment_labels(model))}
+    valid = {"valid": images[VALID] > 0.5} if VALID in images else {}
+    row = {"rgb": images["rgb"], "image_only": np.bool_(image_only), "real": np.bool_(real), **valid}
+    if objective == "inverse":
+        return row | {"buffer": images[kind], "domain": np.int32(model.domains[kind])}
+    return row | {"conditions": stack(model.conditions), "environment": stack(environment_labels(model))}
 
 
 @dataclass(frozen=True)

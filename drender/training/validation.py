@@ -13,7 +13,7 @@ from jaxtyping import Float32
 
 from drender.config import ENVIRONMENT_LABELS
 from drender.data.clips import VALID, latent_mask
-from drender.data.loader import environment_labels
+from drender.data.loader import make_row
 from drender.training.config import TrainConfig
 from drender.training.losses import OBJECTIVES, Batch, LossContext
 
@@ -72,29 +72,14 @@ class ValidationLoss:
 
     def _rows(self, images: Images, encode: Callable) -> Iterator[tuple[str | None, Batch]]:
         """Yield (label of the G-buffer if the row has one, batch of one row)."""
-        light = environment_labels(self.model)
-        if self.config.objective == "vae":
-            for frames in images.values():
-                yield None, {"images": np.asarray(frames)[None]}
-            return
-        # An encoder of pixels takes the environment images as they are.
-        keeps = () if self.model.env_encoder and self.model.env_encoder.latent_encoder else ENVIRONMENT_LABELS
-        keeps += (VALID,)
-        latents = {label: np.asarray(x if label in keeps else encode(x))[None] for label, x in images.items()}
-        flags = {"image_only": np.zeros(1, bool), "real": np.zeros(1, bool)}
-        if VALID in images:
-            flags["valid"] = latent_mask(images[VALID][None], self.model.vae.downscale)
-
-        def stack(labels: tuple[str, ...]) -> np.ndarray:
-            return np.stack([latents[label] for label in labels], axis=1)
-
-        if self.config.objective == "inverse":
-            for label in dict.fromkeys(self.config.data.passes):
-                if label in latents:
-                    domain = np.full(1, self.model.domains[label], np.int32)
-                    yield label, {"rgb": latents["rgb"], "buffer": latents[label], "domain": domain, **flags}
-        elif self.config.objective == "forward":
-            conditions = stack(self.model.conditions)
-            yield None, {"rgb": latents["rgb"], "conditions": conditions, "environment": stack(light), **flags}
-        else:
-            yield None, {"environment": stack(light)}
+        objective, encoder = self.config.objective, self.model.env_encoder
+        if objective != "vae":
+            # An encoder of pixels takes the environment images as they are.
+            keeps = (VALID,) if encoder and encoder.latent_encoder else (VALID, *ENVIRONMENT_LABELS)
+            images = {label: x if label in keeps else encode(x) for label, x in images.items()}
+            if VALID in images:
+                images[VALID] = latent_mask(images[VALID], self.model.vae.downscale)
+        passes = [label for label in dict.fromkeys(self.config.data.passes) if label in images]
+        for kind in {"inverse": passes, "vae": images}.get(objective, [None]):
+            row = make_row(objective, self.model, images, kind)
+            yield kind if objective == "inverse" else None, {name: np.asarray(x)[None] for name, x in row.items()}
