@@ -44,14 +44,7 @@ def list_dir(folder: Path) -> list[Path]:
 
 def list_files(folder: Path) -> list[Path]:
     """Return all files below a folder, at any depth, sorted; links to folders are not followed."""
-    files, folders = [], [folder]
-    while folders:
-        for entry in os.scandir(folders.pop()):
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(Path(entry))
-            elif entry.is_file():
-                files.append(Path(entry))
-    return sorted(files)
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def find_files(folder: str | Path, suffixes: Collection[str], kind: str, nested: bool = False) -> list[Path]:
@@ -154,11 +147,11 @@ def map_collecting_errors(
 # --- text and JSON ---------------------------------------------------------------------------------------------------
 
 
-def read_text(path: str | Path, limit: int = MAX_TEXT) -> str:
+def read_text(path: str | Path) -> str:
     """Return the content of a UTF-8 file.
 
     Raises:
-      OSError: the file is missing, unreadable, a device or pipe, or larger than `limit` bytes.
+      OSError: the file is missing, unreadable, a device or pipe, or larger than MAX_TEXT bytes.
       ValueError: it is not UTF-8.
     """
     # Without O_NONBLOCK, opening a pipe would wait for its writer.
@@ -166,9 +159,9 @@ def read_text(path: str | Path, limit: int = MAX_TEXT) -> str:
     with open(path, "rb", opener=opener) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise OSError(errno.EFBIG, f"more than {limit} bytes", str(path))
+        data = file.read(MAX_TEXT + 1)
+    if len(data) > MAX_TEXT:
+        raise OSError(errno.EFBIG, f"more than {MAX_TEXT} bytes", str(path))
     return data.decode("utf-8-sig")  # editors on Windows write a byte-order mark
 
 
@@ -265,6 +258,12 @@ def atomic_write(path: str | Path, errors: tuple[type[Exception], ...] = ()) -> 
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 file as `atomic_write` does."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, "utf-8")
 
 
 def remove_partial(folder: Path, path: Path | None = None) -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Float32
 
 from drender.errors import InputError, naming
 from drender.fields import bounded, check_ranges, read_config, to_dict
-from drender.files import atomic_write
+from drender.files import write_text
 from drender.lighting.camera import camera_rotations
 
 LIGHT_FILE = "light.json"
@@ -66,5 +66,4 @@ def read_light(folder: Path, num_frames: int) -> Light:
 def write_light(folder: Path, light: Light) -> None:
     """Write the `light.json` of the clip in `folder`, without the keys that are None."""
     values = {name: value for name, value in to_dict(light).items() if value is not None}
-    with atomic_write(folder / LIGHT_FILE) as temporary:
-        temporary.write_text(json.dumps(values) + "\n")
+    write_text(folder / LIGHT_FILE, json.dumps(values) + "\n")

@@ -13,7 +13,7 @@ from jaxtyping import Float32
 
 from drender.config import DOMAINS
 from drender.errors import InputError, extent, naming
-from drender.files import atomic_write, natural_order
+from drender.files import natural_order, write_text
 from drender.media.encodings import DEFAULT
 from drender.media.gbuffers import Files, find_images, frame_path, read_frames
 from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES
@@ -172,5 +172,4 @@ def write_json(path: str | Path, results: dict) -> None:
             return {name: finite(item) for name, item in value.items()}
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(finite(results), indent=1) + "\n")
+    write_text(path, json.dumps(finite(results), indent=1) + "\n")

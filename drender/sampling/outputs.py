@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from drender.errors import InputError, say
-from drender.files import atomic_write, remove_partial
+from drender.files import atomic_write, remove_partial, write_text
 from drender.media.encodings import KINDS, ImageFormat, read_labeled
 from drender.media.gbuffers import frame_path
 from drender.media.images import read_hdr, write_hdr
@@ -209,5 +209,4 @@ class ClipOutput:
         self._write_record(self._record)
 
     def _write_record(self, record: dict) -> None:
-        with atomic_write(self._record_path) as temporary:
-            temporary.write_text(json.dumps(record, indent=1))
+        write_text(self._record_path, json.dumps(record, indent=1))

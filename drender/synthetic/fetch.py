@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from drender import cli
 from drender.errors import InputError, first_line
-from drender.files import atomic_write
+from drender.files import write_text
 from drender.locks import lock_folder
 from drender.media.images import IMAGE_SUFFIXES, read_image
 from drender.synthetic.mesh_files import read_mesh
@@ -52,8 +52,7 @@ def main(words: list[str]) -> None:
         environments = fetch_environments(download, output / "environments")
         credits = fetch_objects(download, output / "objects")
         textures = collect_textures(output / "objects", output / "textures")
-        with atomic_write(output / "CREDITS.md") as temporary:
-            temporary.write_text(credits_text(credits, environments))
+        write_text(output / "CREDITS.md", credits_text(credits, environments))
     print(f"{output}: {len(credits)} objects, {environments} environments, {textures} textures")
 
 

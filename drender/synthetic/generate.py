@@ -33,7 +33,7 @@ from drender import cli
 from drender.assets import ENVIRONMENTS as BUNDLED
 from drender.data.clips import open_clips
 from drender.errors import InputError, say
-from drender.files import atomic_dir, atomic_write, list_dir, read_json, remove_partial
+from drender.files import atomic_dir, list_dir, read_json, remove_partial, write_text
 from drender.lighting.light_file import write_light
 from drender.locks import lock_folder
 from drender.media.gbuffers import frame_path
@@ -174,8 +174,7 @@ def check_record(output: Path, settings: Settings) -> None:
             raise InputError(f"{output} holds clips made with another {changes[0]}; give another folder")
     else:
         shutil.rmtree(output / ENVIRONMENTS, ignore_errors=True)  # left by a run that made no clip
-        with atomic_write(file) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
+        write_text(file, json.dumps(record, indent=1) + "\n")
 
 
 def files_digest(files: Iterable[str]) -> str:
@@ -214,8 +213,7 @@ def write_credits(output: Path, folders: Sequence[str | Path]) -> None:
     files = [place / CREDITS for place in places if (place / CREDITS).is_file()]
     texts = dict.fromkeys(file.read_text("utf-8", errors="replace") for file in files)
     if texts:
-        with atomic_write(output / CREDITS) as temporary:
-            temporary.write_text("\n".join(texts), "utf-8")
+        write_text(output / CREDITS, "\n".join(texts))
 
 
 def scene_of(settings: Settings, index: int) -> Scene:

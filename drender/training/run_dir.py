@@ -28,7 +28,7 @@ from orbax.checkpoint import v1 as ocp
 from drender.config import RendererConfig
 from drender.errors import InputError, first_line
 from drender.fields import to_dict
-from drender.files import atomic_write, expand_home, list_dir, remove_partial
+from drender.files import expand_home, list_dir, remove_partial, write_text
 from drender.locks import lock_folder
 from drender.media.images import write_png
 from drender.settings import differences
@@ -190,8 +190,7 @@ class RunFolder:
                 starts = read_record(self.path)["starts"] if is_run(self.path) else []
                 starts.append({"step": step, "time": current_time(), "commit": code_commit(), "changes": self.changes})
                 record = {"train": to_dict(self.config), "model": to_dict(self.model), "starts": starts}
-                with atomic_write(self.path / RECORD) as temporary:
-                    temporary.write_text(json.dumps(record, indent=1) + "\n")
+                write_text(self.path / RECORD, json.dumps(record, indent=1) + "\n")
                 self._drop_metrics_after(step)
                 self._loggers.append(TensorBoard(self.path / "tensorboard", step))
                 if self.config.logger == "wandb":
@@ -208,8 +207,7 @@ class RunFolder:
         self._evaluations += [line for line in kept if self.config.keep_best in line]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         if file.is_file() and file.read_text() != text:
-            with atomic_write(file) as temporary:
-                temporary.write_text(text)
+            write_text(file, text)
 
     def __enter__(self) -> "RunFolder":
         return self
