@@ -48,17 +48,15 @@ def predict_v(
     return diffusion.apply_cfg(unconditional, conditional, scales[..., None, None, None])
 
 
-def denoise_from(graphdef: nnx.GraphDef) -> Callable:
-    """Return a function of the arguments of `predict_v` after `graphdef` that returns x̂₀.
+def denoise(
+    graphdef: nnx.GraphDef, params, conditions, context, domain, micro, scales, x, sigma, split=None
+) -> Float[Array, "b f h w c"]:
+    """Return x̂₀, from the arguments of `predict_v`.
 
     One-step models call it with x = 0 at sigma_max, where x̂₀ is −F to within 1e-6.
     """
-
-    def denoise(params, conditions, context, domain, micro, scales, x, sigma, split=None):
-        prediction = predict_v(graphdef, params, conditions, context, domain, micro, scales, x, sigma, split)
-        return diffusion.x0_from_v(x, prediction, sigma)
-
-    return denoise
+    prediction = predict_v(graphdef, params, conditions, context, domain, micro, scales, x, sigma, split)
+    return diffusion.x0_from_v(x, prediction, sigma)
 
 
 # --- a clip ----------------------------------------------------------------------------------------------------------

@@ -54,30 +54,26 @@ def compile_stages(config: RendererConfig, networks: Mapping[str, Any], group: D
 @functools.lru_cache(maxsize=32)
 def _compiled(stage: str, config: Any, group: DeviceGroup) -> Callable:
     """Return the jitted function of a stage; renderers with equal networks share its compiled programs."""
-    network, build = STAGES[stage]
-    fn = build(abstract_module(NETWORKS[network], config)[0])
+    network, function = STAGES[stage]
+    fn = functools.partial(function, abstract_module(NETWORKS[network], config)[0])
     platform = group.devices[0].platform if group.devices else jax.default_backend()
     # Outputs are small: replicate them.
     options = compiler_options(platform) or None
     return jax.jit(fn, static_argnames="split", out_shardings=group.replicated, compiler_options=options)
 
 
-def _method(name: str, graphdef: nnx.GraphDef) -> Callable:
-    """Return one method of a network as a function of its parameters and rows [b, f, ...]."""
-
-    def method(params, rows, split=None):
-        with use_mesh(split and split.mesh):
-            return getattr(nnx.merge(graphdef, params), name)(constrain(rows, split))
-
-    return method
+def method(name: str, graphdef: nnx.GraphDef, params, rows, split=None) -> Any:
+    """Return the results of one method of a network on rows [b, f, ...]."""
+    with use_mesh(split and split.mesh):
+        return getattr(nnx.merge(graphdef, params), name)(constrain(rows, split))
 
 
-# Network of every stage, and what makes its function of the network's graph.
+# Network of every stage, and its function, whose first argument is the network's graph.
 STAGES = {
-    "encode": ("vae", functools.partial(_method, "encode")),
-    "decode": ("vae", functools.partial(_method, "decode")),
-    "environment": ("env_encoder", functools.partial(_method, "__call__")),
-    "denoise": ("unet", denoiser.denoise_from),
+    "encode": ("vae", functools.partial(method, "encode")),
+    "decode": ("vae", functools.partial(method, "decode")),
+    "environment": ("env_encoder", functools.partial(method, "__call__")),
+    "denoise": ("unet", denoiser.denoise),
 }
 
 
