@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import OpenImageIO as oiio
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 
 from drender.assets import ENVIRONMENTS
 from drender.errors import InputError
@@ -46,12 +46,7 @@ def copy_environment(source: Path, destination: Path) -> None:
     if height > MAX_HEIGHT:
         roi = oiio.ROI(0, round(width * MAX_HEIGHT / height), 0, MAX_HEIGHT, 0, 1, 0, 3)
         image = oiio.ImageBufAlgo.resize(oiio.ImageBuf(image), filtername="box", roi=roi).get_pixels("float")
-    write_environment(destination, image)
-
-
-def write_environment(path: str | Path, image: Float[np.ndarray, "h w 3"]) -> None:
-    """Write linear radiance as an EXR of half floats; raise InputError if it cannot be written."""
-    write_hdr(path, image)
+    write_hdr(destination, image)
 
 
 # --- Procedural ---

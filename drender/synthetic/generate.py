@@ -37,7 +37,7 @@ from drender.files import atomic_dir, list_dir, read_json, remove_partial, write
 from drender.lighting.light_file import write_light
 from drender.locks import lock_folder
 from drender.media.gbuffers import frame_path
-from drender.media.images import read_image, write_png
+from drender.media.images import read_image, write_hdr, write_png
 from drender.media.montage import side_by_side
 from drender.settings import differences
 from drender.synthetic import environments as skies
@@ -242,7 +242,7 @@ def make_clip(tracer: Tracer, output: Path, settings: Settings, index: int, ligh
         if environment in GENERATED:
             name = "environment.exr"
             path = folder / name
-            skies.write_environment(path, GENERATED[environment](scene.lights[light].seed))
+            write_hdr(path, GENERATED[environment](scene.lights[light].seed))
         else:
             name = f"../{ENVIRONMENTS}/{environment}.exr"
             path = output / ENVIRONMENTS / f"{environment}.exr"

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
-from drender.errors import unknown_name_error
 from drender.media.color import srgb_to_linear
 
 METAL_TINTS = (  # linear basecolor
@@ -86,8 +85,6 @@ def pattern(kind: str, size: int, frequency: int, rng: np.random.Generator) -> F
     """Return a tileable image in [0, 1] that repeats `frequency` times or has details of that scale."""
     if kind == "uniform":
         return np.zeros((size, size), np.float32)
-    if kind not in PATTERNS:
-        raise unknown_name_error("pattern", kind, PATTERNS)
     v, u = np.meshgrid(*[(np.arange(size) + 0.5) / size * frequency] * 2, indexing="ij")
     return PATTERNS[kind](u, v, frequency, rng).clip(0, 1).astype(np.float32)
 

@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Float, Float32
 from scipy.spatial.transform import Rotation
 
-from drender.errors import unknown_name_error
 from drender.synthetic import environments as skies
 from drender.synthetic import shapes
 from drender.synthetic.materials import MaterialMix, random_material
@@ -140,12 +139,7 @@ def split_assets(
       meshes: paths of mesh files.
       environments: names of environments.
       textures: paths of basecolor pictures.
-
-    Raises:
-      InputError: the split is unknown.
     """
-    if split not in SPLITS:
-        raise unknown_name_error("split", split, SPLITS)
 
     def keep(held_out: bool) -> bool:
         return split == "all" or held_out == (split == "test")

@@ -7,7 +7,7 @@ import pytest
 
 from drender import assets
 from drender.errors import InputError
-from drender.media.images import read_hdr
+from drender.media.images import read_hdr, write_hdr
 from drender.synthetic import environments
 
 
@@ -34,7 +34,7 @@ def test_copied_environments_are_reproducible_box_averages(tmp_path):
     image = np.random.default_rng(0).random((512, 1024, 3)).astype(np.float32) * 10
     image[:2, :2], image[100, 100] = [[-50.0]], np.nan
     for name in ("a", "b"):
-        environments.write_environment(tmp_path / f"{name}.exr", image)
+        write_hdr(tmp_path / f"{name}.exr", image)
         environments.copy_environment(tmp_path / f"{name}.exr", tmp_path / "copies" / f"{name}.exr")
     assert len({path.read_bytes() for path in (tmp_path / "copies").iterdir()}) == 1
     clean = np.nan_to_num(image.astype(np.float16).astype(np.float32)).clip(0)
@@ -45,7 +45,7 @@ def test_copied_environments_are_reproducible_box_averages(tmp_path):
 def test_unusable_environments_are_named(tmp_path):
     with pytest.raises(InputError, match=r"no environments found; expected files \.hdr \.exr"):
         environments.find_environments(tmp_path)
-    environments.write_environment(tmp_path / "night.exr", np.zeros((4, 8, 3), np.float32))
+    write_hdr(tmp_path / "night.exr", np.zeros((4, 8, 3), np.float32))
     with pytest.raises(InputError, match=r"night\.exr: the environment is black"):
         environments.copy_environment(tmp_path / "night.exr", tmp_path / "copy.exr")
     (tmp_path / "night.hdr").write_bytes(b"")

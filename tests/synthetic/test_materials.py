@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from drender.errors import InputError
 from drender.media.color import LUMINANCE
 from drender.synthetic import materials
 
@@ -36,5 +35,3 @@ def test_random_materials_cover_their_ranges():
     assert np.percentile(luminance, 10) < 0.05 and np.percentile(luminance, 90) > 0.5
     assert min(x.first.roughness for x in drawn) >= 0.05 and max(x.first.roughness for x in drawn) > 0.95
     assert {x.pattern for x in drawn} == {"uniform", *materials.PATTERNS}
-    with pytest.raises(InputError, match="unknown pattern 'dotts'; did you mean 'dots'"):
-        materials.pattern("dotts", 8, 1, np.random.default_rng(0))
