@@ -3,12 +3,13 @@
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import jax
 
-from drender.config import Sampling
+from drender.config import DEFAULT_PASSES, Sampling
 from drender.errors import InputError
 from drender.fields import from_dict
 from drender.lighting.light_file import LIGHT_FILE, Light, write_light
@@ -21,85 +22,78 @@ from drender.sampling.execute import execute
 from drender.sampling.inputs import BufferChunks, ChunkConfig
 from drender.sampling.jobs import InverseJob
 from drender.sampling.lights import OWN_LIGHT, Lights, require_for_own_light
+from drender.sampling.options import DeviceOptions, option
 from drender.sampling.record import read_record
 
 ESTIMATED_FILE = "environment.exr"
 
 
-def label_clips(
-    source: str | Path,
-    destination: str | Path,
-    checkpoint: str | Path,
-    *,
-    passes: Sequence[str],
-    frames: int | None = None,
-    size: tuple[int, int] | None = None,
-    num_steps: int | None = None,
-    seed: int = 0,
-    dtype: str | None = None,
-    environments: str | Path | None = None,
-    light: bool = False,
-    fov: float | None = None,
-    overwrite: bool = False,
-    devices: Sequence[jax.Device] | None = None,
-    process: tuple[int, int] = (0, 1),
-) -> None:
-    """Estimate the G-buffers of RGB clips. Clips that an earlier run with the same arguments finished are kept.
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions(DeviceOptions):
+    """Real clips to clips with estimated G-buffers."""
 
-    Args:
-      source: image, video, folder of frames, or folder of these.
-      destination: folder, to hold a folder per clip.
-      checkpoint: of the inverse renderer.
-      passes: G-buffers to estimate.
-      frames: frames per chunk; None: the model's. Chunks do not overlap, and an incomplete last chunk is dropped.
-      size: height and width to cover, with sides rounded up to multiples of 64; None: the model's.
-      num_steps: network evaluations per pass; None: the renderer's default.
-      seed, dtype: see `drender.config.Sampling` and `Renderer.load`.
-      environments: folder with the light of clip NAME in NAME.hdr or NAME.exr. The clip gets a `light.json`
-        that refers to it, unless it has one.
-      light: estimate the light of every clip from the frames of its first chunk. The clip gets `environment.exr` and a
-        `light.json`, unless it has one. A clip whose light cannot be estimated is a warning.
-      fov: vertical field of view of the clips in degrees, for `light`; None: 50.
-      overwrite: replace results of other arguments, and every `light.json`.
-      devices: devices that share the work; None: all local ones.
-      process: index of this process, and number of processes that share the clips.
+    source: str = option("image, video, folder of frames, or folder of these", metavar="CLIPS", name="source")
+    destination: str = option("folder, to hold a folder per clip", metavar="FOLDER", name="destination")
+    checkpoint: str = option("inverse renderer", metavar="FOLDER", required=True)
+    frames: int | None = option(
+        "frames per chunk (the model's); chunks do not overlap, and an incomplete last one is dropped", metavar="N"
+    )
+    size: tuple[int, int] | None = option(
+        "pixels to cover, rounded up to multiples of 64 (the checkpoint's)", metavar=("H", "W")
+    )
+    passes: tuple[str, ...] = option("G-buffers to estimate", DEFAULT_PASSES, "NAME")
+    num_steps: int | None = option("network evaluations per pass (20)", metavar="N", name="--steps")
+    seed: int = option("random seed", 0, "N")
+    environments: str | None = option(
+        "folder with the light of clip NAME in NAME.hdr or NAME.exr, for a light.json that refers to it",
+        metavar="FOLDER",
+    )
+    light: bool = option(
+        "estimate the light of every clip from its first chunk; write environment.exr and light.json", False
+    )
+    fov: float | None = option("vertical field of view of the clips, in degrees, for --light (50)", metavar="DEGREES")
+    overwrite: bool = option("replace results of other options, and light.json", False)
+
+
+def label_clips(options: LabelOptions, devices: Sequence[jax.Device]) -> None:
+    """Estimate the G-buffers of RGB clips. Clips that an earlier run with the same options finished are kept.
+
+    A `light.json` that a clip has already is kept too, unless `overwrite`. A clip whose light cannot be estimated is a
+    warning.
+
     Raises:
-      InputError: invalid arguments or clips, or a clip without an environment.
+      InputError: invalid options or clips, or a clip without an environment.
     """
-    config = InverseRenderer.load_config(checkpoint)
-    frames, size = config.frames if frames is None else frames, size or config.size
+    config = InverseRenderer.load_config(options.checkpoint)
+    frames, size = config.frames if options.frames is None else options.frames, options.size or config.size
     chunks = ChunkConfig(frames, overlap=0, mode="drop-last")
-    sampling = {"seed": seed} | ({} if num_steps is None else {"num_steps": num_steps})
+    sampling = {"seed": options.seed} | ({} if options.num_steps is None else {"num_steps": options.num_steps})
     from_dict(Sampling, sampling, "options")  # raises InputError before anything is loaded
     settings = {
-        "checkpoint": str(checkpoint), "input": str(source), "passes": passes, "frames": frames, "overlap": 0,
-        "size": size, "dtype": dtype, **sampling,
+        "checkpoint": options.checkpoint, "input": options.source, "passes": options.passes, "frames": frames,
+        "overlap": 0, "size": size, "dtype": options.dtype, **sampling,
     }  # fmt: skip
     run = RunConfig(
-        Path(source), Path(destination), settings, (Path(checkpoint),), chunks, ResizeConfig(size=size), sampling,
-        video=False, overwrite=overwrite,
+        Path(options.source), Path(options.destination), settings, (Path(options.checkpoint),), chunks,
+        ResizeConfig(size=size), sampling, video=False, overwrite=options.overwrite,
     )  # fmt: skip
-    job = InverseJob(run, chosen_passes(config, passes))
-    if light and environments:
+    job = InverseJob(run, chosen_passes(config, options.passes))
+    if options.light and options.environments:
         raise InputError("--light and --environments exclude each other; leave one out")
-    if light:
+    if options.light:
         require_for_own_light(("rgb", *job.passes), "--light: --passes has")
-    elif fov is not None:
-        raise InputError(f"--fov {fov:g}: it is for --light; give it too, or leave it out")
-    own = Lights([OWN_LIGHT], fov=fov) if light else None  # raises InputError before anything is loaded
-    lights = _lights(job, Path(environments)) if environments else {}
+    elif options.fov is not None:
+        raise InputError(f"--fov {options.fov:g}: it is for --light; give it too, or leave it out")
+    own = Lights([OWN_LIGHT], fov=options.fov) if options.light else None  # raises InputError before anything is loaded
+    lights = _lights(job, Path(options.environments)) if options.environments else {}
     try:
-        execute(
-            job,
-            lambda devices: InverseRenderer.load(checkpoint, dtype, devices),
-            devices or jax.local_devices(),
-            process,
-        )
+        load = lambda devices: InverseRenderer.load(options.checkpoint, options.dtype, devices)
+        execute(job, load, devices, options.process)
     finally:
-        names = [clip.name for clip in job.discover(lambda _: None)] if light else lights
+        names = [clip.name for clip in job.discover(lambda _: None)] if options.light else lights
         for name in names:
             folder = run.output / name
-            kept = (folder / LIGHT_FILE).exists() and not overwrite
+            kept = (folder / LIGHT_FILE).exists() and not options.overwrite
             if kept or not read_record(folder / "inverse.json").get("finished"):
                 continue
             if own is not None:

@@ -24,7 +24,8 @@ def option(help: str, default: Any = None, metavar: str | tuple[str, ...] | None
     """Declare a field as an option `--field-name`.
 
     Args:
-      **argparse_options: arguments of `add_argument` that the field's type does not imply; `name` is another name.
+      **argparse_options: arguments of `add_argument` that the field's type does not imply; `name` is another name. A
+        positional argument is named as the field.
     """
     argparse_options |= {"help": help} | ({"metavar": metavar} if metavar else {})
     return dataclasses.field(default=default, metadata=argparse_options)
@@ -40,7 +41,9 @@ def add_options(command: cli.Parser, cls: type) -> None:
         if "action" in arguments:
             arguments.pop("type", None)
         name = arguments.pop("name", "--" + field.name.replace("_", "-"))
-        command.add_argument(name, dest=field.name, default=field.default, **arguments)
+        if name.startswith("-"):
+            arguments |= {"dest": field.name, "default": field.default}
+        command.add_argument(name, **arguments)
 
 
 def _implied_arguments(hint: Any) -> dict[str, Any]:
@@ -190,8 +193,17 @@ class ForwardModelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(FileOptions):
-    """Chunks, sizes, encoding of images, and devices."""
+class DeviceOptions:
+    """Devices and processes."""
+
+    devices: int | None = option("number of local devices that share the work (all)", metavar="N")
+    process: tuple[int, int] = option("index and number of the processes that share the work", (0, 1), ("I", "N"))
+    dtype: str | None = option("dtype of the computation (float32 on CPUs, else bfloat16)", choices=DTYPES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(DeviceOptions, FileOptions):
+    """Chunks, sizes, and encoding of images."""
 
     frames: int | None = option("frames per window or chunk (the model's)", metavar="N")
     overlap: int | None = option("frames that windows or chunks share (6, at most half of --frames)", metavar="N")
@@ -211,9 +223,6 @@ class RunOptions(FileOptions):
     format: str = option("format of the images; exr is half float", "png", choices=KINDS)
     bits: int | None = option("bits per channel of PNG files (8)", choices=(8, 16))
     transfer: str | None = option("transfer curve of colors in the images (srgb; linear in EXR)", choices=TRANSFERS)
-    devices: int | None = option("number of local devices that share the work (all)", metavar="N")
-    process: tuple[int, int] = option("index and number of the processes that share the clips", (0, 1), ("I", "N"))
-    dtype: str | None = option("dtype of the computation (float32 on CPUs, else bfloat16)", choices=DTYPES)
 
 
 @dataclass(frozen=True, kw_only=True)

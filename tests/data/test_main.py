@@ -110,9 +110,11 @@ def test_label_makes_training_clips(run, inverse_model, tmp_path):
 @pytest.mark.parametrize(("command", "function"), [("encode", "encode_clips"), ("label", "label_clips")])
 def test_checkpoints_have_names(run, monkeypatch, command, function):
     received = {}
-    monkeypatch.setattr(__main__, function, lambda **arguments: received.update(arguments))
+    monkeypatch.setattr(
+        __main__, function, lambda *options, **arguments: received.update(vars(options[0]) if options else arguments)
+    )
     assert run(command, "clips", "out", "--checkpoint", "built-in/inverse")[0] == 0
-    assert received["checkpoint"] == assets.checkpoint("inverse")
+    assert received["checkpoint"] == str(assets.checkpoint("inverse"))
 
 
 @pytest.mark.filterwarnings("default:clip .night. gets no light")
