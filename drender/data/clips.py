@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import numpy as np
 from einops import rearrange
 from jaxtyping import ArrayLike, Bool, Float32, Shaped
@@ -33,13 +32,8 @@ Size = tuple[int, int]  # height and width
 VALID = "valid"  # not `mask`, which marks the foreground
 # Stored values that invalid pixels get: those of the background, else gray.
 FILL = {"normal": (0.5, 0.5, 1.0), "depth": (1.0,) * 3, "metallic": (0.0,) * 3}
-# Cube maps to keep, of 19 MB each: neighboring rows may share a clip or a sky.
-MAX_CACHED_CUBES = 8
-
-
-@functools.lru_cache(MAX_CACHED_CUBES)
-def _load_cube(path: Path, rotation: float, flip: bool, strength: float) -> jax.Array:
-    return load_environment(path, rotation, flip, strength)
+# Keep cube maps, of 19 MB each: neighboring rows may share a clip or a sky.
+_load_cube = functools.lru_cache(maxsize=8)(load_environment)
 
 
 # --- a clip ----------------------------------------------------------------------------------------------------------

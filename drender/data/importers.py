@@ -68,9 +68,10 @@ def import_clips(kind: str, source: str | Path, destination: str | Path) -> None
     """
     if not Path(source).is_dir():
         raise InputError(f"{source} is not a folder" if Path(source).exists() else f"{source} does not exist")
-    clips = list(READERS[kind](Path(source)))
+    find, layout = READERS[kind]
+    clips = list(find(Path(source)))
     if not clips:
-        raise InputError(f"{source}: no clips of {kind} found; expected {LAYOUTS[kind]}")
+        raise InputError(f"{source}: no clips of {kind} found; expected {layout}")
     if twice := [name for name, count in Counter(clip.name for clip in clips).items() if count > 1]:
         raise InputError(f"{source}: several clips are named {twice[0]!r}; rename their folders")
     missing = [clip for clip in clips if not (Path(destination) / clip.name).exists()]
@@ -306,13 +307,12 @@ def _has_layer(path: Path, name: str) -> bool:
     return layer is not None and (bool(layer.name) or name == "rgb")
 
 
-READERS: dict[str, Callable[[Path], Iterator[SourceClip]]] = {
-    "hypersim": find_hypersim,
-    "interiorverse": find_interiorverse,
-    "blender": find_blender,
-}
-LAYOUTS = {
-    "hypersim": "{scene}/images/scene_cam_00_final_hdf5/frame.0000.color.hdf5 and …_geometry_hdf5",
-    "interiorverse": "{scene}/000_im.exr with 000_albedo.exr, …",
-    "blender": "transforms.json beside the EXR files of a clip, or in a folder per clip",
+# Per kind: the function that finds the clips in a folder, and the files that it expects.
+READERS: dict[str, tuple[Callable[[Path], Iterator[SourceClip]], str]] = {
+    "hypersim": (
+        find_hypersim,
+        "{scene}/images/scene_cam_00_final_hdf5/frame.0000.color.hdf5 and …_geometry_hdf5",
+    ),
+    "interiorverse": (find_interiorverse, "{scene}/000_im.exr with 000_albedo.exr, …"),
+    "blender": (find_blender, "transforms.json beside the EXR files of a clip, or in a folder per clip"),
 }

@@ -1,4 +1,4 @@
-"""Montages: images side by side in videos, contact sheets, and insets."""
+"""Montages: images side by side in videos, and contact sheets."""
 
 import numpy as np
 
@@ -32,11 +32,3 @@ def _scaled(image: np.ndarray, factor: float) -> np.ndarray:
     if factor >= 1:
         return image.repeat(round(factor), axis=0).repeat(round(factor), axis=1)
     return fit_cover(image, tuple(round(side * factor) for side in image.shape[:2]), multiple=1)
-
-
-def inset(image: np.ndarray, environment: np.ndarray) -> np.ndarray:
-    """Return the image with an environment map in its lower left corner."""
-    image = image.copy()
-    h, w = environment.shape[:2]
-    image[-h:, :w] = environment
-    return image

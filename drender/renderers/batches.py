@@ -19,17 +19,6 @@ def batched(items: Sequence, n: int) -> list[Sequence]:
     return [items[i : i + n] for i in range(0, len(items), n)]
 
 
-def equal_batches(rows: Iterable[np.ndarray], n: int) -> list[list[np.ndarray]]:
-    """Split rows into consecutive batches of at most n rows of the same shape."""
-    batches: list[list[np.ndarray]] = []
-    for row in rows:
-        if batches and len(batches[-1]) < n and batches[-1][0].shape == row.shape:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return batches
-
-
 def map_in_batches(
     fn: Callable, items: Float[np.ndarray, "n ..."], num_devices: int = 1, batch: int = ENCODE_BATCH
 ) -> Float[np.ndarray, "n ..."]:
@@ -59,7 +48,7 @@ def map_in_windows(
         windows = plan_windows(f, length, overlap)
     rows = [clip[None, window] for window in windows for clip in clips]
     # Every device takes a row of its own; they share rows only if too few are left.
-    batches = equal_batches(rows, num_devices)
+    batches = [batch for _, equal in itertools.groupby(rows, np.shape) for batch in batched(list(equal), num_devices)]
     results = prefetch_to_host(fn(np.concatenate(batch)) for batch in batches)
     frames = (row for result in results for row in result)
     return cross_fade(windows, (np.stack([next(frames) for _ in clips]) for _ in windows))

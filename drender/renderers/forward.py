@@ -78,7 +78,8 @@ class ForwardRenderer(Renderer):
         """
         sampling, drop = self.sampling(sampling, GUIDANCE), set(drop)
         images, shape = self._check_buffers(buffers, drop)
-        noise = self.initial_noise(noise, sampling, self._latent_grid(shape))
+        downscale = self.config.vae.downscale
+        noise = self.initial_noise(noise, sampling, (*shape[:2], shape[2] // downscale, shape[3] // downscale))
         latents = self._encode_buffers(images, sampling)
         light = None if "environment" in drop else self.encode_environment(self._check_environment(environment, shape))
         return whole(self.decode(self.render(latents, light, sampling, noise, progress), sampling))
@@ -153,11 +154,6 @@ class ForwardRenderer(Renderer):
         return lambda window: tokens(0, 1) if static else tokens(window.start, window.stop)
 
     # --- checks ------------------------------------------------------------------------------------------------------
-
-    def _latent_grid(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape b, f, h, w of the latents of images `b f h w 3`."""
-        b, f, h, w, _ = shape
-        return b, f, h // self.config.vae.downscale, w // self.config.vae.downscale
 
     def _check_buffers(self, buffers: Mapping, drop: set[str]) -> tuple[dict[str, np.ndarray], tuple[int, ...]]:
         """Return the conditions to use, and the shape that all G-buffers have."""

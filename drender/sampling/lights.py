@@ -14,7 +14,6 @@ from drender.lighting.camera import camera_rotations, light_angles
 from drender.lighting.environment import Environment
 from drender.lighting.estimation import MAX_FRAMES, check_fov, estimate_environment
 from drender.lighting.projection import check_projection
-from drender.media import montage
 from drender.media.resize import fit_cover
 from drender.renderers.forward import ForwardRenderer
 from drender.sampling.inputs import READ_BATCH, Chunk
@@ -158,8 +157,9 @@ class Lights:
 
     def inset(self, image: Image, index: int, frame: int, num_frames: int) -> Image:
         """Return a relit frame with its environment in the lower left corner."""
-        side = min(image.shape[:2]) // 4
-        return montage.inset(image, self.displayed(index, frame, num_frames, (side, side)))
+        image, side = image.copy(), min(image.shape[:2]) // 4
+        image[-side:, :side] = self.displayed(index, frame, num_frames, (side, side))
+        return image
 
     def on_page(self, num_frames: int) -> dict[str, PageLight]:
         """Return names and thumbnails of the environments for the HTML page, by label."""

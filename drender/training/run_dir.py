@@ -59,10 +59,6 @@ class TrainState:
     ema: dict[str, Any]
     optimizer: Any
 
-    def items(self) -> dict[str, Any]:
-        """Return the three parts as Orbax's checkpointables."""
-        return {"params": self.params, "ema": self.ema, "optimizer": self.optimizer}
-
 
 jax.tree_util.register_dataclass(TrainState, ["params", "ema", "optimizer"], [])
 
@@ -233,7 +229,7 @@ class RunFolder:
                 # Orbax reports a full disk too, but in a hundred lines.
                 if shutil.disk_usage(self.path).free < sum(x.nbytes for x in jax.tree.leaves(state)):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                self._checkpointer.save_checkpointables_async(step, state.items(), force=True)
+                self._checkpointer.save_checkpointables_async(step, vars(state), force=True)
                 self.last = step
 
     def restore(self, abstract: TrainState) -> TrainState:
@@ -243,7 +239,7 @@ class RunFolder:
           InputError: the checkpoint is damaged, or its shapes differ.
         """
         with _damage_as_input_error(self.config.output, self.last):
-            return TrainState(**self._checkpointer.load_checkpointables(self.last, abstract.items()))
+            return TrainState(**self._checkpointer.load_checkpointables(self.last, vars(abstract)))
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Append a line to metrics.jsonl and a point to each curve of the loggers."""

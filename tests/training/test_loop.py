@@ -232,7 +232,7 @@ def test_a_checkpoint_is_restored_on_another_mesh(whole, settings):
         learn, _ = weights.split(needs_vae=True, resumed=True)
         state = folder.restore(abstract_state(learn, optimizer, mesh))
     assert {x.sharding for x in jax.tree.leaves(state)} == {sharding.replicated(mesh)}
-    jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(state.items()), jax.tree.leaves(expected))
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(vars(state)), jax.tree.leaves(expected))
 
 
 @pytest.mark.slow
