@@ -5,17 +5,17 @@
 
 import base64
 import html
+import io
 import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import av
 import numpy as np
 from jaxtyping import Float
+from PIL import Image
 
 from drender.assets import ASSETS
 from drender.files import atomic_write
@@ -28,7 +28,7 @@ MAX_SIDE = 512  # pixels; larger frames are scaled down
 # video and buffers, 0.4 in photographs, so the page has 60 to 150 MB, which browsers open easily.
 MAX_PIXELS = 1500 * MAX_SIDE**2
 POSTER_SIDE = 96  # pixels; of the thumbnail of a clip
-QUALITY = 3  # of JPEG on FFmpeg's scale: 2 is best, 31 worst
+QUALITY = 92  # of JPEG, 0 to 100
 
 # Meaning of an image's values, by label; other labels have no note.
 NOTES = {
@@ -161,11 +161,6 @@ def _scaled(image: Float[np.ndarray, "h w 3"], scale: float) -> Float[np.ndarray
 
 def _data_uri(image: Float[np.ndarray, "h w 3"]) -> str:
     """Return the image as a JPEG without chroma subsampling, which would smear normals and small frames."""
-    encoder = av.CodecContext.create("mjpeg", "w")
-    encoder.height, encoder.width = image.shape[:2]
-    encoder.pix_fmt, encoder.color_range, encoder.time_base = "yuv444p", 2, Fraction(1)  # 2: full, as in JFIF
-    encoder.options = {"qmin": str(QUALITY), "qmax": str(QUALITY), "strict": "unofficial"}
-    frame = av.VideoFrame.from_ndarray(to_integers(image), format="rgb24")
-    frame = frame.reformat(format="yuv444p", dst_colorspace="ITU601", dst_color_range="JPEG")
-    jpeg = b"".join(bytes(packet) for packet in (*encoder.encode(frame), *encoder.encode()))
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+    jpeg = io.BytesIO()
+    Image.fromarray(to_integers(image)).save(jpeg, "JPEG", quality=QUALITY, subsampling=0, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode()
