@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import OpenImageIO as oiio
+import numpy as np
+from PIL import Image
 from tensorboardX import SummaryWriter
-from tensorboardX.proto.summary_pb2 import Summary
 
 from drender.errors import InputError, first_line
 
@@ -41,16 +41,7 @@ class TensorBoard:
         self._writer.flush()
 
     def draw(self, step: int, picture: Path) -> None:
-        # tensorboardX's `add_image` would need Pillow to encode the PNG, which exists already.
-        spec = oiio.ImageInput.open(str(picture)).spec()
-        encoded = Summary.Image(
-            height=spec.height,
-            width=spec.width,
-            colorspace=spec.nchannels,
-            encoded_image_string=picture.read_bytes(),
-        )
-        value = Summary.Value(tag="evaluation", image=encoded)
-        self._writer.file_writer.add_summary(Summary(value=[value]), step)
+        self._writer.add_image("evaluation", np.asarray(Image.open(picture)), step, dataformats="HWC")
 
     def close(self) -> None:
         self._writer.close()
