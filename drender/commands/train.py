@@ -6,7 +6,6 @@ command resumes an interrupted run.
 
 import dataclasses
 import sys
-from collections.abc import Iterator
 
 from drender import cli, sharding
 from drender.errors import oom_guard
@@ -65,14 +64,9 @@ def split(parser: cli.Parser, words: list[str]) -> tuple[list[str], list[str]]:
         if not word.startswith("-") and equals:
             overrides.append(word)
         elif word.startswith("--") and key.partition(".")[0] in keys:
-            overrides.append(f"{key}={value if equals else _next_value(parser, word, remaining)}")
+            if not equals and (value := next(remaining, None)) is None:
+                parser.error(f"{word} needs a value")
+            overrides.append(f"{key}={value}")
         else:
             options.append(word)
     return options, overrides
-
-
-def _next_value(parser: cli.Parser, option: str, words: Iterator[str]) -> str:
-    value = next(words, None)
-    if value is None:
-        parser.error(f"{option} needs a value")
-    return value
