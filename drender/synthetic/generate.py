@@ -15,6 +15,7 @@ number of processes. Run the same command again to resume; a larger --clips adds
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -85,12 +86,9 @@ def make_clips(args, settings: Settings, output: Path) -> None:
     """Make the clips of a command line that `output` lacks."""
     remove_partial(output)
     check_record(output, settings)
-    todo = [
-        (index, light)
-        for index in range(args.first, args.first + args.clips)
-        for light in range(args.lights)
-        if not (output / clip_name(index, light)).exists()
-    ]
+    jobs = list(itertools.product(range(args.first, args.first + args.clips), range(args.lights)))
+    names = [clip_name(*job) for job in jobs]
+    todo = [job for job, name in zip(jobs, names, strict=True) if not (output / name).exists()]
     prepare(output, settings, todo)
     start = functools.partial(_start, str(output), settings)
     begin = time.monotonic()
@@ -98,7 +96,6 @@ def make_clips(args, settings: Settings, output: Path) -> None:
         for _ in pool.run(start, todo, args.processes):
             progress.update()
     rate = len(todo) / (time.monotonic() - begin) * 60
-    names = [clip_name(i, light) for i in range(args.first, args.first + args.clips) for light in range(args.lights)]
     write_png(output / CONTACT, contact_sheet(output, names))
     write_credits(output, [folder for folder in (args.meshes, args.environments, args.textures) if folder])
     made = f", {len(todo)} of them new, {rate:.0f} per minute" if todo else ""
@@ -161,8 +158,9 @@ def read_settings(args) -> Settings:
 def check_record(output: Path, settings: Settings) -> None:
     """Write the settings of a folder; raise InputError if it holds clips of other settings."""
     record = {name: getattr(settings, name) for name in ("frames", "size", "spp", "seed", "split", "layouts")}
-    record |= {"families": settings.assets.families, "meshes": files_digest(settings.assets.meshes)}
     record |= {
+        "families": settings.assets.families,
+        "meshes": files_digest(settings.assets.meshes),
         "environments": files_digest(settings.paths.values()),
         "textures": files_digest(settings.assets.textures),
     }

@@ -76,15 +76,10 @@ def render_clip(
 
 def _fixed_surfaces(scene: Scene) -> list[tuple[Mesh, Surface]]:
     """Return the meshes and materials of the ground and the walls."""
-    walls = [
-        (rectangle(wall.corner, wall.across, wall.up, wall.repeat), wall.material.maps(TILE)) for wall in scene.walls
-    ]
-    if scene.plane is None:
-        return walls
-    return [
-        (shapes.plane(scene.plane.half, scene.plane.round, scene.plane.repeat), scene.plane.material.maps(TILE)),
-        *walls,
-    ]
+    meshes = [(rectangle(wall.corner, wall.across, wall.up, wall.repeat), wall.material) for wall in scene.walls]
+    if (plane := scene.plane) is not None:
+        meshes.insert(0, (shapes.plane(plane.half, plane.round, plane.repeat), plane.material))
+    return [(mesh, material.maps(TILE)) for mesh, material in meshes]
 
 
 def _object_mesh(item: SceneObject) -> tuple[Mesh, list[Surface]]:

@@ -71,9 +71,8 @@ def _grid_mesh(points: Float[np.ndarray, "v u 3"]) -> Mesh:
     )
     level = np.ptp(corners[..., 1], axis=1, keepdims=True)[..., None] < 1e-6
     uvs = np.where(level, corners[..., [0, 2]] / 2 + 0.5, uvs)
-    if (
-        np.einsum("fi,fi->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2])) < 0
-    ):  # six times the volume: negative if inside out
+    six_volumes = np.einsum("fi,fi->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2]))
+    if six_volumes < 0:  # inside out
         corners, uvs = corners[:, ::-1], uvs[:, ::-1]
     return triangle_mesh(corners, uvs)
 
