@@ -195,13 +195,12 @@ def check_parts(config: RendererConfig) -> None:
     forward, latent = config.kind == "forward", vae.latent_channels
     if forward and encoder is None:
         raise InputError("env_encoder: missing, but a forward renderer needs it")
+    context = encoder.channels if forward else unet.cross_attention_dim[-1:] * len(unet.cross_attention_dim)
     expected = {
         "unet.in_channels": latent * (1 + len(config.conditions) if forward else 2),
         "unet.out_channels": latent,
         "unet.projection_class_embeddings_input_dim": 3 * unet.addition_time_embed_dim,
-        "unet.cross_attention_dim": encoder.channels
-        if forward
-        else unet.cross_attention_dim[-1:] * len(unet.cross_attention_dim),
+        "unet.cross_attention_dim": context,
         "unet.multi_res_encoder_hidden_states": forward,
         "unet.context_embedding_type": "clip" if config.kind == "inverse" else None,
         "vae.in_channels": 3,
