@@ -32,9 +32,9 @@ class LoadedImage(NamedTuple):
         """
         if self.profile is not None:
             return self._converted(path, lambda: profile_to_srgb(self.image, self.profile))
-        return self._converted(
-            path, lambda: self.image if self.space is None else space_to_srgb(self.image, self.space)
-        )
+        if self.space is not None:
+            return self._converted(path, lambda: space_to_srgb(self.image, self.space))
+        return self.image
 
     def as_linear(self, path: str | Path) -> Image:
         """Return an image of linear light converted to Rec. 709 primaries; warn as `as_srgb` does."""
