@@ -58,8 +58,6 @@ class EditingJob(ClipJob):
       cameras: camera-to-world rotations of the frames, for normals in world space.
     """
 
-    lights: ClassVar[None] = None
-
     run: RunConfig
     bits: int | None = None
     encoding: InputEncoding = DEFAULT

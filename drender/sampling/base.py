@@ -119,7 +119,6 @@ class ClipJob(Job):
     """A job that writes folders of images, a chunk of the clip at a time, with a video and a contact sheet of them."""
 
     title: ClassVar[str]  # of the HTML page
-    lights: Lights | None  # the environments of images with their labels
 
     @abc.abstractmethod
     def outputs(self, clip: ChunkedClip) -> list[ClipOutput]:
@@ -132,8 +131,8 @@ class ClipJob(Job):
         """Write all images of a chunk; chunks come in order. `control` is `progress` and `stop` of `run_clip`."""
 
     def lights_of(self, outputs: list[ClipOutput]) -> Lights | None:
-        """Return the environments of a clip whose results are in `outputs`."""
-        return self.lights
+        """Return the environments of a clip whose results are in `outputs`; None if it is not relit."""
+        return None
 
     def source_readers(self, clip: ChunkedClip) -> dict[str, Reader]:
         """Return readers of input images that the HTML page shows beside the results."""

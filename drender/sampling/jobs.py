@@ -34,7 +34,6 @@ class InverseJob(ClipJob):
     """RGB clips to G-buffers; `renderers` is an `InverseRenderer`."""
 
     title: ClassVar[str] = "Inverse rendering"
-    lights: ClassVar[None] = None
 
     run: RunConfig
     passes: Sequence[str]
