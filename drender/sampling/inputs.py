@@ -192,13 +192,13 @@ class BufferChunks(ChunkedClip):
         overlap = record.get("settings", {}).get("overlap", config.overlap) if several else config.overlap
         stored = _stored_chunks(clip, overlap)
         places = [file for chunk, files in stored.items() for file in files[overlap if chunk.start else 0 :]]
+        if fixed_frame is not None and not 0 <= fixed_frame < len(places):
+            raise InputError(f"--fixed-frame {fixed_frame}: clip {clip.name!r} has frames 0 to {len(places) - 1}")
         needed = len(places) if fixed_frame is None else fixed_frame + 1
         if cameras is not None and len(cameras) < needed:
             problem = f"clip {clip.name!r} has {needed} frames, but --poses only {len(cameras)}"
             raise InputError(f"{problem}; give one for each")
         if fixed_frame is not None:
-            if not 0 <= fixed_frame < len(places):
-                raise InputError(f"--fixed-frame {fixed_frame}: clip {clip.name!r} has frames 0 to {len(places) - 1}")
             still = Chunk(0, 0, config.frames, config.frames)
             cameras = cameras if cameras is None else cameras[fixed_frame : fixed_frame + 1].repeat(config.frames, 0)
             return cls(clip.name, fps, [still], 0, clip, {still: [places[fixed_frame]] * config.frames}, cameras)

@@ -42,7 +42,7 @@ class InverseJob(ClipJob):
     def discover(self, on_failure: OnFailure) -> list[RgbChunks]:
         clips = find_clips(self.run.input, on_failure, assumed=self.encoding)
         self.run.check_separate({clip.name: clip.paths[0].parent for clip in clips})
-        return [RgbChunks.plan(clip, self.run.chunks) for clip in clips]
+        return map_collecting_errors(RgbChunks.plan, [(clip, self.run.chunks) for clip in clips], on_failure)
 
     def outputs(self, clip: RgbChunks) -> list[ClipOutput]:
         return [self.output(clip)]

@@ -60,10 +60,11 @@ class LightJob(Job):
         source, chunks = self.run.input, self.run.chunks
         if self.from_gbuffers:
             labels = ("rgb", *ESTIMATED_FROM)
+            plan = partial(BufferChunks.plan, cameras=self.cameras)
             found = find_gbuffer_clips(source, (), on_failure, labels, require_finished, self.encoding)
-            clips = [BufferChunks.plan(clip, chunks, cameras=self.cameras) for clip in found]
         else:
-            clips = [RgbChunks.plan(clip, chunks) for clip in find_clips(source, on_failure, assumed=self.encoding)]
+            plan, found = RgbChunks.plan, find_clips(source, on_failure, assumed=self.encoding)
+        clips = map_collecting_errors(plan, [(clip, chunks) for clip in found], on_failure)
         if self.file and len(clips) > 1:
             raise InputError(f"--output {self.file} is one file, for {len(clips)} clips; give a folder")
         return map_collecting_errors(check, [(clip,) for clip in clips], on_failure)

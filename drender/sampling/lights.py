@@ -157,7 +157,7 @@ class Lights:
 
     def inset(self, image: Image, index: int, frame: int, num_frames: int) -> Image:
         """Return a relit frame with its environment in the lower left corner."""
-        image, side = image.copy(), min(image.shape[:2]) // 4
+        image, side = image.copy(), max(1, min(image.shape[:2]) // 4)
         image[-side:, :side] = self.displayed(index, frame, num_frames, (side, side))
         return image
 

@@ -3,13 +3,17 @@
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from drender.errors import InputError
 from drender.media.gbuffers import GBufferClip
+from drender.media.images import write_png
+from drender.sampling.base import RunConfig
 from drender.sampling.inputs import BufferChunks, ChunkConfig
+from drender.sampling.jobs import InverseJob
 
 frame_counts, lengths = st.integers(1, 400), st.integers(1, 48)
 
@@ -54,3 +58,27 @@ def test_stored_chunks_that_share_frames_give_each_frame_once(mode):
     chunked = BufferChunks.plan(clip, ChunkConfig(24, 1, mode))
     assert [chunked.places[chunk][i] for chunk, i in chunked.frames] == [0, 1, 2, 3, 5, 6]
     assert chunked.num_frames == 6
+
+
+@pytest.mark.parametrize(
+    ("fixed_frame", "message"),
+    [
+        (None, "clip 'a' has 3 frames, but --poses only 2"),
+        (2, "clip 'a' has 3 frames, but --poses only 2"),
+        (5, "--fixed-frame 5: clip 'a' has frames 0 to 2"),
+    ],
+)
+def test_every_frame_needs_a_camera(fixed_frame, message):
+    clip = GBufferClip("a", {"normal": tuple(Path(str(i)) for i in range(3))}, {0: 3})
+    cameras = np.tile(np.eye(3, dtype=np.float32), (2, 1, 1))
+    with pytest.raises(InputError, match=message):
+        BufferChunks.plan(clip, ChunkConfig(), fixed_frame, cameras)
+    assert BufferChunks.plan(clip, ChunkConfig(), 1, cameras).cameras.shape == (24, 3, 3)
+
+
+def test_a_long_name_does_not_stop_the_other_clips(tmp_path):
+    for name in ("walk", "é" * 120):
+        write_png(tmp_path / "in" / f"{name}.png", np.zeros((4, 4, 3), np.float32))
+    failures = []
+    clips = InverseJob(RunConfig(tmp_path / "in", tmp_path / "out", {}), ("normal",)).discover(failures.append)
+    assert [clip.name for clip in clips] == ["walk"] and "its name has 240 bytes" in str(*failures)

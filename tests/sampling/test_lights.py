@@ -135,3 +135,10 @@ def test_displayed_maps_of_a_still_light_are_computed_once(monkeypatch):
         assert len(computed) == count
         for frame, image in zip((0, 1, 2, 1), shown, strict=True):
             np.testing.assert_array_equal(image, maps(0, np.array([frame]), 4, (8, 8))["env_ldr"][0])
+
+
+def test_insets_fit_into_frames_of_few_pixels(tmp_path):
+    lights = Lights([write_maps(tmp_path, [0.5]) / "sky0.png"])
+    for size in ((1, 1), (3, 200), (8, 8)):
+        image = lights.inset(np.zeros((*size, 3), np.float32), 0, 0, 1)
+        assert image.shape == (*size, 3) and (image > 0).any(axis=-1).sum() == max(1, min(size) // 4) ** 2
