@@ -25,6 +25,7 @@ ONE_LEVEL = UNET | {
     "down_block_types": UNET["down_block_types"][:1],
     "up_block_types": UNET["up_block_types"][1:],
     "num_attention_heads": (2,),
+    "norm_num_groups": 8,  # a channel alone in its group would lose what the time adds to it
 }
 VAE = VAEConfig(block_out_channels=(32, 32), layers_per_block=1)
 
@@ -44,7 +45,7 @@ def forward_config(unet: dict = ONE_LEVEL) -> RendererConfig:
         temporal_cross_attention_dim=None,
         multi_res_encoder_hidden_states=True,
     )
-    encoder = EnvEncoderConfig(channels=levels, num_res_blocks=1)
+    encoder = EnvEncoderConfig(channels=levels, num_res_blocks=1, norm_num_groups=unet.norm_num_groups)
     return RendererConfig("forward", unet, VAE, encoder, scale_cond_latents=True, environment_size=(16, 16))
 
 
