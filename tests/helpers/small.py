@@ -30,10 +30,9 @@ ONE_LEVEL = UNET | {
 VAE = VAEConfig(block_out_channels=(32, 32), layers_per_block=1)
 
 
-def inverse_config() -> RendererConfig:
+def inverse_config(unet: dict = ONE_LEVEL) -> RendererConfig:
     context = {"cross_attention_dim": 24, "temporal_cross_attention_dim": 24, "context_embedding_type": "clip"}
-    unet = UNetConfig(**ONE_LEVEL, **context)
-    return RendererConfig("inverse", unet, VAE)
+    return RendererConfig("inverse", UNetConfig(**unet, **context), VAE)
 
 
 def forward_config(unet: dict = ONE_LEVEL) -> RendererConfig:
