@@ -1,6 +1,7 @@
 """LoRA factors: merging into kernels, applying beside kernels, initial values, and errors."""
 
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -118,8 +119,10 @@ def test_merge_rejects_factors_that_do_not_fit(params, adapted, message):
 
 # --- factors beside the kernels --------------------------------------------------------------------------------------
 
-CONFIGS = {"inverse": small.inverse_config().unet, "forward": small.forward_config().unet}
+CONFIGS = {"inverse": small.inverse_config(small.UNET).unet, "forward": small.forward_config(small.UNET).unet}
 TARGETS = ("to_q", "to_k", "to_v", "to_out")
+# The emitters that other tests compile with round the same sums differently.
+EMITTERS = {"xla_cpu_use_fusion_emitters": True} if "fusion_emitters" in os.environ["XLA_FLAGS"] else None
 
 
 def unet_inputs(kind: str, seed: int = 0) -> tuple:
@@ -129,7 +132,7 @@ def unet_inputs(kind: str, seed: int = 0) -> tuple:
     x, time, micro = draw(2, 3, 4, 4, CONFIGS[kind].in_channels), np.float32([0.3, -0.8]), draw(2, 3)
     if kind == "inverse":
         return x, time, np.zeros((2, 1, 1, 24), "f"), micro, np.int32([3, 1])
-    return x, time, [draw(2, 3, 5, 32)], micro
+    return x, time, [draw(2, 3, 5, 32), draw(2, 3, 2, 64)], micro
 
 
 @functools.cache
@@ -145,7 +148,7 @@ def adapted_unet(kind: str):
     def call(params, factors, gate, inputs):
         return lora.adapt(nnx.merge(graphdef, params), factors, gate)(*inputs)
 
-    return params, factors, jax.jit(call)
+    return params, factors, jax.jit(call, compiler_options=EMITTERS)
 
 
 def test_initial_factors_are_zero_products_for_every_target():
@@ -182,7 +185,7 @@ def test_equal_gates_equal_merging(kind):
     merged = call(lora.merge(params, factors, 0.6), {}, np.float32([0, 0]), inputs)
     np.testing.assert_allclose(call(params, factors, np.float32([0.6, 0.6]), inputs), merged, atol=2e-5)
     base = call(params, factors, np.float32([0, 0]), inputs)
-    np.testing.assert_allclose(base, call(params, {}, np.float32([0, 0]), inputs), atol=3e-6)
+    np.testing.assert_allclose(base, call(params, {}, np.float32([0, 0]), inputs), atol=1e-6)
     assert np.abs(base - merged).max() > 1e-2
 
 
