@@ -16,6 +16,7 @@ from scipy.spatial.transform import Rotation
 from drender.editing.masks import same_aspect, select_clip
 from drender.editing.materials import blend, to_linear, to_stored
 from drender.errors import InputError, extent, naming, unknown_name_error
+from drender.lighting.camera import require_poses
 from drender.media.encodings import (
     DEFAULT,
     Cameras,
@@ -183,8 +184,7 @@ class FileObject:
         if self.frame is None and count not in (1, num_frames):
             expected = f"expected 1 or {num_frames} frames for clip {name!r}, got {count}"
             raise InputError(f"{where}: {expected}; hold one with --object-frame")
-        if self.cameras is not None and len(self.cameras) < (needed := count if self.frame is None else self.frame + 1):
-            raise InputError(f"{where}: has {needed} frames, but --poses only {len(self.cameras)}; give one for each")
+        require_poses(f"{where}:", count if self.frame is None else self.frame + 1, self.cameras)
         if missing := [label for label in labels if label not in (*clip.labels, "diffuse_albedo")]:
             raise InputError(f"{where}: has no {', no '.join(missing)}, which clip {name!r} has; add the files")
 

@@ -4,6 +4,7 @@ World axes: x right, y up, z backward. A camera without pose looks along −z, a
 matrix has the camera's right, up and backward axes as its columns.
 """
 
+from collections.abc import Sized
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,12 @@ def read_poses(path: str | Path, relative: bool = False) -> Float32[np.ndarray, 
     if relative:
         poses = np.linalg.inv(poses[0]) @ poses
     return poses.astype(np.float32)
+
+
+def require_poses(subject: str, num_frames: int, poses: Sized | None) -> None:
+    """Raise InputError if there are poses, but fewer than frames; `subject` begins the message."""
+    if poses is not None and len(poses) < num_frames:
+        raise InputError(f"{subject} has {num_frames} frames, but --poses only {len(poses)}; give one for each")
 
 
 def _is_rigid(pose: np.ndarray) -> bool:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from drender.errors import InputError
 from drender.fields import bounded, check_ranges
+from drender.lighting.camera import require_poses
 from drender.media.encodings import Cameras
 from drender.media.gbuffers import GBufferClip, read_frames
 from drender.media.images import image_size
@@ -194,10 +195,7 @@ class BufferChunks(ChunkedClip):
         places = [file for chunk, files in stored.items() for file in files[overlap if chunk.start else 0 :]]
         if fixed_frame is not None and not 0 <= fixed_frame < len(places):
             raise InputError(f"--fixed-frame {fixed_frame}: clip {clip.name!r} has frames 0 to {len(places) - 1}")
-        needed = len(places) if fixed_frame is None else fixed_frame + 1
-        if cameras is not None and len(cameras) < needed:
-            problem = f"clip {clip.name!r} has {needed} frames, but --poses only {len(cameras)}"
-            raise InputError(f"{problem}; give one for each")
+        require_poses(f"clip {clip.name!r}", len(places) if fixed_frame is None else fixed_frame + 1, cameras)
         if fixed_frame is not None:
             still = Chunk(0, 0, config.frames, config.frames)
             cameras = cameras if cameras is None else cameras[fixed_frame : fixed_frame + 1].repeat(config.frames, 0)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, Float32, Int
 
 from drender.errors import InputError
-from drender.lighting.camera import camera_rotations, light_angles
+from drender.lighting.camera import camera_rotations, light_angles, require_poses
 from drender.lighting.environment import Environment
 from drender.lighting.estimation import MAX_FRAMES, check_fov, estimate_environment
 from drender.lighting.projection import check_projection
@@ -125,9 +125,7 @@ class Lights:
 
     def check(self, clip_name: str, num_frames: int) -> None:
         """Raise InputError if a clip has more frames than there are poses, or maps in a folder."""
-        if self.poses is not None and len(self.poses) < num_frames:
-            problem = f"clip {clip_name!r} has {num_frames} frames, but --poses only {len(self.poses)}"
-            raise InputError(f"{problem}; give one for each")
+        require_poses(f"clip {clip_name!r}", num_frames, self.poses)
         for environment in self.environments:
             environment.require(num_frames, f"clip {clip_name!r}")
 

@@ -21,7 +21,7 @@ MESH_SUFFIXES = (".ply", ".obj", ".gltf", ".glb")
 MAX_FACES = 200_000  # per file: the tracer rebuilds its acceleration structure every frame
 MIN_OPACITY = 0.95  # parts below it are glass, which G-buffers of one surface per pixel cannot show: leave them out
 MAX_CUTOUT = 0.05  # parts whose texture is transparent in a larger share are leaves and fences: leave them out
-# What files may state beyond what is read here: extensions of glTF, and textures of Wavefront's PBR materials.
+# Features that are not read: extensions of glTF, and textures of Wavefront's PBR materials.
 UNREAD_EXTENSIONS = ("KHR_texture_transform", "KHR_texture_basisu", "KHR_materials_transmission")
 UNREAD_MAPS = ("map_pr", "map_pm")
 METAL_LUMINANCE = 0.2  # below it, a metal's color is in the specular color of a Phong material
@@ -69,7 +69,7 @@ class Part:
 
 @dataclass(frozen=True)
 class MeshFile:
-    """A mesh in the unit ball, its parts' materials (none if the file has none), and its radius in the file's units.
+    """A mesh scaled to the unit ball, the materials of its parts (or none), and its radius in the file's units.
 
     `files` are the mesh's own and those that it names: materials and textures.
     """

@@ -117,7 +117,7 @@ def test_the_size_is_that_of_the_model_by_default(clips):
 
 
 def test_enlarging_clips_is_a_warning(clips):
-    """The warning looks at every clip, not only the first."""
+    """A warning about the last clip appears too."""
     write_clip(clips / "clip7", clip=5, chunks=(5,), size=(4, 2))
     for number in range(6):
         shutil.rmtree(clips / f"clip{number}")

@@ -1,4 +1,4 @@
-"""Renderers with random weights that are quick to compile, for what needs no released layout."""
+"""Small renderers with random weights, for tests that do not need the released layout."""
 
 import math
 
