@@ -137,7 +137,7 @@ def unet_inputs(kind: str, seed: int = 0) -> tuple:
 
 @functools.cache
 def adapted_unet(kind: str):
-    """Return the UNet's parameters, non-zero factors, and the network as (params, factors, gate, inputs) -> F."""
+    """Return the UNet's parameters, non-zero factors, and the compiled network (params, factors, gate, inputs) -> F."""
     params = small.random_params(UNet, CONFIGS[kind])
     factors = lora.init(params, 2, TARGETS, seed=0, alpha=3.0)
     random = np.random.default_rng(1)
@@ -203,14 +203,15 @@ def test_every_clip_has_its_own_gate(kind):
 def test_factors_get_gradients_from_gated_clips_alone():
     """With the gate open for the second clip only, its gradient is the whole gradient; alpha has none."""
     params, factors, call = adapted_unet("inverse")
-    inputs = unet_inputs("inverse")
 
-    @jax.jit
-    def gradient(weights, gate):
-        loss = lambda factors: jnp.sum(weights[:, None, None, None, None] * call(params, factors, gate, inputs) ** 2)
-        return jax.grad(loss)(factors)
+    def loss(factors, params, weights, gate, inputs):
+        return jnp.sum(weights[:, None, None, None, None] * call.__wrapped__(params, factors, gate, inputs) ** 2)
 
-    both, gated, ungated = (gradient(np.float32(weights), np.float32([0, 1])) for weights in ([1, 1], [0, 1], [1, 0]))
+    gradient = jax.jit(jax.grad(loss))
+    gate, inputs = np.float32([0, 1]), unet_inputs("inverse")
+    both, gated, ungated = (
+        gradient(factors, params, np.float32(weights), gate, inputs) for weights in ([1, 1], [0, 1], [1, 0])
+    )
     for name, leaf in flatten(both).items():
         np.testing.assert_allclose(leaf, flatten(gated)[name], rtol=1e-3, atol=1e-5)
         assert not np.asarray(flatten(ungated)[name]).any()
