@@ -41,7 +41,7 @@ def c_noise(sigma: Float[ArrayLike, "*b"]) -> Float[ArrayLike, "*b"]:
     return jnp.log(sigma) / 4
 
 
-def x0_from_v(x: ArrayLike, prediction: ArrayLike, sigma: Float[ArrayLike, ""]) -> ArrayLike:
+def x0_from_v(x: ArrayLike, prediction: ArrayLike, sigma: ArrayLike) -> ArrayLike:
     """Return x̂₀ from the network's v-prediction F: −σ/√(σ²+1)·F + x/(σ²+1)."""
     return -sigma / jnp.sqrt(sigma**2 + 1) * prediction + x / (sigma**2 + 1)
 

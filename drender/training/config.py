@@ -29,6 +29,8 @@ class LossConfig:
       log_sigma_mean, log_sigma_std: ln σ is normal with this mean and standard deviation. The defaults are those of
         SVD's fine-tuning code; the paper's are unpublished.
       one_step: train a one-step model, which predicts from zeros (`Sampling.deterministic` when sampling).
+      consistency: learn what the network itself predicts at this fraction of the noise level, so that few steps suffice
+        when sampling; 0: learn the clip, as published. Begin from a model trained with 0.
       condition_dropout: probability of dropping a condition. The environment images are one condition.
       all_dropout: probability of dropping all conditions together.
       condition_noise: mean and standard deviation of the log of the noise added to conditioning pixels in [-1, 1];
@@ -41,6 +43,7 @@ class LossConfig:
     log_sigma_mean: float = bounded(0.7)
     log_sigma_std: float = bounded(1.6, at_least=0)
     one_step: bool = False
+    consistency: float = bounded(0.0, at_least=0, below=1)
     condition_dropout: float = bounded(0.1, at_least=0, at_most=1)
     all_dropout: float = bounded(0.05, at_least=0, at_most=1)
     condition_noise: tuple[float, float] | None = bounded(None)
@@ -187,6 +190,11 @@ class TrainConfig:
             raise InputError(
                 f"loss.perceptual: expected 0 but for one-step renderers, got {self.loss.perceptual}; a prediction "
                 "from noise is a mean without detail to compare. Set loss.one_step, or remove it"
+            )
+        if self.loss.consistency and (self.loss.one_step or self.objective not in ("inverse", "forward")):
+            raise InputError(
+                f"loss.consistency: expected 0 but for renderers sampled from noise, got {self.loss.consistency}; "
+                "remove it, or loss.one_step"
             )
         if self.lora is not None and self.objective not in ("inverse", "forward"):
             raise InputError(f"lora belongs to the UNet, which objective {self.objective!r} does not train; remove it")

@@ -141,6 +141,10 @@ def denoising_loss(
 
     A one-step model has x = 0 and ε = 0 at σ = sigma_max instead, where v is −x₀ to within 10⁻⁶.
 
+    With `loss.consistency` = r above 0, v leads to the network's own x̂₀ of the same clip and noise at level r σ instead
+    of x₀, without gradient (consistency tuning, Geng et al. 2024, Consistency Models Made Easy, section 3). From every
+    level the network then learns where the sampler's path ends, instead of the mean of all its ends.
+
     With weight w = `loss.temporal_gradient` the loss matches temporal gradients too (Chen et al. 2025, Video Depth
     Anything): loss + w · mean (Δ(F − v))², where Δ is the difference between neighboring frames. A constant error then
     costs less than one that flickers. The weight `loss.perceptual` adds the distance of decoded images.
@@ -157,6 +161,19 @@ def denoising_loss(
     if config.scale_cond_latents:
         conditions = conditions * config.vae.scaling_factor
     b = len(x0)
+    unet = context.network(params, "unet")
+    if "lora" in params:
+        gate = jnp.ones(b) if context.lora_on_all_rows else batch["real"].astype(jnp.float32)
+        lora.adapt(unet, params["lora"], gate)
+    micro_conditioning = jnp.broadcast_to(jnp.asarray(MICRO_CONDITIONING), (b, 3)).at[:, 2].set(noise_std)
+
+    def predict(x: Float[Array, "b f h w c"], sigma: Float[Array, " b"]) -> Float[Array, "b f h w c"]:
+        """Return the network's F of its input x."""
+        inputs = context.shard(jnp.concatenate([x, rearrange(conditions, "b i f h w c -> b f h w (i c)")], axis=-1))
+        image_only = True if context.image_only else batch["image_only"]
+        time = diffusion.c_noise(sigma)
+        return unet(inputs, time, tokens, micro_conditioning, domain, image_only, context.remat)
+
     if loss.one_step:
         sigma, x, v = jnp.full((b,), config.scheduler.sigma_max), jnp.zeros_like(x0), -x0
     else:
@@ -166,20 +183,13 @@ def denoising_loss(
         noise, level = jax.random.normal(noise_key, x0.shape), sigma[:, None, None, None, None]
         x = diffusion.scale_model_input(diffusion.add_noise(x0, noise, level), level)
         v = diffusion.v_target(x0, noise, level)
-    unet = context.network(params, "unet")
-    if "lora" in params:
-        gate = jnp.ones(b) if context.lora_on_all_rows else batch["real"].astype(jnp.float32)
-        lora.adapt(unet, params["lora"], gate)
-    micro_conditioning = jnp.broadcast_to(jnp.asarray(MICRO_CONDITIONING), (b, 3)).at[:, 2].set(noise_std)
-    prediction = unet(
-        context.shard(jnp.concatenate([x, rearrange(conditions, "b i f h w c -> b f h w (i c)")], axis=-1)),
-        diffusion.c_noise(sigma),
-        tokens,
-        micro_conditioning,
-        domain,
-        True if context.image_only else batch["image_only"],
-        context.remat,
-    )
+        if loss.consistency:
+            lower = loss.consistency * level
+            near = diffusion.add_noise(x0, noise, lower)
+            near_prediction = predict(diffusion.scale_model_input(near, lower), loss.consistency * sigma)
+            goal = jax.lax.stop_gradient(diffusion.x0_from_v(near, near_prediction, lower))
+            v += (x0 - goal) * jnp.sqrt(level**2 + 1) / level  # the v from which `x0_from_v` recovers the goal
+    prediction = predict(x, sigma)
     error, valid = prediction - v, valid_latents(context, batch)
     value = masked_mean(error**2, valid)
     total, metrics = value, {"loss": value}

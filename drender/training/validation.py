@@ -34,7 +34,8 @@ class ValidationLoss:
             self.levels = (self.model.scheduler.sigma_max,)
         if self.levels and config.objective not in ("inverse", "forward"):
             self.levels = (1.0,)
-        loss = dataclasses.replace(context.loss, condition_dropout=0.0, all_dropout=0.0, condition_noise=None)
+        plain = {"consistency": 0.0, "condition_dropout": 0.0, "all_dropout": 0.0, "condition_noise": None}
+        loss = dataclasses.replace(context.loss, **plain)
         # Rows come as latents, one at a time on one device.
         context = dataclasses.replace(context, loss=loss, latent=True, remat=False, mesh=None)
         objective = OBJECTIVES[config.objective].loss

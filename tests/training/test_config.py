@@ -117,6 +117,14 @@ def test_lora_needs_a_unet(file):
         training_config.read_config(file, ["objective=vae", "lora={rank: 4}"])
 
 
+@pytest.mark.parametrize("other", ["loss.one_step=true", "objective=vae"])
+def test_consistency_needs_a_renderer_that_is_sampled_from_noise(file, other):
+    with pytest.raises(
+        InputError, match=r"loss\.consistency: expected 0 but for renderers sampled from noise, got 0\.5"
+    ):
+        training_config.read_config(file, ["loss.consistency=0.5", other])
+
+
 @pytest.mark.parametrize("single", ["data.frames=1", "data.image_fraction=1.0"])
 def test_temporal_gradient_needs_clips(file, single):
     with pytest.raises(InputError, match=r"loss\.temporal_gradient: expected 0 for rows of single images, got 2\.0"):

@@ -138,6 +138,31 @@ def test_noise_levels_are_log_normal(inverse, random):
 
 
 @pytest.mark.slow
+def test_consistency_leads_to_the_estimate_at_less_noise(inverse, random):
+    # With x₀ = 0 and F = 0, x̂₀ is σε/(σ²+1) and v is ε/√(σ²+1). Towards x̂₀ at level rσ, v is 1 − r(σ²+1)/(r²σ²+1)
+    # times as large. So is the gradient, as none flows through that estimate.
+    model, params = inverse
+    batch = as_latents(model, params, inverse_batch(random), ["rgb", "buffer"])
+    batch |= {"buffer": batch["buffer"] * 0, "sigma": jnp.full(2, 0.5)}
+    unet = with_weights(params, 0)["unet"]
+
+    def value_and_gradient(ratio):
+        context = dataclasses.replace(model, latent=True, loss=LossConfig(consistency=ratio, condition_dropout=0.0))
+
+        def loss(last):
+            return losses.inverse_loss(context, params | {"unet": unet | {"conv_out": last}}, batch, KEY)[0]
+
+        return jax.jit(jax.value_and_grad(loss))(unet["conv_out"])
+
+    (value, gradient), (plain, plain_gradient) = map(value_and_gradient, (0.8, 0.0))
+    factor = 1 - 0.8 * (0.5**2 + 1) / (0.4**2 + 1)
+    np.testing.assert_allclose(value, factor**2 * plain, rtol=1e-5)
+    for name in ("kernel", "bias"):
+        assert np.abs(plain_gradient[name]).max() > 1e-3
+        np.testing.assert_allclose(gradient[name], factor * plain_gradient[name], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["inverse", "forward"])
 def test_cached_latents_give_the_loss_of_their_pixels(objective, request, random):
     model, params = request.getfixturevalue(objective)
