@@ -10,7 +10,6 @@ The factors are a nested dict of their own. At the path of an adapted module it 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,33 +64,28 @@ def _layer_name(path: str) -> str:
 # --- factors ---------------------------------------------------------------------------------------------------------
 
 
-def _is_factors(lora: Mapping) -> bool:
-    """Return whether a branch holds the factors of one module."""
-    return "lora" in lora or "lora_A" in lora or "lora_B" in lora
+def _by_module(lora: Mapping) -> dict[str, dict[str, Array]]:
+    """Return the factors of every adapted module, by its dotted path and by their names."""
+    modules: dict[str, dict[str, Array]] = {}
+    for name, x in flatten(lora).items():
+        name = name.replace(".lora.down", ".lora_A").replace(".lora.up", ".lora_B")
+        path, _, factor = name.rpartition(".")
+        modules.setdefault(path, {})[factor] = x
+    return modules
 
 
-def _read_factors(lora: Mapping, kernel: tuple[int, ...], path: tuple) -> tuple[Array, Array, Array]:
+def _check_factors(factors: Mapping[str, Array], kernel: tuple[int, ...], path: str) -> tuple[Array, Array, Array]:
     """Return A, B and alpha/rank of the module at `path`, checked against the shape of its kernel."""
-    pair = lora.get("lora", {})
-    a, b = lora.get("lora_A", pair.get("down")), lora.get("lora_B", pair.get("up"))
-    if a is None or b is None:
-        raise InputError(f"LoRA: {_dotted(path)!r} has only one of its two factors; the file is incomplete")
+    if not {"lora_A", "lora_B"} <= factors.keys():
+        raise InputError(f"LoRA: {path!r} lacks one of its two factors; the file is incomplete")
+    a, b = jnp.asarray(factors["lora_A"]), jnp.asarray(factors["lora_B"])
     rank = a.shape[-1]
     if (a.shape[:-1], b.shape[-2:]) != (kernel[:-1], (rank, kernel[-1])):
         raise InputError(
-            f"LoRA: {_dotted(path)!r} has factors of shape {a.shape} and {b.shape}, which do not multiply to its "
-            f"kernel's {kernel}; was it made for another network?"
+            f"LoRA: {path!r} has factors of shape {a.shape} and {b.shape}, which do not multiply to its kernel's "
+            f"{kernel}; was it made for another network?"
         )
-    alpha = jnp.asarray(lora.get("alpha", rank), jnp.float32).reshape(())
-    return jnp.asarray(a), jnp.asarray(b), alpha / rank
-
-
-def _no_module_error(path: tuple) -> InputError:
-    return InputError(f"LoRA: the network has no module {_dotted(path)!r}; was it made for another one?")
-
-
-def _dotted(path: tuple) -> str:
-    return ".".join(map(str, path))
+    return a, b, jnp.asarray(factors.get("alpha", rank), jnp.float32).reshape(()) / rank
 
 
 # --- merge: add the corrections to the kernels -----------------------------------------------------------------------
@@ -101,29 +95,23 @@ def merge(params: dict, lora: Mapping, scale: float) -> dict:
     """Return parameters with corrected kernels, W + scale · alpha/rank · A·B, in float32 and rounded to W's dtype once.
 
     Args:
-      params: nested dict of a network's parameters. It is not modified, and unchanged leaves are shared.
+      params: nested dict of a network's parameters. It is not modified, and unchanged arrays are shared.
       lora: nested dict of factors; alpha defaults to the rank.
       scale: strength of the correction; 0 returns `params` itself.
 
     Raises:
       InputError: a factor lacks its partner or a kernel to correct, or shapes do not match.
     """
-    return _merge(params, lora, scale, ()) if scale else params
-
-
-def _merge(params: dict, lora: Mapping, scale: float, path: tuple) -> dict:
-    if _is_factors(lora):
-        kernel = params.get("kernel")
-        if kernel is None:
-            raise InputError(f"LoRA: {_dotted(path)!r} has no kernel to correct; was it made for another network?")
-        a, b, strength = _read_factors(lora, kernel.shape, path)
-        return params | {"kernel": _add_product(kernel, a, b, scale * strength)}
-    merged = dict(params)
-    for key, branch in lora.items():
-        if not isinstance(branch, Mapping) or not isinstance(params.get(key), Mapping):
-            raise _no_module_error((*path, key))
-        merged[key] = _merge(params[key], branch, scale, (*path, key))
-    return merged
+    if not scale:
+        return params
+    merged = flatten(params)
+    for path, factors in _by_module(lora).items():
+        name = f"{path}.kernel"
+        if name not in merged:
+            raise InputError(f"LoRA: the network has no kernel {name!r} to correct; was it made for another one?")
+        a, b, strength = _check_factors(factors, merged[name].shape, path)
+        merged[name] = _add_product(merged[name], a, b, scale * strength)
+    return unflatten(merged)
 
 
 @jax.jit
@@ -153,7 +141,7 @@ class AdaptedLinear(nnx.Module):
 
 
 def adapt(network: nnx.Module, lora: Mapping, gate: Float[Array, " b"]) -> nnx.Module:
-    """Put the corrections beside the kernels of a network: W x + gate · alpha/rank · B A x, with a gate per clip.
+    """Return the network with corrections beside its kernels: W x + gate · alpha/rank · B A x, with a gate per clip.
 
     With equal gates this computes the same as `merge` with that scale.
 
@@ -162,31 +150,19 @@ def adapt(network: nnx.Module, lora: Mapping, gate: Float[Array, " b"]) -> nnx.M
       lora: nested dict of factors of linear layers; alpha is not trained.
       gate: strength of the correction per clip; 0: none.
 
-    Returns:
-      `network`.
-
     Raises:
       InputError: a factor lacks its partner or a linear layer to correct, or shapes do not match.
     """
-    return _adapt(network, lora, gate, ())
-
-
-def _adapt(module: Any, lora: Mapping, gate: Float[Array, " b"], path: tuple) -> Any:
-    if _is_factors(lora):
-        if not isinstance(module, Linear):
-            raise InputError(f"LoRA: {_dotted(path)!r} is not a linear layer; only factors of linear layers train")
-        a, b, strength = _read_factors(lora, module.kernel.shape, path)
-        return AdaptedLinear(module, a, b, gate * jax.lax.stop_gradient(strength))
-    for key, branch in lora.items():
-        try:
-            child = module[key] if isinstance(key, int) else getattr(module, key)
-        except (AttributeError, IndexError, TypeError):
-            child = None
-        if child is None or not isinstance(branch, Mapping):
-            raise _no_module_error((*path, key))
-        child = _adapt(child, branch, gate, (*path, key))
-        if isinstance(key, int):
-            module[key] = child
+    modules = {".".join(map(str, path)): module for path, module in nnx.iter_modules(network)}
+    for path, factors in _by_module(lora).items():
+        linear = modules.get(path)
+        if not isinstance(linear, Linear):
+            raise InputError(f"LoRA: the network has no linear layer {path!r}; only factors of linear layers train")
+        a, b, strength = _check_factors(factors, linear.kernel.shape, path)
+        adapted = AdaptedLinear(linear, a, b, gate * jax.lax.stop_gradient(strength))
+        parent, _, name = path.rpartition(".")
+        if name.isdecimal():
+            modules[parent][int(name)] = adapted
         else:
-            setattr(module, key, child)
-    return module
+            setattr(modules[parent], name, adapted)
+    return network

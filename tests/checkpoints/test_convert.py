@@ -224,8 +224,8 @@ def test_long_list_of_misfits_is_truncated(inverse):
         ("text_encoder.to_q.lora_A.weight", (4, 32), r"left over: text_encoder.to_q.lora_A.weight \[4, 32\]"),
         ("unet.mid_block.dora_scale", (4, 32), r"left over: unet.mid_block.dora_scale"),
         ("unet.conv_in.lora_A.weight", (4, 24, 3), r"misshapen: unet.conv_in.lora_A.weight"),
-        ("unet.conv_in.lora_A.weight", (4, 24, 3, 3), "'conv_in' has only one of its two factors"),
-        ("unet.middle.to_q.lora_A.weight", (4, 32), "the network has no module 'middle'"),
+        ("unet.conv_in.lora_A.weight", (4, 24, 3, 3), "'conv_in' lacks one of its two factors"),
+        ("unet.middle.to_q.lora_A.weight", (4, 32), "the network has no kernel 'middle.to_q.kernel'"),
     ],
 )
 def test_misfits_of_lora_are_named(forward, name, shape, message):
