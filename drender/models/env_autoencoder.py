@@ -19,7 +19,7 @@ from drender.config import EnvEncoderConfig
 from drender.errors import InputError
 from drender.models.attention import Attention
 from drender.models.env_encoder import EnvEncoder
-from drender.models.layers import GroupNorm, LayerNorm, Linear, ResnetBlock, Upsample, conv, maybe_remat
+from drender.models.layers import Conv, GroupNorm, LayerNorm, Linear, ResnetBlock, Upsample, maybe_remat
 from drender.models.transformer import FeedForward
 from drender.models.vae import EPS
 
@@ -98,9 +98,9 @@ class EnvDecoder(nnx.Module):
             is_finest = len(blocks) == len(channels) - 1
             blocks.append(UpBlock(inputs, outputs, config, upsample=not is_finest))
         self.up_blocks = nnx.List(blocks)
-        self.conv_1 = conv(channels[-1], channels[-1])
+        self.conv_1 = Conv(channels[-1], channels[-1])
         num_images = sum(label != DIRECTIONS for label in config.in_labels)
-        self.conv_out = conv(channels[-1], num_images * latent_channels(config))
+        self.conv_out = Conv(channels[-1], num_images * latent_channels(config))
 
     def __call__(
         self, light: list[Float[Array, "b f _ _ _"]], directions: list[Float[Array, "b f _ _ _"]], remat: bool = False

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from drender.config import EnvEncoderConfig
-from drender.models.layers import conv, strided_conv
+from drender.models.layers import Conv
 from drender.models.vae import DownEncoderBlock
 
 STEM_CHANNELS = (16, 32, 96, 256)
@@ -21,12 +21,12 @@ class PixelStem(nnx.Module):
     """Shrink pixels to an eighth by convolutions, each but the last with a SiLU (for `latent_encoder: false`)."""
 
     def __init__(self, inputs: int, outputs: int):
-        self.conv_in = conv(inputs, STEM_CHANNELS[0])
+        self.conv_in = Conv(inputs, STEM_CHANNELS[0])
         blocks = []
         for before, after in itertools.pairwise(STEM_CHANNELS):
-            blocks += [conv(before, before), strided_conv(before, after)]
+            blocks += [Conv(before, before), Conv(before, after, stride=2)]
         self.blocks = nnx.List(blocks)
-        self.conv_out = conv(STEM_CHANNELS[-1], outputs)
+        self.conv_out = Conv(STEM_CHANNELS[-1], outputs)
 
     def __call__(self, x: Float[Array, "rows h w c"]) -> Float[Array, "rows h8 w8 c2"]:
         for layer in (self.conv_in, *self.blocks):
@@ -43,7 +43,7 @@ class EnvEncoder(nnx.Module):
     def __init__(self, config: EnvEncoderConfig):
         self.config = config
         channels, groups = config.channels, config.norm_num_groups
-        stem = conv if config.latent_encoder else PixelStem
+        stem = Conv if config.latent_encoder else PixelStem
         self.conv_in = stem(config.in_channels, channels[0])
         blocks = []
         for i, outputs in enumerate(channels):

@@ -46,11 +46,17 @@ class Linear(nnx.Module):
 
 
 class Conv(nnx.Module):
-    """A 2-D convolution over the last three axes; `conv` and `strided_conv` make it."""
+    """A 2-D convolution over the last three axes.
 
-    def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int], stride: int, padding: tuple):
+    Zeros around the grid keep its size, or with `stride` 2 half of it; `one_sided`: on the right and bottom only.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int | tuple[int, int] = 3, stride: int = 1, one_sided: bool = False
+    ):
+        kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
         self.kernel, self.bias = parameter(*kernel, inputs, outputs), parameter(outputs)
-        self.stride, self.padding = stride, padding
+        self.stride, self.padding = stride, tuple((0 if one_sided else k // 2, k // 2) for k in kernel)
 
     def __call__(self, x: Float[Array, "*rows h w c"]) -> Float[Array, "*rows h2 w2 c2"]:
         x, rows = pack([x], "* h w c")
@@ -58,22 +64,11 @@ class Conv(nnx.Module):
         return unpack(y, rows, "* h w c")[0]
 
 
-def conv(inputs: int, outputs: int, kernel: int | tuple[int, int] = 3) -> Conv:
-    """Make a convolution that keeps the grid's size."""
-    kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
-    return Conv(inputs, outputs, kernel, 1, tuple((k // 2, k // 2) for k in kernel))
-
-
-def strided_conv(inputs: int, outputs: int, one_sided: bool = False) -> Conv:
-    """Make a 3×3 convolution of stride 2, padded by one on all sides, or on the right and bottom only."""
-    return Conv(inputs, outputs, (3, 3), 2, ((int(not one_sided), 1),) * 2)
-
-
 class Downsample(nnx.Module):
     """Halve the grid by a strided convolution; the VAE's is padded on one side only."""
 
     def __init__(self, channels: int, one_sided: bool = False):
-        self.conv = strided_conv(channels, channels, one_sided)
+        self.conv = Conv(channels, channels, stride=2, one_sided=one_sided)
 
     def __call__(self, x: Float[Array, "*rows h w c"]) -> Float[Array, "*rows h2 w2 c"]:
         return self.conv(x)
@@ -83,7 +78,7 @@ class Upsample(nnx.Module):
     """Double the grid by nearest neighbor, then convolve."""
 
     def __init__(self, channels: int):
-        self.conv = conv(channels, channels)
+        self.conv = Conv(channels, channels)
 
     def __call__(
         self, x: Float[Array, "*rows h w c"], size: tuple[int, int] | None = None
@@ -189,11 +184,11 @@ class ResnetBlock(nnx.Module):
         kernel: tuple[int, int] = (3, 3),
     ):
         self.norm1 = GroupNorm(inputs, groups, eps)
-        self.conv1 = conv(inputs, outputs, kernel)
+        self.conv1 = Conv(inputs, outputs, kernel)
         self.time_emb_proj = Linear(time_channels, outputs) if time_channels else None
         self.norm2 = GroupNorm(outputs, groups, eps)
-        self.conv2 = conv(outputs, outputs, kernel)
-        self.conv_shortcut = conv(inputs, outputs, 1) if inputs != outputs else None
+        self.conv2 = Conv(outputs, outputs, kernel)
+        self.conv_shortcut = Conv(inputs, outputs, 1) if inputs != outputs else None
 
     def __call__(
         self, x: Float[Array, "rows y x c"], time: Float[Array, "b e"] | None = None

@@ -6,6 +6,7 @@ from einops import pack, rearrange, unpack
 from flax import nnx
 from jaxtyping import Array, Float
 
+from drender.config import UNetConfig
 from drender.models.attention import Attention
 from drender.models.layers import (
     AlphaBlender,
@@ -96,22 +97,15 @@ class TransformerBlock(nnx.Module):
 class SpatioTemporalTransformer(nnx.Module):
     """Pairs of a spatial and a temporal transformer block, blended, between two projections."""
 
-    def __init__(
-        self,
-        channels: int,
-        heads: int,
-        num_layers: int,
-        context_channels: int,
-        temporal_context_channels: int | None,
-        groups: int,
-    ):
-        self.norm = GroupNorm(channels, groups, 1e-6)
+    def __init__(self, config: UNetConfig, level: int):
+        channels, heads = config.block_out_channels[level], config.num_attention_heads[level]
+        context, temporal_context = config.cross_attention_dim[level], config.temporal_cross_attention_dim
+        layers = range(config.transformer_layers_per_block[level])
+        self.norm = GroupNorm(channels, config.norm_num_groups, 1e-6)
         self.proj_in = Linear(channels, channels)
-        self.transformer_blocks = nnx.List(
-            [TransformerBlock(channels, heads, context_channels) for _ in range(num_layers)]
-        )
+        self.transformer_blocks = nnx.List([TransformerBlock(channels, heads, context) for _ in layers])
         self.temporal_transformer_blocks = nnx.List(
-            [TransformerBlock(channels, heads, temporal_context_channels, True) for _ in range(num_layers)]
+            [TransformerBlock(channels, heads, temporal_context, temporal=True) for _ in layers]
         )
         self.time_pos_embed = TimestepEmbedding(channels, 4 * channels, channels)
         self.time_mixer = AlphaBlender()

@@ -16,13 +16,13 @@ from jaxtyping import Array, Float, Int
 
 from drender.config import UNetConfig
 from drender.models.layers import (
+    Conv,
     Downsample,
     GroupNorm,
     ImageOnly,
     SpatioTemporalResBlock,
     TimestepEmbedding,
     Upsample,
-    conv,
     maybe_remat,
     parameter,
     sinusoidal_embedding,
@@ -46,17 +46,6 @@ def _resnet(config: UNetConfig, inputs: int, outputs: int, eps: float) -> Spatio
     return SpatioTemporalResBlock(inputs, outputs, time_channels(config), config.norm_num_groups, eps)
 
 
-def _transformer(config: UNetConfig, level: int) -> SpatioTemporalTransformer:
-    return SpatioTemporalTransformer(
-        config.block_out_channels[level],
-        config.num_attention_heads[level],
-        config.transformer_layers_per_block[level],
-        config.cross_attention_dim[level],
-        config.temporal_cross_attention_dim,
-        config.norm_num_groups,
-    )
-
-
 def _layer(
     resnet: SpatioTemporalResBlock,
     attention: SpatioTemporalTransformer | None,
@@ -71,16 +60,15 @@ def _layer(
 
 
 class Block(nnx.Module):
-    """Residual blocks, each followed by a transformer where the level has cross-attention."""
+    """Residual blocks, each followed by a transformer where the level has cross-attention.
+
+    `inputs` are the channels that enter each residual block.
+    """
 
     def __init__(self, config: UNetConfig, level: int, inputs: list[int], attention: bool, eps: float):
-        """
-        Args:
-          inputs: channels that enter each residual block.
-        """
         outputs = config.block_out_channels[level]
         self.resnets = nnx.List([_resnet(config, channels, outputs, eps) for channels in inputs])
-        self.attentions = nnx.List([_transformer(config, level) for _ in inputs] if attention else [])
+        self.attentions = nnx.List([SpatioTemporalTransformer(config, level) for _ in inputs] if attention else [])
 
     def layers(self) -> list[tuple[SpatioTemporalResBlock, SpatioTemporalTransformer | None]]:
         """Return each residual block with its transformer, or None."""
@@ -115,7 +103,7 @@ class MidBlock(nnx.Module):
 
     def __init__(self, config: UNetConfig):
         channels = config.block_out_channels[-1]
-        self.attentions = nnx.List([_transformer(config, -1)])
+        self.attentions = nnx.List([SpatioTemporalTransformer(config, -1)])
         self.resnets = nnx.List([_resnet(config, channels, channels, 1e-5) for _ in range(2)])
 
     def __call__(self, x: Features, context: Array, layer: Layer) -> Features:
@@ -124,13 +112,9 @@ class MidBlock(nnx.Module):
 
 
 class UpBlock(Block):
-    """One level of the way up; all but level 0 end by doubling the grid."""
+    """One level of the way up, counted as on the way down; all but level 0 end by doubling the grid."""
 
     def __init__(self, config: UNetConfig, level: int):
-        """
-        Args:
-          level: counted as on the way down, so the way up begins at the last.
-        """
         channels, num_layers = config.block_out_channels, config.layers_per_block[level] + 1
         outputs = channels[level]
         # A residual block takes the output of the one before, the first that of the level below, and a skip. The last
@@ -177,7 +161,7 @@ class UNet(nnx.Module):
     def __init__(self, config: UNetConfig):
         self.config = config
         first, time = config.block_out_channels[0], time_channels(config)
-        self.conv_in = conv(config.in_channels, first)
+        self.conv_in = Conv(config.in_channels, first)
         self.time_embedding = TimestepEmbedding(first, time, time)
         self.add_embedding = TimestepEmbedding(config.projection_class_embeddings_input_dim, time, time)
         rows, size = config.context_vocab_size, config.cross_attention_dim[-1]
@@ -187,7 +171,7 @@ class UNet(nnx.Module):
         self.mid_block = MidBlock(config)
         self.up_blocks = nnx.List([UpBlock(config, level) for level in reversed(levels)])
         self.conv_norm_out = GroupNorm(first, config.norm_num_groups, 1e-5)
-        self.conv_out = conv(first, config.out_channels)
+        self.conv_out = Conv(first, config.out_channels)
 
     def __call__(
         self,

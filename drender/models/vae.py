@@ -18,7 +18,6 @@ from drender.models.layers import (
     ResnetBlock,
     SpatioTemporalResBlock,
     Upsample,
-    conv,
     maybe_remat,
 )
 
@@ -46,7 +45,7 @@ def _output(norm: GroupNorm, conv_out: Conv, x: Float[Array, "rows h w c"]) -> F
 
 
 class DownEncoderBlock(nnx.Module):
-    """Residual blocks; then the grid is halved if `downsample`; `one_sided` as in `strided_conv`."""
+    """Residual blocks; then the grid is halved if `downsample`; `one_sided` as in `Conv`."""
 
     def __init__(
         self,
@@ -85,7 +84,7 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: VAEConfig):
         levels, groups = config.block_out_channels, config.norm_num_groups
-        self.conv_in = conv(config.in_channels, levels[0])
+        self.conv_in = Conv(config.in_channels, levels[0])
         blocks = []
         for i, outputs in enumerate(levels):
             inputs, downsample = levels[max(i - 1, 0)], i < len(levels) - 1
@@ -93,7 +92,7 @@ class Encoder(nnx.Module):
         self.down_blocks = nnx.List(blocks)
         self.mid_block = EncoderMidBlock(levels[-1], groups)
         self.conv_norm_out = GroupNorm(levels[-1], groups, EPS)
-        self.conv_out = conv(levels[-1], 2 * config.latent_channels)
+        self.conv_out = Conv(levels[-1], 2 * config.latent_channels)
 
     def __call__(self, x: Float[Array, "rows h w c"], remat: bool) -> Float[Array, "rows h2 w2 c2"]:
         x = self.conv_in(x)
@@ -155,7 +154,7 @@ class TemporalDecoder(nnx.Module):
 
     def __init__(self, config: VAEConfig):
         levels, groups, num_layers = config.block_out_channels[::-1], config.norm_num_groups, config.layers_per_block
-        self.conv_in = conv(config.latent_channels, levels[0])
+        self.conv_in = Conv(config.latent_channels, levels[0])
         self.mid_block = DecoderMidBlock(levels[0], num_layers, groups)
         blocks = []
         for i, outputs in enumerate(levels):
@@ -163,8 +162,8 @@ class TemporalDecoder(nnx.Module):
             blocks.append(UpDecoderBlock(inputs, outputs, num_layers + 1, groups, upsample))
         self.up_blocks = nnx.List(blocks)
         self.conv_norm_out = GroupNorm(levels[-1], groups, EPS)
-        self.conv_out = conv(levels[-1], config.out_channels)
-        self.time_conv_out = conv(config.out_channels, config.out_channels, (3, 1))
+        self.conv_out = Conv(levels[-1], config.out_channels)
+        self.time_conv_out = Conv(config.out_channels, config.out_channels, (3, 1))
 
     def __call__(self, z: Float[Array, "b f h w c"], remat: bool, image_only: bool) -> Float[Array, "b f h2 w2 c2"]:
         f = z.shape[1]
@@ -192,7 +191,7 @@ class VAE(nnx.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = TemporalDecoder(config)
-        self.quant_conv = conv(2 * config.latent_channels, 2 * config.latent_channels, 1)
+        self.quant_conv = Conv(2 * config.latent_channels, 2 * config.latent_channels, 1)
 
     def moments(
         self, x: Float[Array, "b f h w 3"], remat: bool = False

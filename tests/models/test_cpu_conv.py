@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drender.models import cpu_conv
-from drender.models.layers import conv
+from drender.models.layers import Conv
 from drender.training import flops
 
 
@@ -27,7 +27,7 @@ def test_convolutions_of_every_grid_equal_torch(n, h, w, kernel):
         torch.from_numpy(bias),
         padding=padding,
     )
-    graphdef, state = nnx.split(conv(4, 5, kernel))
+    graphdef, state = nnx.split(Conv(4, 5, kernel))
     nnx.replace_by_pure_dict(state, {"kernel": jnp.asarray(weights), "bias": jnp.asarray(bias)})
     layer = nnx.merge(graphdef, state)
     with jax.disable_jit():
