@@ -1,17 +1,15 @@
 """Download released checkpoints from Hugging Face by name."""
 
+import contextlib
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from drender.checkpoints import torch_files
 from drender.checkpoints.diffusers_layout import MODEL_INDEX, STEMS, Log
 from drender.errors import InputError, first_line
 from drender.files import expand_home, require_space
-
-T = TypeVar("T")
-
 
 REVISION = re.compile(r"[0-9a-f]{40}")
 # owner/name, and perhaps @ with a branch, tag or commit
@@ -36,7 +34,9 @@ def find(source: str, log: Log, unet: str = "unet") -> Path:
         return folder
     if not is_name(source):
         raise InputError(f"{source}: neither a folder nor a Hugging Face name of the form owner/name")
-    return _with_files(source, log, lambda info, folder: folder or _download_files(info, source, unet, log))
+    with _hub_errors(source):
+        info, folder = _look_up(source, log)
+        return folder or _download_files(info, source, unet, log)
 
 
 def pin(source: str, log: Log) -> str:
@@ -44,16 +44,29 @@ def pin(source: str, log: Log) -> str:
     name, revision = NAME.fullmatch(source).groups()
     if revision and REVISION.fullmatch(revision):
         return source
-    return f"{name}@{_with_files(source, log, lambda info, folder: folder.name if folder else info.sha)}"
+    with _hub_errors(source):
+        info, folder = _look_up(source, log)
+        return f"{name}@{folder.name if folder else info.sha}"
 
 
-def _with_files(source: str, log: Log, use: Callable[[Any, Path | None], T]) -> T:
-    """Call `use` with what the hub knows of a repository, or, where it cannot be reached, an earlier download's folder.
-
-    Raises:
-      InputError: neither exists, or `use` fails.
-    """
+def _look_up(source: str, log: Log) -> tuple[Any, Path | None]:
+    """Return the hub's record of a repository; or, if the hub cannot be reached, None and an earlier download."""
     from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    name, revision = NAME.fullmatch(source).groups()
+    try:
+        return HfApi().model_info(name, revision=revision, files_metadata=True, timeout=10), None
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise
+    except Exception as error:  # the class depends on the HTTP library underneath
+        log(f"Hugging Face cannot be reached ({type(error).__name__}); looking for an earlier download of {name}")
+        return None, Path(snapshot_download(name, revision=revision, local_files_only=True))
+
+
+@contextlib.contextmanager
+def _hub_errors(source: str) -> Iterator[None]:
+    """Turn errors of Hugging Face's library into an InputError with the remedy."""
     from huggingface_hub.errors import (
         GatedRepoError,
         LocalEntryNotFoundError,
@@ -63,14 +76,8 @@ def _with_files(source: str, log: Log, use: Callable[[Any, Path | None], T]) -> 
 
     name, revision = NAME.fullmatch(source).groups()
     try:
-        try:
-            info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=10)
-        except (RepositoryNotFoundError, RevisionNotFoundError):
-            raise
-        except Exception as error:  # the class depends on the HTTP library underneath
-            log(f"Hugging Face cannot be reached ({type(error).__name__}); looking for an earlier download of {name}")
-            return use(None, Path(snapshot_download(name, revision=revision, local_files_only=True)))
-        return use(info, None)
+        yield
+        return
     except InputError:
         raise
     except GatedRepoError:
