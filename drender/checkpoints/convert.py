@@ -33,8 +33,8 @@ from drender.config import RendererConfig
 from drender.errors import InputError
 from drender.files import expand_home
 from drender.models import lora
-from drender.models.params import abstract_module, flatten, unflatten
-from drender.models.registry import NETWORKS
+from drender.models.params import flatten, unflatten
+from drender.models.registry import abstract_params
 
 LORA_PREFIX = "unet."
 LORA_FACTORS = ("lora_A", "lora_B", "down", "up")
@@ -107,7 +107,7 @@ def from_released(
     config, tensors = diffusers_layout.read(folder, log, base and hub.find(base, log), unet)
     rows = f", domain table of {config.unet.context_vocab_size} rows" if config.unet.context_embedding_type else ""
     log(f"{folder}: {'Stable Video Diffusion' if config.kind == 'svd' else f'{config.kind} renderer'}{rows}")
-    abstract = {name: abstract_module(NETWORKS[name], getattr(config, name))[1] for name in tensors if name in NETWORKS}
+    abstract = abstract_params(config)
     matched = {name: match_tensors(tree, tensors[name], f"{folder}/{name}") for name, tree in abstract.items()}
     if "lora" in tensors:
         matched["lora"] = match_lora(abstract["unet"], tensors["lora"], f"{folder}/lora")
@@ -223,10 +223,7 @@ def to_released(
 
 def _torch_tensors(source: str | Path, config: RendererConfig, component: str, dtype: str | None) -> dict[str, Tensor]:
     """Load a component; return its tensors in torch's layout, made one by one, by our dotted path."""
-    abstract = None
-    if component != "lora":
-        abstract = abstract_module(NETWORKS[component], getattr(config, component))[1]
-    arrays = flatten(orbax.load(source, component, abstract, dtype))
+    arrays = flatten(orbax.load(source, component, abstract_params(config).get(component), dtype))
 
     def read(name: str) -> np.ndarray:
         array = np.asarray(arrays[name])

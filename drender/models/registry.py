@@ -7,6 +7,7 @@ from flax import nnx
 from drender.config import RendererConfig
 from drender.models.env_autoencoder import DirectionEncoder, EnvDecoder
 from drender.models.env_encoder import EnvEncoder
+from drender.models.params import abstract_module
 from drender.models.unet import UNet
 from drender.models.vae import VAE
 
@@ -21,3 +22,9 @@ def network_of(config: RendererConfig, name: str) -> tuple[type[nnx.Module], Any
     if name in AUXILIARY_NETWORKS:
         return AUXILIARY_NETWORKS[name], config.env_encoder
     return NETWORKS[name], getattr(config, name)
+
+
+def abstract_params(config: RendererConfig) -> dict[str, dict]:
+    """Return the shapes of the parameters of every network that the configuration has."""
+    networks = {name: getattr(config, name) for name in NETWORKS}
+    return {name: abstract_module(NETWORKS[name], part)[1] for name, part in networks.items() if part is not None}

@@ -27,9 +27,10 @@ from drender.errors import InputError, unknown_name_error
 from drender.fields import from_dict
 from drender.media.encodings import check_values
 from drender.models import lora
+from drender.models.registry import abstract_params
 from drender.renderers.batches import ENCODE_BATCH, batched, halve_to_fit, map_in_batches, map_in_windows
 from drender.renderers.denoiser import denoise_clip
-from drender.renderers.stages import StageCall, StageRecorder, abstract_params, compile_stages, run_stage
+from drender.renderers.stages import StageCall, StageRecorder, compile_stages, run_stage
 from drender.renderers.windows import (
     WindowedLatents,
     cross_fade,

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from drender.config import RendererConfig
@@ -33,12 +32,6 @@ class Stage:
     network: str
     fn: Callable
     sharded_input: bool = True
-
-
-def abstract_params(config: RendererConfig) -> dict[str, dict]:
-    """Return the shapes of every network that the configuration has."""
-    networks = {name: getattr(config, name) for name in NETWORKS}
-    return {name: abstract_module(NETWORKS[name], part)[1] for name, part in networks.items() if part is not None}
 
 
 def compile_stages(config: RendererConfig, networks: Mapping[str, Any], group: DeviceGroup) -> dict[str, Stage]:
@@ -134,7 +127,7 @@ class StageRecorder:
     _known: dict = field(default_factory=dict)
 
     def __call__(self, stage: Stage, params: Mapping, *arrays: Any, split=None) -> Any:
-        shapes = jax.tree.map(_shape, (params, *arrays))
+        shapes = jax.eval_shape(lambda *arguments: arguments, params, *arrays)
         key = stage.name, jax.tree.structure(shapes), tuple((x.shape, x.dtype) for x in jax.tree.leaves(shapes)), split
         if key not in self._known:
             call = StageCall(stage, shapes, split)
@@ -143,9 +136,3 @@ class StageRecorder:
         call, results = self._known[key]
         call.count += 1
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), results)
-
-
-def _shape(x: Any) -> jax.ShapeDtypeStruct:
-    if isinstance(x, jax.ShapeDtypeStruct):
-        return x
-    return jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.result_type(x))
