@@ -18,14 +18,13 @@ from jaxtyping import Array, Float32
 from drender.editing import materials
 from drender.errors import InputError, extent, oom_guard
 from drender.lighting.camera import camera_rotations, light_angles, light_orientation
-from drender.lighting.environment import environment_maps
-from drender.lighting.latlong import load_latlong
-from drender.lighting.projection import latlong_to_cube, project
+from drender.lighting.environment import environment_maps, load_environment
+from drender.lighting.projection import project
 from drender.media.encodings import ImageFormat
 from drender.media.gbuffers import frame_path
 from drender.media.resize import ResizeConfig
 from drender.media.video import find_clips, write_video
-from drender.renderers.forward import GUIDANCE, ForwardRenderer, used_conditions
+from drender.renderers.forward import ForwardRenderer
 from drender.renderers.inverse import InverseRenderer
 from drender.renderers.windows import whole
 
@@ -57,9 +56,7 @@ class Light:
         return environment_maps(self.path, 1, size, exposure=self.exposure, **turn)
 
 
-@functools.lru_cache(maxsize=8)
-def _cube(path: str) -> Float32[Array, "6 n n 3"]:
-    return latlong_to_cube(load_latlong(path), light_orientation())
+_cube = functools.lru_cache(maxsize=8)(load_environment)
 
 
 def _hex(color: str) -> str:
@@ -141,15 +138,10 @@ class Session:
 
     def relight(self, forward: ForwardRenderer, light: Light) -> None:
         """Render the G-buffers in a light."""
-        names = used_conditions(forward.config, ())
-        self._require(names)
+        self._require(forward.config.conditions)
+        buffers = {name: self.buffers[name][None] for name in forward.config.conditions}
         with oom_guard(SMALLER):
-            sampling = forward.sampling({}, GUIDANCE)
-            latents = {name: forward.encode(self.buffers[name][None], sampling) for name in names}
-            maps = forward.encode_environment(light.maps(forward.environment_size))
-            noise = forward.initial_noise(None, sampling, latents[names[0]].shape)
-            rendered = forward.render(latents, maps, sampling, noise, stop=self.stop)
-            self.relit = whole(forward.decode(rendered, sampling))[0]
+            self.relit = forward(buffers, light.maps(forward.environment_size), stop=self.stop)[0]
 
     def _require(self, names: Iterable[str]) -> None:
         """Raise InputError unless the clip has these G-buffers: none is open, or their estimation was cancelled."""

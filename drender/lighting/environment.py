@@ -61,7 +61,7 @@ def environment_maps(
 def load_environment(
     source: str | Path | ArrayLike, rotation: float = 180.0, flip: bool = False, strength: float = 1.0
 ) -> Float32[Array, "6 n n 3"]:
-    """Return the cube map of `load_latlong`: faces +x −x +y −y +z −z, n = CUBE_SIZE."""
+    """Return the cube map of a lat-long image as `load_latlong` takes it: faces +x −x +y −y +z −z, n = CUBE_SIZE."""
     return latlong_to_cube(load_latlong(source, rotation, flip, strength), light_orientation())
 
 

@@ -14,10 +14,12 @@ from drender.sharding import constrain, use_mesh
 # --- one call of the network -----------------------------------------------------------------------------------------
 
 
-def predict_v(
+def denoise(
     graphdef: nnx.GraphDef, params, conditions, context, domain, micro, scales, x, sigma, split=None
 ) -> Float[Array, "b f h w c"]:
-    """Return the UNet's v-prediction F, with classifier-free guidance if `scales` are given.
+    """Return x̂₀ from the UNet's v-prediction F, with classifier-free guidance if `scales` are given.
+
+    One-step models call it with x = 0 at sigma_max, where x̂₀ is −F to within 1e-6.
 
     Args:
       conditions: conditioning latents [b, f, h, w, d].
@@ -42,20 +44,9 @@ def predict_v(
     time = jnp.broadcast_to(diffusion.c_noise(sigma), rows.shape[:1])
     with use_mesh(split and split.mesh):
         prediction = nnx.merge(graphdef, params)(rows, time, context, micro, domain)
-    if scales is None:
-        return prediction
-    conditional, unconditional = jnp.split(prediction, 2)
-    return diffusion.apply_cfg(unconditional, conditional, scales[..., None, None, None])
-
-
-def denoise(
-    graphdef: nnx.GraphDef, params, conditions, context, domain, micro, scales, x, sigma, split=None
-) -> Float[Array, "b f h w c"]:
-    """Return x̂₀, from the arguments of `predict_v`.
-
-    One-step models call it with x = 0 at sigma_max, where x̂₀ is −F to within 1e-6.
-    """
-    prediction = predict_v(graphdef, params, conditions, context, domain, micro, scales, x, sigma, split)
+    if scales is not None:
+        conditional, unconditional = jnp.split(prediction, 2)
+        prediction = diffusion.apply_cfg(unconditional, conditional, scales[..., None, None, None])
     return diffusion.x0_from_v(x, prediction, sigma)
 
 
@@ -78,9 +69,5 @@ def denoise_clip(
       sigmas: noise levels; the last is 0.
       sampler: name in `diffusion.SAMPLERS`; it takes all steps but the last.
     """
-
-    def blended(x, i):
-        return denoise(x, i).blended()
-
-    x = diffusion.SAMPLERS[sampler](blended, x, sigmas[:-1])
+    x = diffusion.SAMPLERS[sampler](lambda x, i: denoise(x, i).blended(), x, sigmas[:-1])
     return denoise(x, len(sigmas) - 2)  # the step to sigma 0 ends at x̂₀ in every sampler

@@ -58,6 +58,7 @@ class ForwardRenderer(Renderer):
         drop: Iterable[str] = (),
         noise: Float[np.ndarray, "b f h8 w8 c"] | None = None,
         progress: bool = True,
+        stop: threading.Event | None = None,
         **sampling,
     ) -> Float[np.ndarray, "b f h w 3"]:
         """Render the G-buffers under the environment.
@@ -67,7 +68,7 @@ class ForwardRenderer(Renderer):
           environment: "env_ldr", "env_log" and "env_nrm" of `environment_maps`, for all clips or one per clip, with as
             many frames as the G-buffers or one for all.
           drop: names of conditions to leave out, or "environment"; these need not be given.
-          noise, progress, **sampling: as for `InverseRenderer`. The default guidance is (1.2, 1.2), or none for
+          noise, progress, stop, **sampling: as for `InverseRenderer`. The default guidance is (1.2, 1.2), or none for
             one-step models.
 
         Returns:
@@ -82,7 +83,7 @@ class ForwardRenderer(Renderer):
         noise = self.initial_noise(noise, sampling, (*shape[:2], shape[2] // downscale, shape[3] // downscale))
         latents = self._encode_buffers(images, sampling)
         light = None if "environment" in drop else self.encode_environment(self._check_environment(environment, shape))
-        return whole(self.decode(self.render(latents, light, sampling, noise, progress), sampling))
+        return whole(self.decode(self.render(latents, light, sampling, noise, progress, stop), sampling))
 
     # --- stages ------------------------------------------------------------------------------------------------------
 
