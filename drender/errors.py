@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 
@@ -41,6 +42,19 @@ def say(line: str) -> None:
 def extent(shape: Sequence[int]) -> str:
     """Return "WIDTHxHEIGHT" for the shape (height, width, …) of an image."""
     return f"{shape[1]}x{shape[0]}"
+
+
+class Failures(list[InputError]):
+    """The InputErrors of some of several clips, each printed to stderr when it is added."""
+
+    def add(self, error: InputError) -> None:
+        self.append(error)
+        print(f"failed: {error}", file=sys.stderr, flush=True)
+
+    def raise_if_any(self, num_clips: int) -> None:
+        """Raise InputError if some of the clips failed."""
+        if self:
+            raise InputError(f"{len(self)} of {num_clips} clips failed (see above)")
 
 
 def unknown_name_error(kind: str, name: str, known: Iterable[str]) -> InputError:

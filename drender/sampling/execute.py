@@ -4,7 +4,6 @@ Hosts that see the same folders share the clips by index: process I of N takes e
 """
 
 import contextlib
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from drender.errors import InputError, oom_guard, say
+from drender.errors import Failures, InputError, oom_guard, say
 from drender.sampling.base import Job, OnFailure
 from drender.sampling.inputs import ChunkedClip
 from drender.sharding import check_process
@@ -35,13 +34,8 @@ def execute(job: Job, load: Load, devices: Sequence[jax.Device], process: tuple[
       InputError: the only clip failed, something that all clips share is wrong, or some of several clips failed.
     """
     check_process(process)
-    failures = []
-
-    def report_failure(error: InputError) -> None:
-        failures.append(error)
-        print(f"failed: {error}", file=sys.stderr, flush=True)
-
-    clips = job.discover(report_failure)
+    failures = Failures()
+    clips = job.discover(failures.add)
     num_clips = len(clips) + len(failures)
     pending = []
     for clip in clips[process[0] :: process[1]]:
@@ -51,9 +45,8 @@ def execute(job: Job, load: Load, devices: Sequence[jax.Device], process: tuple[
             pending.append(clip)
     if pending or job.run.html:
         with job.hold(clips, process):
-            run_clips(job, load, devices, pending, None if num_clips == 1 else report_failure)
-    if failures:
-        raise InputError(f"{len(failures)} of {num_clips} clips failed (see above)")
+            run_clips(job, load, devices, pending, None if num_clips == 1 else failures.add)
+    failures.raise_if_any(num_clips)
 
 
 def run_clips(
