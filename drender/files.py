@@ -10,7 +10,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 from drender.errors import InputError, first_line
 from drender.locks import lock
 
-T = TypeVar("T")
+S, T = TypeVar("S"), TypeVar("T")
 HASHED_WHOLE = 2**24  # bytes; of larger files, which are videos and weights, evenly spaced blocks are hashed
 BLOCK, NUM_BLOCKS = 2**16, 256
 # Bytes of the largest text file that is read: the poses of 100,000 frames, or the index of 500,000 tensors.
@@ -126,19 +126,19 @@ def content_hash(file: Path, size: int, mtime_ns: int) -> str:
 
 
 def map_collecting_errors(
-    function: Callable[..., T], calls: list[tuple], failed: Callable[[InputError], None] | None
+    function: Callable[[S], T], items: Sequence[S], failed: Callable[[InputError], None] | None
 ) -> list[T]:
-    """Call `function` with each tuple of arguments, and return the results of the calls that succeed.
+    """Call `function` with each item, and return the results of the calls that succeed.
 
     Args:
       failed: receives the InputErrors of several calls; None, or a single call: raise them instead.
     """
     results = []
-    for arguments in calls:
+    for item in items:
         try:
-            results.append(function(*arguments))
+            results.append(function(item))
         except InputError as error:
-            if failed is None or len(calls) == 1:
+            if failed is None or len(items) == 1:
                 raise
             failed(error)
     return results
@@ -230,6 +230,12 @@ def require_space(folder: Path, num_bytes: int, remedy: str) -> None:
     if free < num_bytes:
         sizes = f"needs {num_bytes / 1e9:.3g} GB of disk, {free / 1e9:.3g} GB are free"
         raise InputError(f"{folder}: {sizes}; {remedy}")
+
+
+def require_free(folder: Path, num_bytes: int) -> None:
+    """Raise the system's error for a full disk unless this much is free; Orbax reports one in a hundred lines."""
+    if shutil.disk_usage(folder).free < num_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

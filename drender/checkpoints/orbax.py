@@ -4,10 +4,7 @@ On disk a component is a flat dictionary, from the dotted path of a parameter ("
 to its array. Components are saved and loaded one at a time, so the largest one bounds the memory.
 """
 
-import errno
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,9 +50,7 @@ def save(
 
 
 def _save_arrays(folder: Path, arrays: dict[str, Any]) -> None:
-    # Orbax reports a full disk in a hundred lines, so check first.
-    if shutil.disk_usage(folder.parent).free < sum(array.nbytes for array in arrays.values()):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    files.require_free(folder.parent, sum(array.nbytes for array in arrays.values()))
     context = ocp.Context()
     # Weights hardly compress, and uncompressed arrays are written without a copy.
     context.array.saving.use_compression = False

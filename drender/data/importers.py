@@ -9,7 +9,6 @@ has the light: they train the inverse renderer.
 """
 
 import math
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 from tqdm import tqdm
 
-from drender.errors import InputError, first_line
+from drender.errors import Failures, InputError, first_line
 from drender.files import atomic_dir, list_dir, map_collecting_errors, read_json
 from drender.media.color import linear_to_srgb
 from drender.media.encodings import SCALAR_LABELS, ImageFormat, encode_normal, is_color
@@ -76,12 +75,7 @@ def import_clips(kind: str, source: str | Path, destination: str | Path) -> None
         raise InputError(f"{source}: several clips are named {twice[0]!r}; rename their folders")
     missing = [clip for clip in clips if not (Path(destination) / clip.name).exists()]
     print(f"{destination}: {len(missing)} of {len(clips)} clips to import", flush=True)
-    failures = []
-
-    def failed(error: InputError) -> None:
-        failures.append(error)
-        print(f"failed: {error}", file=sys.stderr, flush=True)
-
+    failures = Failures()
     with tqdm(total=len(missing), unit="clip", disable=None) as bar:
 
         def write(clip: SourceClip) -> None:
@@ -89,9 +83,8 @@ def import_clips(kind: str, source: str | Path, destination: str | Path) -> None
             with atomic_dir(Path(destination) / clip.name, overwrite=False, replaceable=lambda _: False) as folder:
                 write_clip(folder, clip)
 
-        map_collecting_errors(write, [(clip,) for clip in missing], failed)
-    if failures:
-        raise InputError(f"{len(failures)} of {len(missing)} clips failed (see above)")
+        map_collecting_errors(write, missing, failures.add)
+    failures.raise_if_any(len(missing))
 
 
 def write_clip(folder: Path, clip: SourceClip) -> None:

@@ -87,7 +87,7 @@ class EditingJob(ClipJob):
             self.run.input, self.required_labels(), on_failure, labels=labels, assumed=self.encoding
         )
         self.run.check_separate({clip.name: clip.folder for clip in clips})
-        return map_collecting_errors(plan, [(clip,) for clip in clips], on_failure)
+        return map_collecting_errors(plan, clips, on_failure)
 
     def outputs(self, clip: BufferChunks) -> list[ClipOutput]:
         return [self.run.clip_output(clip, COMMAND, self.labels(clip), clip.files(), overlap=clip.overlap)]

@@ -113,7 +113,8 @@ def find_gbuffer_clips(
     """
     known = tuple(dict.fromkeys((*DOMAINS, *labels)))
 
-    def clip(name: str, files: Files) -> GBufferClip:
+    def clip(found: tuple[str, Files]) -> GBufferClip:
+        name, files = found
         check(name, next(iter(next(iter(files.values())).values())).parent)
         return _clip(name, files, required, known, assumed)
 

@@ -153,8 +153,8 @@ def find_clips(
         found = _clips_at(path, (), itertools.count(1))
         if not found:
             raise InputError(f"{path}: no images or videos found; known: {' '.join(SUFFIXES + VIDEO_SUFFIXES)}")
-        clips = [(*clip, label, assumed) for clip in _with_unique_names(found)]
-        return map_collecting_errors(_open_clip, clips, failed)
+        clips = _with_unique_names(found)
+        return map_collecting_errors(lambda clip: _open_clip(*clip, label, assumed), clips, failed)
     except OSError as error:
         raise InputError(f"cannot read {error.filename or path}: {error.strerror}") from error
 

@@ -42,7 +42,7 @@ class InverseJob(ClipJob):
     def discover(self, on_failure: OnFailure) -> list[RgbChunks]:
         clips = find_clips(self.run.input, on_failure, assumed=self.encoding)
         self.run.check_separate({clip.name: clip.paths[0].parent for clip in clips})
-        return map_collecting_errors(RgbChunks.plan, [(clip, self.run.chunks) for clip in clips], on_failure)
+        return map_collecting_errors(partial(RgbChunks.plan, config=self.run.chunks), clips, on_failure)
 
     def outputs(self, clip: RgbChunks) -> list[ClipOutput]:
         return [self.output(clip)]
@@ -110,7 +110,7 @@ class ForwardJob(ClipJob):
 
         labels = (*self.conditions, "rgb")
         clips = find_gbuffer_clips(self.run.input, self.conditions, on_failure, labels, require_finished, self.encoding)
-        return map_collecting_errors(plan, [(clip,) for clip in clips], on_failure)
+        return map_collecting_errors(plan, clips, on_failure)
 
     def outputs(self, clip: BufferChunks) -> list[ClipOutput]:
         light = [clip.kept_light] if self.lights.has_own and clip.kept_light else []
@@ -192,7 +192,7 @@ class RelightJob(ClipJob):
             self.lights.check(clip.name, clip.num_frames)
             return clip
 
-        return map_collecting_errors(check, [(clip,) for clip in self.inverse.discover(on_failure)], on_failure)
+        return map_collecting_errors(check, self.inverse.discover(on_failure), on_failure)
 
     def lights_of(self, outputs: list[ClipOutput]) -> Lights:
         return self.forward.lights_of(outputs)

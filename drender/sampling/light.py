@@ -57,17 +57,17 @@ class LightJob(Job):
                 require_for_own_light(clip.clip.labels, f"clip {clip.name!r} has")
             return clip
 
-        source, chunks = self.run.input, self.run.chunks
         if self.from_gbuffers:
             labels = ("rgb", *ESTIMATED_FROM)
-            plan = partial(BufferChunks.plan, cameras=self.cameras)
-            found = find_gbuffer_clips(source, (), on_failure, labels, require_finished, self.encoding)
+            plan = partial(BufferChunks.plan, config=self.run.chunks, cameras=self.cameras)
+            found = find_gbuffer_clips(self.run.input, (), on_failure, labels, require_finished, self.encoding)
         else:
-            plan, found = RgbChunks.plan, find_clips(source, on_failure, assumed=self.encoding)
-        clips = map_collecting_errors(plan, [(clip, chunks) for clip in found], on_failure)
+            plan = partial(RgbChunks.plan, config=self.run.chunks)
+            found = find_clips(self.run.input, on_failure, assumed=self.encoding)
+        clips = map_collecting_errors(plan, found, on_failure)
         if self.file and len(clips) > 1:
             raise InputError(f"--output {self.file} is one file, for {len(clips)} clips; give a folder")
-        return map_collecting_errors(check, [(clip,) for clip in clips], on_failure)
+        return map_collecting_errors(check, clips, on_failure)
 
     def path(self, clip: ChunkedClip) -> Path:
         """Return the path of a clip's map."""

@@ -10,10 +10,7 @@ The place in the data needs no file, because rows are a function of the seed and
 """
 
 import contextlib
-import errno
 import json
-import os
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +25,7 @@ from orbax.checkpoint import v1 as ocp
 from drender.config import RendererConfig
 from drender.errors import InputError, first_line
 from drender.fields import to_dict
-from drender.files import expand_home, list_dir, remove_partial, write_text
+from drender.files import expand_home, list_dir, remove_partial, require_free, write_text
 from drender.locks import lock_folder
 from drender.media.images import write_png
 from drender.settings import differences
@@ -139,9 +136,6 @@ class RunFolder:
             self._lock = stack.pop_all()
 
     def _open_checkpoints(self) -> None:
-        self._open = lambda: ocp.training.Checkpointer(
-            self.path / CHECKPOINTS, preservation_policy=self._policy(), cleanup_tmp_directories=True
-        )
         self._checkpointer: ocp.training.Checkpointer | None = None
         self._loggers: list[Logger] = []
         self._evaluations: list[dict[str, Any]] = []  # lines with the metric of `keep_best`
@@ -151,15 +145,18 @@ class RunFolder:
                 self.last = self._checkpointer.latest.step
                 self._compare_with_record()
 
-    def _policy(self) -> ocp.training.preservation_policies.PreservationPolicy:
-        """Return the policy of which checkpoints to keep: the last, every `keep_every` steps, the best."""
+    def _open(self) -> ocp.training.Checkpointer:
+        """Open the checkpoints, of which to keep the last, one every `keep_every` steps, and the best."""
         policies = ocp.training.preservation_policies
         kept: list = [policies.LatestN(self.config.keep_checkpoints)]
         if self.config.keep_every is not None:
             kept.append(policies.EveryNSteps(self.config.keep_every))
         if self.config.keep_best is not None:
             kept.append(_KeepBest(self._evaluations, self.config.keep_best))
-        return policies.AnyPreservationPolicy(kept)
+        policy = policies.AnyPreservationPolicy(kept)
+        return ocp.training.Checkpointer(
+            self.path / CHECKPOINTS, preservation_policy=policy, cleanup_tmp_directories=True
+        )
 
     def _compare_with_record(self) -> None:
         """Fill `changes`; raise InputError if the folder's run is another one."""
@@ -209,26 +206,22 @@ class RunFolder:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
+        # An exception in flight takes precedence over its consequences for the pending checkpoint.
+        guard = self._write_as_input_error() if kind is None else contextlib.suppress(OSError, ValueError)
         with self._lock:
-            self._close(kind)
-
-    def _close(self, kind: type[BaseException] | None) -> None:
-        for logger in self._loggers:
-            with failure_as_warning(type(logger).__name__):
-                logger.close()
-        if self._checkpointer is not None:
-            # An exception in flight takes precedence over its consequences for the pending checkpoint.
-            with self._write_as_input_error() if kind is None else contextlib.suppress(OSError, ValueError):
-                self._checkpointer.close()
+            for logger in self._loggers:
+                with failure_as_warning(type(logger).__name__):
+                    logger.close()
+            if self._checkpointer is not None:
+                with guard:
+                    self._checkpointer.close()
 
     def save(self, step: int, state: TrainState) -> None:
         """Write a checkpoint in the background, once the previous one is complete."""
         with self._write_as_input_error():
             self._checkpointer.wait()
             if self.last != step:
-                # Orbax reports a full disk too, but in a hundred lines.
-                if shutil.disk_usage(self.path).free < sum(x.nbytes for x in jax.tree.leaves(state)):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                require_free(self.path, sum(x.nbytes for x in jax.tree.leaves(state)))
                 self._checkpointer.save_checkpointables_async(step, vars(state), force=True)
                 self.last = step
 
