@@ -188,8 +188,8 @@ def environments(words: Sequence[str]) -> list[str]:
 
 def input_encoding(options: EncodingOptions) -> InputEncoding:
     """Return the encoding of input files that do not state theirs."""
-    given = {name.partition("input_")[2]: value for name, value in vars(options).items()}
-    return InputEncoding(**{name: value for name, value in given.items() if name})
+    given = {name: value for name, value in vars(options).items() if name.startswith("input_")}
+    return InputEncoding(**{name.removeprefix("input_"): value for name, value in given.items()})
 
 
 def cameras(options: BufferEncodingOptions) -> np.ndarray | None:

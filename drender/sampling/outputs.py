@@ -54,13 +54,7 @@ class ClipOutput:
         self._inputs = inputs or InputFiles()
         self._record = {"settings": settings, "labels": sorted(labels), "chunks": [], "finished": False, "inputs": {}}
         existing = read_record(self._record_path)
-        changes, problem = differences(existing["settings"], settings) if existing else [], None
-        if changes:
-            problem = f"results made with another {changes[0]}"
-        elif existing and not self._inputs.match(existing.get("inputs", {})):
-            problem = "results made from other contents of the same input files"
-        elif not existing and (images := self._images()):
-            problem = f"{images[0].name} and no record of a run that wrote it"
+        problem = self._other_results(existing)
         self._continued = bool(existing) and problem is None
         if self._continued:
             self._record |= existing
@@ -76,6 +70,17 @@ class ClipOutput:
         self.video = self.path.with_name(f"{stem}.viz.mp4")
         self.sheet = self.root / f"{stem}.contact.png"
         self.light = self.path.with_name(f"{stem}.light.exr")
+
+    def _other_results(self, existing: dict) -> str | None:
+        """Return what the folder holds that this run, given its record, cannot continue; None: nothing."""
+        if existing:
+            if changes := differences(existing["settings"], self._record["settings"]):
+                return f"results made with another {changes[0]}"
+            if not self._inputs.match(existing.get("inputs", {})):
+                return "results made from other contents of the same input files"
+        elif images := self._images():
+            return f"{images[0].name} and no record of a run that wrote it"
+        return None
 
     @property
     def done(self) -> set[int]:
