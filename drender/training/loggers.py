@@ -1,32 +1,20 @@
 """Where the curves and pictures of a run go: TensorBoard always, Weights & Biases on request.
 
-A logger has the three methods of `Logger`. `drender.training.run_dir` writes metrics.jsonl itself.
+A logger has three methods: `log` adds a point to the curve of each name, `draw` the picture of an evaluation, `close`
+writes what is pending. `drender.training.run_dir` writes metrics.jsonl itself.
 """
 
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from tensorboardX import SummaryWriter
 
 from drender.errors import InputError, first_line
-
-
-class Logger(Protocol):
-    """A place for curves and pictures."""
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Add a point to the curve of each name."""
-
-    def draw(self, step: int, picture: Path) -> None:
-        """Add the PNG of an evaluation."""
-
-    def close(self) -> None:
-        """Write everything that is pending."""
 
 
 class TensorBoard:
@@ -90,3 +78,6 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self._run.finish()
+
+
+Logger = TensorBoard | WeightsAndBiases

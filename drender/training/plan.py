@@ -60,7 +60,8 @@ def write_batch(config: TrainConfig, model: RendererConfig, data: TrainingData) 
     batch = next(data.batches())
     rows = [row for _, row in zip(range(8), zip(*_images(batch), strict=True), strict=False)]
     height = max(len(image) for row in rows for image in row)
-    picture = np.concatenate([np.concatenate([_padded(image, height) for image in row], axis=1) for row in rows])
+    padded = ([np.pad(image, ((0, height - len(image)), (0, 0), (0, 0))) for image in row] for row in rows)
+    picture = np.concatenate([np.concatenate(row, axis=1) for row in padded])
     output = expand_home(config.output)
     path = output.with_name(f"{output.name}.first-batch.png")
     write_png(path, picture)
@@ -78,7 +79,3 @@ def _images(batch: Mapping[str, np.ndarray]) -> Iterator[np.ndarray]:
             image = np.broadcast_to(image, (*image.shape[:3], 3)) if image.shape[-1] == 1 else image
             low, high = (0, 1) if images.shape[-1] <= 3 else (image.min(), image.max())
             yield np.clip((image - low) / max(high - low, 1e-6), 0, 1)
-
-
-def _padded(image: np.ndarray, height: int) -> np.ndarray:
-    return np.pad(image, ((0, height - len(image)), (0, 0), (0, 0)))

@@ -142,11 +142,7 @@ def init_state(params: Mapping[str, np.ndarray], optimizer: optax.GradientTransf
 def abstract_state(params: Arrays, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Return the shapes and shardings of that state."""
     shapes = jax.eval_shape(lambda params: TrainState(params, params, optimizer.init(params)), params)
-
-    def with_sharding(x: jax.ShapeDtypeStruct, placement: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement)
-
-    return jax.tree.map(with_sharding, shapes, sharding.param_sharding(shapes, mesh))
+    return jax.tree.map(lambda x, place: x.update(sharding=place), shapes, sharding.param_sharding(shapes, mesh))
 
 
 def compile_step(step: Callable, state: TrainState, frozen: Arrays, batch: Arrays, mesh: Mesh) -> jax.stages.Compiled:

@@ -102,11 +102,14 @@ class Weights:
         source = self.sources.get(name)
         if source is None:
             log(f"{name}: randomly initialized")
-            return self._fresh_lora() if name == "lora" else init.init_params(*self._network(name), self.config.seed)
+            if name == "lora":
+                return self._fresh_lora()
+            return init.init_params(*network_of(self.model, name), self.config.seed)
         where = f"init_from {source.path}: {name}"
         if name == "lora":
             return _require_same_shapes(self._fresh_lora(), source.load(name), where)
-        params, report = init.adapt_pretrained(*self._network(name), source.load(name), self.config.seed, where)
+        network = network_of(self.model, name)
+        params, report = init.adapt_pretrained(*network, source.load(name), self.config.seed, where)
         for line in report:
             log(line)
         return params
@@ -182,11 +185,8 @@ class Weights:
                 f"{made_by}; use that VAE, or encode the clips again"
             )
 
-    def _network(self, name: str) -> tuple:
-        return network_of(self.model, name)
-
     def _fresh_lora(self) -> dict:
-        unet, config = abstract_module(*self._network("unet"))[1], self.config.lora
+        unet, config = abstract_module(*network_of(self.model, "unet"))[1], self.config.lora
         return lora.init(unet, config.rank, config.targets, self.config.seed, config.alpha)
 
 
