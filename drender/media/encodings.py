@@ -31,7 +31,8 @@ TRANSFERS = ("linear", "srgb")
 NORMALS = ("opengl", "directx")
 INPUT_NORMALS = (*NORMALS, "world")
 DEPTHS = ("relative", "metric", "inverse")
-FAR = 1e9  # distances above are background
+# Distances that are background: those above FAR, and the largest half float, to which Blender and Unreal clamp the sky.
+FAR, HALF_MAX = 1e9, 65504.0
 SLACK = 0.05  # resampling may overshoot a range by this
 MAX_SPREAD = 0.25  # difference of the channels' means where they hold one value; those of an ORM texture differ more
 SCALAR_LABELS = ("depth", "roughness", "metallic")
@@ -237,9 +238,10 @@ def check_scalar(path: Path, label: str, still: LoadedImage) -> None:
 def distances(still: LoadedImage, kind: str | None) -> Float32[np.ndarray, "h w"]:
     """Return the distances of metric or "inverse" depth, infinite in the background.
 
-    Background is what is not finite, not positive, or above FAR, and the largest integer.
+    Background is what is not finite, not positive, HALF_MAX or above FAR, and in metric depth the largest integer.
     """
     depth = still.image[..., 0]
+    depth = np.where((np.abs(depth) <= FAR) & (np.abs(depth) != HALF_MAX), depth, np.inf)
     with np.errstate(divide="ignore", invalid="ignore"):
         if kind == "inverse":
             depth = np.where(depth > 0, 1 / depth, np.inf)

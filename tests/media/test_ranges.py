@@ -31,7 +31,7 @@ def write_depth(folder, frames, name="Z"):
     return folder
 
 
-@pytest.mark.parametrize("background", [None, np.inf, 1e10, np.nan, 0])
+@pytest.mark.parametrize("background", [None, np.inf, 1e10, np.nan, 0, 65504])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_distances_are_normalized_over_the_clip(tmp_path, background, sign):
     frames, expected = sign * DISTANCES, RELATIVE.copy()
