@@ -4,6 +4,7 @@ Frames honor what the file declares: color matrix, primaries and HDR transfer, a
 mirroring, pixel aspect ratio, and interlacing.
 """
 
+import itertools
 import struct
 import warnings
 from collections.abc import Iterable, Iterator
@@ -40,7 +41,8 @@ def probe(path: Path) -> tuple[float, int]:
     """Return the frame rate of a video and the number of frames that can be shown.
 
     Counting packets is faster than decoding, but some packets have no frame that can be shown: hidden frames of some
-    codecs, and those at the start of a clip cut without re-encoding that refer to frames before it. Decode such files.
+    codecs, those at the start of a clip cut without re-encoding that refer to frames before it, and second fields of
+    interlaced frames. Decode such files.
 
     Raises:
       InputError: missing, truncated or damaged video, or one without frames.
@@ -57,9 +59,11 @@ def probe(path: Path) -> tuple[float, int]:
                 times.append(packet.pts)
                 countable &= packet.is_keyframe or len(times) > 1
                 countable &= None in (packet.pts, times[0]) or packet.pts >= times[0]
-    if not countable:
-        with open_video(path) as (container, stream):
-            times = [frame.pts for frame in _decode(path, container, stream)]
+    with open_video(path) as (container, stream):
+        frames = _decode(path, container, stream)
+        first = list(itertools.islice(frames, 1))
+        if not (countable and first) or first[0].interlaced_frame:
+            times = [frame.pts for frame in itertools.chain(first, frames)]
     if not times:
         raise InputError(f"{path}: no frame of this video can be decoded; encode it again")
     return _mean_rate(times, time_base, rate), len(times)

@@ -151,6 +151,49 @@ def test_interlaced_video_is_deinterlaced(tmp_path):
     assert probe(tmp_path / "a.mkv") == (24.0, 6)
 
 
+class Bits:
+    """A bit string of H.264 (ITU-R H.264, 7.3 and 9.1)."""
+
+    def __init__(self, *values):
+        """Write (value, bits), or a value alone as an Exp-Golomb code."""
+        self.text = ""
+        for value in values:
+            code = f"{value + 1:b}" if isinstance(value, int) else f"{value[0]:0{value[1]}b}"
+            self.text += "0" * (len(code) - 1) + code if isinstance(value, int) else code
+
+    def unit(self, kind, pixels=b""):
+        """Return the NAL unit of a kind, with the raw pixels of a macroblock after the next whole byte."""
+        text = self.text + "0" * (-len(self.text) % 8 if pixels else 0)
+        text += "".join(f"{byte:08b}" for byte in pixels) + "1"
+        return b"\0\0\0\1" + bytes([kind]) + int(text + "0" * (-len(text) % 8), 2).to_bytes(-(-len(text) // 8))
+
+
+def test_two_packets_per_frame_of_camcorders_are_one_frame(tmp_path):
+    """Field pictures of AVCHD, each a packet: 16x32 pixels, in one raw macroblock of each field."""
+    bit = lambda value: (value, 1)
+    headers = Bits((77, 8), (0, 8), (30, 8), 0, 0, 2, 1, bit(0), 0, 0, *map(bit, (0, 0, 1, 0, 0))).unit(0x67)
+    headers += Bits(0, 0, (0, 2), 0, 0, 0, (0, 3), 0, 0, 0, (4, 3)).unit(0x68)
+    fields = []
+    for frame in range(6):
+        for bottom in (0, 1):
+            idr = (0, bit(0), bit(0)) if not bottom else (bit(0),)
+            level = 40 + 20 * frame + 5 * bottom
+            slice_header = Bits(0, 7, 0, (0, 4), bit(1), bit(bottom), *idr, 0, 1, 25)
+            field = slice_header.unit(0x61 if bottom else 0x65, bytes([level] * 256 + [128] * 128))
+            fields.append(b"\0\0\0\1\x09\x10" + (field if bottom else headers + field))
+    (tmp_path / "a.h264").write_bytes(b"".join(fields))
+    with av.open(str(tmp_path / "a.h264")) as read_from, av.open(str(tmp_path / "a.mts"), "w", "mpegts") as write:
+        stream = write.add_stream_from_template(read_from.streams.video[0])
+        for index, packet in enumerate(filter(lambda packet: packet.size, read_from.demux(video=0))):
+            packet.pts = packet.dts = index
+            packet.time_base, packet.stream = Fraction(1, 50), stream
+            write.mux(packet)
+    clip, found = read(tmp_path / "a.mts")
+    assert (clip.num_frames, clip.fps) == (6, pytest.approx(25))
+    levels = [(40 + 20 * frame + 2.5 - 16) / 219 for frame in range(6)]
+    np.testing.assert_allclose(found.mean(axis=(1, 2, 3)), levels, atol=0.02)
+
+
 # --- color ---
 
 A, B, C = 0.17883277, 0.28466892, 0.55991073  # of HLG (ITU-R BT.2100)
