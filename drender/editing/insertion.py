@@ -13,7 +13,7 @@ from jaxtyping import Float32
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial.transform import Rotation
 
-from drender.editing.masks import same_aspect, select_clip
+from drender.editing.masks import mask_weights, same_aspect, select_clip
 from drender.editing.materials import blend, to_linear, to_stored
 from drender.errors import InputError, extent, naming, unknown_name_error
 from drender.lighting.camera import require_poses
@@ -54,9 +54,8 @@ class Layer:
     coverage: Mask
 
     @classmethod
-    def from_mask(cls, images: Mapping[str, Image], mask: Image) -> "Layer":
+    def from_mask(cls, images: Mapping[str, Image], coverage: Mask) -> "Layer":
         """Cut an object out of buffers; edge pixels, mixed with a background, take the nearest value inside."""
-        coverage = mask.mean(axis=-1, keepdims=True)
         solid = coverage[..., 0] >= (SOLID_COVERAGE if coverage.max() >= SOLID_COVERAGE else 0.5)
         if solid.any():
             rows, columns = distance_transform_edt(~solid, return_distances=False, return_indices=True)
@@ -199,7 +198,7 @@ class FileObject:
                 expected = f"expected {label} of the clip's aspect ratio, {extent(size)}, got {extent(image.shape)}"
                 raise InputError(f"--object {self.path}: {expected}; resize or crop it")
             images[label] = resize(image, size)
-        return Layer.from_mask(images, images.pop("mask"))
+        return Layer.from_mask(images, mask_weights(f"--object {self.path}", images.pop("mask")))
 
     def still(self, name: str) -> bool:
         """Return whether the object looks the same in all frames."""

@@ -1,5 +1,6 @@
 """Read the masks and textures that accompany the frames of clips, from a still, a clip, or a folder of clips."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +15,7 @@ from drender.media.resize import center_crop, fit_cover, resize
 from drender.media.video import DEFAULT_FPS, Clip, find_clips
 
 T = TypeVar("T")
+MAX_TINT, MIN_WHITE = 0.25, 0.1  # largest difference of a mask's channels, and least of its brightest values
 
 
 class Companion:
@@ -83,6 +85,20 @@ class CompanionFrames:
             problem = f"expected the aspect ratio of the {extent(size)} G-buffers, got {extent(image.shape)} pixels"
             raise InputError(f"{self._option} {self._clip.paths[0]}: {problem}; resize or crop it")
         return center_crop(fit_cover(image, size, multiple=1), size)
+
+
+def mask_weights(source: str, mask: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w 1"]:
+    """Return the weight of each pixel of a mask; warn, naming `source`, if it holds labels from 0 up.
+
+    Raises:
+      InputError: the mask is colored, as a picture with alpha or with a color per object.
+    """
+    if np.ptp(mask, axis=-1).max() > MAX_TINT:
+        raise InputError(f"{source}: expected a mask, white inside, got colors; save the area or alpha as a gray image")
+    if 0 < mask.max() < MIN_WHITE:
+        problem = f"its mask reaches only {mask.max():.3g}, expected 1 (white) inside; multiply its values"
+        warnings.warn(f"{source}: {problem}", stacklevel=2)
+    return mask.mean(axis=-1, keepdims=True)
 
 
 def same_aspect(source: tuple[int, int], size: tuple[int, int]) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from drender.editing import materials
-from drender.editing.masks import Companion
+from drender.editing.masks import Companion, mask_weights
 from drender.errors import InputError, naming
 
 MAX_FEATHER = 1000  # pixels
@@ -71,7 +71,9 @@ class EditStep:
     ) -> Float32[np.ndarray, "h w 1"]:
         """Return the weight of the edit at each pixel of a frame; `mask` is the frame of `self.mask`."""
         height, width, _ = images[self.labels[0]].shape
-        area = np.ones((height, width, 1), np.float32) if mask is None else mask.mean(axis=-1, keepdims=True)
+        area = np.ones((height, width, 1), np.float32)
+        if mask is not None:
+            area = mask_weights(f"--mask {self.mask.path}", mask)
         if self.colors is not None:
             area = area * materials.color_range(images["basecolor"], *self.colors)
         if self.depths is not None:

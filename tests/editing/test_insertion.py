@@ -112,12 +112,12 @@ def test_masks_join_and_missing_buffers_are_named():
 
 def test_edge_pixels_take_nearest_inside_values():
     """Whatever background they are mixed with there."""
-    mask = np.float32([0, 0.5, 1, 1, 0.25, 0])[None, :, None].repeat(3, -1)
+    mask = np.float32([0, 0.5, 1, 1, 0.25, 0])[None, :, None]
     for background in (0, 0.5, 1):
-        image = np.float32(0.8) * mask + background * (1 - mask)
+        image = (np.float32(0.8) * mask + background * (1 - mask)).repeat(3, -1)
         layer = Layer.from_mask({"roughness": image}, mask)
         assert (layer.images["roughness"] == np.float32(0.8)).all()
-        np.testing.assert_array_equal(layer.coverage, mask[..., :1])
+        np.testing.assert_array_equal(layer.coverage, mask)
 
 
 def test_object_stands_on_surface_behind_its_foot():

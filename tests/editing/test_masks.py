@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from drender.editing.masks import Companion, same_aspect
+from drender.editing.masks import Companion, mask_weights, same_aspect
 from drender.errors import InputError
 from drender.media.gbuffers import frame_path
 from drender.media.images import write_png
@@ -44,6 +44,17 @@ def test_frames_are_read_in_any_order_from_any_source(tmp_path):
     assert still.at(0, (30, 90), crop=True).shape == (30, 90, 3)
     with pytest.raises(InputError, match=r"--mask: .*nothere\.png does not exist"):
         Companion("--mask", tmp_path / "nothere.png", "mask")
+
+
+def test_masks_of_colors_and_of_labels_are_not_taken_for_weights():
+    mask = np.zeros((4, 4, 3), np.float32)
+    mask[:2] = 0.5
+    np.testing.assert_array_equal(mask_weights("--mask m.png", mask), mask[..., :1])
+    with pytest.warns(UserWarning, match=r"--mask m.png: its mask reaches only 0.00392, expected 1"):
+        mask_weights("--mask m.png", mask / 127.5)
+    mask[..., 1:] = 0  # as palettes of annotations have it
+    with pytest.raises(InputError, match=r"--mask m.png: expected a mask, white inside, got colors; save"):
+        mask_weights("--mask m.png", mask)
 
 
 def test_resize_keeps_ends_of_a_ramp():
