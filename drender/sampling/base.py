@@ -16,9 +16,10 @@ from drender.fields import bounded, check_ranges
 from drender.files import remove_partial
 from drender.locks import lock_folder
 from drender.media.encodings import ImageFormat
-from drender.media.images import write_png
+from drender.media.images import IMAGE_SUFFIXES, write_png
 from drender.media.montage import contact_sheet, side_by_side, tile
 from drender.media.resize import ResizeConfig
+from drender.media.video import VIDEO_SUFFIXES
 from drender.sampling.inputs import Chunk, ChunkConfig, ChunkedClip, Frame
 from drender.sampling.lights import Lights
 from drender.sampling.outputs import PNG, ClipOutput
@@ -60,6 +61,8 @@ class RunConfig:
 
     def __post_init__(self):
         check_ranges(self)
+        if self.output.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES and not self.output.is_dir():
+            raise InputError(f"--output {self.output}: names a file, but results are a folder per clip; give a folder")
 
     def inputs(self, files: Iterable[Path]) -> InputFiles:
         """Return everything that the results of a clip made of `files` depend on."""
@@ -139,7 +142,7 @@ class ClipJob(Job):
         return {}
 
     def is_finished(self, clip: ChunkedClip) -> bool:
-        return all(output.is_finished(self.run.video) for output in self.outputs(clip))
+        return all(output.is_finished(self.run.quality if self.run.video else None) for output in self.outputs(clip))
 
     def locks(self, clip: ChunkedClip) -> list[contextlib.AbstractContextManager]:
         return [lock_folder(output.path) for output in self.outputs(clip)]

@@ -1,6 +1,7 @@
 """The commands `relight`, `inverse`, `forward` and `light`: options to jobs."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from drender import assets, cli
 from drender.checkpoints.cache import resolve
 from drender.config import RendererConfig, Sampling
-from drender.errors import InputError
+from drender.errors import InputError, first_line
 from drender.fields import from_dict
 from drender.lighting.camera import camera_rotations, read_poses
 from drender.media.encodings import ImageFormat, InputEncoding
@@ -36,6 +37,7 @@ from drender.sampling.options import (
     RelightOptions,
     SamplerOptions,
     add_options,
+    option_name,
     select,
 )
 
@@ -61,13 +63,23 @@ def run(args: Any) -> None:
     """Run the chosen command."""
     options = COMMANDS[args.command](**select(COMMANDS[args.command], args))
     if args.command == "light":
-        job, load = build_light_job(options)
-        execute(job, load, jax.local_devices()[:1])
+        devices = local_devices(1)
+        execute(*build_light_job(options), devices)
         return
-    if options.devices is not None and options.devices < 1:
-        raise InputError(f"--devices {options.devices}: must be 1 or more")
-    job, load = build_job(args.command, options)
-    execute(job, load, jax.local_devices()[: options.devices], options.process)
+    devices = local_devices(options.devices)
+    execute(*build_job(args.command, options), devices, options.process)
+
+
+def local_devices(count: int | None) -> list[jax.Device]:
+    """Return the first devices of this process, by default all; raise InputError if it has none or fewer."""
+    try:
+        devices = jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # the latter if a plugin for GPUs is missing
+        problem = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: no such devices ({first_line(error)})"
+        raise InputError(f"{problem}; unset it, or install JAX for them") from error
+    if count is not None and not 1 <= count <= len(devices):
+        raise InputError(f"--devices {count}: must be 1 to {len(devices)}, the devices of this process")
+    return devices[:count]
 
 
 def build_job(command: str, options: Any) -> tuple[Job, Load]:
@@ -104,6 +116,7 @@ def build_light_job(options: EstimateOptions) -> tuple[LightJob, Load]:
     output = Path(options.output or Path("outputs") / "light")
     if output.suffix.lower() in (".hdr", *IMAGE_SUFFIXES):
         raise InputError(f"--output {output}: maps are written as OpenEXR; give a name that ends in .exr")
+    _check_options_of_input(options)
     if options.gbuffers is None:
         options, _, _ = complete_options("light", options)
         labels, load = ("rgb",), lambda devices: InverseRenderer.load(options.checkpoint, options.dtype, devices)
@@ -125,6 +138,17 @@ def build_light_job(options: EstimateOptions) -> tuple[LightJob, Load]:
     encoding.check_labels(labels)
     lights = Lights([OWN_LIGHT], poses=poses, fov=options.fov)
     return LightJob(run_config, lights, options.gbuffers is not None, file, encoding, cameras(options)), load
+
+
+def _check_options_of_input(options: EstimateOptions) -> None:
+    """Raise InputError for an option that has no effect on the input that is given."""
+    if options.gbuffers is None:
+        given, unused = "--input", {"input_normals", "input_depth"}
+    else:
+        given, unused = "--gbuffers", {"checkpoint", "size", "dtype"} | vars(SamplerOptions()).keys()
+    for field in dataclasses.fields(options):
+        if field.name in unused and getattr(options, field.name) != field.default:
+            raise InputError(f"{option_name(field)}: has no effect on {given}; leave it out")
 
 
 def complete_options(command: str, options: Any) -> tuple[Any, RendererConfig | None, RendererConfig | None]:

@@ -40,10 +40,15 @@ def add_options(command: cli.Parser, cls: type) -> None:
             arguments["type"] = type(arguments["choices"][0])
         if "action" in arguments:
             arguments.pop("type", None)
-        name = arguments.pop("name", "--" + field.name.replace("_", "-"))
-        if name.startswith("-"):
+        arguments.pop("name", None)
+        if (name := option_name(field)).startswith("-"):
             arguments |= {"dest": field.name, "default": field.default}
         command.add_argument(name, **arguments)
+
+
+def option_name(field: dataclasses.Field) -> str:
+    """Return the option of a field, or the name of its positional argument."""
+    return field.metadata.get("name", "--" + field.name.replace("_", "-"))
 
 
 def _implied_arguments(hint: Any) -> dict[str, Any]:

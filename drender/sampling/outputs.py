@@ -87,8 +87,10 @@ class ClipOutput:
         """Return the indices of the chunks whose files are complete."""
         return set(self._record["chunks"])
 
-    def is_finished(self, with_video: bool = False) -> bool:
-        return self._record["finished"] and (self.video.exists() or not with_video)
+    def is_finished(self, quality: float | None = None) -> bool:
+        """Return whether all images are complete, and the video of a quality, unless it is None."""
+        has_video = self.video.exists() and self._record.get("quality", quality) == quality
+        return self._record["finished"] and (has_video or quality is None)
 
     def restart(self) -> None:
         """Treat existing results as those of other settings: they are replaced once the first new file is written."""
@@ -177,11 +179,11 @@ class ClipOutput:
         self._remove_latents(f"{chunk.index:04d}")
 
     def finish(self, frames: Iterable[np.ndarray] | None, fps: float, quality: float) -> None:
-        """Write the video of `frames`, if any, and record the clip as finished, with its frame rate."""
+        """Write the video of `frames`, if any, and record the clip as finished, with its frame rate and quality."""
         if frames is not None:
             write_video(self.video, frames, fps, quality)
         self._remove_latents()  # a run killed right after `complete` wrote its record leaves them
-        self._save(finished=True, fps=fps)
+        self._save(finished=True, fps=fps, quality=quality)
 
     def _begin(self) -> None:
         """Remove the results of other settings or inputs before the first new file is written."""

@@ -73,7 +73,8 @@ BAD_OPTIONS = [
     ("inverse", ("--seed", -1), "seed: expected at least 0 and below 9223372036854775808, got -1"),
     ("inverse", ("--fps", "nan"), "fps: expected a finite number, got nan"),
     ("inverse", ("--guidance", 1, "nan"), "guidance: expected a finite number, got (1.0, nan)"),
-    ("inverse", ("--devices", 0), "--devices 0: must be 1 or more"),
+    ("inverse", ("--devices", 0), "--devices 0: must be 1 to "),
+    ("inverse", ("--devices", 99), "--devices 99: must be 1 to "),
     ("inverse", ("--process", 2, 2), "process: expected an index from 0 and a larger count, got 2 2"),
     ("inverse", ("--dtype", "float8"), "unknown --dtype 'float8'"),
     ("inverse", ("--chunks", "drop_last"), "unknown --chunks 'drop_last'; did you mean 'drop-last'?"),
@@ -95,6 +96,16 @@ BAD_OPTIONS = [
     ("forward", ("--elevation-sign", "dow"), "unknown --elevation-sign 'dow'"),
     ("relight", ("--passes", "normal", "depth"), "--passes lacks basecolor, roughness, metallic"),
 ]
+
+
+def test_devices_that_are_not_there_are_named(inverse, monkeypatch, walk, tmp_path):
+    def missing():
+        raise AssertionError  # as JAX does without its plugin for GPUs
+
+    monkeypatch.setattr(jax, "local_devices", missing)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    message = "JAX_PLATFORMS=cuda: no such devices (AssertionError); unset it"
+    check_one_line(inverse("--input", walk, "--output", tmp_path / "out"), message)
 
 
 @pytest.mark.parametrize(("command", "options", "message"), BAD_OPTIONS)
@@ -175,6 +186,14 @@ def test_damaged_environments_are_named(forward, sky, tmp_path):
     check_one_line(forward(*options, sky, broken), "half.hdr")
     check_one_line(forward(*options, text(tmp_path / "a.hdr")), "a.hdr: not a readable image")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.PNG"])
+def test_an_output_named_as_a_file_is_refused(inverse, tmp_path, name):
+    source = png(tmp_path / "a.png")
+    check_one_line(inverse("--input", source, "--output", tmp_path / name), name, "give a folder")
+    (tmp_path / name).mkdir()  # as of an earlier version, or so called on purpose
+    assert inverse("--input", source, "--output", tmp_path / name)[0] == 0
 
 
 @pytest.mark.parametrize("place", ["file/below", "file", "/proc/drender"])

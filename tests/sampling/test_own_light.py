@@ -224,6 +224,8 @@ def test_light_names_what_is_wrong(run, tmp_path):
     check_one_line(run("light", "--gbuffers", clip, "--input", clip), "--input and --gbuffers exclude each other")
     for name in ("sky.hdr", "sky.PNG"):
         check_one_line(run("light", "--gbuffers", clip, "--output", name), name, ".exr")
+    check_one_line(run("light", "--gbuffers", clip, "--steps", 3), "--steps: has no effect on --gbuffers")
+    check_one_line(run("light", "--input", clip, "--input-depth", "metric"), "--input-depth: has no effect on --input")
     empty = write_sphere(tmp_path / "b")
     for path in (*empty.glob("*.depth.png"), *empty.glob("*.normal.png")):
         write_png(
