@@ -45,9 +45,9 @@ def probe_animation(path: Path) -> tuple[float | None, int]:
     if path.suffix.lower() == ".gif":
         open_image(path).close()  # finds a truncated file, which Pillow takes for a shorter one
     with _open(path) as animation:
-        count, seconds = getattr(animation, "n_frames", 1), 0.0
+        count, seconds = getattr(animation, "n_frames", 1) - _num_posters(animation), 0.0
         for index in range(count):
-            animation.seek(index)
+            animation.seek(index + _num_posters(animation))
             animation.load()  # Pillow knows the duration of a WebP frame once it is decoded
             seconds += animation.info.get("duration", 0) / 1000 or UNTIMED_SECONDS
     return count / seconds, count
@@ -62,10 +62,15 @@ def read_animation(
         return
     with _open(path) as animation:
         for index in range(start, stop):
-            animation.seek(index)
+            animation.seek(index + _num_posters(animation))
             rgba = np.asarray(animation.convert("RGBA"), np.float32) / 255
             image = LoadedImage(rgba[..., :3] * rgba[..., 3:], False, {}, animation.info.get("icc_profile"))
             yield image.as_srgb(path)
+
+
+def _num_posters(animation: Image.Image) -> int:
+    """Return 1 if Pillow's first image is that of a PNG for viewers without animation, which is no frame, else 0."""
+    return int(getattr(animation, "default_image", False))
 
 
 @contextmanager

@@ -236,9 +236,8 @@ def _to_rgb(frame: av.VideoFrame, size: tuple[int, int]) -> Float32[np.ndarray, 
         options["src_colorspace"] = Colorspace.BT2020 if transfer else Colorspace.ITU709
     primaries = PRIMARIES.get(frame.color_primaries)
     has_alpha = frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
-    if not (transfer or primaries or has_alpha):
-        return _as_float(frame.to_ndarray(format="rgb24", **options))
-    pixels = frame.to_ndarray(format="rgba64le" if has_alpha else "rgb48le", **options)
+    is_deep = transfer or primaries or max(component.bits for component in frame.format.components) > 8
+    pixels = frame.to_ndarray(format="rgba64le" if has_alpha else "rgb48le" if is_deep else "rgb24", **options)
     if transfer:
         image = hdr_to_srgb(pixels[..., :3], transfer, primaries or "rec2020")
     else:

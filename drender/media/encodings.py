@@ -149,6 +149,11 @@ class InputEncoding:
         """Return the name of the layer or channel that holds a label, if the user gave one."""
         return dict(self.layers).get(label)
 
+    def load(self, path: Path, label: str, page: int = 0) -> LoadedImage:
+        """Load an image as `load_image` does; what is transparent becomes black, or in relative depth far."""
+        background = float(label == "depth" and self.depth != "inverse")
+        return load_image(path, label, page, self.layer(label), background)
+
     def check_labels(self, known: Collection[str]) -> None:
         """Raise InputError for a layer of a label that is not known."""
         for label, _ in self.layers:
@@ -165,6 +170,7 @@ def read_labeled(
     """Read the image at `path` as the label requires, whatever its format.
 
     Normals in a file of floats are vectors in [−1, 1], from the channels X, Y, Z if present; depth is Z if present.
+    Black in normals of integers, as where they are transparent, is no unit vector: it is background, (0, 0, 1).
 
     Args:
       camera: camera-to-world rotation of the frame, which normals in world space need.
@@ -173,7 +179,7 @@ def read_labeled(
       InputError: as in `read_image`, and for values that are not finite, out of the label's range, or three different
         channels of a label that has one.
     """
-    still = load_image(path, label, page, assumed.layer(label))
+    still = assumed.load(path, label, page)
     if label == "depth" and assumed.depth_range is not None:
         near, far = assumed.depth_range
         distance = distances(still, assumed.depth)
@@ -206,17 +212,20 @@ def _decode(path: Path, label: str, still: LoadedImage, assumed: InputEncoding, 
 def _read_normal(path: Path, still: LoadedImage, assumed: InputEncoding, camera: Camera) -> Image:
     """Return normals as stored colors in camera space with OpenGL's axes."""
     image = still.image
+    is_background = ~(image.any(axis=-1, keepdims=True) | still.is_float)
     if still.is_float and not assumed.packed_normals:
         if (largest := np.abs(image).max()) > 1 + SLACK:
             raise InputError(f"{path}: normals reach {largest:.3g}, expected unit vectors; write them in −1 to 1")
         image = encode_normal(image)
     axes = still.attributes.get(f"{ATTRIBUTE_PREFIX}normals", assumed.normals)
-    if axes != "world":
-        return _flip(image) if axes == "directx" else image
-    if camera is None:
-        raise InputError(f"{path}: normals in world space need the camera's poses; give --poses, or camera space")
-    # Row vectors times the camera-to-world matrix: the inverse rotation. A normal of ½ has no direction and stays so.
-    return encode_normal(decode_normal(image) @ camera).astype(np.float32)
+    if axes == "directx":
+        image = _flip(image)
+    elif axes == "world":
+        if camera is None:
+            raise InputError(f"{path}: normals in world space need the camera's poses; give --poses, or camera space")
+        # Row vectors times the camera-to-world matrix: the inverse rotation. A normal of ½ has no direction, and stays.
+        image = encode_normal(decode_normal(image) @ camera).astype(np.float32)
+    return np.where(is_background, np.float32([0.5, 0.5, 1]), image)
 
 
 def check_scalar(path: Path, label: str, still: LoadedImage) -> None:

@@ -202,7 +202,7 @@ def _clip(
     """Return the clip of all frames that any `required` buffer has; every required buffer must have all of them."""
     stems = {stem for label in required or files for stem in files.get(label, {})}
     ordered = [stem for sequence in split_sequences(sorted(stems, key=natural_order)) for stem in sequence.stems]
-    _require_all(name, files, required, ordered)
+    _require_all(name, files, required, ordered, assumed)
     found = [label for label in known if label in files]
     labels = tuple(label for label in found if files[label].keys() >= stems)
     incomplete = tuple(label for label in found if label not in labels and files[label].keys() & stems)
@@ -220,8 +220,12 @@ def _clip(
     return GBufferClip(name, paths, dict(chunks), replace(assumed, layers=layers), incomplete)
 
 
-def _require_all(name: str, files: Files, required: Sequence[str], stems: list[str]) -> None:
-    """Raise InputError naming each required buffer that lacks frames."""
+def _require_all(name: str, files: Files, required: Sequence[str], stems: list[str], assumed: InputEncoding) -> None:
+    """Raise InputError naming each required buffer that lacks frames, or for an EXR of layers, listing these."""
+    first, *others = [next(iter(images.values())) for images in files.values()]
+    for label in required:
+        if label not in files and first in others:
+            find_layer(open_image(first), first, label, assumed.layer(label))  # raises InputError
     lacks = []
     for label in required:
         missing = [stem for stem in stems if stem not in files.get(label, {})]

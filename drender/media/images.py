@@ -4,6 +4,7 @@ Images are float32 `h w 3` with the values of the file, integers mapped to [0, 1
 WebP, linear in Radiance .hdr and OpenEXR. Writing is atomic.
 """
 
+import re
 import struct
 import warnings
 import zlib
@@ -31,6 +32,7 @@ MAX_PIXELS = 2**27  # 16384x8192, the largest environment maps in use: 1.6 GB as
 MAX_PIXELS_PER_BYTE, SMALL = 2**14, 2**24
 MAX_CHANNELS = 256
 ROUGH_MODELS = ("CMYK", "YCCK", "CIELAB", "ICCLAB", "ITULAB")  # OpenImageIO's names of color models
+LINEAR_PROFILE = re.compile("linear|g10", re.IGNORECASE)  # in the names of ICC profiles
 PREFERRED_CHANNELS = {"normal": "XYZ", "depth": "Z"}  # of an EXR, over R, G and B
 
 
@@ -139,11 +141,14 @@ def to_integers(image: np.ndarray, bits: int = 8) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def load_image(path: str | Path, label: str = "rgb", page: int = 0, layer_name: str | None = None) -> LoadedImage:
+def load_image(
+    path: str | Path, label: str = "rgb", page: int = 0, layer_name: str | None = None, background: float = 0.0
+) -> LoadedImage:
     """Load an image as `read_image` does; of an EXR, the channels and the layer that fit the label.
 
     Args:
       layer_name: layer of an EXR, or channel of any image, to read instead.
+      background: gray that an image with alpha is composited on.
     Raises:
       InputError: as `read_image`, for an EXR of several layers unless exactly one fits, and for an unknown layer.
     """
@@ -173,7 +178,7 @@ def load_image(path: str | Path, label: str = "rgb", page: int = 0, layer_name: 
     if pixels is None or error:
         raise InputError(f"{path}: truncated or damaged image ({first_line(error)}); save it again")
     chosen = [channel - first for channel in (chosen[:3] if len(chosen) >= 3 else chosen[:1] * 3)]
-    image = _gather(pixels, chosen, spec.alpha_channel if multiplies_alpha else None)
+    image = _gather(pixels, chosen, spec.alpha_channel if multiplies_alpha else None, background)
     image = resample(in_display_window(image, spec), shown_size(path, spec), label)
     image = np.ascontiguousarray(upright(image, spec.get_int_attribute("Orientation", 1)))
     is_float = str(spec.format) in ("half", "float", "double")
@@ -183,6 +188,11 @@ def load_image(path: str | Path, label: str = "rgb", page: int = 0, layer_name: 
     if model in ROUGH_MODELS:
         warn_once(path, f"its {model} colors become RGB without a profile, which is inexact; convert it to RGB")
     space = attributes.get("oiio:ColorSpace")
+    if is_float and (name := attributes.get("ICCProfile:profile_description")) and not LINEAR_PROFILE.search(name):
+        if "srgb" in name.lower():
+            space = SRGB_SPACES[0]
+        else:
+            warn_once(path, f"its ICC profile {name!r} is ignored, as floats are linear Rec. 709; convert it to that")
     stated = space not in (None, "data", "raw", "unknown", *((LINEAR_SPACE,) if is_float else SRGB_SPACES))
     profile, chromaticities = None if is_float else _icc_profile(spec), spec.getattribute("chromaticities")
     return LoadedImage(image, is_float, attributes, profile, space if stated else None, chromaticities)
@@ -261,8 +271,10 @@ def _text(read: Callable[[], str]) -> str:
         return error.object.decode(errors="replace")
 
 
-def _gather(pixels: Float32[np.ndarray, "h w c"], chosen: list[int], alpha: int | None) -> Float32[np.ndarray, "h w 3"]:
-    """Return three channels, multiplied by the channel `alpha` if given, in the memory of `pixels` if they fit."""
+def _gather(
+    pixels: Float32[np.ndarray, "h w c"], chosen: list[int], alpha: int | None, background: float
+) -> Float32[np.ndarray, "h w 3"]:
+    """Return three channels, over `background` if `alpha` is a channel, in the memory of `pixels` if they fit."""
     height, width, count = pixels.shape
     if chosen == list(range(count)):
         return pixels
@@ -270,7 +282,7 @@ def _gather(pixels: Float32[np.ndarray, "h w c"], chosen: list[int], alpha: int 
     image = flat[: height * width * 3].reshape(height, width, 3)
     for row, source in zip(image, pixels, strict=True):  # no row is written before it is read
         values = source[:, chosen]
-        row[...] = values if alpha is None else values * source[:, alpha, None]
+        row[...] = values if alpha is None else background + (values - background) * source[:, alpha, None]
     return image
 
 

@@ -7,10 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
-from drender.media.encodings import ATTRIBUTE_PREFIX, FAR, SLACK, InputEncoding, distances, is_color
-from drender.media.images import load_image
+from drender.media.encodings import (
+    ATTRIBUTE_PREFIX,
+    FAR,
+    SLACK,
+    Image,
+    InputEncoding,
+    distances,
+    is_color,
+    read_labeled,
+)
 from drender.media.loaded import LoadedImage
 
+MAX_AWAY = 0.25  # share of normals that point away from the camera; in camera space only grazing ones do
 SUSPICIOUS_DEPTH = 0.25  # relative depth that stays below is probably distances in integers
 
 
@@ -24,9 +33,12 @@ def resolve_encoding(paths: Sequence[Path], label: str, assumed: InputEncoding) 
     """
     if label not in ("depth", "normal") and (not is_color(label) or label == "rgb"):
         return assumed
-    first = load_image(paths[0], label, 0, assumed.layer(label))
+    first = assumed.load(paths[0], label)
     if label == "normal":
-        return replace(assumed, packed_normals=_are_packed(paths[0], first))
+        resolved = replace(assumed, packed_normals=_are_packed(paths[0], first))
+        if assumed.normals != "world" and f"{ATTRIBUTE_PREFIX}normals" not in first.attributes:
+            _warn_of_axes(paths[0], read_labeled(paths[0], label, resolved, finite=False))
+        return resolved
     if label == "depth":
         kind = _kind_of_depth(paths[0], first, assumed)
         if kind == "relative":
@@ -52,6 +64,17 @@ def _are_packed(path: Path, first: LoadedImage) -> bool:
     return True
 
 
+def _warn_of_axes(path: Path, stored: Image) -> None:
+    """Warn of normals that visible surfaces cannot have in camera space."""
+    vectors = stored * 2 - 1
+    is_unit = np.abs(np.linalg.norm(vectors, axis=-1) - 1) < 0.05
+    away = float((is_unit & (vectors[..., 2] < -0.1)).mean())
+    if away > MAX_AWAY:
+        problem = f"{away:.0%} of its normals point away from the camera, expected z toward it"
+        remedy = "give --input-normals world and --poses if they are in world space, or turn their z"
+        warnings.warn(f"{path}: {problem}; {remedy}", stacklevel=3)
+
+
 def _kind_of_depth(path: Path, first: LoadedImage, assumed: InputEncoding) -> str:
     """Return whether depth is "relative", "metric" or "inverse"."""
     if first.attributes.get("ImageDescription", "").startswith("depth: relative"):  # a file of drender
@@ -73,7 +96,7 @@ def _distance_range(paths: Sequence[Path], kind: str, assumed: InputEncoding) ->
     """Return the nearest and farthest distance of a clip."""
     near, far = np.inf, -np.inf
     for path in paths:
-        found = distances(load_image(path, "depth", 0, assumed.layer("depth")), kind)
+        found = distances(assumed.load(path, "depth"), kind)
         known = found[np.isfinite(found)]
         if known.size:
             near, far = min(near, float(known.min())), max(far, float(known.max()))

@@ -42,7 +42,9 @@ def split_sequences(stems: Sequence[str]) -> list[ImageSequence]:
     chunks of the released layout are one sequence.
     """
     if len(stems) > 1 and all(map(RELEASED_STEM.fullmatch, stems)):
-        return [ImageSequence("", tuple(stems))]
+        chunks = itertools.groupby((stem.split(".") for stem in stems), key=lambda numbers: numbers[0])
+        gaps = [gap for _, frames in chunks for gap in _gaps([int(frame) for _, frame in frames])]
+        return [ImageSequence("", tuple(stems), tuple(gaps))]
     by_pattern = {}
     for stem in stems:
         by_pattern.setdefault(NUMBER.sub("#", stem), []).append(stem)

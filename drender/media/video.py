@@ -5,6 +5,7 @@ Frames are float32 `h w 3` in [0, 1], sRGB-encoded.
 
 import collections
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,13 +18,18 @@ from jaxtyping import Float32
 from drender.config import DOMAINS
 from drender.errors import InputError, extent
 from drender.files import atomic_write, list_dir, map_collecting_errors, require_file
-from drender.media.animation import is_animated, probe_animation, read_animation
+from drender.media.animation import TIFF_SUFFIXES, is_animated, probe_animation, read_animation
 from drender.media.decoding import DEFAULT_FPS, decode, probe
 from drender.media.encodings import DEFAULT, InputEncoding, read_labeled
 from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES, image_size, to_integers
 from drender.media.sequences import split_sequences, without_overlaps
 
 SUFFIXES = IMAGE_SUFFIXES + HDR_SUFFIXES
+# Pictures and videos that are not read; other files, such as text, are ignored without a word.
+UNREAD_SUFFIXES = (
+    ".heic", ".heif", ".avif", ".bmp", ".tga", ".dpx", ".cin", ".jxl", ".jp2", ".psd", ".dng", ".cr2", ".cr3", ".nef",
+    ".arw", ".raf", ".mxf", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv", ".y4m", ".braw", ".r3d",
+)  # fmt: skip
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts")
 MAX_DEPTH, MAX_FOLDERS = 64, 100_000  # of a search for clips, which links may make endless
 SUMMARIES = ("contact.png", ".viz.mp4")  # endings of files that show G-buffers, beside their folders
@@ -138,7 +144,7 @@ def find_clips(
     ignored; folders are searched to a depth of MAX_DEPTH, links to folders above are not. Clips of one name get their
     suffixes behind it (`a_gif`, `a_webp`) in one folder, and the names of their parent folders in front otherwise.
 
-    Warns of missing frame numbers.
+    Warns of missing frame numbers, and of pictures and videos that are not read.
 
     Args:
       failed: receives the InputErrors of single clips among several; None: raise them.
@@ -148,6 +154,8 @@ def find_clips(
     """
     path = Path(path)
     try:
+        if not path.exists() and set(path.name) & set("%#*?"):
+            raise InputError(f"{path} does not exist; give the folder of the frames, not a pattern of their names")
         if not path.is_dir():
             require_file(path)
         found = _clips_at(path, (), itertools.count(1))
@@ -174,14 +182,19 @@ def _clips_at(path: Path, parents: tuple[Path, ...], counter: Iterator[int]) -> 
     if len(parents) == MAX_DEPTH or next(counter) > MAX_FOLDERS:
         raise InputError(f"{path}: more than {MAX_DEPTH} folders deep or {MAX_FOLDERS} in all; give one of its folders")
     found = {entry: _clips_at(entry, (*parents, real), counter) for entry in list_dir(path)}
+    unread = [entry for entry in found if entry.suffix.lower() in UNREAD_SUFFIXES]
+    _warn_of_skipped(path, unread, "convert them to PNG, EXR or mp4")
     if found.get(path / "rgb"):
         found = {entry: clips for entry, clips in found.items() if entry.name not in DOMAINS}
-    if not all(entry.suffix.lower() in HDR_SUFFIXES for entry, clips in found.items() if clips):
-        found = {entry: clips for entry, clips in found.items() if entry.suffix.lower() not in HDR_SUFFIXES}
+    maps = [entry for entry in found if entry.suffix.lower() in HDR_SUFFIXES]
+    if not all(entry in maps for entry, clips in found.items() if clips):
+        found = {entry: clips for entry, clips in found.items() if entry not in maps}
     is_image = lambda entry: entry.suffix.lower() in SUFFIXES and entry.is_file() and not is_animated(entry)
     images = dict.fromkeys(filter(is_image, found))
     if rgb_frames := [image for image in images if image.stem.endswith(".rgb")]:
         return _image_clips(path, rgb_frames, alone=True)
+    if not found.keys() & {*maps} and any(len(s.stems) > 2 for s in split_sequences([entry.stem for entry in maps])):
+        _warn_of_skipped(path, maps, "beside other images they count as light; move frames to a folder of their own")
     if any(entry.is_dir() and files[0].stem.endswith(".rgb") for entry, clips in found.items() for _, files in clips):
         found = {
             entry: clips
@@ -192,6 +205,12 @@ def _clips_at(path: Path, parents: tuple[Path, ...], counter: Iterator[int]) -> 
     clips = _image_clips(path, list(images), alone=all(entry in images for entry, clips in found.items() if clips))
     by_entry = {files[0]: [(name, files)] for name, files in clips}
     return [clip for entry in found for clip in (by_entry.get(entry, []) if entry in images else found[entry])]
+
+
+def _warn_of_skipped(folder: Path, files: list[Path], remedy: str) -> None:
+    if files:
+        number = f"{files[0].name} is" if len(files) == 1 else f"{len(files)} files such as {files[0].name} are"
+        warnings.warn(f"{folder}: {number} not read; {remedy}", stacklevel=4)
 
 
 def _is_map(path: Path) -> bool:
@@ -244,9 +263,17 @@ def _with_unique_names(clips: list[tuple[str, list[Path]]]) -> list[tuple[str, l
 
 def _open_clip(name: str, paths: list[Path], label: str, assumed: InputEncoding) -> Clip:
     """Return the clip of these files after checking the headers of all images or the packets of the video."""
-    if paths[0].suffix.lower() in VIDEO_SUFFIXES:
+    is_video = paths[0].suffix.lower() in VIDEO_SUFFIXES
+    animated = not is_video and len(paths) == 1 and is_animated(paths[0])
+    if (is_video or (animated and paths[0].suffix.lower() not in TIFF_SUFFIXES)) and (
+        assumed.transfer or assumed.layer(label)
+    ):
+        warnings.warn(
+            f"{paths[0]}: --input-transfer and --input-layers are not for videos; convert it to frames", stacklevel=2
+        )
+    if is_video:
         return Clip(name, *probe(paths[0]), (paths[0],), label, assumed)
-    if len(paths) == 1 and is_animated(paths[0]):
+    if animated:
         fps, num_frames = probe_animation(paths[0])
         return Clip(name, fps or DEFAULT_FPS, num_frames, (paths[0],), label, assumed)
     size = image_size(paths[0])

@@ -50,6 +50,12 @@ def test_alpha_of_an_animation_is_composited_on_black(tmp_path):
     np.testing.assert_allclose(next(clip.frames(3)), FRAMES[3] / 255 * 128 / 255, atol=1e-6)
 
 
+def test_poster_of_a_png_is_no_frame(tmp_path):
+    (clip,) = find_clips(save(tmp_path / "a.png", duration=100, default_image=True))
+    assert (clip.num_frames, clip.fps) == (4, pytest.approx(10))
+    np.testing.assert_allclose(np.stack(list(clip.frames())), FRAMES[1:] / 255, atol=1e-6)
+
+
 def test_tiff_pages_are_a_clip_without_thumbnails(tmp_path):
     linear = np.random.default_rng(0).random((3, 8, 12, 3)).astype(np.float32)
     write_pages(tmp_path / "a.tif", linear)

@@ -245,6 +245,14 @@ def test_untagged_video_is_decoded_by_its_size(tmp_path, size, matrix):
     np.testing.assert_allclose(quadrant_levels(read(tmp_path / "a.mkv")[1][0]), COLORS, atol=3)
 
 
+def test_ten_bits_keep_their_gradation(tmp_path):
+    ramp = np.repeat(np.linspace(0.4, 0.5, 64)[None, :, None], 3, axis=-1).repeat(16, axis=0)
+    encode(tmp_path / "a.mkv", [integers(ramp, np.uint16)], pix_fmt="yuv444p10le", matrix="ITU709", colorspace=1)
+    (found,) = read(tmp_path / "a.mkv")[1]
+    np.testing.assert_allclose(found, ramp, atol=1e-3)
+    assert len(np.unique(found[0, :, 0])) == 64  # of 26 in 8 bits
+
+
 def test_wide_gamut_sdr_video_becomes_rec709(tmp_path):
     light = linear(QUADRANTS) @ TO_P3.T
     signal = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)

@@ -12,7 +12,7 @@ import pytest
 from helpers.refusals import broken
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from drender.media.color import linear_to_srgb
 from drender.media.images import image_size, load_image, read_hdr, read_image, write_exr, write_png
@@ -290,6 +290,21 @@ def test_icc_profile_is_converted_to_srgb(tmp_path, suffix):
         np.testing.assert_allclose(255 * found, QUADRANTS, atol=4)
     # G-buffers are data: no profile applies.
     np.testing.assert_allclose(255 * load_image(tmp_path / f"a.{suffix}").image, stored, atol=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("sRGB built-in", 0.5), ("sRGB (linear)", 0.735), ("a wide gamut!", 0.735)]
+)
+def test_floats_are_linear_unless_their_profile_says_srgb(tmp_path, name, expected, recwarn):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = profile.replace("sRGB built-in".encode("utf-16-be"), name.encode("utf-16-be"))
+    spec, output = oiio.ImageSpec(3, 2, 3, "float"), oiio.ImageOutput.create("a.tif")
+    spec.attribute("ICCProfile", f"uint8[{len(profile)}]", np.frombuffer(profile, np.uint8))
+    assert output.open(str(tmp_path / "a.tif"), spec) and output.write_image(np.full((2, 3, 3), 0.5, np.float32))
+    output.close()
+    np.testing.assert_allclose(read_all(tmp_path / "a.tif"), np.full((1, 2, 3, 3), expected), atol=1e-3)
+    message = "its ICC profile 'a wide gamut!' is ignored, as floats are linear Rec. 709"
+    assert [message in str(warning.message) for warning in recwarn] == [True] * name.startswith("a wide")
 
 
 def test_icc_profile_of_an_animation_is_converted(tmp_path):

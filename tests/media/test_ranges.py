@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from drender.errors import InputError
 from drender.media.encodings import DEFAULT, ImageFormat, InputEncoding, encode_normal, read_labeled
@@ -104,6 +105,27 @@ def test_world_normals_are_turned_into_camera_space(tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-6)
     with pytest.raises(InputError, match=r"0\.normal\.exr: normals in world space need .*; give --poses"):
         read_labeled(tmp_path / "0.normal.exr", "normal", InputEncoding(normals="world"))
+
+
+def test_transparent_gbuffers_are_background(tmp_path):
+    rgba = np.uint8([[(0, 0, 0, 0), (128, 128, 255, 255)], [(0, 0, 0, 0), (255, 128, 128, 255)]])
+    Image.fromarray(rgba).save(tmp_path / "0.normal.png")
+    found = read(tmp_path, "normal")[0]
+    np.testing.assert_array_equal(found[:, 0], [[0.5, 0.5, 1]] * 2)
+    np.testing.assert_allclose(found[:, 1], rgba[:, 1, :3] / 255, atol=1e-6)
+    rgba = np.uint8([[(0, 0, 0, 0), (100, 100, 100, 255)], [(0, 0, 0, 0), (200, 200, 200, 255)]])
+    Image.fromarray(rgba).save(tmp_path / "0.depth.png")
+    for kind, expected in {"relative": (100 / 255, 200 / 255), "metric": (0, 1), "inverse": (1, 0)}.items():
+        np.testing.assert_allclose(read(tmp_path, "depth", depth=kind)[0, ..., 0].T, [(1, 1), expected], atol=1e-6)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_normals_that_face_away_are_named(tmp_path, packed):
+    down = np.tile(np.float32([0.0, 0.6, -0.8]), (4, 6, 1))
+    write = lambda name, image: (write_png if packed else lambda p, i: write_exr(p, rgb(i)))(tmp_path / name, image)
+    write("0.normal.png" if packed else "0.normal.exr", encode_normal(down) if packed else down)
+    with pytest.warns(UserWarning, match="0.normal.*: 100% of its normals point away from the camera.*world"):
+        read(tmp_path, "normal")
 
 
 @pytest.mark.parametrize(

@@ -51,3 +51,8 @@ def test_names_tell_sequences_and_their_order(case):
 def test_gaps_of_equally_spaced_frames(numbers, gaps):
     (sequence,) = split_sequences([f"p.{number}" for number in numbers])
     assert sequence.gaps == gaps
+
+
+def test_gaps_within_chunks_of_the_released_layout():
+    (sequence,) = split_sequences(["0000.0000", "0000.0001", "0000.0002", "0001.0000", "0001.0001", "0001.0004"])
+    assert sequence.gaps == ((2, 3),)

@@ -12,6 +12,7 @@ from helpers.refusals import broken
 from drender.errors import InputError
 from drender.files import list_files
 from drender.media import video
+from drender.media.encodings import InputEncoding
 from drender.media.images import write_exr, write_png
 from drender.media.montage import side_by_side
 from drender.media.video import find_clips, write_video
@@ -235,6 +236,28 @@ def test_missing_frames_are_named(tmp_path):
         write_png(tmp_path / "walk" / f"p.{number}.png", RGB)
     with pytest.warns(UserWarning, match=r"walk: frames are missing .*: 1004 to 1005, 1008; the clip jumps there"):
         assert find_clips(tmp_path)[0].num_frames == 6
+
+
+def test_files_that_are_not_read_are_named(tmp_path):
+    write_png(tmp_path / "photos/IMG_1.png", RGB)
+    for name in ("IMG_2.HEIC", "IMG_3.heic", "notes.txt"):
+        (tmp_path / "photos" / name).touch()
+    with pytest.warns(UserWarning, match=r"photos: 2 files such as IMG_2.HEIC are not read; convert them"):
+        assert len(find_clips(tmp_path)) == 1
+    for frame in range(3):
+        write_exr(tmp_path / f"render/{frame}.exr", {c: np.zeros((4, 4)) for c in "RGB"})
+    write_png(tmp_path / "render/preview.png", RGB)
+    with pytest.warns(
+        UserWarning, match=r"render: 3 files such as 0.exr are not read; beside .* a folder of their own"
+    ):
+        assert [clip.paths[0].name for clip in find_clips(tmp_path / "render")] == ["preview.png"]
+    with pytest.raises(InputError, match=r"f.%04d.png does not exist; give the folder of the frames"):
+        find_clips(tmp_path / "f.%04d.png")
+
+
+def test_an_encoding_of_images_is_not_ignored_for_videos(tmp_path):
+    with pytest.warns(UserWarning, match=r"a.mp4: --input-transfer and --input-layers are not for videos"):
+        find_clips(movie(tmp_path / "a.mp4", frames=1), assumed=InputEncoding(transfer="linear"))
 
 
 def test_clips_of_one_name_get_their_parents_names(tmp_path):
