@@ -75,8 +75,6 @@ def train(config: TrainConfig, dry_run: bool = False) -> int:
         for line in plan.describe_parameters(state.params, frozen):
             log(line)
         evaluation = Evaluation(config, context, run)
-        if not dry_run:
-            run.begin()
         # Global shapes: the rows of all processes, and a number per device by which each process can request a stop.
         batch = {
             name: jax.ShapeDtypeStruct((config.data.batch, *x.shape[1:]), x.dtype)
@@ -84,6 +82,8 @@ def train(config: TrainConfig, dry_run: bool = False) -> int:
         } | {"stop": sharding.per_process_value(0, mesh)}
         traced = trace_gradient(context, config, state.params, frozen, batch)
         weights.check_reach(unreached(traced, state.params))
+        if not dry_run:
+            run.begin()
         flops_per_step = flops.total(traced)
         step = _compile(make_step(context, config, optimizer), state, frozen, batch, mesh)
         if dry_run:
@@ -168,7 +168,7 @@ class Loop:
             for number in range(self.run_folder.last or 0, last):
                 if number + 1 == first_traced:
                     tracing.enter_context(jax.profiler.trace(self.run_folder.path / "profile"))
-                with self.logger.waiting():
+                with self.logger.waiting(), self._saved_on_error(number, state, pending):
                     batch = next(batches)
                 state, metrics = self.step(state, frozen, batch, np.uint32(number))
                 if number + 1 == last_traced:
@@ -195,3 +195,15 @@ class Loop:
                     log(f"stopped after step {done}, which is saved; rerun the same command to resume")
                     return 128 + stop
         return 0
+
+    @contextlib.contextmanager
+    def _saved_on_error(self, done: int, state: TrainState, pending: tuple | None) -> Iterator[None]:
+        """Save the state after `done` steps if a block fails, as reading a damaged file does."""
+        try:
+            yield
+        except Exception:
+            if jax.process_count() == 1 and done > (self.run_folder.last or 0):  # other processes would not save theirs
+                if pending:
+                    self.logger.read(*pending)
+                self.run_folder.save(done, state)
+            raise

@@ -81,9 +81,9 @@ def resolve_step(path: str | Path, step: int | Literal["last", "best"] = "last")
         metric = read_run(path)[0].keep_best
         if metric is None:
             raise InputError(f"{path}: the run kept no best checkpoint; train with keep_best, or give a step")
-        step = best_step(read_metrics(expand_home(path) / METRICS), metric)
+        step = best_step(read_metrics(expand_home(path) / METRICS), metric, steps)
         if step is None:
-            raise InputError(f"{path}: the run has measured no {metric} yet; give a step")
+            raise InputError(f"{path}: the run has measured no {metric} of its checkpoints yet; give a step")
     if step not in steps:
         raise InputError(f"{path}: has no checkpoint of step {step}; it has {', '.join(map(str, sorted(steps)))}")
     return step
@@ -175,7 +175,12 @@ class RunFolder:
 
     def begin(self) -> None:
         """Create the folder, or continue it after the last checkpoint: later lines of metrics.jsonl are dropped."""
-        step = self.last or 0
+        step, trained = self.last or 0, max((line["step"] for line in read_metrics(self.path / METRICS)), default=0)
+        if self.last is None and trained >= 2 * self.config.save_every:
+            raise InputError(
+                f"output {self.config.output}: its checkpoints are missing, although it has trained {trained} steps; "
+                "bring them back, or give another output"
+            )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if self.is_main:
@@ -272,13 +277,13 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class _KeepBest:
-    """Orbax's policy to keep the checkpoint of the best evaluation."""
+    """Orbax's policy to keep the checkpoint of the best evaluation, of those that are left."""
 
     evaluations: Sequence[Mapping[str, Any]]
     metric: str
 
     def should_preserve(self, checkpoints: Sequence, *, context: Any) -> list[bool]:
-        best = best_step(self.evaluations, self.metric)
+        best = best_step(self.evaluations, self.metric, {checkpoint.step for checkpoint in checkpoints})
         return [checkpoint.step == best for checkpoint in checkpoints]
 
 

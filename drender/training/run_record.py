@@ -3,8 +3,9 @@
 import contextlib
 import datetime
 import json
+import math
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,11 @@ def read_record(path: str | Path) -> dict[str, Any]:
     return record
 
 
-def best_step(lines: Iterable[Mapping[str, Any]], metric: str) -> int | None:
-    """Return the step with the best value of a metric among lines of metrics.jsonl; of equal ones the first."""
+def best_step(lines: Iterable[Mapping[str, Any]], metric: str, steps: Collection[int]) -> int | None:
+    """Return the step among `steps` with the best metric by the lines of metrics.jsonl; of equal ones the first."""
     sign = -1 if metric.rpartition("/")[2] in HIGHER_IS_BETTER else 1
-    values = [(sign * line[metric], line["step"]) for line in lines if metric in line]
+    measured = (line for line in lines if line["step"] in steps and not math.isnan(line.get(metric, math.nan)))
+    values = [(sign * line[metric], line["step"]) for line in measured]
     return min(values, default=(0, None))[1]
 
 

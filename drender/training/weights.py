@@ -21,6 +21,7 @@ from drender.checkpoints.fingerprint import fingerprint
 from drender.config import RendererConfig, check_parts
 from drender.errors import InputError, naming, unknown_name_error
 from drender.fields import from_dict, to_dict
+from drender.files import expand_home
 from drender.models import lora
 from drender.models.params import abstract_module, flatten, unflatten
 from drender.models.registry import network_of
@@ -196,13 +197,14 @@ def _matches(parameter: str, pattern: str) -> bool:
 
 
 def _require_same_shapes(expected: dict, found: dict, where: str) -> dict:
-    """Return `found` if its parameters have the expected shapes."""
-    expected_shapes, shapes = ({name: x.shape for name, x in flatten(tree).items()} for tree in (expected, found))
+    """Return `found` if its parameters have the expected shapes, and each alpha the expected value."""
+    shape = lambda x: x.shape or float(x)
+    expected_shapes, shapes = ({name: shape(x) for name, x in flatten(tree).items()} for tree in (expected, found))
     for name in expected_shapes | shapes:
         if shapes.get(name) != expected_shapes.get(name):
             raise InputError(
                 f"{where}: {name} is {shapes.get(name, 'missing')}, but `lora` needs "
-                f"{expected_shapes.get(name, 'no such factor')}; set its rank and targets to those of the source"
+                f"{expected_shapes.get(name, 'no such factor')}; set its rank, alpha and targets to the source's"
             )
     return found
 
@@ -239,7 +241,8 @@ class WeightSource:
         leaves = run_dir.load_ema(self.path, name, self.step)
         weights = Weights(self.run, {}, self.config)
         if len(leaves) < len(weights.shapes(name)):
-            weights = dataclasses.replace(weights, sources=_open_sources(self.run.init_from))
+            with naming(expand_home(self.path) / run_record.RECORD):  # its init_from may have moved since
+                weights = dataclasses.replace(weights, sources=_open_sources(self.run.init_from))
             leaves = flatten({name: weights.component(name)}) | leaves
         return unflatten(leaves)[name]
 

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
@@ -176,7 +176,13 @@ def test_a_non_finite_loss_stops_and_keeps_the_checkpoint(whole, train, clips, t
 # --- the loop alone ---------------------------------------------------------------------------------------------------
 
 
-def loop_alone(output: Path, stop_at: int = 0, evaluate: Callable = lambda *_: None, **changes) -> int:
+def loop_alone(
+    output: Path,
+    stop_at: int = 0,
+    evaluate: Callable = lambda *_: None,
+    batches: Iterable = itertools.repeat({}),
+    **changes,
+) -> int:
     """Run four steps of a stand-in with the losses 1 to 4, evaluated after the second; return the exit code."""
     guard = PreemptionGuard()
 
@@ -192,7 +198,7 @@ def loop_alone(output: Path, stop_at: int = 0, evaluate: Callable = lambda *_: N
     with smallest.begin_run(output, **{"optimizer.steps": 4, **changes}) as folder:
         logger = loop.MetricLogger(folder.config, folder, 0.0)
         training = loop.Loop(folder.config, step, folder, logger, evaluation, guard)
-        return training.run(TrainState(arrays, arrays, arrays), {}, itertools.repeat({}))
+        return training.run(TrainState(arrays, arrays, arrays), {}, iter(batches))
 
 
 def test_a_stop_between_two_logs_keeps_the_metrics_and_the_trace(tmp_path):
@@ -208,6 +214,26 @@ def test_an_evaluation_that_fails_is_a_warning(tmp_path):
     with pytest.warns(UserWarning, match=r"evaluation after step 2: failed \(held-out/.*\); training continues"):
         assert loop_alone(tmp_path, evaluate=fail) == 0
     assert checkpoints(tmp_path) == ["4"]
+
+
+def test_a_file_damaged_during_training_loses_no_step(tmp_path):
+    def batches():
+        yield from ({}, {}, {})
+        raise InputError("clips/clip0/0.rgb.png: truncated or damaged")
+
+    with pytest.raises(InputError, match="truncated or damaged"):
+        loop_alone(tmp_path, batches=batches())
+    assert checkpoints(tmp_path) == ["3"]
+
+
+def test_a_refused_run_leaves_no_folder(train, monkeypatch, tmp_path):
+    def refuse(*_):
+        raise InputError("trainable: no gradient")
+
+    monkeypatch.setattr(loop, "trace_gradient", refuse)
+    with pytest.raises(InputError, match="no gradient"):
+        train(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_warmup_beyond_the_last_step_is_a_warning(train, tmp_path):

@@ -88,6 +88,16 @@ def test_a_run_without_a_checkpoint_has_no_weights(begun):
         run_dir.resolve_step(begun[0].path)
 
 
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(tmp_path):
+    with smallest.begin_run(tmp_path, save_every=5) as folder:
+        folder.log(10, {"loss": 0.5})
+    with pytest.raises(InputError, match="its checkpoints are missing, although it has trained 10 steps; bring"):
+        smallest.begin_run(tmp_path, save_every=5).__enter__()
+    assert run_record.read_metrics(tmp_path / "metrics.jsonl") == [{"step": 10, "loss": 0.5}]
+    with smallest.begin_run(tmp_path, save_every=6) as folder:  # killed before its first checkpoint was complete
+        assert folder.last is None
+
+
 # --- keeping ----------------------------------------------------------------------------------------------------------
 
 KEEP = {"save_every": 1, "keep_checkpoints": 1, "evaluation.path": "clips"}
@@ -113,6 +123,13 @@ def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path):
     # A later start knows the evaluations before it.
     assert keep(tmp_path / "lowest", [1.2, 1.1], keep_best="evaluation/loss/mean") == [2, 7]
     assert keep(tmp_path / "lowest", [0.5, 0.7], keep_best="evaluation/loss/mean") == [8, 9]
+
+
+def test_the_best_of_the_checkpoints_that_are_left_is_kept(tmp_path):
+    assert keep(tmp_path / "late", [1.0, 5.0]) == [2]
+    assert keep(tmp_path / "late", [4.0, 4.5, 4.6], keep_best="evaluation/loss/mean") == [3, 5]
+    assert run_dir.resolve_step(tmp_path / "late", "best") == 3
+    assert keep(tmp_path / "nan", [float("nan"), 1.0, 2.0, 3.0], keep_best="evaluation/loss/mean") == [2, 4]
 
 
 def test_every_nth_checkpoint_is_kept_for_good(tmp_path):

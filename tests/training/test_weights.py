@@ -16,7 +16,7 @@ from drender.models.params import flatten
 from drender.training import loop
 from drender.training.export import export
 from drender.training.step import trace_gradient, unreached
-from drender.training.weights import resolve_weights
+from drender.training.weights import _require_same_shapes, resolve_weights
 
 
 def weights(config, resumed=False, log=lambda line: None):
@@ -102,6 +102,15 @@ def test_factors_of_the_source_that_are_left_out_are_a_warning(forward_checkpoin
     with pytest.warns(UserWarning, match=r"init_from .*: its LoRA factors are left out; set lora\.rank to theirs"):
         resolve_weights(smallest.config("forward", "", "", **options))
     resolve_weights(smallest.config("forward", "", "", **options, lora={"rank": 2}))
+
+
+def test_factors_of_another_strength_are_refused():
+    factors = lambda alpha: {"to_q": {"lora_A": np.zeros((2, 1)), "alpha": np.full((), alpha, np.float32)}}
+    assert _require_same_shapes(factors(8), factors(8), "lora")["to_q"]["alpha"] == 8
+    with pytest.raises(
+        InputError, match=r"to_q\.alpha is 4\.0, but `lora` needs 8\.0; set its rank, alpha and targets"
+    ):
+        _require_same_shapes(factors(8), factors(4), "lora")
 
 
 @pytest.mark.parametrize(
