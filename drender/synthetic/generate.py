@@ -38,8 +38,8 @@ from drender.files import atomic_dir, list_dir, read_json, remove_partial, write
 from drender.lighting.light_file import write_light
 from drender.locks import lock_folder
 from drender.media.gbuffers import frame_path
-from drender.media.images import read_image, write_hdr, write_png
-from drender.media.montage import side_by_side
+from drender.media.images import image_size, read_image, write_hdr, write_png
+from drender.media.montage import contact_sheet
 from drender.settings import differences
 from drender.synthetic import environments as skies
 from drender.synthetic import mesh_files, pool, textures
@@ -56,7 +56,7 @@ CREDITS = "CREDITS.md"
 GENERATED = {scenes.PROCEDURAL: skies.procedural, scenes.SUNSKY: skies.sunsky}
 SHOWN = ("basecolor", "normal", "depth", "roughness", "metallic")  # columns of the contact sheet
 MANY_JOBS = 300  # planning so many takes longer than checking all assets
-SHOWN_CLIPS, SHOWN_SIDE = 12, 128  # rows of the contact sheet, largest side of its images
+SHOWN_CLIPS = 12  # rows of the contact sheet
 Job = tuple[int, int]  # index of a clip and of its light
 
 
@@ -96,7 +96,7 @@ def make_clips(args, settings: Settings, output: Path) -> None:
         for _ in pool.run(start, todo, args.processes):
             progress.update()
     rate = len(todo) / (time.monotonic() - begin) * 60
-    write_png(output / CONTACT, contact_sheet(output, names))
+    write_png(output / CONTACT, make_sheet(output, names))
     write_credits(output, [folder for folder in (args.meshes, args.environments, args.textures) if folder])
     made = f", {len(todo)} of them new, {rate:.0f} per minute" if todo else ""
     say(f"{output}: {len(names)} clips{made}; contact sheet: {output / CONTACT}")
@@ -259,19 +259,15 @@ def make_clip(tracer: Tracer, output: Path, settings: Settings, index: int, ligh
 # --- Contact sheet ---
 
 
-def contact_sheet(output: Path, names: Sequence[str]) -> Float32[np.ndarray, "h w 3"]:
+def make_sheet(output: Path, names: Sequence[str]) -> Float32[np.ndarray, "h w 3"]:
     """Draw one clip per row: first and last frame, then the G-buffers and environment (env_ldr) of the last."""
     chosen = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, SHOWN_CLIPS).astype(int))]
-    images = [image for name in chosen for image in contact_row(output / name)]
-    return side_by_side(images, columns=len(images) // len(chosen))
+    return contact_sheet([sheet_row(output / name) for name in chosen])
 
 
-def contact_row(folder: Path) -> list[Float32[np.ndarray, "h w 3"]]:
+def sheet_row(folder: Path) -> list[Float32[np.ndarray, "h w 3"]]:
     (clip,) = open_clips(folder, ("rgb", *SHOWN, "env_ldr"))
-    height, width, _ = read_image(frame_path(folder, 0, 0, "rgb")).shape
-    scale = min(1, SHOWN_SIDE / max(height, width))
-    size = max(1, round(height * scale)), max(1, round(width * scale))
-    last = clip.num_frames - 1
+    size, last = image_size(frame_path(folder, 0, 0, "rgb")), clip.num_frames - 1
     labels = [("rgb", 0), ("rgb", last), *((label, last) for label in SHOWN)]
     env_ldr = clip.environment(size, [last])["env_ldr"]
     return [*(clip.read(label, [frame], size)[0] for label, frame in labels), env_ldr[0]]

@@ -1,6 +1,7 @@
 """Read users' meshes with their textures and one material per part: glTF, GLB and OBJ; PLY has geometry alone."""
 
 import functools
+import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,9 +22,9 @@ MESH_SUFFIXES = (".ply", ".obj", ".gltf", ".glb")
 MAX_FACES = 200_000  # per file: the tracer rebuilds its acceleration structure every frame
 MIN_OPACITY = 0.95  # parts below it are glass, which G-buffers of one surface per pixel cannot show: leave them out
 MAX_CUTOUT = 0.05  # parts whose texture is transparent in a larger share are leaves and fences: leave them out
-# Features that are not read: extensions of glTF, and textures of Wavefront's PBR materials.
+# Features that are not read: extensions of glTF, and textures of Wavefront's materials.
 UNREAD_EXTENSIONS = ("KHR_texture_transform", "KHR_texture_basisu", "KHR_materials_transmission")
-UNREAD_MAPS = ("map_pr", "map_pm")
+UNREAD_MAPS = ("map_pr", "map_pm", "map_d")
 METAL_LUMINANCE = 0.2  # below it, a metal's color is in the specular color of a Phong material
 
 
@@ -99,7 +100,7 @@ def read_mesh(path: str | Path) -> MeshFile:
         raise InputError(f'{path}: reading meshes needs trimesh; pip install "drender[data]"') from error
     try:
         files = _companions(path)
-        scene = trimesh.load_scene(path, resolver=files, process=False)
+        scene, header = trimesh.load_scene(path, resolver=files, process=False), _gltf_header(Path(path))
         pieces = [piece for name in scene.graph.nodes_geometry if (piece := _piece(scene, name)) is not None]
         solid = [piece for piece in pieces if np.linalg.norm(face_normals(piece[0]), axis=-1).any()]
         materials = list({id(material): material for _, _, material in solid}.values())
@@ -109,8 +110,10 @@ def read_mesh(path: str | Path) -> MeshFile:
     if (count := sum(len(corners) for corners, _, _ in pieces)) > MAX_FACES:
         raise InputError(f"{path}: expected at most {MAX_FACES} triangles, got {count}; simplify it")
     if not (pieces := solid):
-        raise InputError(f"{path}: no opaque triangle has an area; remove it")
-    _warn_of_unread(Path(path), scene, materials, files.missing)
+        required = ", ".join(header.get("extensionsRequired", ()))  # such as Draco's compression, without its package
+        remedy = f"export it without {required}" if required else "remove it"
+        raise InputError(f"{path}: no opaque triangle has an area; {remedy}")
+    _warn_of_unread(path, scene, header, materials, files.missing)
     index = {id(material): i for i, material in enumerate(materials)}
     corners = np.concatenate([corners for corners, _, _ in pieces])
     part = np.repeat([index[id(material)] for _, _, material in pieces], [len(corners) for corners, _, _ in pieces])
@@ -148,19 +151,38 @@ def _companions(path: str | Path):
     return Companions(str(path))
 
 
-def _warn_of_unread(path: Path, scene, materials: Sequence, missing: Sequence[str]) -> None:
-    """Warn of missing files, and of what a file states that is not read."""
+def _gltf_header(path: Path) -> dict:
+    """Return the JSON of a glTF or GLB file; {} of another."""
+    if path.suffix.lower() not in (".gltf", ".glb"):
+        return {}
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(20)[12:16], "little") if path.suffix.lower() == ".glb" else -1
+        return json.loads(file.read(length))
+
+
+def _warn_of_unread(path: str | Path, scene, header: dict, materials: Sequence, missing: Sequence[str]) -> None:
+    """Warn of missing files, and of what a file, or the JSON `header` of a glTF, states that is not read."""
     if missing:
         names = ", ".join(dict.fromkeys(missing))
         warnings.warn(f"{path}: files missing or unreadable: {names}; add them, textures as PNG or JPEG", stacklevel=3)
-    content = path.read_bytes() if path.suffix.lower() in (".gltf", ".glb") else b""
-    unread = [name for name in UNREAD_EXTENSIONS if f'"{name}"'.encode() in content]
+    unread = [name for name in UNREAD_EXTENSIONS if name in header.get("extensionsUsed", ())]
+    physical = (material.get("pbrMetallicRoughness", {}) for material in header.get("materials", ()))
+    if any(texture.get("texCoord") for values in physical for texture in values.values() if isinstance(texture, dict)):
+        unread.append("a second set of texture coordinates")
+    primitives = [primitive["attributes"] for mesh in header.get("meshes", ()) for primitive in mesh["primitives"]]
+    read = (
+        header["accessors"][named[name]] for named in primitives for name in ("POSITION", "TEXCOORD_0") if name in named
+    )
+    if any(accessor.get("normalized") or "sparse" in accessor for accessor in read):
+        unread.append("quantized or sparse coordinates, so that texture or place is wrong")
     unread += [name for name in UNREAD_MAPS if any(name in getattr(m, "kwargs", ()) for m in materials)]
     visuals = [geometry.visual for geometry in scene.geometry.values() if hasattr(geometry, "faces")]
     if any(x.kind in ("vertex", "face") or "color" in getattr(x, "vertex_attributes", ()) for x in visuals):
         unread.append("colors of vertices")
     if unread:
-        warnings.warn(f"{path}: not read: {', '.join(unread)}; bake that into glTF textures", stacklevel=3)
+        warnings.warn(
+            f"{path}: not read: {', '.join(unread)}; bake that into glTF textures, or export without", stacklevel=3
+        )
 
 
 def _piece(scene, node: str) -> tuple[Float[np.ndarray, "f 3 3"], Float[np.ndarray, "f 3 2"] | None, object] | None:

@@ -88,7 +88,8 @@ def _object_mesh(item: SceneObject) -> tuple[Mesh, list[Surface]]:
         return shapes.parametric(item.shape, item.seed), [item.material.maps(TILE)]
     file = load_mesh(item.shape)
     if file.parts and item.own_material:
-        return file.mesh, part_surfaces(file.parts, item.seed)
+        # The mesh lacks last parts that are thinner than rounding; their materials would shift those of other objects.
+        return file.mesh, part_surfaces(file.parts, item.seed)[: file.mesh.num_parts]
     return replace(file.mesh, part=np.zeros_like(file.mesh.part)), [item.material.maps(TILE)]
 
 

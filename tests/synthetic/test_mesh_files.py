@@ -1,5 +1,6 @@
 """Mesh files: every format is read, unusable ones are named."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ from PIL import Image
 
 from drender.errors import InputError
 from drender.synthetic import mesh_files
+from drender.synthetic.materials import Material, MaterialMix
+from drender.synthetic.render import _object_mesh
+from drender.synthetic.scene import SceneObject
 
 
 def test_mesh_files_of_every_format_are_read(tmp_path, monkeypatch):
@@ -101,12 +105,63 @@ def test_contents_that_are_not_read_are_warned_of(tmp_path):
     colored.export(str(tmp_path / "scan.ply"))
     with pytest.warns(UserWarning, match=r"scan\.ply: not read: colors of vertices; bake that into glTF textures"):
         mesh_files.read_mesh(tmp_path / "scan.ply")
-    with pytest.warns(UserWarning, match=r"not read: map_pr;"):
-        mesh_files.read_mesh(write_obj(tmp_path, "Kd 1 1 1\nmap_Pr rough.png"))
+    with pytest.warns(UserWarning, match=r"not read: map_pr, map_d;"):
+        mesh_files.read_mesh(write_obj(tmp_path, "Kd 1 1 1\nmap_Pr rough.png\nmap_d leaf.png"))
     for name, data in trimesh.exchange.gltf.export_gltf(trimesh.Scene(trimesh.creation.box())).items():
         (tmp_path / name).write_bytes(data.replace(b'{"', b'{"extensionsUsed": ["KHR_texture_transform"], "', 1))
     with pytest.warns(UserWarning, match=r"model\.gltf: not read: KHR_texture_transform;"):
         mesh_files.read_mesh(tmp_path / "model.gltf")
+
+
+@pytest.fixture
+def gltf(tmp_path):
+    """A function that writes a textured square as glTF with a changed header."""
+    trimesh = pytest.importorskip("trimesh")
+    for name, data in trimesh.exchange.gltf.export_gltf(trimesh.load_scene(write_glb(tmp_path / "glb"))).items():
+        (tmp_path / name).write_bytes(data)
+    header = json.loads((tmp_path / "model.gltf").read_text())
+
+    def write(change) -> Path:
+        change(header, header["meshes"][0]["primitives"][0]["attributes"])
+        (tmp_path / "model.gltf").write_text(json.dumps(header))
+        return tmp_path / "model.gltf"
+
+    return write
+
+
+def test_texture_coordinates_that_are_not_read_are_warned_of(gltf):
+    def second(header, attributes):
+        header["materials"][0]["pbrMetallicRoughness"]["baseColorTexture"]["texCoord"] = 1
+
+    def quantized(header, attributes):
+        header["accessors"][attributes["TEXCOORD_0"]]["normalized"] = True
+
+    with pytest.warns(UserWarning, match=r"model\.gltf: not read: a second set of texture coordinates; bake"):
+        mesh_files.read_mesh(gltf(second))
+    with pytest.warns(UserWarning, match="not read: a second set of texture coordinates, quantized or sparse coord"):
+        mesh_files.read_mesh(gltf(quantized))
+
+
+def test_compressed_meshes_that_cannot_be_decoded_are_named(gltf):
+    def compressed(header, attributes):
+        header["extensionsRequired"] = ["KHR_draco_mesh_compression"]
+        del header["accessors"][attributes["POSITION"]]["bufferView"]
+
+    with pytest.raises(InputError, match="has an area; export it without KHR_draco_mesh_compression"):
+        mesh_files.read_mesh(gltf(compressed))
+
+
+def test_a_part_thinner_than_rounding_shifts_no_material(tmp_path):
+    pytest.importorskip("trimesh")
+    path = write_obj(tmp_path)
+    path.write_text(path.read_text() + "v 0 1e-12 0\nv 1 1e-12 0\nv 0 0 0\nusemtl thin\nf 5 6 7\n")
+    (tmp_path / "square.mtl").write_text("newmtl paper\nKd 1 1 1\nnewmtl thin\nKd 1 0 0\n")
+    plain = Material((1.0, 1.0, 1.0), 0.5, 0.0)
+    item = SceneObject(
+        str(path), 0, MaterialMix(plain, plain, "uniform", 1, 0, 0.0), 1.0, (0, 0, 0), (0, 0), 0.0, 0.0, (0, 0, 0), True
+    )
+    mesh, surfaces = _object_mesh(item)
+    assert len(mesh_files.read_mesh(path).parts) == 2 and len(surfaces) == mesh.num_parts
 
 
 def test_deep_gray_textures_and_physical_obj_values_are_read(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from drender.errors import InputError
-from drender.media.images import write_png
+from drender.media.images import write_hdr, write_png
 from drender.synthetic.named_materials import named_material, phong_roughness
 from drender.synthetic.textures import PictureMaterial, find_textures
 
@@ -27,6 +27,24 @@ def test_sets_may_mix_formats_and_cases(tmp_path):
         Image.fromarray(np.full((8, 8, 3), value * 255, np.uint8)).save(tmp_path / name)
     (iron,) = find_textures(tmp_path)
     np.testing.assert_allclose(PictureMaterial(iron, 3).maps(4)[..., 3:], [63 / 255, 1] * np.ones((4, 4, 1)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("rock_wall_diff_1k.png", "rock_wall_rough_1k.exr", "rock_wall_metal_1k.png", "rock_wall_nor_gl_1k.png"),
+        ("Rock_1K-PNG_Color.png", "Rock_1K-PNG_Roughness.png", "Rock_1K-PNG_Metalness.png", "Rock_1K-PNG_NormalGL.png"),
+        ("rock_Base_Color.png", "rock_Roughness.png", "rock_Metallic.png", "rock_Normal_OpenGL.png"),
+    ],
+)
+def test_sets_of_texture_libraries_are_one_material(tmp_path, names):
+    for name, value in zip(names, (0.5, 0.25, 0.75, 1), strict=True):
+        write = write_png if name.endswith("png") else write_hdr
+        write(tmp_path / name, np.full((8, 8, 3), value, np.float32))
+    write_png(tmp_path / "brushed metal.png", np.ones((8, 8, 3), np.float32))
+    brushed, rock = sorted(find_textures(tmp_path), key=str.lower)
+    assert (brushed, rock) == (str(tmp_path / "brushed metal.png"), str(tmp_path / names[0]))
+    np.testing.assert_allclose(PictureMaterial(rock, 0).maps(4)[..., 3:], [0.25, 0.75] * np.ones((4, 4, 1)), atol=4e-3)
 
 
 def test_unusable_texture_folders_are_named(tmp_path):
