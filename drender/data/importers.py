@@ -21,11 +21,12 @@ from jaxtyping import Bool, Float, Float32
 from tqdm import tqdm
 
 from drender.errors import Failures, InputError, first_line
-from drender.files import atomic_dir, list_dir, map_collecting_errors, read_json
+from drender.files import atomic_dir, list_dir, map_collecting_errors, natural_order, read_json
+from drender.lighting.camera import read_poses
 from drender.media.color import linear_to_srgb
 from drender.media.encodings import SCALAR_LABELS, ImageFormat, encode_normal, is_color
 from drender.media.gbuffers import frame_path
-from drender.media.images import load_image, open_image, write_png
+from drender.media.images import IMAGE_SUFFIXES, load_image, open_image, write_png
 from drender.media.layers import find_layer
 
 # By label: linear colors [h, w, 3], unit normals [h, w, 3] in camera space, z depth, roughness and metallic [h, w],
@@ -234,43 +235,26 @@ BLENDER_LABELS = {"rgb": "rgb", "basecolor": "base_color", "diffuse_albedo": "di
 def find_blender(source: Path) -> Iterator[SourceClip]:
     """Yield a clip per transforms.json, in `source` or in folders below it."""
     for folder in (source, *(entry for entry in list_dir(source) if entry.is_dir())):
-        file = folder / "transforms.json"
-        if not file.is_file():
+        if not (file := folder / "transforms.json").is_file():
             continue
-        remedy = "give frames with file_path and transform_matrix"
-        content = read_json(file, remedy)
+        poses, remedy = read_poses(file), "give frames with file_path and transform_matrix"
         try:
-            frames = [
-                (folder / frame["file_path"], np.array(frame["transform_matrix"], np.float64))
-                for frame in content["frames"]
-            ]
-        except (ValueError, KeyError, TypeError) as error:
+            paths = sorted((frame["file_path"] for frame in read_json(file, remedy)["frames"]), key=natural_order)
+        except (KeyError, AttributeError) as error:
             raise InputError(f"{file}: unreadable ({error}); {remedy}") from None
-        if bad := [path for path, pose in frames if not _is_camera(pose)]:
-            problem = f"transform_matrix of {bad[0].name} must be 4x4 and finite, without mirror or shear"
-            raise InputError(f"{file}: {problem}; correct it")
-        if frames:
-            readers = tuple(partial(read_blender, path, pose) for path, pose in frames)
-            yield SourceClip(folder.resolve().name, readers, tone_maps=False)
+        readers = tuple(partial(read_blender, folder / path, pose) for path, pose in zip(paths, poses, strict=True))
+        yield SourceClip(folder.resolve().name, readers, tone_maps=False)
 
 
-def _is_camera(pose: np.ndarray) -> bool:
-    """Return whether a matrix rotates, moves, and scales along the camera's own axes."""
-    if pose.shape != (4, 4):
-        return False
-    with np.errstate(all="ignore"):
-        axes = pose[:3, :3] / np.linalg.norm(pose[:3, :3], axis=0)
-        return bool(np.linalg.det(axes) > 0.98)  # 1 for three perpendicular unit vectors, NaN if one has no length
-
-
-def read_blender(path: Path, pose: Float[np.ndarray, "4 4"]) -> Frame:
+def read_blender(path: Path, pose: Float32[np.ndarray, "4 4"]) -> Frame:
     """Read the passes of a multi-layer EXR; normals are turned from world to camera space.
 
     Args:
-      path: with or without its suffix.
+      path: without its suffix, or with it or that of another image of the frame.
       pose: camera-to-world, with OpenGL's axes.
     """
-    path = path if path.suffix.lower() == ".exr" else path.with_name(path.name + ".exr")
+    if path.suffix.lower() != ".exr":
+        path = path.with_suffix(".exr") if path.suffix.lower() in IMAGE_SUFFIXES else path.with_name(f"{path.name}.exr")
     images: dict[str, Any] = {}
     for label, name in BLENDER_LABELS.items():
         if _has_layer(path, name):
@@ -279,8 +263,7 @@ def read_blender(path: Path, pose: Float[np.ndarray, "4 4"]) -> Frame:
     if "rgb" not in images or len(images) == 1:
         raise InputError(f"{path}: expected the passes Combined and others such as Normal, Depth or DiffCol; add them")
     if "normal" in images:
-        rotation = pose[:3, :3] / np.linalg.norm(pose[:3, :3], axis=0)
-        images["normal"] = (images["normal"] @ rotation).astype(np.float32)
+        images["normal"] = images["normal"] @ pose[:3, :3]
     if "depth" in images:  # infinite is background too
         images["depth"] = np.where(np.isposinf(images["depth"]), np.float32(2 * MAX_DEPTH), images["depth"])
     return images | {"valid": _finite(images)}
