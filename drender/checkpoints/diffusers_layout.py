@@ -3,7 +3,7 @@
     model_index.json
     unet/, vae/          config.json, diffusion_pytorch_model.safetensors
     env_encoder/         the same; forward renderers only
-    lora/                pytorch_lora_weights.safetensors; some forward renderers
+    lora/                pytorch_lora_weights.safetensors; some renderers
     scheduler/           scheduler_config.json
 
 The released JSON files are sometimes wrong. Where the tensors' names and shapes give a value, it overrules the JSON.
@@ -27,6 +27,8 @@ from drender.fields import from_dict, to_dict
 from drender.files import parse_json, read_json
 
 MODEL_INDEX = "model_index.json"
+OWN = "drender"  # key of MODEL_INDEX for what the released layout has no place for: OWN_KEYS that are not the default
+OWN_KEYS = ("domains", "conditions", "size", "frames", "environment_size", "deterministic")
 AGAIN = "download it again"
 # Components, and the stem of their weight files.
 STEMS = dict.fromkeys(("unet", "vae", "env_encoder"), "diffusion_pytorch_model") | {"lora": "pytorch_lora_weights"}
@@ -87,9 +89,9 @@ def read(
     parts = _find_parts(folder, log, base, unet)
     tensors = {name: _read_component(parts[name], name, log) for name in STEMS if name in parts}
     kind = _kind(folder, tensors)
-    if kind != "forward":
-        tensors = {name: tensors[name] for name in ("unet", "vae")}
-    elif "lora" in tensors:
+    kept = {"forward": STEMS, "inverse": ("unet", "vae", "lora"), "svd": ("unet", "vae")}[kind]
+    tensors = {name: tensors[name] for name in kept if name in tensors}
+    if "lora" in tensors:
         tensors["lora"] |= _missing_alphas(parts["lora"], tensors["lora"], log)
     used = {parts[name] for name in (*tensors, "scheduler") if name in parts}
     unused = {path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "." and path not in used}
@@ -157,8 +159,9 @@ def _renderer_config(
         encoder = read(EnvEncoderConfig, "env_encoder/config.json", _infer_env_encoder(tensors["env_encoder"]))
     if "scheduler" in parts:
         scheduler = read(SchedulerConfig, "scheduler/scheduler_config.json", {})
-    scaled = read_json(index, AGAIN).get("scale_cond_latents") if index else None
-    return RendererConfig(
+    values = read_json(index, AGAIN) if index else {}
+    scaled, own = values.get("scale_cond_latents"), values.get(OWN)
+    config = RendererConfig(
         kind=kind,
         unet=unet,
         vae=read(VAEConfig, "vae/config.json", {}),
@@ -167,6 +170,7 @@ def _renderer_config(
         scale_cond_latents=scaled if isinstance(scaled, bool) else kind == "forward",
         domains={name: row for name, row in DOMAINS.items() if row < unet.context_vocab_size},
     )
+    return from_dict(RendererConfig, to_dict(config) | own, f"{index}: {OWN}") if isinstance(own, dict) else config
 
 
 def _infer_unet(tensors: dict[str, Tensor], kind: str) -> dict[str, Any]:
@@ -301,6 +305,9 @@ def json_files(config: RendererConfig) -> dict[str, dict[str, Any]]:
         files["env_encoder/config.json"] = {"_class_name": "EnvEncoder"} | _values(config.env_encoder)
     if config.scale_cond_latents != (config.kind == "forward"):
         index["scale_cond_latents"] = config.scale_cond_latents
+    usual = RendererConfig(config.kind)
+    if own := {key: getattr(config, key) for key in OWN_KEYS if getattr(config, key) != getattr(usual, key)}:
+        index[OWN] = own
     return files
 
 

@@ -74,9 +74,11 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
     Raises:
       InputError: no such weights, a damaged index, or a missing shard.
     """
-    name = find_weights([path.name for path in folder.iterdir()], stem)
-    if name is None:
-        raise InputError(f"{folder}: no weights; expected {stem}.safetensors")
+    names = sorted(path.name for path in folder.iterdir())
+    if (name := find_weights(names, stem)) is None:
+        shard = next((file for file in names if re.fullmatch(rf"{stem}.*-of-\d+\.(safetensors|bin)", file)), None)
+        missing = f"{stem}.safetensors.index.json beside {shard}" if shard else f"{stem}.safetensors"
+        raise InputError(f"{folder}: no weights; expected {missing}")
     if not name.endswith(".json"):
         return [folder / name]
     shards = [folder / shard for shard in shard_names(folder / name)]
@@ -126,6 +128,8 @@ def _open_safetensors(file: Path) -> safe_open:
     try:
         return safe_open(file, "numpy")  # checks the header and every offset
     except (SafetensorError, OSError) as error:
+        if file.stat().st_size < 1000 and b"git-lfs" in file.read_bytes():
+            raise InputError(f"{file}: a pointer of Git LFS, not the weights; run `git lfs pull`") from None
         raise InputError(f"{file}: damaged or not a safetensors file ({error}); download it again") from None
 
 

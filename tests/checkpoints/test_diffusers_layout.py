@@ -1,5 +1,6 @@
 """The released layout: incomplete and wrong JSON files, wrapped names, LoRA strength."""
 
+import dataclasses
 import json
 import shutil
 
@@ -105,6 +106,18 @@ def test_scale_cond_latents_follows_only_a_boolean(inverse, value, scaled):
     assert diffusers_layout.json_files(config)["model_index.json"].get("scale_cond_latents", False) is scaled
 
 
+def test_settings_without_a_place_in_the_layout_survive_a_round_trip(inverse):
+    config = diffusers_layout.read(inverse, SILENT)[0]
+    changes = {"domains": DOMAINS | {"glossiness": 6}, "size": (64, 96), "frames": 8, "deterministic": True}
+    changed = dataclasses.replace(config, **changes)
+    tiny.edit_json(inverse / "model_index.json", **diffusers_layout.json_files(changed)["model_index.json"])
+    assert diffusers_layout.read(inverse, SILENT)[0] == changed
+    assert "drender" not in diffusers_layout.json_files(config)["model_index.json"]
+    tiny.edit_json(inverse / "model_index.json", drender={"frames": 0})
+    with pytest.raises(InputError, match=r"frames: expected at least 1"):
+        diffusers_layout.read(inverse, SILENT)
+
+
 def test_scheduler_and_model_index_may_be_missing(inverse):
     for file in ("scheduler/scheduler_config.json", "model_index.json"):
         (inverse / file).unlink()
@@ -158,6 +171,13 @@ def write_lora_settings(folder, where, **settings):
     tensors = load_file(file)
     file.unlink()
     save_file(tensors, file, {"format": "pt", "lora_adapter_metadata": packed})
+
+
+def test_inverse_renderers_keep_their_lora(inverse, originals):
+    shutil.copytree(originals["forward"] / "lora", inverse / "lora")
+    lines = []
+    assert set(diffusers_layout.read(inverse, lines.append)[1]) == {"unet", "vae", "lora"}
+    assert not any("ignored" in line for line in lines)
 
 
 def read_alphas(forward, log=SILENT):

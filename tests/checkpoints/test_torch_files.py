@@ -116,11 +116,18 @@ def test_missing_weights_and_shards_are_named(tmp_path):
         torch_files.read(tmp_path, "w")
     tiny.write_weights(tmp_path, "w", {name: np.ones(2, np.float32) for name in "abc"}, sharded=True)
     assert torch_files.read(tmp_path, "w").keys() == {*"abc"}
+    index = tmp_path / "w.safetensors.index.json"
+    index.rename(tmp_path / "elsewhere.json")
+    with pytest.raises(
+        InputError, match=r"no weights; expected w\.safetensors\.index\.json beside w-00001-of-00003\.saf"
+    ):
+        torch_files.read(tmp_path, "w")
+    (tmp_path / "elsewhere.json").rename(index)
     (tmp_path / "w-00002-of-00003.safetensors").unlink()
     with pytest.raises(InputError, match=r"00002-of-00003\.safetensors: missing, although w\.safetensors\.index\.json"):
         torch_files.read(tmp_path, "w")
     for text, message in (("{", "unreadable"), ("[]", "unreadable"), ('{"weight_map": 3}', "not an index")):
-        (tmp_path / "w.safetensors.index.json").write_text(text)
+        index.write_text(text)
         with pytest.raises(InputError, match=rf"index\.json: {message}"):
             torch_files.read(tmp_path, "w")
 
