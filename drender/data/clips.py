@@ -2,13 +2,15 @@
 
 A clip is a folder of G-buffers and `rgb` in a layout of `drender.media.gbuffers`. Where the light is needed it has a
 `light.json` too. The environment images `env_ldr`, `env_log` and `env_nrm` count as labels. So does `valid`, which is
-white where pixels count in the loss; pixels that are infinite or NaN in a float file are invalid too.
+white where pixels count in the loss; pixels that are infinite or NaN in a float file are invalid too. Files of other
+programs are read as the `encoding.json` in the folder of clips says; normals in world space need the cameras, in a
+`transforms.json` in the clip's folder.
 """
 
 import functools
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +19,13 @@ from jaxtyping import ArrayLike, Bool, Float32, Shaped
 
 from drender.config import ENVIRONMENT_LABELS
 from drender.data.augment import Augmentation, AugmentationConfig
-from drender.errors import InputError
+from drender.errors import InputError, naming
+from drender.lighting.camera import camera_rotations, read_poses
 from drender.lighting.environment import load_environment
 from drender.lighting.light_file import Light, read_light
 from drender.lighting.projection import project
 from drender.media.encodings import read_labeled, renormalize_normals
-from drender.media.gbuffers import GBufferClip, find_gbuffer_clips
+from drender.media.gbuffers import GBufferClip, find_gbuffer_clips, read_encoding
 from drender.media.images import HDR_SUFFIXES
 from drender.media.resize import center_crop, fit_cover
 from drender.sharding import on_cpu
@@ -77,9 +80,20 @@ class LabeledClip(GBufferClip):
         self, label: str, frames: Sequence[int] | slice, finite: bool = True
     ) -> list[Float32[np.ndarray, "h w 3"]]:
         """Read frames of one label at the size on disk; see `read_labeled` for `finite`."""
-        paths, encoding = self.paths[label], self.encoding(label)
-        files = paths[frames] if isinstance(frames, slice) else [paths[i] for i in frames]
-        return [read_labeled(file, label, encoding, finite=finite) for file in files]
+        paths, encoding, cameras = self.paths[label], self.encoding(label), [None] * self.num_frames
+        if label == "rgb":  # pictures are sRGB also where albedo is linear
+            encoding = replace(encoding, transfer=None)
+        if label == "normal" and encoding.normals == "world":
+            cameras = self._cameras
+        numbers = range(self.num_frames)[frames] if isinstance(frames, slice) else frames
+        return [read_labeled(paths[i], label, encoding, camera=cameras[i], finite=finite) for i in numbers]
+
+    @functools.cached_property
+    def _cameras(self) -> Float32[np.ndarray, "f 3 3"]:
+        """The camera-to-world rotations of the clip's `transforms.json`."""
+        file = self.folder / "transforms.json"
+        with naming(file):
+            return camera_rotations(self.num_frames, poses=read_poses(file))
 
     def light(self) -> Light:
         """Read the clip's `light.json`; raise InputError as `read_light` does."""
@@ -129,7 +143,7 @@ class LabeledClip(GBufferClip):
         for label in labels:
             if label not in images and (label != VALID or VALID in self.labels):
                 stored[label] = self._read_stored(label, frames, finite=not is_masked)
-        self._check_sizes(stored, size)
+        self._check(stored, size)
         if is_masked:
             stored[VALID] = _fill_invalid(stored)
         for label, frames_of_label in stored.items():
@@ -139,15 +153,19 @@ class LabeledClip(GBufferClip):
             images[VALID] = (images[VALID][..., :1] > 0.999).astype(np.float32)
         return {label: images[label] for label in labels}
 
-    def _check_sizes(self, stored: dict[str, list[Float32[np.ndarray, "h w 3"]]], size: Size) -> None:
-        """Raise InputError for labels of different sizes; warn of frames smaller than `size`."""
-        sizes = {label: frames[0].shape[:2] for label, frames in stored.items()}
-        height, width = first = next(iter(sizes.values()), size)
-        for label, (h, w) in sizes.items():
-            if (h, w) != first:
+    def _check(self, stored: dict[str, list[Float32[np.ndarray, "h w 3"]]], size: Size) -> None:
+        """Raise InputError for images of different sizes or a mask without white; warn of images below `size`."""
+        images = [(label, image) for label, frames in stored.items() for image in frames]
+        height, width = images[0][1].shape[:2] if images else size
+        for label, image in images:
+            if image.shape[:2] != (height, width):
                 raise InputError(
-                    f"clip {self.name!r}: its {label!r} has {h}x{w} pixels, other labels {height}x{width}; "
-                    "give all labels of a clip one size"
+                    f"clip {self.name!r}: its {label!r} has {image.shape[0]}x{image.shape[1]} pixels, other images "
+                    f"{height}x{width}; give all images of a clip one size"
+                )
+            if label == VALID and 0 < image.max() <= 1 / 255:
+                raise InputError(
+                    f"clip {self.name!r}: its {VALID!r} is 0 to {image.max():.3g}; write valid pixels white"
                 )
         if height < size[0] or width < size[1]:
             # Python shows a text once, so that clips of one size in a folder give one warning.
@@ -211,7 +229,8 @@ def open_clips(path: str | Path, labels: Sequence[str], optional: Sequence[str] 
     # Where only the light is needed, `rgb` gives the number of frames.
     stored = [label for label in labels if label not in ENVIRONMENT_LABELS] or ["rgb"]
     optional = (*optional, VALID)
-    clips = [LabeledClip(**vars(clip)) for clip in find_gbuffer_clips(path, stored, labels=(*stored, *optional))]
+    found = find_gbuffer_clips(path, stored, labels=(*stored, *optional), assumed=read_encoding(path))
+    clips = [LabeledClip(**vars(clip)) for clip in found]
     for clip in clips:
         for label in set(clip.incomplete).intersection(optional):
             raise InputError(

@@ -84,7 +84,12 @@ def encode_clips(
     check_size("size", size, config.vae.downscale)
     check_size("environment size", environment_size, config.vae.downscale)
     clips, labels = _open(source, labels)
-    frames = frames or min(clip.longest for clip in clips)
+    if frames is None:
+        shortest = min(clips, key=lambda clip: clip.longest)
+        frames = shortest.longest
+        if frames < min(config.frames, max(clip.longest for clip in clips)):
+            problem = f"entries have {frames} frames, since clip {shortest.name!r} has no more"
+            warnings.warn(f"{source}: {problem}; give --frames, and remove shorter clips", stacklevel=2)
     windows = {clip.name: _windows(clip, frames) for clip in clips}
     if len(windows) < len(clips):
         raise InputError(f"{source}: links lead to several clips of one name; rename the linked folders")

@@ -26,7 +26,7 @@ from drender.data.augment import AugmentationConfig
 from drender.data.clips import VALID
 from drender.errors import InputError
 from drender.fields import bounded, check_ranges, read_config, to_dict
-from drender.files import PART
+from drender.files import PART, expand_home
 from drender.settings import differences
 
 MANIFEST = "set.json"
@@ -146,12 +146,12 @@ def brief(error: Exception) -> str:
 
 def is_latent_cache(path: str | Path) -> bool:
     """Whether a folder is a set of latents, complete or not."""
-    return (Path(path) / MANIFEST).is_file()
+    return (expand_home(path) / MANIFEST).is_file()
 
 
 def read_manifest(path: str | Path) -> LatentCacheManifest:
     """Read a set's manifest; raise InputError if it is invalid."""
-    return read_config(LatentCacheManifest, Path(path) / MANIFEST, "encode the set again")
+    return read_config(LatentCacheManifest, expand_home(path) / MANIFEST, "encode the set again")
 
 
 def missing_entries(path: str | Path, manifest: LatentCacheManifest) -> set[int]:
@@ -175,16 +175,16 @@ class LatentDataset:
     """
 
     def __init__(self, path: str, labels: Sequence[str]):
-        self.path, self.manifest = path, read_manifest(path)
+        self.path, self.manifest, folder = path, read_manifest(path), expand_home(path)
         for label in labels:
             if label not in self.manifest.labels:
                 raise InputError(f"{path} has no latents of {label!r}; it has {', '.join(self.manifest.labels)}")
-        if absent := missing_entries(path, self.manifest):
+        if absent := missing_entries(folder, self.manifest):
             raise InputError(
                 f"{path}: {len(absent)} of {len(self.manifest.entries)} entries are not encoded yet; "
                 "run the same encode command again"
             )
-        self.arrays = {label: _open_array(Path(path), label) for label in self.manifest.labels}
+        self.arrays = {label: _open_array(folder, label) for label in self.manifest.labels}
         counts = [len(starts) * self.manifest.variants for starts in self.manifest.clips.values()]
         self.bounds = [0, *itertools.accumulate(counts)]  # clip i has entries bounds[i] to bounds[i + 1] − 1
 

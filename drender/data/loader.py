@@ -305,9 +305,15 @@ def _open_latents(
                 raise InputError(
                     f"{source.path} has {found} {name}, but the model's VAE {expected}; encode the clips with that VAE"
                 )
-        for name in ("weights", "size", "environment_size"):
+        found, expected = manifest.environment_size, model.environment_size
+        if found != expected and objective != "inverse":
+            raise InputError(
+                f"{source.path} has environment images of {found}, but model.environment_size, which sampling uses, is "
+                f"{expected}; set that, or encode the clips with that --environment-size"
+            )
+        for name in ("weights", "size"):
             found, expected = getattr(manifest, name), getattr(first, name)
-            if found != expected and not (name == "environment_size" and objective == "inverse"):
+            if found != expected:
                 other = "another VAE" if name == "weights" else f"another {name} ({found} and {expected})"
                 raise InputError(f"{source.path} was encoded with {other} than {path}; encode both the same way")
     return sources

@@ -14,6 +14,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -138,9 +139,9 @@ class InputEncoding:
       packed_normals: normals in files of floats are n·½ + ½, from `resolve_encoding`.
     """
 
-    transfer: str | None = None
-    normals: str = "opengl"
-    depth: str | None = None
+    transfer: Literal[*TRANSFERS] | None = None
+    normals: Literal[*INPUT_NORMALS] = "opengl"
+    depth: Literal[*DEPTHS] | None = None
     layers: tuple[tuple[str, str], ...] = ()
     depth_range: tuple[float, float] | None = None
     packed_normals: bool = False
@@ -233,14 +234,16 @@ def check_scalar(path: Path, label: str, still: LoadedImage) -> None:
     image, wants_distance = still.image, label == "depth"
     low, high = float(image.min()), float(image.max())
     if low < -SLACK or high > 1 + SLACK:
-        remedy = "give --input-depth metric if these are distances" if wants_distance else "rescale it"
+        remedy = (
+            "give --input-depth metric, or encoding.json, if these are distances" if wants_distance else "rescale it"
+        )
         raise InputError(f"{path}: {label} is {low:.3g} to {high:.3g}, expected 0 to 1; {remedy}")
     if still.attributes.get("ImageDescription") == ImageFormat().description(label, None):
         return  # an estimate of ours, whose channels may differ
     spread = float(np.ptp(image.mean(axis=(0, 1), dtype=np.float64)))
     if spread > MAX_SPREAD:
         channel = "depth=R" if wants_distance else "roughness=G metallic=B of an ORM texture"
-        remedy = f"write one channel, or choose one: --input-layers {channel}"
+        remedy = f"write one channel, or choose one: --input-layers {channel}, or encoding.json"
         raise InputError(f"{path}: expected equal channels of {label}, got means {spread:.2f} apart; {remedy}")
 
 

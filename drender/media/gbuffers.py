@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,8 @@ from pathlib import Path
 
 from drender.config import CONDITIONS, DOMAINS
 from drender.errors import InputError, extent
-from drender.files import list_dir, map_collecting_errors, natural_order
+from drender.fields import read_config
+from drender.files import expand_home, list_dir, map_collecting_errors, natural_order
 from drender.media.encodings import DEFAULT, Camera, Image, InputEncoding, read_labeled
 from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES, open_image
 from drender.media.layers import find_layer
@@ -18,6 +20,7 @@ from drender.media.ranges import resolve_encoding
 from drender.media.sequences import RELEASED_STEM, split_sequences
 
 Files = dict[str, dict[str, Path]]  # of a clip: label -> stem of the frame -> file
+ENCODING = "encoding.json"  # in a folder of clips: {"normals": "directx", "layers": [["roughness", "G"]]}
 # Labels of textures that pack others in their channels.
 PACKED = {"orm": {"roughness": "G", "metallic": "B"}, "arm": {"roughness": "G", "metallic": "B"}}
 
@@ -67,6 +70,12 @@ class GBufferClip:
         return path.parent.parent if in_folder else path.parent  # `label/stem.png`
 
 
+def read_encoding(path: str | Path) -> InputEncoding:
+    """Return the encoding that `encoding.json` in a folder of clips states, else DEFAULT; InputError if invalid."""
+    file = expand_home(path) / ENCODING
+    return read_config(InputEncoding, file, "correct it") if file.is_file() else DEFAULT
+
+
 def read_frames(
     paths: Sequence[Path], label: str, assumed: InputEncoding = DEFAULT, cameras: Iterable[Camera] = ()
 ) -> Iterator[Image]:
@@ -98,9 +107,10 @@ def find_gbuffer_clips(
     """Return the clips at `path`, the folder of one clip or a folder of such folders, in natural order.
 
     A clip's folder holds `{chunk:04d}.{frame:04d}.{label}.png` (the released layout), `{stem}.{label}.png` (webdataset
-    style), or `{label}/{stem}.png`; or any other format of `read_image`; or `{stem}.exr` with a layer per label. Frames
-    are ordered, and several clips in a folder told apart, by their stems, see `split_sequences`. A texture of the label
-    `orm` or `arm` holds roughness in G and metallic in B. Warns of missing frame numbers.
+    style), or `{label}/{stem}.png`, where the stem may name the label too; or any other format of `read_image`; or
+    `{stem}.exr` with a layer per label. Frames are ordered, and several clips in a folder told apart, by their stems,
+    see `split_sequences`. A texture of the label `orm` or `arm` holds roughness in G and metallic in B. Warns of
+    missing frame numbers.
 
     Args:
       required: labels that every frame must have.
@@ -130,7 +140,7 @@ def find_images(path: str | Path, labels: Sequence[str], assumed: InputEncoding 
     Raises:
       InputError: unreadable `path`, or two files for one image.
     """
-    path = Path(path)
+    path = expand_home(path)
     if not path.is_dir():
         raise InputError(f"{path} is not a folder" if path.exists() else f"{path} does not exist")
     try:
@@ -167,7 +177,9 @@ def _files_of_folder(folder: Path, labels: Sequence[str], assumed: InputEncoding
             images = list_dir(entry)
             if any(_is_released(image, known) for image in images):  # a clip that was named `rgb`, say
                 continue
-            candidates = [(entry.name, image.stem, image) for image in images]
+            # Blender names the files of a folder `normal` too: `normal/normal0001.exr`.
+            own = re.compile(rf"{re.escape(entry.name)}[._-]?|[._-]{re.escape(entry.name)}")
+            candidates = [(entry.name, own.sub("", image.stem, 1) or image.stem, image) for image in images]
         for label, stem, file in candidates:
             if label not in known or not stem or file.suffix.lower() not in IMAGE_SUFFIXES + HDR_SUFFIXES:
                 continue

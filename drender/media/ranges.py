@@ -85,7 +85,7 @@ def _kind_of_depth(path: Path, first: LoadedImage, assumed: InputEncoding) -> st
     if not first.is_float:
         if depth.min() < depth.max() < SUSPICIOUS_DEPTH:
             problem = f"depth is only {depth.min():.3g} to {depth.max():.3g}, expected 0 near to 1 far"
-            remedy = "give --input-depth metric if these are distances, relative if not"
+            remedy = "give --input-depth metric, or encoding.json, if these are distances, relative if not"
             warnings.warn(f"{path}: {problem}; {remedy}", stacklevel=3)
         return "relative"
     in_range = np.isfinite(depth).all() and depth.min() >= -SLACK and depth.max() <= 1 + SLACK

@@ -14,8 +14,8 @@ from jaxtyping import Float32
 from drender.config import DOMAINS
 from drender.errors import InputError, extent, naming
 from drender.files import natural_order, write_text
-from drender.media.encodings import DEFAULT
-from drender.media.gbuffers import Files, find_images, frame_path, read_frames
+from drender.media.encodings import InputEncoding
+from drender.media.gbuffers import Files, find_images, frame_path, read_encoding, read_frames
 from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES
 from drender.media.ranges import resolve_encoding
 from drender.media.sequences import RELEASED_STEM
@@ -36,11 +36,12 @@ class Comparison:
     predicted: tuple[Path, ...]
     truth: tuple[Path, ...]
     masks: tuple[Path, ...] | None
+    encodings: tuple[InputEncoding, InputEncoding]  # of both sides
 
     def scores(self, lpips: LPIPS | None = None) -> Scores:
         """Return the number of `frames`, and the scores of `evaluate`."""
-        predicted, truth = (_read(files, self.label) for files in (self.predicted, self.truth))
-        masks = None if self.masks is None else _read(self.masks, "mask")
+        predicted, truth = map(_read, (self.predicted, self.truth), (self.label, self.label), self.encodings)
+        masks = None if self.masks is None else _read(self.masks, "mask", self.encodings[1])
         for files, images in ((self.predicted, predicted), (self.masks, masks)):
             if images is not None and images.shape != truth.shape:
                 sizes = f"{files[0]} has {extent(images[0].shape)} pixels, {self.truth[0]} {extent(truth[0].shape)}"
@@ -50,8 +51,8 @@ class Comparison:
             return {"frames": len(truth)} | evaluate(self.label, predicted, truth, mask, lpips)
 
 
-def _read(files: Sequence[Path], label: str) -> Float32[np.ndarray, "f h w 3"]:
-    return np.stack([*read_frames(files, label, resolve_encoding(files, label, DEFAULT))])
+def _read(files: Sequence[Path], label: str, assumed: InputEncoding) -> Float32[np.ndarray, "f h w 3"]:
+    return np.stack([*read_frames(files, label, resolve_encoding(files, label, assumed))])
 
 
 # --- matching ---
@@ -86,7 +87,7 @@ def compare(
     compared = dict.fromkeys((*((label, label) for label in known if label in shared), *pairs))
     if not compared:
         raise InputError(f"{predicted} and {truth} have no label in common; name two with --pair PREDICTED=TRUTH")
-    comparisons = []
+    comparisons, encodings = [], (read_encoding(predicted), read_encoding(truth))
     for name, (label, true_label) in itertools.product(predicted_clips, compared):
         true_files = _files(truth, name, true_clips[name], true_label)
         frames = _match(_files(predicted, name, predicted_clips[name], label), true_files)
@@ -95,7 +96,7 @@ def compare(
             masks = tuple(file for file, _ in _match(_files(truth, name, true_clips[name], mask), true_files))
         kind = true_label if true_label in DOMAINS else label
         row = label if label == true_label else f"{label}={true_label}"
-        comparisons.append(Comparison(name, row, kind, *zip(*frames, strict=True), masks))
+        comparisons.append(Comparison(name, row, kind, *zip(*frames, strict=True), masks, encodings))
     return comparisons
 
 
@@ -115,7 +116,7 @@ def _other_labels(path: str | Path) -> list[str]:
 
 def _find(path: str | Path, labels: Sequence[str]) -> dict[str, Files]:
     """Return the images of these labels by clip; InputError if there are none."""
-    clips = dict(find_images(path, labels))
+    clips = dict(find_images(path, labels, read_encoding(path)))
     if not clips:
         remedy = f"expected {frame_path('clip', 0, 0, 'rgb')}, or name its label with --pair"
         raise InputError(f"{path}: no images of {', '.join(labels)}; {remedy}")

@@ -160,8 +160,53 @@ def test_labels_of_a_clip_have_one_size(tmp_path):
     write_clip(tmp_path / "a", labels=("rgb",), size=(4, 4))
     write_clip(tmp_path / "a", labels=("depth",), size=(2, 4))
     (clip,) = open_clips(tmp_path / "a", ("rgb", "depth"))
-    with pytest.raises(InputError, match="clip 'a': its 'depth' has 2x4 pixels, other labels 4x4; give all labels"):
+    with pytest.raises(InputError, match="clip 'a': its 'depth' has 2x4 pixels, other images 4x4; give all images"):
         clip.images(("rgb", "depth"), slice(0, 1), (2, 2), (2, 2))
+
+
+def test_frames_of_a_clip_have_one_size(tmp_path):
+    write_clip(tmp_path / "a", labels=("rgb", "depth"), size=(4, 4))
+    write_png(frame_path(tmp_path / "a", 0, 2, "depth"), np.zeros((6, 4, 3), np.float32))
+    (clip,) = open_clips(tmp_path / "a", ("rgb", "depth"))
+    with pytest.raises(InputError, match="clip 'a': its 'depth' has 6x4 pixels, other images 4x4; give all images"):
+        clip.images(("rgb", "depth"), slice(0, 3), (2, 2), (2, 2))
+
+
+def test_the_folder_states_the_encoding_of_other_programs(tmp_path):
+    stored, world = np.float32([0.1, 0.2, 0.3]), np.float32([2, 3, 6]) / 7
+    poses = random_poses(2)
+    for frame in range(2):
+        file = frame_path(tmp_path / "clips" / "a", 0, frame, "basecolor")
+        write_png(file, np.broadcast_to(stored, (2, 2, 3)), bits=16)
+        write_png(file.with_name(f"0000.000{frame}.normal.png"), np.broadcast_to(world / 2 + 0.5, (2, 2, 3)), bits=16)
+        write_png(file.with_name(f"0000.000{frame}.depth.png"), np.full((2, 2, 3), (1 + frame) / 100), bits=16)
+    values = {"transfer": "linear", "normals": "world", "depth": "metric"}
+    (tmp_path / "clips" / "encoding.json").write_text(json.dumps(values))
+    frames = [{"file_path": f"{i}", "transform_matrix": pose.tolist()} for i, pose in enumerate(poses)]
+    (tmp_path / "clips" / "a" / "transforms.json").write_text(json.dumps({"frames": frames}))
+    (clip,) = open_clips(tmp_path / "clips", ("basecolor", "normal", "depth"))
+    read = lambda label: clip.read(label, slice(None), (2, 2))[:, 0, 0]
+    np.testing.assert_allclose(read("basecolor")[0], [0.349, 0.485, 0.584], atol=1e-3)  # sRGB of 0.1, 0.2, 0.3
+    np.testing.assert_allclose(read("normal"), world @ poses[:, :3, :3] / 2 + 0.5, atol=1e-4)
+    np.testing.assert_allclose(read("depth"), [[0] * 3, [1] * 3], atol=1e-6)
+    (tmp_path / "clips" / "encoding.json").write_text('{"normals": "directX"}')
+    with pytest.raises(InputError, match=r"encoding\.json: normals: expected one of 'opengl', 'directx', 'world', got"):
+        open_clips(tmp_path / "clips", ("basecolor",))
+
+
+def test_files_in_folders_of_a_label_may_name_it_too(tmp_path):
+    for label, value in {"rgb": 0.2, "normal": 0.8}.items():
+        for frame in (8, 9, 10):
+            write_png(tmp_path / "a" / label / f"{label}{frame}.png", np.full((2, 2, 3), value))
+    (clip,) = open_clips(tmp_path, ("rgb", "normal"))
+    assert (clip.name, clip.num_frames, clip.folder) == ("a", 3, tmp_path / "a")
+    assert [path.name for path in clip.paths["normal"]] == ["normal8.png", "normal9.png", "normal10.png"]
+
+
+def test_a_home_directory_is_found(tmp_path, monkeypatch):
+    write_clip(tmp_path / "clips" / "a")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert [clip.name for clip in open_clips("~/clips", ("rgb",))] == ["a"]
 
 
 def test_bad_clips(tmp_path):

@@ -107,7 +107,8 @@ def test_windows_cover_long_clips(vae, tmp_path):
     run = functools.partial(
         encode_clips, tmp_path / "clips", labels=("depth",), checkpoint=vae, augmentation=PLAIN, size=(2, 2)
     )
-    run(destination=tmp_path / "own")
+    with pytest.warns(UserWarning, match=r"entries have 4 frames, since clip 'a' has no more; give --frames, and"):
+        run(destination=tmp_path / "own")
     manifest = read_manifest(tmp_path / "own")
     assert manifest.frames == 4  # as many as every clip has
     assert manifest.clips == {"a": (0,), "b": (0, 1, 8), "c": (0, 4, 7)}

@@ -182,6 +182,8 @@ def test_unsuitable_latents_are_refused(cached, lit, vae, tmp_path):
     assert "the vae objective needs pixels" in refusal(objective="vae")
     pixels = dataclasses.replace(FORWARD, env_encoder=EnvEncoderConfig(channels=(32, 64), latent_encoder=False))
     assert "environment encoder takes pixels" in refusal(objective="forward", model=pixels)
+    large = dataclasses.replace(FORWARD, environment_size=(32, 32))
+    assert "model.environment_size, which sampling uses, is (32, 32)" in refusal(objective="forward", model=large)
     assert "data.exposure_range and data.rotation need clips" in refusal(exposure_range=(0.5, 2.0))
     assert "'clip0' has none of data.passes" in refusal(passes=("diffuse_albedo",))
     assert "has 2 frames per entry, fewer than 3" in refusal(frames=3)

@@ -101,6 +101,14 @@ def test_invalid_pixels_are_filled_and_masked(tmp_path):
         clip.images(("rgb", "metallic"), slice(1), (2, 2), (16, 16))
 
 
+def test_a_mask_of_the_bytes_0_and_1_is_an_error(tmp_path):
+    folder = write_noise(tmp_path / "clips" / "a", labels=("rgb",), size=(2, 2), frames=1)
+    write_mask(folder, 0, np.full((2, 2), 1 / 255))
+    (clip,) = open_clips(tmp_path / "clips", ("rgb",))
+    with pytest.raises(InputError, match=r"clip 'a': its 'valid' is 0 to 0\.00392; write valid pixels white"):
+        clip.images(("rgb", "valid"), slice(1), (2, 2), (16, 16))
+
+
 def test_a_mask_follows_flips_and_shrinks_to_entirely_valid_pixels(tmp_path):
     folder = write_noise(tmp_path / "clips" / "a", labels=("rgb",), size=(8, 8), frames=1)
     mask = np.ones((8, 8))

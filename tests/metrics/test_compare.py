@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,14 @@ def test_other_layouts_are_matched_by_order(run, tmp_path, layout):
     code, out, _ = run(tmp_path / "P", tmp_path / "T")
     assert code == 0 and "frames 12" in out
     assert run(tmp_path / "T", tmp_path / "T")[0] == 0
+
+
+def test_each_side_may_state_its_encoding(run, tmp_path):
+    write_clip(tmp_path / "P" / "a", ("basecolor",), value=0.2)
+    write_clip(tmp_path / "T" / "a", ("basecolor",), value=0.4845)  # the sRGB of 0.2
+    (tmp_path / "P" / "encoding.json").write_text('{"transfer": "linear"}')
+    code, out, err = run(tmp_path / "P", tmp_path / "T")
+    assert (code, err) == (0, "") and float(re.search(r"psnr ([\d.]+)", out)[1]) > 50
 
 
 def test_mask_restricts_scores(run, folders):
