@@ -20,6 +20,7 @@ from drender.data.latent_cache import is_latent_cache, read_manifest
 from drender.data.loader import optional_labels, row_labels
 from drender.errors import InputError, unknown_name_error
 from drender.metrics import image
+from drender.metrics.compare import table
 from drender.models import lora
 from drender.models.params import unflatten
 from drender.models.registry import NETWORKS
@@ -55,6 +56,8 @@ class Evaluation:
         first = config.data.sources[0].path
         self.size = read_manifest(first).size if is_latent_cache(first) else config.data.size or context.config.size
         if config.evaluation.path is not None:
+            if is_latent_cache(config.evaluation.path):
+                raise InputError(f"evaluation.path {config.evaluation.path}: holds cached latents; give their clips")
             optional = optional_labels(config.data, config.objective)
             required = [label for label in self.labels if label not in optional]
             self.clips = open_clips(config.evaluation.path, required, optional)[: config.evaluation.clips]
@@ -180,13 +183,11 @@ class Evaluation:
 
 def _print_table(step: int, means: Mapping[str, float]) -> None:
     """Print a line per image kind."""
-    rows: dict[str, list[str]] = {}
+    rows: dict[str, dict[str, float]] = {}
     for name, value in means.items():
         _, label, metric = name.split("/")
-        rows.setdefault(label, []).append(f"{metric} {value:.4g}")
-    print(f"evaluation after step {step}")
-    for label, cells in rows.items():
-        print("  ".join([f"  {label:10}", *cells]), flush=True)
+        rows.setdefault(label, {})[metric] = value
+    print(f"evaluation after step {step}\n{table(rows)}", flush=True)
 
 
 def draw_comparisons(comparisons: list[Comparison]) -> np.ndarray:

@@ -18,3 +18,6 @@ def test_a_held_out_clip_without_any_pass_is_refused(tmp_path):
     context = LossContext(small.inverse_config(), config.loss)
     with pytest.raises(InputError, match=r"held-out: clip 'b' has none of data\.passes; add its files, or give other"):
         Evaluation(config, context, RunFolder(config, context.config))
+    (tmp_path / "held-out" / "set.json").touch()
+    with pytest.raises(InputError, match="held-out: holds cached latents; give their clips"):
+        Evaluation(config, context, RunFolder(config, context.config))
