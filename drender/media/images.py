@@ -219,6 +219,12 @@ def image_size(path: str | Path) -> tuple[int, int]:
     return size if spec.get_int_attribute("Orientation", 1) < 5 else size[::-1]
 
 
+def stated_rate(path: Path) -> float | None:
+    """Return the frames per second that an EXR of a sequence states, or None; InputError as in `read_image`."""
+    rate = open_image(path).spec().getattribute("FramesPerSecond") if path.suffix.lower() == ".exr" else None
+    return rate[0] / rate[1] if rate and min(rate) > 0 else None
+
+
 def count_pages(path: str | Path) -> int:
     """Return the number of pages of a TIFF that have the first one's size: others are thumbnails."""
     source = open_image(path)

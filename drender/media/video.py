@@ -21,7 +21,7 @@ from drender.files import atomic_write, list_dir, map_collecting_errors, require
 from drender.media.animation import TIFF_SUFFIXES, is_animated, probe_animation, read_animation
 from drender.media.decoding import DEFAULT_FPS, decode, probe
 from drender.media.encodings import DEFAULT, InputEncoding, read_labeled
-from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES, image_size, to_integers
+from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES, image_size, stated_rate, to_integers
 from drender.media.sequences import split_sequences, without_overlaps
 
 SUFFIXES = IMAGE_SUFFIXES + HDR_SUFFIXES
@@ -90,7 +90,7 @@ class Clip:
 
     Attributes:
       name: stem of the image or video, or name of the folder or sequence.
-      fps: frame rate of the video or animation, or DEFAULT_FPS.
+      fps: frame rate that the video, animation or first EXR states, or DEFAULT_FPS.
       num_frames: number of frames.
       paths: the images in order, or the one video or animation.
       label: of the images, which decides on their encoding (see `read_labeled`).
@@ -281,4 +281,4 @@ def _open_clip(name: str, paths: list[Path], label: str, assumed: InputEncoding)
         if (other := image_size(path)) != size:
             problem = f"{path} has {extent(other)} pixels, {paths[0].name} {extent(size)}"
             raise InputError(f"{problem}; the frames of a clip need one size")
-    return Clip(name, DEFAULT_FPS, len(paths), tuple(paths), label, assumed)
+    return Clip(name, stated_rate(paths[0]) or DEFAULT_FPS, len(paths), tuple(paths), label, assumed)

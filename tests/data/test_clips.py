@@ -54,6 +54,7 @@ def test_frames_cover_the_size_and_are_center_cropped(tmp_path):
 
 def test_resized_normals_are_unit_vectors(tmp_path):
     normals = RNG.normal(size=(12, 16, 3)).astype(np.float32)
+    normals[..., 2] = np.abs(normals[..., 2])  # toward the camera
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
     normals[..., 2] = np.abs(normals[..., 2])  # visible surfaces face the camera
     write_png(frame_path(tmp_path / "n", 0, 0, "normal"), encode_normal(normals), bits=16)

@@ -6,6 +6,7 @@ from fractions import Fraction
 import av
 import imageio.v3 as iio
 import numpy as np
+import OpenImageIO as oiio
 import pytest
 from helpers.refusals import broken
 
@@ -253,6 +254,17 @@ def test_files_that_are_not_read_are_named(tmp_path):
         assert [clip.paths[0].name for clip in find_clips(tmp_path / "render")] == ["preview.png"]
     with pytest.raises(InputError, match=r"f.%04d.png does not exist; give the folder of the frames"):
         find_clips(tmp_path / "f.%04d.png")
+
+
+@pytest.mark.parametrize(("rate", "expected"), [((24000, 1001), 24000 / 1001), ((0, 1), 7.0), (None, 7.0)])
+def test_frame_rate_of_exr_sequences(tmp_path, rate, expected):
+    for frame in range(2):
+        spec, output = oiio.ImageSpec(4, 4, 3, "half"), oiio.ImageOutput.create("a.exr")
+        if rate:
+            spec.attribute("FramesPerSecond", "rational", rate)
+        assert output.open(str(tmp_path / f"{frame}.exr"), spec)
+        assert output.write_image(np.zeros((4, 4, 3), np.float32)) and output.close()
+    assert find_clips(tmp_path)[0].fps == pytest.approx(expected)
 
 
 def test_an_encoding_of_images_is_not_ignored_for_videos(tmp_path):
