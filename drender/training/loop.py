@@ -69,11 +69,9 @@ def train(config: TrainConfig, dry_run: bool = False) -> int:
             weights.check_latents(data.fingerprint)
         context = make_context(config, weights, data.latent, mesh)
         optimizer = make_optimizer(config.optimizer)
-        for line in plan.describe_config(config):
-            log(line)
+        log(plan.describe_config(config))
         state, frozen = _load_state(config, weights, context, optimizer, run)
-        for line in plan.describe_parameters(state.params, frozen):
-            log(line)
+        log(plan.describe_parameters(state.params, frozen))
         evaluation = Evaluation(config, context, run)
         # Global shapes: the rows of all processes, and a number per device by which each process can request a stop.
         batch = {
@@ -87,8 +85,7 @@ def train(config: TrainConfig, dry_run: bool = False) -> int:
         flops_per_step = flops.total(traced)
         step = _compile(make_step(context, config, optimizer), state, frozen, batch, mesh)
         if dry_run:
-            for line in plan.describe_step(config, flops_per_step):
-                log(line)
+            log(plan.describe_step(config, flops_per_step))
             log(f"first batch: {plan.write_batch(config, weights.model, data)}; nothing was trained")
             return 0
         logger = MetricLogger(config, run, flops_per_step)

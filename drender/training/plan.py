@@ -1,5 +1,6 @@
 """Describe a run before it trains: its configuration, parameters, memory, arithmetic and first batch."""
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,33 +22,33 @@ from drender.training.config import TrainConfig
 ASSUMED_MFU = 0.4
 
 
-def describe_config(config: TrainConfig) -> Iterator[str]:
-    """Yield the lines of the complete configuration as YAML, with the defaults that nobody gave."""
-    yield "configuration:"
+def describe_config(config: TrainConfig) -> str:
+    """Return the complete configuration as YAML, with the defaults that nobody gave."""
     text = yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
-    yield from (f"  {line}" for line in text.splitlines())
+    return "configuration:\n" + textwrap.indent(text.rstrip(), "  ")
 
 
-def describe_parameters(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line per component: how many of its parameters train."""
-    for name in sorted({key.partition(".")[0] for key in (*trained, *frozen)}):
-        sizes = [sum(x.size for key, x in arrays.items() if key.startswith(f"{name}.")) for arrays in (trained, frozen)]
-        yield f"{name}: {sizes[0]:,} parameters train, {sizes[1]:,} are frozen"
+def describe_parameters(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> str:
+    """Return a line per component: how many of its parameters train."""
+    counts: dict[str, list[int]] = {}
+    for index, arrays in enumerate((trained, frozen)):
+        for key, x in arrays.items():
+            counts.setdefault(key.partition(".")[0], [0, 0])[index] += x.size
+    return "\n".join(f"{name}: {a:,} parameters train, {b:,} are frozen" for name, (a, b) in sorted(counts.items()))
 
 
-def describe_step(config: TrainConfig, flops_per_step: float) -> Iterator[str]:
-    """Yield the arithmetic of a step, and the time that it takes by the devices' peak."""
+def describe_step(config: TrainConfig, flops_per_step: float) -> str:
+    """Return the arithmetic of a step, and the time that it takes by the devices' peak."""
     device, count = jax.devices()[0], jax.device_count()
+    total = f"{flops_per_step / 1e12:.4g} TFLOP per step on {count} × {device.device_kind}, without rematerialization"
     peak = flops.peak(device.device_kind, config.dtype)
-    yield f"{flops_per_step / 1e12:.4g} TFLOP per step on {count} × {device.device_kind}, without rematerialization"
     if peak is None:
-        yield f"the peak of {device.device_kind} is unknown: run a few steps to learn their time"
-        return
+        return f"{total}\nthe peak of {device.device_kind} is unknown: run a few steps to learn their time"
     seconds = flops_per_step / (peak * count * ASSUMED_MFU)
     hours = seconds * config.optimizer.steps / 3600
-    yield (
-        f"at {ASSUMED_MFU:.0%} of the peak of {peak / 1e12:g} TFLOP/s per device, a step takes {seconds:.3g} s and the "
-        f"run of {config.optimizer.steps} steps {hours:.3g} h"
+    return (
+        f"{total}\nat {ASSUMED_MFU:.0%} of the peak of {peak / 1e12:g} TFLOP/s per device, a step takes "
+        f"{seconds:.3g} s and the run of {config.optimizer.steps} steps {hours:.3g} h"
     )
 
 
