@@ -73,10 +73,7 @@ class DrenderBackend:
     def __init__(self, path: Path, kind: str, args):
         self.renderer = plan.RENDERERS[kind].load(path, args.dtype, lora_scale=0.0)
         self.kind, self.inputs = kind, Inputs(self.renderer.config, args)
-        self.sampling = self.renderer.sampling(
-            {"num_steps": args.steps, "frames": args.frames, "deterministic": False},
-            GUIDANCE if kind == "forward" else (1.0, 1.0),
-        )
+        self.sampling = self.renderer.sampling({"num_steps": args.steps, "frames": args.frames, "deterministic": False})
         jax.block_until_ready(self.renderer.params)
 
     def encode(self):

@@ -2,10 +2,8 @@
 
 import functools
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -16,9 +14,6 @@ from drender.errors import InputError, unknown_name_error
 from drender.renderers.base import Renderer, progress_bar
 from drender.renderers.windows import WindowedLatents, whole
 
-# The default guidance; one-step models have none.
-GUIDANCE = (1.2, 1.2)
-
 
 class ForwardRenderer(Renderer):
     """G-buffers and an environment to an RGB clip.
@@ -28,22 +23,8 @@ class ForwardRenderer(Renderer):
     """
 
     kind = "forward"
-
-    @classmethod
-    def load(
-        cls,
-        path: str | Path | None = None,
-        dtype: str | None = None,
-        device: jax.Device | Sequence[jax.Device] | None = None,
-        lora_scale: float = 0.25,
-    ) -> "ForwardRenderer":
-        """Load a checkpoint, as `Renderer.load` does.
-
-        Args:
-          lora_scale: weight of the LoRA trained on real footage, if the checkpoint has one: 0.25 suits real footage, 0
-            synthetic objects.
-        """
-        return super().load(path, dtype, device, lora_scale)
+    guidance = (1.2, 1.2)
+    lora_scale = 0.25
 
     @property
     def environment_size(self) -> tuple[int, int]:
@@ -77,7 +58,7 @@ class ForwardRenderer(Renderer):
         Raises:
           InputError: missing condition, unknown name or option, or arrays of the wrong shape, dtype or range.
         """
-        sampling, drop = self.sampling(sampling, GUIDANCE), set(drop)
+        sampling, drop = self.sampling(sampling), set(drop)
         images, shape = self._check_buffers(buffers, drop)
         downscale = self.config.vae.downscale
         noise = self.initial_noise(noise, sampling, (*shape[:2], shape[2] // downscale, shape[3] // downscale))

@@ -17,7 +17,7 @@ from drender.media.gbuffers import GBufferClip, find_gbuffer_clips
 from drender.media.images import read_hdr
 from drender.media.video import find_clips
 from drender.renderers.base import Renderer
-from drender.renderers.forward import GUIDANCE, ForwardRenderer
+from drender.renderers.forward import ForwardRenderer
 from drender.renderers.inverse import InverseRenderer
 from drender.sampling.base import ClipJob, OnFailure, RunConfig
 from drender.sampling.inputs import BufferChunks, Chunk, ChunkedClip, RgbChunks, require_finished
@@ -129,7 +129,7 @@ class ForwardJob(ClipJob):
 
     def encode(self, forward: ForwardRenderer, buffers: Iterable[tuple[str, Batches]]) -> dict[str, Latents]:
         """Return the latents of G-buffers, given name and batches `1 n h w 3` of each; all are read, used or not."""
-        sampling = forward.sampling(self.run.sampling, GUIDANCE)
+        sampling = forward.sampling(self.run.sampling)
         rng = np.random.default_rng(sampling.seed)
         return {name: encode_clip(forward, batches, sampling, rng) for name, batches in buffers}
 
@@ -138,7 +138,7 @@ class ForwardJob(ClipJob):
         output: ClipOutput, **control: Any,
     ) -> None:  # fmt: skip
         """Write a chunk under every environment."""
-        sampling = forward.sampling(self.run.sampling, GUIDANCE)
+        sampling = forward.sampling(self.run.sampling)
         noise = forward.initial_noise(None, sampling, next(iter(encoded.values())).shape)
         conditions = {name: encoded[name] for name in self.conditions}
         lights, resize = self.lights_of([output]), self.run.resize.place(clip.size)

@@ -214,12 +214,12 @@ def test_deterministic_forward_ignores_the_seed(forward, clip):
 
 
 def test_one_step_models_have_no_guidance_by_default(forward):
-    assert forward.sampling({}, guidance=(1.2, 1.2)).guidance == (1.2, 1.2)
+    assert forward.sampling({}).guidance == (1.2, 1.2)
     config = dataclasses.replace(forward.config, deterministic=True)
     one_step = ForwardRenderer(config, forward.params)
-    assert one_step.sampling({}, guidance=(1.2, 1.2)).guidance == (1.0, 1.0)
-    assert one_step.sampling({"guidance": (2.0, 2.0)}, guidance=(1.2, 1.2)).guidance == (2.0, 2.0)
-    assert one_step.sampling({"deterministic": False}, guidance=(1.2, 1.2)).guidance == (1.2, 1.2)
+    assert one_step.sampling({}).guidance == (1.0, 1.0)
+    assert one_step.sampling({"guidance": (2.0, 2.0)}).guidance == (2.0, 2.0)
+    assert one_step.sampling({"deterministic": False}).guidance == (1.2, 1.2)
 
 
 @pytest.mark.slow
