@@ -208,7 +208,7 @@ def check_size(name: str, size: Size, downscale: int) -> None:
 
 def _fit(label: str, image: Float32[np.ndarray, "h w 3"], size: Size) -> Float32[np.ndarray, "H W 3"]:
     with on_cpu():
-        resized = fit_cover(image, size, multiple=1)
+        resized = fit_cover(image, size)
     if label == "normal" and resized.shape != image.shape:
         resized = renormalize_normals(resized)
     return center_crop(resized, size)

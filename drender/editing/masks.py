@@ -84,7 +84,7 @@ class CompanionFrames:
         if not crop:
             problem = f"expected the aspect ratio of the {extent(size)} G-buffers, got {extent(image.shape)} pixels"
             raise InputError(f"{self._option} {self._clip.paths[0]}: {problem}; resize or crop it")
-        return center_crop(fit_cover(image, size, multiple=1), size)
+        return center_crop(fit_cover(image, size), size)
 
 
 def mask_weights(source: str, mask: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w 1"]:

@@ -31,4 +31,4 @@ def _scaled(image: np.ndarray, factor: float) -> np.ndarray:
     """Enlarge by repeating pixels, so that those of a small model stay visible, or shrink with antialiasing."""
     if factor >= 1:
         return image.repeat(round(factor), axis=0).repeat(round(factor), axis=1)
-    return fit_cover(image, tuple(round(side * factor) for side in image.shape[:2]), multiple=1)
+    return fit_cover(image, tuple(round(side * factor) for side in image.shape[:2]))

@@ -42,11 +42,9 @@ def resize(frame: Float[np.ndarray, "h w 3"], size: Size) -> Float32[np.ndarray,
 _resize = jax.jit(partial(jax.image.resize, method="linear"), static_argnames="shape")
 
 
-def fit_cover(
-    frame: Float[np.ndarray, "h w 3"], size: Size | None = None, multiple: int = 64
-) -> Float32[np.ndarray, "H W 3"]:
-    """Resize a frame to the `cover_size` of `size` (height, width), by default of its own size."""
-    return resize(frame, cover_size(frame.shape[:2], size or frame.shape[:2], multiple))
+def fit_cover(frame: Float[np.ndarray, "h w 3"], size: Size) -> Float32[np.ndarray, "H W 3"]:
+    """Scale a frame to cover `size` (height, width), each side rounded up to a pixel."""
+    return resize(frame, cover_size(frame.shape[:2], size, multiple=1))
 
 
 def center_crop(frame: Float32[np.ndarray, "H W 3"], size: Size) -> Float32[np.ndarray, "h w 3"]:

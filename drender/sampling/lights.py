@@ -166,7 +166,7 @@ class Lights:
 
         def thumbnail(index: int, frame: int) -> np.ndarray:
             light = self.displayed(index, frame, num_frames, size)
-            return fit_cover(light, (size[0] // 4, size[1] // 4), multiple=1)
+            return fit_cover(light, (size[0] // 4, size[1] // 4))
 
         named = enumerate(zip(self.labels, self._sources, strict=True))
         return {label: PageLight(Path(source).stem, partial(thumbnail, index)) for index, (label, source) in named}

@@ -156,7 +156,7 @@ def _json(content: Any) -> str:
 
 def _scaled(image: Float[np.ndarray, "h w 3"], scale: float) -> Float[np.ndarray, "H W 3"]:
     """Return the image with its sides multiplied by `scale`, at most 1."""
-    return fit_cover(image, tuple(max(1, int(side * scale + 1e-6)) for side in image.shape[:2]), multiple=1)
+    return fit_cover(image, tuple(max(1, int(side * scale + 1e-6)) for side in image.shape[:2]))
 
 
 def _data_uri(image: Float[np.ndarray, "h w 3"]) -> str:

@@ -10,11 +10,16 @@ from hypothesis import strategies as st
 
 from drender.errors import InputError
 from drender.media.encodings import decode_normal, encode_normal
-from drender.media.resize import MODES, ResizeConfig, contain_size, cover_size, fit_cover
+from drender.media.resize import MODES, ResizeConfig, contain_size, cover_size
 
 RNG = np.random.default_rng(0)
 
 sides = st.integers(1, 5000)
+
+
+def cover(frame, size=None):
+    """Return a frame as the network gets it by default."""
+    return ResizeConfig(size=size).place(frame.shape[:2]).fit(frame)
 
 
 @given(sides, sides, sides, sides)
@@ -34,25 +39,25 @@ def test_known_cover_sizes():
     assert cover_size((1, 1), (64, 100)) == (128, 128)
 
 
-def test_fit_cover():
+def test_frames_cover_the_size():
     frame = RNG.random((48, 64, 3)).astype(np.float32)
-    found = fit_cover(frame, (64, 64))
+    found = cover(frame, (64, 64))
     expected = jax.image.resize(frame, (64, 128, 3), "linear", antialias=True)
     assert found.shape == (64, 128, 3) and found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_fit_cover_identity_and_single_pixel():
+def test_cover_of_the_same_size_and_of_a_single_pixel():
     frame = RNG.random((64, 128, 3)).astype(np.float32)
-    np.testing.assert_array_equal(fit_cover(frame, (64, 128)), frame)
-    assert fit_cover(frame[:63, :65]).shape == (64, 128, 3)
+    np.testing.assert_array_equal(cover(frame, (64, 128)), frame)
+    assert cover(frame[:63, :65]).shape == (64, 128, 3)
     pixel = np.full((1, 1, 3), 0.3, np.float32)
-    np.testing.assert_allclose(fit_cover(pixel, (64, 64)), np.full((64, 64, 3), 0.3), atol=1e-6)
+    np.testing.assert_allclose(cover(pixel, (64, 64)), np.full((64, 64, 3), 0.3), atol=1e-6)
 
 
 def test_shrinking_is_antialiased():
     checkers = np.indices((256, 256)).sum(axis=0) % 2
-    found = fit_cover(np.repeat(checkers[..., None], 3, axis=-1).astype(np.float32), (64, 64))
+    found = cover(np.repeat(checkers[..., None], 3, axis=-1).astype(np.float32), (64, 64))
     np.testing.assert_allclose(found, 0.5, atol=0.02)
 
 
