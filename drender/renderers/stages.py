@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -90,24 +90,17 @@ class StageCall:
     """The calls of a stage with arrays of the same shapes.
 
     Attributes:
-      stage: what is called.
+      name, fn: of the stage.
       arguments: shapes of all arguments, the network's parameters first.
       split: how a device group shards rows and frames.
       count: number of calls.
     """
 
-    stage: Stage
+    name: str
+    fn: Callable
     arguments: tuple
     split: jax.sharding.NamedSharding | None = None
     count: int = 0
-
-    @property
-    def name(self) -> str:
-        return self.stage.name
-
-    @property
-    def fn(self) -> Callable:
-        return self.stage.fn
 
     @property
     def frames(self) -> int:
@@ -115,24 +108,23 @@ class StageCall:
         return math.prod(self.arguments[1].shape[:2])
 
 
-@dataclass
 class StageRecorder:
-    """A substitute for `run_stage` that records shapes and returns zeros: nothing is computed or compiled.
+    """A substitute for `run_stage` that records shapes and returns zeros: nothing is computed or compiled."""
 
-    Attributes:
-      calls: one entry per stage and shapes, in the order of first use.
-    """
+    def __init__(self):
+        self._recorded: dict[tuple, tuple[StageCall, Any]] = {}  # with the shapes of the results
 
-    calls: list[StageCall] = field(default_factory=list)
-    _known: dict = field(default_factory=dict)
+    @property
+    def calls(self) -> list[StageCall]:
+        """One entry per stage and shapes, in the order of first use."""
+        return [call for call, _ in self._recorded.values()]
 
     def __call__(self, stage: Stage, params: Mapping, *arrays: Any, split=None) -> Any:
         shapes = jax.eval_shape(lambda *arguments: arguments, params, *arrays)
         key = stage.name, jax.tree.structure(shapes), tuple((x.shape, x.dtype) for x in jax.tree.leaves(shapes)), split
-        if key not in self._known:
-            call = StageCall(stage, shapes, split)
-            self._known[key] = call, stage.fn.eval_shape(*shapes, split=split)
-            self.calls.append(call)
-        call, results = self._known[key]
+        if key not in self._recorded:
+            call = StageCall(stage.name, stage.fn, shapes, split)
+            self._recorded[key] = call, stage.fn.eval_shape(*shapes, split=split)
+        call, results = self._recorded[key]
         call.count += 1
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), results)
