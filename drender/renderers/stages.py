@@ -116,7 +116,7 @@ class StageRecorder:
 
     @property
     def calls(self) -> list[StageCall]:
-        """One entry per stage and shapes, in the order of first use."""
+        """Return one entry per stage and shapes, in the order of first use."""
         return [call for call, _ in self._recorded.values()]
 
     def __call__(self, stage: Stage, params: Mapping, *arrays: Any, split=None) -> Any:
