@@ -19,7 +19,7 @@ from drender.config import DEFAULT_PASSES
 from drender.data.clips import LabeledClip, open_clips
 from drender.lighting import estimate_environment
 from drender.lighting.latlong import load_latlong
-from drender.lighting.latlong_grid import grid_of, resize_latlong
+from drender.lighting.latlong_grid import pixel_directions, resize_latlong
 from drender.media.color import LUMINANCE
 from drender.media.images import write_png
 from drender.metrics.image import psnr
@@ -95,7 +95,7 @@ def compare(light: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
     """Return the angle between the main directions in degrees, the correlation of irradiance, and the scale."""
     moments, irradiance = [], []
     for image in (light, truth):
-        directions, solid_angles = grid_of(*image.shape[:2])
+        directions, solid_angles = pixel_directions(*image.shape[:2])
         power = (image.reshape(-1, 3) @ LUMINANCE) * solid_angles
         moments.append(power @ directions / np.linalg.norm(power @ directions))
         irradiance.append(np.maximum(NORMALS @ directions.T, 0) @ power)

@@ -19,7 +19,7 @@ from scipy.ndimage import binary_dilation
 from drender.errors import InputError
 from drender.lighting.brdf import light_kernels
 from drender.lighting.camera import camera_rotations
-from drender.lighting.latlong_grid import grid_of, pixel_of, resize_latlong, smoothness_of
+from drender.lighting.latlong_grid import pixel_directions, pixel_index, resize_latlong, smoothness_matrix
 from drender.lighting.visibility import find_blockers, nearest_distance
 from drender.media.color import LUMINANCE, linear_to_srgb, srgb_to_linear
 from drender.media.encodings import check_values, decode_normal
@@ -91,7 +91,7 @@ def shade(
       light, buffers, fov, poses: as for `estimate_environment`.
     """
     light = resize_latlong(np.asarray(light, np.float32), GRIDS[-1])
-    directions, solid_angles = grid_of(*GRIDS[-1])
+    directions, solid_angles = pixel_directions(*GRIDS[-1])
     power = light.reshape(-1, 3) * solid_angles[:, None]
     images = []
     for frame in _read_frames(buffers["basecolor"], buffers, fov, poses):
@@ -103,7 +103,7 @@ def shade(
                 frame.metallic[row], directions,
             )  # fmt: skip
             lit = np.stack([kernel @ power[:, c] for c, kernel in enumerate(kernels)], axis=-1)
-            shown = light.reshape(-1, 3)[pixel_of(-views[row] @ turned, GRIDS[-1])]
+            shown = light.reshape(-1, 3)[pixel_index(-views[row] @ turned, GRIDS[-1])]
             rows.append(np.where(frame.empty[row, :, None], shown, lit))
         images.append(linear_to_srgb(np.stack(rows)))
     return np.stack(images)
@@ -179,12 +179,13 @@ def _read_frames(rgb, buffers, fov, poses) -> list[_Frame]:
     empty = (depth >= BACKGROUND_DEPTH) & (normals[..., 2] > 0.95)  # as far as depth goes, with normals to the camera
     rays = camera_rays(height, width, DEFAULT_FOV if fov is None else fov)[subsampled]
     nearest = nearest_distance(depth, normals, rays, empty)
+    seen, basecolor = srgb_to_linear(images["rgb"]), srgb_to_linear(images["basecolor"])
     return [
-        _Frame(*frame, rays, rotation, nearest)
-        for *frame, rotation in zip(
-            srgb_to_linear(images["rgb"]), normals, depth, empty, srgb_to_linear(images["basecolor"]),
-            roughness[..., :1], metallic[..., :1], rotations[chosen], strict=True,
+        _Frame(
+            seen[i], normals[i], depth[i], empty[i], basecolor[i], roughness[i, ..., :1], metallic[i, ..., :1],
+            rays, rotations[frame], nearest,
         )
+        for i, frame in enumerate(chosen)
     ]  # fmt: skip
 
 
@@ -209,7 +210,7 @@ def _sample(frame: _Frame, count: int, rng: np.random.Generator) -> tuple[_Surfa
         share = 1 / np.sqrt(sizes[kinds])
         drawn = rng.choice(len(rows), min(count, len(rows)), replace=False, p=share / share.sum())
         rows, columns = rows[drawn], columns[drawn]
-    directions = grid_of(*GRIDS[0])[0] @ frame.rotation
+    directions = pixel_directions(*GRIDS[0])[0] @ frame.rotation
     free, blocker = find_blockers(
         frame.depth, frame.normals, frame.rays, frame.seen, empty, rows, columns, directions, frame.nearest
     )
@@ -230,7 +231,7 @@ def _solve(surface: _Surface, background: _Background) -> Float32[np.ndarray, "H
     scale = float((surface.seen @ LUMINANCE).mean()) + 1e-6  # the weights of the terms suppose a mean of 1
     light, bounced = np.ones((*GRIDS[0], 3), np.float32), None
     for grid, rounds in zip(GRIDS, ROUNDS, strict=True):
-        directions, solid_angles = grid_of(*grid)
+        directions, solid_angles = pixel_directions(*grid)
         kernels = light_kernels(*surface[:5], directions) * solid_angles
         if bounced is None:  # light of known radiance
             bounced = np.einsum("cpj,pjc->pc", kernels, surface.bounced)
@@ -262,13 +263,13 @@ class _Shown(NamedTuple):
 
 def _improve(light: Float32[np.ndarray, "j 3"], grid: tuple[int, int], pixels: _Pixels, shown: _Shown):
     """Return a better light: weigh every equation by how the present light fulfills it, and solve."""
-    directions, solid_angles = grid_of(*grid)
+    directions, solid_angles = pixel_directions(*grid)
     share, luminance = solid_angles / solid_angles.sum(), light @ LUMINANCE
     mean = share @ luminance + 1e-6
     tint = share @ light / mean
     prior = (1 + SLOPE * directions[:, 1]) * mean
     prior_weight, color_weight = PRIOR * share / (prior + 0.05), COLOR * share / (luminance + 0.05)
-    smoothness = SMOOTHNESS * smoothness_of(grid, luminance)
+    smoothness = SMOOTHNESS * smoothness_matrix(grid, luminance)
     residual = np.einsum("cpj,jc->pc", pixels.kernels, light) - pixels.target
     weights = _robust_weights(residual @ LUMINANCE)[:, None] * ~(pixels.saturated & (residual > 0))
     shown_weights = BACKGROUND * shown.share * ~(shown.saturated & (light > shown.radiance))
@@ -311,7 +312,7 @@ def _minimize(
 
 
 def _shown_background(background: _Background, grid: tuple[int, int], scale: float) -> _Shown:
-    index = pixel_of(background.directions, grid)
+    index = pixel_index(background.directions, grid)
 
     def total(values):
         sums = np.zeros((grid[0] * grid[1], values.shape[1]), np.float32)

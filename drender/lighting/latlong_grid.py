@@ -7,7 +7,7 @@ from scipy import sparse
 from drender.lighting.latlong import sphere_weights
 
 
-def grid_of(height: int, width: int) -> tuple[Float32[np.ndarray, "j 3"], Float32[np.ndarray, " j"]]:
+def pixel_directions(height: int, width: int) -> tuple[Float32[np.ndarray, "j 3"], Float32[np.ndarray, " j"]]:
     """Return the directions in world axes of a map's pixels, under the default rotation of 180°, and solid angles."""
     azimuth, polar = np.meshgrid(
         2 * np.pi * (np.arange(width) + 0.5) / width, np.pi * (np.arange(height) + 0.5) / height
@@ -17,14 +17,14 @@ def grid_of(height: int, width: int) -> tuple[Float32[np.ndarray, "j 3"], Float3
     return directions.reshape(-1, 3).astype(np.float32), solid_angles.astype(np.float32)
 
 
-def pixel_of(directions: Float[np.ndarray, "p 3"], grid: tuple[int, int]) -> Int[np.ndarray, " p"]:
+def pixel_index(directions: Float[np.ndarray, "p 3"], grid: tuple[int, int]) -> Int[np.ndarray, " p"]:
     """Return the index of the map's pixel in which each direction of world axes lies."""
     (height, width), (x, y, z) = grid, directions.T
     row = np.minimum(np.arccos(np.clip(y, -1, 1)) / np.pi * height, height - 1).astype(int)
     return row * width + np.floor(np.arctan2(x, -z) / (2 * np.pi) * width).astype(int) % width
 
 
-def smoothness_of(grid: tuple[int, int], luminance: Float32[np.ndarray, " j"]) -> Float32[np.ndarray, "j j"]:
+def smoothness_matrix(grid: tuple[int, int], luminance: Float32[np.ndarray, " j"]) -> Float32[np.ndarray, "j j"]:
     """Return the quadratic form of the gradient over the sphere, relative to the radiance, which spares suns."""
     height, width = grid
     index = np.arange(height * width).reshape(grid)

@@ -8,7 +8,7 @@ from drender.lighting import estimation
 from drender.lighting.environment import environment_maps
 from drender.lighting.estimation import estimate_environment
 from drender.lighting.latlong import sphere_weights
-from drender.lighting.latlong_grid import grid_of, pixel_of, resize_latlong
+from drender.lighting.latlong_grid import pixel_directions, pixel_index, resize_latlong
 from drender.lighting.visibility import find_blockers, nearest_distance
 from drender.media.color import LUMINANCE, linear_to_srgb, srgb_to_linear
 from drender.media.encodings import decode_normal, encode_normal
@@ -80,7 +80,7 @@ def picture(buffers, latlong, exposure=0.5, rotation=AHEAD) -> np.ndarray:
 
 
 def main_direction(latlong) -> np.ndarray:
-    directions, solid_angles = grid_of(*latlong.shape[:2])
+    directions, solid_angles = pixel_directions(*latlong.shape[:2])
     moment = (directions * ((latlong.reshape(-1, 3) @ LUMINANCE) * solid_angles)[:, None]).sum(0)
     return moment / np.linalg.norm(moment)
 
@@ -198,8 +198,8 @@ def test_bad_input_is_one_line():
 
 
 def test_every_direction_lies_in_its_own_pixel():
-    directions, solid_angles = grid_of(8, 16)
-    np.testing.assert_array_equal(pixel_of(directions, (8, 16)), np.arange(128))
+    directions, solid_angles = pixel_directions(8, 16)
+    np.testing.assert_array_equal(pixel_index(directions, (8, 16)), np.arange(128))
     assert solid_angles.sum() == pytest.approx(4 * np.pi)
 
 
