@@ -127,23 +127,20 @@ class RunFolder:
         self.is_main = jax.process_index() == 0
         self.last: int | None = None
         self.changes: list[str] = []
+        self._checkpointer: ocp.training.Checkpointer | None = None
+        self._loggers: list[Logger] = []
+        self._evaluations: list[dict[str, Any]] = []  # lines with the metric of `keep_best`
         if self.path.exists() and not is_run(self.path) and not (self.path.is_dir() and not list_dir(self.path)):
             raise InputError(f"output {config.output}: holds something other than a training run; give another folder")
         with contextlib.ExitStack() as stack:
             if self.is_main:
                 stack.enter_context(lock_folder(self.path))
-            self._open_checkpoints()
+            if (self.path / CHECKPOINTS).is_dir():
+                self._checkpointer = self._open()
+                if self._checkpointer.latest is not None:
+                    self.last = self._checkpointer.latest.step
+                    self.changes = self._changed_options()
             self._lock = stack.pop_all()
-
-    def _open_checkpoints(self) -> None:
-        self._checkpointer: ocp.training.Checkpointer | None = None
-        self._loggers: list[Logger] = []
-        self._evaluations: list[dict[str, Any]] = []  # lines with the metric of `keep_best`
-        if (self.path / CHECKPOINTS).is_dir():
-            self._checkpointer = self._open()
-            if self._checkpointer.latest is not None:
-                self.last = self._checkpointer.latest.step
-                self._compare_with_record()
 
     def _open(self) -> ocp.training.Checkpointer:
         """Open the checkpoints, of which to keep the last, one every `keep_every` steps, and the best."""
@@ -158,20 +155,17 @@ class RunFolder:
             self.path / CHECKPOINTS, preservation_policy=policy, cleanup_tmp_directories=True
         )
 
-    def _compare_with_record(self) -> None:
-        """Fill `changes`; raise InputError if the folder's run is another one."""
-        before, before_model = read_run(self.path)
-        old, new = to_dict(before), to_dict(self.config)
-        fixed_old, fixed_new = (
-            {name: values[name] for name in FIXED} | {"model": to_dict(model)}
-            for values, model in ((old, before_model), (new, self.model))
-        )
-        if changes := differences(fixed_old, fixed_new):
+    def _changed_options(self) -> list[str]:
+        """Return `changes`; raise InputError if the folder's run is another one."""
+        config, model = read_run(self.path)
+        old, new = to_dict(config), to_dict(self.config)
+        fixed = [{name: values[name] for name in FIXED} for values in (old, new)]
+        if changes := differences(*fixed) + differences(to_dict(model), to_dict(self.model), "model"):
             raise InputError(
                 f"output {self.config.output}: holds a run with another {changes[0]}; give another output, or start a "
                 "new run with init_from that run"
             )
-        self.changes = differences(old, new)
+        return differences(old, new)
 
     def begin(self) -> None:
         """Create the folder, or continue it after the last checkpoint: later lines of metrics.jsonl are dropped."""
