@@ -100,10 +100,7 @@ class LabeledClip(GBufferClip):
         return read_light(self.folder, self.num_frames)
 
     def environment(
-        self,
-        size: Size,
-        frames: Sequence[int] | slice = slice(None),
-        augmentation: Augmentation = Augmentation(),
+        self, size: Size, frames: Sequence[int] | slice = slice(None), augmentation: Augmentation = Augmentation()
     ) -> dict[str, Float32[np.ndarray, "f H W 3"]]:
         """Return the environment images `env_ldr`, `env_log` and `env_nrm` of some frames."""
         light, n = self.light(), self.num_frames

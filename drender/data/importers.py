@@ -285,10 +285,7 @@ def _has_layer(path: Path, name: str) -> bool:
 
 # Per kind: the function that finds the clips in a folder, and the files that it expects.
 READERS: dict[str, tuple[Callable[[Path], Iterator[SourceClip]], str]] = {
-    "hypersim": (
-        find_hypersim,
-        "{scene}/images/scene_cam_00_final_hdf5/frame.0000.color.hdf5 and …_geometry_hdf5",
-    ),
+    "hypersim": (find_hypersim, "{scene}/images/scene_cam_00_final_hdf5/frame.0000.color.hdf5 and …_geometry_hdf5"),
     "interiorverse": (find_interiorverse, "{scene}/000_im.exr with 000_albedo.exr, …"),
     "blender": (find_blender, "transforms.json beside the EXR files of a clip, or in a folder per clip"),
 }

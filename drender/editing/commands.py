@@ -61,8 +61,7 @@ class InsertOptions(EditingOptions):
         "rotation of a mesh or shape, in degrees (0 0 0)", metavar=("YAW", "PITCH", "ROLL")
     )
     fov: float | None = option(
-        "vertical field of view in degrees, of a mesh or shape (40) and for the clip's light (50)",
-        metavar="DEGREES",
+        "vertical field of view in degrees, of a mesh or shape (40) and for the clip's light (50)", metavar="DEGREES"
     )
     depth: tuple[float, ...] | None = option(
         "depth of the object in the clip, 0 to 1, or of its center only (that of the surface it stands on)",

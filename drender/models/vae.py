@@ -48,13 +48,7 @@ class DownEncoderBlock(nnx.Module):
     """Residual blocks; then the grid is halved if `downsample`; `one_sided` as in `Conv`."""
 
     def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        num_layers: int,
-        groups: int,
-        downsample: bool,
-        one_sided: bool = True,
+        self, inputs: int, outputs: int, num_layers: int, groups: int, downsample: bool, one_sided: bool = True
     ):
         channels = [inputs] + [outputs] * (num_layers - 1)
         self.resnets = nnx.List([ResnetBlock(c, outputs, None, groups, EPS) for c in channels])

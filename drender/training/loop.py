@@ -115,11 +115,7 @@ def make_context(config: TrainConfig, weights: Weights, latent: bool, mesh: Mesh
 
 
 def _load_state(
-    config: TrainConfig,
-    weights: Weights,
-    context: LossContext,
-    optimizer: optax.GradientTransformation,
-    run: RunFolder,
+    config: TrainConfig, weights: Weights, context: LossContext, optimizer: optax.GradientTransformation, run: RunFolder
 ) -> tuple[TrainState, Arrays]:
     """Return the state to continue from, and the frozen parameters in the compute dtype, both on the mesh."""
     needs_vae = not context.latent or config.evaluation.path is not None or config.loss.perceptual > 0
