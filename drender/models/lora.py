@@ -10,6 +10,7 @@ The factors are a nested dict of their own. At the path of an adapted module it 
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,9 +65,9 @@ def _layer_name(path: str) -> str:
 # --- factors ---------------------------------------------------------------------------------------------------------
 
 
-def _by_module(lora: Mapping) -> dict[str, dict[str, Array]]:
+def _by_module(lora: Mapping) -> dict[str, dict[str, Any]]:
     """Return the factors of every adapted module, by its dotted path and by their names."""
-    modules: dict[str, dict[str, Array]] = {}
+    modules: dict[str, dict[str, Any]] = {}
     for name, x in flatten(lora).items():
         name = name.replace(".lora.down", ".lora_A").replace(".lora.up", ".lora_B")
         path, _, factor = name.rpartition(".")
@@ -74,7 +75,7 @@ def _by_module(lora: Mapping) -> dict[str, dict[str, Array]]:
     return modules
 
 
-def _check_factors(factors: Mapping[str, Array], kernel: tuple[int, ...], path: str) -> tuple[Array, Array, Array]:
+def _check_factors(factors: Mapping[str, Any], kernel: tuple[int, ...], path: str) -> tuple[Array, Array, Array]:
     """Return A, B and alpha/rank of the module at `path`, checked against the shape of its kernel."""
     if not {"lora_A", "lora_B"} <= factors.keys():
         raise InputError(f"LoRA: {path!r} lacks one of its two factors; the file is incomplete")

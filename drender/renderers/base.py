@@ -10,7 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,7 @@ class Renderer:
         dtype: str | None = None,
         device: jax.Device | Sequence[jax.Device] | None = None,
         lora_scale: float | None = None,
-    ) -> Self:
+    ) -> "Renderer":
         """Load a checkpoint.
 
         Args:
@@ -118,7 +118,7 @@ class Renderer:
     # --- planning ----------------------------------------------------------------------------------------------------
 
     @classmethod
-    def abstract(cls, config: RendererConfig, dtype: str, group: DeviceGroup = SINGLE_DEVICE) -> Self:
+    def abstract(cls, config: RendererConfig, dtype: str, group: DeviceGroup = SINGLE_DEVICE) -> "Renderer":
         """Return a renderer with shapes for parameters, whose devices need not exist; it can only plan (`stages`)."""
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), abstract_params(config))
         return cls(config, shapes, group)

@@ -171,6 +171,16 @@ def test_initial_factors_store_alpha_if_given():
     assert {float(x) for name, x in factors.items() if name.endswith(".alpha")} == {4.0}
 
 
+def test_adapted_layers_are_those_with_factors():
+    graphdef, shapes = abstract_module(UNet, CONFIGS["forward"])
+    factors = lora.init(shapes, 2, ["to_q", "to_out"], seed=0)
+    network = lora.adapt(nnx.merge(graphdef, shapes), factors, jnp.ones(2))
+    modules = {".".join(map(str, path)): module for path, module in nnx.iter_modules(network)}
+    adapted = {path for path, module in modules.items() if isinstance(module, lora.AdaptedLinear)}
+    assert adapted == {name.rpartition(".")[0] for name in flatten(factors)}
+    assert any(path.endswith(".to_out.0") for path in adapted)
+
+
 def test_unknown_target_is_rejected():
     with pytest.raises(InputError, match="unknown LoRA target 'to_output'; did you mean 'to_out'"):
         lora.init(abstract_module(UNet, CONFIGS["forward"])[1], 2, ["to_q", "to_output"], seed=0)
