@@ -79,7 +79,7 @@ def safetensors_of(header: dict, data: bytes = b"", size: int | None = None) -> 
     [
         (b"", "damaged or not a safetensors"),
         (b"<html>not found</html>", "damaged or not a safetensors"),
-        (b"version https://git-lfs.github.com/spec/v1", "damaged or not a safetensors"),
+        (b"version https://git-lfs.github.com/spec/v1", "a pointer of Git LFS, not the weights; run `git lfs pull`"),
         (safetensors_of({}, size=10**12), "damaged or not a safetensors"),
         (safetensors_of({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, bytes(9)), "damaged or not"),
         (

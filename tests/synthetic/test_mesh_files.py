@@ -157,9 +157,8 @@ def test_a_part_thinner_than_rounding_shifts_no_material(tmp_path):
     path.write_text(path.read_text() + "v 0 1e-12 0\nv 1 1e-12 0\nv 0 0 0\nusemtl thin\nf 5 6 7\n")
     (tmp_path / "square.mtl").write_text("newmtl paper\nKd 1 1 1\nnewmtl thin\nKd 1 0 0\n")
     plain = Material((1.0, 1.0, 1.0), 0.5, 0.0)
-    item = SceneObject(
-        str(path), 0, MaterialMix(plain, plain, "uniform", 1, 0, 0.0), 1.0, (0, 0, 0), (0, 0), 0.0, 0.0, (0, 0, 0), True
-    )
+    mix, origin = MaterialMix(plain, plain, "uniform", 1, 0, 0.0), (0.0, 0.0, 0.0)
+    item = SceneObject(str(path), 0, mix, 1.0, origin, (0.0, 0.0), 0.0, 0.0, origin, True)
     mesh, surfaces = _object_mesh(item)
     assert len(mesh_files.read_mesh(path).parts) == 2 and len(surfaces) == mesh.num_parts
 
