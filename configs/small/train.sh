@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains the built-in small renderers from scratch on synthetic clips: bash configs/small/train.sh
 #
-# Rerun the same command to resume. On two CPU cores it takes about four hours (docs/training.md); the two renderers train
+# Rerun the same command to resume. On two CPU cores it takes more than six hours (docs/training.md); the two renderers train
 # side by side. DATA, RUNS and OUT change the folders.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -37,6 +37,27 @@ renderer inverse
 python train.py --config configs/small/inverse_clips.yaml output="$runs/small-inverse-clips" data.num_workers=2 \
     init_from="$runs/small-inverse" data.sources="[{path: $data/clips-latents}]" evaluation.path="$data/held-out"
 wait %1
-test -d "$out/small-inverse" || python convert_weights.py "$runs/small-inverse-clips" "$out/small-inverse" --dtype bfloat16
+
+# --- the inverse renderer goes on with scenes of everyday objects, about 130 MB of open assets; then the temporal layers
+assets=$data/assets
+test -d "$assets" || python -m drender.synthetic assets "$assets"
+everyday() {
+    set=$1 latents=$1-latents
+    shift
+    python -m drender.synthetic "$data/$set" --split train --meshes "$assets/objects" --textures "$assets/textures" \
+        --environments "$assets/environments" "$@"
+    JAX_NUM_CPU_DEVICES=2 python -m drender.data encode "$data/$set" "$data/$latents" --size 64 64 \
+        --checkpoint "$out/small-vae" --no-environment --variants 2 --flip 0.5 --exposure-range 0.6 1.6
+}
+everyday everyday --clips 2000 --frames 1 --size 128 128
+everyday everyday-clips --clips 18 --frames 8 --seed 5
+python train.py --config configs/small/inverse.yaml output="$runs/small-inverse-everyday" init_from="$runs/small-inverse-clips" \
+    data.sources="[{path: $data/everyday-latents}]" evaluation.path="$data/held-out" data.num_workers=1 \
+    data.passes='[basecolor, basecolor, normal, normal, depth, depth, metallic, roughness]' \
+    optimizer.steps=3200 optimizer.learning_rate=6e-4 optimizer.warmup=100
+python train.py --config configs/small/inverse_clips.yaml output="$runs/small-inverse-everyday-clips" data.num_workers=1 \
+    init_from="$runs/small-inverse-everyday" data.sources="[{path: $data/everyday-clips-latents}]" \
+    evaluation.path="$data/held-out" optimizer.steps=250 optimizer.warmup=25
+test -d "$out/small-inverse" || python convert_weights.py "$runs/small-inverse-everyday-clips" "$out/small-inverse" --dtype bfloat16
 test -d "$out/small-forward" || python convert_weights.py "$runs/small-forward" "$out/small-forward" --dtype bfloat16
 python benchmarks/quality.py "$data/held-out" --inverse "$out/small-inverse" --forward "$out/small-forward"
