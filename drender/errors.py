@@ -45,7 +45,7 @@ def extent(shape: Sequence[int]) -> str:
 
 
 class Failures(list[InputError]):
-    """The InputErrors of some of several clips, each printed to stderr when it is added."""
+    """Errors of clips while others succeed, each printed to stderr when it is added."""
 
     def add(self, error: InputError) -> None:
         self.append(error)

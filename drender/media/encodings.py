@@ -250,7 +250,8 @@ def check_scalar(path: Path, label: str, still: LoadedImage) -> None:
 def distances(still: LoadedImage, kind: str | None) -> Float32[np.ndarray, "h w"]:
     """Return the distances of metric or "inverse" depth, infinite in the background.
 
-    Background is what is not finite, not positive, HALF_MAX or above FAR, and in metric depth the largest integer.
+    Values that are not finite, not positive, HALF_MAX or above FAR are background; in metric depth, the largest
+    integer is too.
     """
     depth = still.image[..., 0]
     depth = np.where((np.abs(depth) <= FAR) & (np.abs(depth) != HALF_MAX), depth, np.inf)

@@ -193,7 +193,7 @@ class TrainConfig:
             )
         if self.loss.consistency and (self.loss.one_step or self.objective not in ("inverse", "forward")):
             raise InputError(
-                f"loss.consistency: expected 0 but for renderers sampled from noise, got {self.loss.consistency}; "
+                f"loss.consistency: expected 0 unless a renderer samples from noise, got {self.loss.consistency}; "
                 "remove it, or loss.one_step"
             )
         if self.lora is not None and self.objective not in ("inverse", "forward"):

@@ -120,7 +120,7 @@ def test_lora_needs_a_unet(file):
 @pytest.mark.parametrize("other", ["loss.one_step=true", "objective=vae"])
 def test_consistency_needs_a_renderer_that_is_sampled_from_noise(file, other):
     with pytest.raises(
-        InputError, match=r"loss\.consistency: expected 0 but for renderers sampled from noise, got 0\.5"
+        InputError, match=r"loss\.consistency: expected 0 unless a renderer samples from noise, got 0\.5"
     ):
         training_config.read_config(file, ["loss.consistency=0.5", other])
 
