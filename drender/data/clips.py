@@ -90,7 +90,7 @@ class LabeledClip(GBufferClip):
 
     @functools.cached_property
     def _cameras(self) -> Float32[np.ndarray, "f 3 3"]:
-        """The camera-to-world rotations of the clip's `transforms.json`."""
+        """Return the camera-to-world rotations in the clip's `transforms.json`."""
         file = self.folder / "transforms.json"
         with naming(file):
             return camera_rotations(self.num_frames, poses=read_poses(file))

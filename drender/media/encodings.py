@@ -151,7 +151,7 @@ class InputEncoding:
         return dict(self.layers).get(label)
 
     def load(self, path: Path, label: str, page: int = 0) -> LoadedImage:
-        """Load an image as `load_image` does; what is transparent becomes black, or in relative depth far."""
+        """Load an image like `load_image`; transparent pixels are 0, or 1 in depth that is relative or metric."""
         background = float(label == "depth" and self.depth != "inverse")
         return load_image(path, label, page, self.layer(label), background)
 

@@ -108,8 +108,8 @@ def find_gbuffer_clips(
 
     A clip's folder holds `{chunk:04d}.{frame:04d}.{label}.png` (the released layout), `{stem}.{label}.png` (webdataset
     style), or `{label}/{stem}.png`, where the stem may name the label too; or any other format of `read_image`; or
-    `{stem}.exr` with a layer per label. Frames are ordered, and several clips in a folder told apart, by their stems,
-    see `split_sequences`. A texture of the label `orm` or `arm` holds roughness in G and metallic in B. Warns of
+    `{stem}.exr` with a layer per label. The stems order the frames and separate several clips in one folder, see
+    `split_sequences`. A texture of the label `orm` or `arm` holds roughness in G and metallic in B. Warns of
     missing frame numbers.
 
     Args:
