@@ -5,6 +5,7 @@ python -m drender.data encode FOLDER SET   --checkpoint CHECKPOINT   clips to ca
 python -m drender.data import hypersim|interiorverse|blender SOURCE FOLDER   a data set or renders to clips
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import jax
@@ -42,6 +43,7 @@ class EncodeOptions(DeviceOptions):
     flip: float = option("probability of mirroring", 0.5, "P")
     exposure_range: tuple[float, float] = option("factor on the radiance", (1.0, 1.0), ("LOW", "HIGH"))
     rotation: float = option("largest turn of the light", 0.0, "DEGREES")
+    crop: float = option("smallest side of a random crop, relative to the frame's", 1.0, "FRACTION")
     seed: int = option("random seed", 0, "N")
     num_workers: int = option("threads that read ahead of the devices", 4, "N")
 
@@ -78,7 +80,8 @@ def main() -> None:
     if chosen.command == "label":
         label_clips(LabelOptions(**args), devices)
     else:
-        args["augmentation"] = AugmentationConfig(args.pop("flip"), args.pop("exposure_range"), args.pop("rotation"))
+        names = [field.name for field in dataclasses.fields(AugmentationConfig)]
+        args["augmentation"] = AugmentationConfig(**{name: args.pop(name) for name in names})
         args["labels"] += ENVIRONMENT_LABELS if args.pop("environment") else ()
         encode_clips(**args, devices=devices)
 

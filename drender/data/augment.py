@@ -1,6 +1,6 @@
 """Augmentation of a clip's images and its light together, as if the world itself had changed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,16 +23,31 @@ class Augmentation:
       mirrored: flip the world from left to right; normals negate their x.
       exposure: factor on the radiance of light and image.
       light_turn: degrees by which the light alone is turned, because the light of real footage is only an estimate.
+      side: height and width of the crop, relative to the frame's.
+      place: of the crop in the frame, 0 at the top or left to 1 at the bottom or right.
     """
 
     mirrored: bool = False
     exposure: float = 1.0
     light_turn: float = 0.0
+    side: float = 1.0
+    place: tuple[float, float] = (0.5, 0.5)
+
+    def crop(self, image: Float32[np.ndarray, "h w 3"], smallest: tuple[int, int]) -> Float32[np.ndarray, "_h _w 3"]:
+        """Crop a frame, to no less than `smallest`, so that nothing is enlarged that was not before."""
+        for axis, least in enumerate(smallest):
+            length = image.shape[axis]
+            kept = min(length, max(least, round(length * self.side)))
+            start = round((length - kept) * self.place[axis])
+            image = image.take(range(start, start + kept), axis)
+        return image
 
     def image(self, label: str, frames: Float32[np.ndarray, "f h w 3"]) -> Float32[np.ndarray, "f h w 3"]:
         """Augment the frames of one label; `LabeledClip.environment` applies exposure and turn to the light."""
         if label == "rgb" and self.exposure != 1:
             frames = expose(frames, self.exposure)
+        if label == "depth" and self.side < 1 and np.ptp(frames) > 0:  # it is relative to what is in the picture
+            frames = (frames - frames.min()) / np.ptp(frames)
         if self.mirrored:
             frames = frames[:, :, ::-1]
             # Every direction of camera space keeps its place in the environment images, so env_nrm is unchanged.
@@ -49,11 +64,13 @@ class AugmentationConfig:
       flip: probability of mirroring.
       exposure_range: lowest and highest exposure, drawn log-uniformly.
       rotation: largest turn of the light in degrees, in either direction.
+      crop: smallest side of a crop, relative to the frame's.
     """
 
     flip: float = bounded(0.0, at_least=0, at_most=1)
     exposure_range: tuple[float, float] = bounded((1.0, 1.0), above=0)
     rotation: float = bounded(0.0, at_least=0)
+    crop: float = bounded(1.0, above=0, at_most=1)
 
     def __post_init__(self):
         check_ranges(self)
@@ -65,7 +82,11 @@ class AugmentationConfig:
         mirrored = rng.random() < self.flip
         exposure = np.exp(rng.uniform(*np.log(self.exposure_range)))
         light_turn = rng.uniform(-self.rotation, self.rotation)
-        return Augmentation(bool(mirrored), float(exposure), float(light_turn))
+        augmentation = Augmentation(bool(mirrored), float(exposure), float(light_turn))
+        if self.crop == 1:
+            return augmentation
+        side, *place = rng.uniform((self.crop, 0, 0), 1)
+        return replace(augmentation, side=float(side), place=tuple(map(float, place)))
 
 
 def expose(rgb: Float32[np.ndarray, "f h w 3"], factor: float) -> Float32[np.ndarray, "f h w 3"]:

@@ -141,6 +141,15 @@ class LabeledClip(GBufferClip):
             if label not in images and (label != VALID or VALID in self.labels):
                 stored[label] = self._read_stored(label, frames, finite=not is_masked)
         self._check(stored, size)
+        if augmentation.side < 1:
+            height, width = next(iter(stored.values()))[0].shape[:2]
+            if height <= size[0] and width <= size[1]:
+                warnings.warn(
+                    f"{self.folder.parent}: clips of {height}x{width} pixels are too small to crop to "
+                    f"{size[0]}x{size[1]}; give larger clips, a smaller size, or no crop",
+                    stacklevel=2,
+                )
+            stored = {label: [augmentation.crop(x, size) for x in frames] for label, frames in stored.items()}
         if is_masked:
             stored[VALID] = _fill_invalid(stored)
         for label, frames_of_label in stored.items():

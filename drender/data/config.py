@@ -31,8 +31,8 @@ class Source:
 class DataConfig:
     """The rows that a training step reads.
 
-    Augmentation (`flip`, `exposure_range`, `rotation`) needs pixels. Cached latents are augmented when they are made,
-    by `encode --variants`.
+    Augmentation (`flip`, `exposure_range`, `rotation`, `crop`) needs pixels. Cached latents are augmented when they are
+    made, by `encode --variants`.
 
     Attributes:
       sources: mixed by weight. Either all hold clips, or all hold cached latents.
@@ -46,6 +46,8 @@ class DataConfig:
       flip: probability of a horizontal flip of images, normals and light together.
       exposure_range: lowest and highest factor on the radiance of light and image (0.7 to 1.4 in related work).
       rotation: largest angle in degrees by which the estimated light of real sources is turned.
+      crop: smallest side of a random crop, relative to the frame's, which every row draws anew; 1: the whole frame. A
+        crop is at least `size` large, and its depth is normalized anew. The light is that of the whole frame.
       num_workers: threads that read ahead.
     """
 
@@ -58,6 +60,7 @@ class DataConfig:
     flip: float = bounded(0.5, at_least=0, at_most=1)
     exposure_range: tuple[float, float] = bounded((1.0, 1.0), above=0)
     rotation: float = bounded(0.0, at_least=0)
+    crop: float = bounded(1.0, above=0, at_most=1)
     num_workers: int = bounded(8, at_least=1)
 
     def __post_init__(self):

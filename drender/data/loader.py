@@ -277,7 +277,7 @@ def _open_clips(
     sources = []
     for source in data.sources:
         rotation = data.rotation if source.real else 0.0  # only an estimated light may be off
-        augmentation = AugmentationConfig(data.flip, data.exposure_range, rotation)
+        augmentation = AugmentationConfig(data.flip, data.exposure_range, rotation, data.crop)
         clips = open_clips(source.path, labels, optional)
         sources.append(ClipDataset(source.path, clips, size, model.environment_size, augmentation))
     return sources
@@ -291,8 +291,9 @@ def _open_latents(
         raise InputError(f"the vae objective needs pixels, but {path} holds cached latents")
     if model.env_encoder and not model.env_encoder.latent_encoder and objective != "inverse":
         raise InputError(f"this environment encoder takes pixels, but {path} holds cached latents")
-    if data.exposure_range != (1.0, 1.0) or data.rotation:
-        raise InputError("data.exposure_range and data.rotation need clips; give them to `encode` for cached latents")
+    if data.exposure_range != (1.0, 1.0) or data.rotation or data.crop < 1:
+        names = "data.exposure_range, data.rotation and data.crop"
+        raise InputError(f"{names} need clips; give them to `encode` for cached latents")
     sources = [LatentDataset(source.path, labels) for source in data.sources]
     first = sources[0].manifest
     for source in sources:

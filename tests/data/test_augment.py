@@ -96,9 +96,45 @@ def test_all_labels_of_a_row_are_augmented_alike(tmp_path, sky):
     np.testing.assert_array_equal(found["normal"][..., 0], 1 - plain["normal"][:, :, ::-1, 0])
 
 
+def test_a_crop_cuts_all_labels_alike_and_normalizes_depth(tmp_path):
+    write_noise(tmp_path / "set" / "a", size=(8, 12), light=Light("../../sky.hdr"))
+    (clip,) = open_clips(tmp_path / "set", LABELS)
+    crop = Augmentation(side=0.5, place=(1.0, 0.25))
+    found = clip.images(LABELS, slice(2), (4, 6), SIZE, crop)
+    for label, images in clip.images(LABELS, slice(2), (8, 12), SIZE).items():
+        expected = images[:, 4:, 2:8]  # a quarter of the 6 columns that are cut off, rounded
+        if label == "depth":
+            expected = (expected - expected.min()) / (expected.max() - expected.min())
+        np.testing.assert_allclose(found[label], expected, atol=1e-6)
+
+
+@given(side=st.floats(0.01, 1), place=st.tuples(st.floats(0, 1), st.floats(0, 1)), smallest=st.integers(1, 12))
+def test_a_crop_keeps_the_size_of_training(side, place, smallest):
+    rows = np.arange(9, dtype=np.float32)[:, None, None].repeat(7, 1).repeat(3, 2)
+    found = Augmentation(side=side, place=place).crop(rows, (smallest, smallest))
+    assert found.shape[0] == min(9, max(smallest, round(9 * side)))
+    assert found.shape[1] == min(7, max(smallest, round(7 * side)))
+    np.testing.assert_array_equal(np.diff(found[:, 0, 0]), 1)
+
+
+def test_crops_are_drawn_from_the_side_up_and_nothing_else_changes():
+    drawn = [AugmentationConfig(flip=0.5, crop=0.4).draw(np.random.default_rng(i)) for i in range(50)]
+    assert min(x.side for x in drawn) < 0.45 and max(x.side for x in drawn) > 0.95
+    assert all(0.4 <= x.side <= 1 and len({*x.place}) == 2 for x in drawn)
+    plain = [AugmentationConfig(flip=0.5).draw(np.random.default_rng(i)) for i in range(50)]
+    assert [x.mirrored for x in drawn] == [x.mirrored for x in plain] and {x.side for x in plain} == {1.0}
+
+
+def test_clips_too_small_to_crop_are_named(tmp_path):
+    write_noise(tmp_path / "set" / "a", size=(4, 4), light=Light("../../sky.hdr"))
+    (clip,) = open_clips(tmp_path / "set", ("rgb",))
+    with pytest.warns(UserWarning, match=r"set: clips of 4x4 pixels are too small to crop to 4x4; give larger clips"):
+        clip.images(("rgb",), slice(1), (4, 4), SIZE, Augmentation(side=0.5))
+
+
 @pytest.mark.parametrize(
     "bad",
-    [{"flip": 1.5}, {"exposure_range": (0.0, 1.0)}, {"exposure_range": (2.0, 1.0)}, {"rotation": -1.0}],
+    [{"flip": 1.5}, {"exposure_range": (0.0, 1.0)}, {"exposure_range": (2.0, 1.0)}, {"rotation": -1.0}, {"crop": 0.0}],
 )
 def test_bad_ranges(bad):
     with pytest.raises(InputError, match=f"^{next(iter(bad))}: expected "):

@@ -184,7 +184,8 @@ def test_unsuitable_latents_are_refused(cached, lit, vae, tmp_path):
     assert "environment encoder takes pixels" in refusal(objective="forward", model=pixels)
     large = dataclasses.replace(FORWARD, environment_size=(32, 32))
     assert "model.environment_size, which sampling uses, is (32, 32)" in refusal(objective="forward", model=large)
-    assert "data.exposure_range and data.rotation need clips" in refusal(exposure_range=(0.5, 2.0))
+    for augmentation in ({"exposure_range": (0.5, 2.0)}, {"crop": 0.5}):
+        assert "data.exposure_range, data.rotation and data.crop need clips" in refusal(**augmentation)
     assert "'clip0' has none of data.passes" in refusal(passes=("diffuse_albedo",))
     assert "has 2 frames per entry, fewer than 3" in refusal(frames=3)
     assert f"{lit} holds clips and {cached} cached latents; encode both" in refusal(cached, lit)

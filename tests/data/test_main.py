@@ -16,6 +16,7 @@ from drender import assets, cli
 from drender.checkpoints import orbax
 from drender.config import ENVIRONMENT_LABELS
 from drender.data import __main__
+from drender.data.augment import AugmentationConfig
 from drender.data.clips import open_clips
 from drender.data.config import DataConfig, Source
 from drender.data.latent_cache import read_manifest
@@ -55,11 +56,12 @@ def inverse_model(tmp_path, monkeypatch) -> Path:
 @pytest.mark.slow
 def test_encode_and_train(run, lit, vae, tmp_path):
     arguments = ("encode", lit, tmp_path / "set", "--checkpoint", vae, "--size", 16, 16, "--labels", "rgb", "normal")
-    code, out, err = run(*arguments, "--variants", 2, "--exposure-range", 0.5, 2)
+    code, out, err = run(*arguments, "--variants", 2, "--exposure-range", 0.5, 2, "--crop", 0.75)
     assert (code, err) == (0, "") and "4 of 4 entries to encode" in out and "complete" in out
     manifest = read_manifest(tmp_path / "set")
     assert manifest.labels == ("rgb", "normal", *ENVIRONMENT_LABELS)
-    assert manifest.environment_size == FORWARD.environment_size and manifest.augmentation.exposure_range == (0.5, 2.0)
+    assert manifest.environment_size == FORWARD.environment_size
+    assert manifest.augmentation == AugmentationConfig(flip=0.5, exposure_range=(0.5, 2.0), crop=0.75)
     data = open_data(
         DataConfig((Source(str(tmp_path / "set")),), frames=2, passes=("normal",)), "inverse", INVERSE, rows=2, seed=0
     )
