@@ -141,7 +141,7 @@ class LabeledClip(GBufferClip):
             if label not in images and (label != VALID or VALID in self.labels):
                 stored[label] = self._read_stored(label, frames, finite=not is_masked)
         self._check(stored, size)
-        if augmentation.side < 1:
+        if augmentation.side < 1 and stored:
             height, width = next(iter(stored.values()))[0].shape[:2]
             if height <= size[0] and width <= size[1]:
                 warnings.warn(

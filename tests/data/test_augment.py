@@ -96,7 +96,7 @@ def test_all_labels_of_a_row_are_augmented_alike(tmp_path, sky):
     np.testing.assert_array_equal(found["normal"][..., 0], 1 - plain["normal"][:, :, ::-1, 0])
 
 
-def test_a_crop_cuts_all_labels_alike_and_normalizes_depth(tmp_path):
+def test_a_crop_cuts_all_labels_alike_and_normalizes_depth(tmp_path, sky):
     write_noise(tmp_path / "set" / "a", size=(8, 12), light=Light("../../sky.hdr"))
     (clip,) = open_clips(tmp_path / "set", LABELS)
     crop = Augmentation(side=0.5, place=(1.0, 0.25))
@@ -106,6 +106,7 @@ def test_a_crop_cuts_all_labels_alike_and_normalizes_depth(tmp_path):
         if label == "depth":
             expected = (expected - expected.min()) / (expected.max() - expected.min())
         np.testing.assert_allclose(found[label], expected, atol=1e-6)
+    assert clip.images(("env_ldr",), slice(2), (4, 6), SIZE, crop)["env_ldr"].shape == (2, *SIZE, 3)
 
 
 @given(side=st.floats(0.01, 1), place=st.tuples(st.floats(0, 1), st.floats(0, 1)), smallest=st.integers(1, 12))

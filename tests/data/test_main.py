@@ -55,7 +55,7 @@ def inverse_model(tmp_path, monkeypatch) -> Path:
 
 @pytest.mark.slow
 def test_encode_and_train(run, lit, vae, tmp_path):
-    arguments = ("encode", lit, tmp_path / "set", "--checkpoint", vae, "--size", 16, 16, "--labels", "rgb", "normal")
+    arguments = ("encode", lit, tmp_path / "set", "--checkpoint", vae, "--size", 12, 12, "--labels", "rgb", "normal")
     code, out, err = run(*arguments, "--variants", 2, "--exposure-range", 0.5, 2, "--crop", 0.75)
     assert (code, err) == (0, "") and "4 of 4 entries to encode" in out and "complete" in out
     manifest = read_manifest(tmp_path / "set")
@@ -65,7 +65,7 @@ def test_encode_and_train(run, lit, vae, tmp_path):
     data = open_data(
         DataConfig((Source(str(tmp_path / "set")),), frames=2, passes=("normal",)), "inverse", INVERSE, rows=2, seed=0
     )
-    assert next(data.batches())["buffer"].shape == (2, 2, 8, 8, 4)
+    assert next(data.batches())["buffer"].shape == (2, 2, 6, 6, 4)
     code, out, err = run(*arguments, "--variants", 3)
     assert code == 2 and err.count("\n") == 1 and "holds latents made with another variants (2, now 3)" in err
     code, _, err = run("encode", lit, tmp_path / "plain", "--checkpoint", vae, "--size", 16, 16, "--no-environment")
