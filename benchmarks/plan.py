@@ -286,7 +286,7 @@ def roofline(args) -> None:
         else:
             compiled = compile_stage(calls[name], group)
             title = f"{name}: {calls[name].frames} frames"
-        print(f"{name} compiled in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        title += f", compiled in {time.monotonic() - began:.0f} s"
         kernels = model.Program(compiled.as_text()).kernels()
         print(model.table(title, kernels, gpu, args.dtype), flush=True)
         seconds[name] = sum(gpu.seconds(kernel, args.dtype) for kernel in kernels)
