@@ -50,10 +50,7 @@ def list_files(folder: Path) -> list[Path]:
 def find_files(folder: str | Path, suffixes: Collection[str], kind: str, nested: bool = False) -> list[Path]:
     """Return the files with one of the suffixes in a folder, in natural order, and, if `nested`, those below it.
 
-    Args:
-      kind: of the files, for messages, such as "meshes".
-    Raises:
-      InputError: there is no such folder, or no such file in it.
+    InputError if there is no such folder, or no such file in it; `kind`, such as "meshes", names them there.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -80,6 +77,15 @@ def expand_home(path: str | Path) -> Path:
         raise InputError(f"{path}: no such home directory; give the whole path") from error
 
 
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn an OSError into an InputError that names the file or folder that cannot be read: `path`, or one in it."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename or path}: {error.strerror}") from error
+
+
 def require_file(path: Path) -> None:
     """Raise InputError if `path` is missing, unreadable or not valid UTF-8."""
     if not path.is_file():
@@ -103,10 +109,8 @@ def _require_utf8(path: Path) -> None:
 
 def size_and_time(file: Path) -> tuple[int, int]:
     """Return the size of a file in bytes and its modification time; raise InputError if there is no such file."""
-    try:
+    with readable(file):
         status = file.stat()
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}") from error
     return status.st_size, status.st_mtime_ns
 
 
@@ -115,13 +119,10 @@ def content_hash(file: Path, size: int, mtime_ns: int) -> str:
     """Return a hash of a file's content, of a large file in part; the other arguments are those of `size_and_time`."""
     digest = hashlib.sha256(str(size).encode())
     step = max(BLOCK, (size - BLOCK) // (NUM_BLOCKS - 1)) if size > HASHED_WHOLE else BLOCK
-    try:
-        with file.open("rb") as stream:
-            for start in range(0, size, step):
-                stream.seek(start, os.SEEK_SET)
-                digest.update(stream.read(BLOCK))
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}") from error
+    with readable(file), file.open("rb") as stream:
+        for start in range(0, size, step):
+            stream.seek(start, os.SEEK_SET)
+            digest.update(stream.read(BLOCK))
     return digest.hexdigest()
 
 
@@ -130,8 +131,7 @@ def map_collecting_errors(
 ) -> list[T]:
     """Call `function` with each item, and return the results of the calls that succeed.
 
-    Args:
-      failed: receives the InputErrors of several calls; None, or a single call: raise them instead.
+    The InputErrors of several calls go to `failed`. They are raised if it is None, or of a single call.
     """
     results = []
     for item in items:
@@ -166,13 +166,7 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
-    """Return the JSON object in a file.
-
-    Args:
-      remedy: ends the errors, such as "convert the weights again".
-    Raises:
-      InputError: the file is missing or not as `read_text` and `parse_json` need it.
-    """
+    """Return the JSON object in a file; InputErrors, as for a file that is missing, end in the remedy."""
     try:
         text = read_text(path)
     except (OSError, ValueError) as error:
@@ -181,7 +175,7 @@ def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
 
 
 def parse_json(text: str, where: str, remedy: str) -> dict[str, Any]:
-    """Return the JSON object in a text, as `read_json` does; `where` is named in errors.
+    """Return the JSON object in a text, from a file or part of one that is named in errors.
 
     Raises:
       InputError: not JSON, too deeply nested, a number that is not finite, or anything but an object.
@@ -210,11 +204,7 @@ def _not_finite(number: str) -> NoReturn:
 
 
 def cache_dir() -> Path:
-    """Return the folder of all caches: DRENDER_CACHE, or `drender` in XDG_CACHE_HOME or `~/.cache`.
-
-    Raises:
-      InputError: there is no home directory.
-    """
+    """Return the folder of all caches: DRENDER_CACHE, or `drender` in XDG_CACHE_HOME or `~/.cache`."""
     if folder := os.environ.get("DRENDER_CACHE"):
         return expand_home(folder)
     try:
@@ -245,12 +235,8 @@ def require_free(folder: Path, num_bytes: int) -> None:
 def atomic_write(path: str | Path, errors: tuple[type[Exception], ...] = ()) -> Iterator[Path]:
     """Yield a hidden neighbor of `path` to write to; it replaces `path` at the end, and is deleted on an error.
 
-    Args:
-      path: its folder is created.
-      errors: what the writing library raises, besides OSError, if it cannot write.
-
-    Raises:
-      InputError: `path` cannot be written.
+    Its folder is created. `errors` are what the writing library raises, besides OSError, if it cannot write. They
+    become InputErrors.
     """
     path = Path(path)
     _require_utf8(path)
@@ -286,14 +272,7 @@ def _temporary_prefix(path: Path) -> str:
 
 
 def check_destination(path: str | Path, overwrite: bool, replaceable: Callable[[Path], bool]) -> None:
-    """Check that a folder can be created at `path`.
-
-    Args:
-      replaceable: whether an existing folder may be deleted when overwriting.
-
-    Raises:
-      InputError: the path exists, and either not `overwrite` or not replaceable.
-    """
+    """Raise InputError if `path` exists, unless `overwrite` and the folder is empty or replaceable."""
     folder = expand_home(path).resolve()
     if not folder.exists():
         return
@@ -307,10 +286,7 @@ def check_destination(path: str | Path, overwrite: bool, replaceable: Callable[[
 def atomic_dir(path: str | Path, overwrite: bool, replaceable: Callable[[Path], bool]) -> Iterator[Path]:
     """Yield a hidden folder beside `path` to fill; it replaces `path` at the end, and is deleted on an error.
 
-    Args: as for `check_destination`.
-
-    Raises:
-      InputError: as from `check_destination`, another process writes it, or the folder cannot be written.
+    InputError as from `check_destination`, if another process writes it, or if the folder cannot be written.
     """
     folder = expand_home(path).resolve()
     partial, old = (folder.parent / f".{folder.name}.{suffix}" for suffix in ("partial", "old"))

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, Float32
 
 from drender.errors import InputError
-from drender.files import list_dir
+from drender.files import list_dir, readable
 from drender.media.color import LUMINANCE
 from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES, read_hdr
 
@@ -87,10 +87,8 @@ def list_map_files(folder: str | Path) -> list[Path]:
 
     Images of other formats next to .hdr or .exr files count as previews and are skipped. InputError if there is no map.
     """
-    try:
+    with readable(Path(folder)):
         entries = list_dir(Path(folder))
-    except OSError as error:
-        raise InputError(f"cannot read {folder}: {error.strerror}") from error
     for suffixes in (HDR_SUFFIXES, IMAGE_SUFFIXES):
         if found := [entry for entry in entries if entry.suffix.lower() in suffixes and entry.is_file()]:
             return found

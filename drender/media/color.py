@@ -46,10 +46,7 @@ def profile_to_srgb(image: Float32[np.ndarray, "h w 3"], profile: bytes) -> Floa
     """Convert an image from the color space of an ICC profile to sRGB.
 
     Pillow's LittleCMS converts 8 bits only. So it converts a rounded copy, and the image gets the change of that copy:
-    16 bits keep their gradation.
-
-    Raises:
-      PIL.ImageCms.PyCMSError, OSError: invalid profile.
+    16 bits keep their gradation. An invalid profile raises PIL.ImageCms.PyCMSError or OSError.
     """
     rounded = np.floor(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -68,12 +65,9 @@ def to_srgb_gamut(image: Float32[np.ndarray, "h w 3"], primaries: str) -> Float3
 def hdr_to_srgb(
     signal: UInt16[np.ndarray, "h w 3"], transfer: str, primaries: str = "rec2020"
 ) -> Float32[np.ndarray, "h w 3"]:
-    """Convert a PQ or HLG signal to sRGB, with diffuse white (203 nits) at 1 and brighter light rolled off.
+    """Convert a "pq" or "hlg" signal to sRGB, with diffuse white (203 nits) at 1 and brighter light rolled off.
 
-    Args:
-      signal: R'G'B' in 16 bits, full range.
-      transfer: "pq" or "hlg".
-      primaries: "rec2020" or "p3".
+    The signal is R'G'B' in 16 bits, full range, with "rec2020" or "p3" primaries.
     """
     linear = _hdr_curve(transfer)[signal] @ _to_rec709(primaries)
     peak = linear.max(axis=-1, keepdims=True)
@@ -85,8 +79,7 @@ def hdr_to_srgb(
 def space_to_srgb(image: Float32[np.ndarray, "h w 3"], space: str) -> Float32[np.ndarray, "h w 3"]:
     """Convert an image of a color space that OpenImageIO names, such as "pq_rec2020_display", to sRGB, clipped.
 
-    Raises:
-      InputError: unknown space.
+    An unknown space raises InputError, here and in `space_to_rec709`.
     """
     transfer, _, primaries = space.removesuffix("_display").partition("_")
     if transfer in HDR_SPACES and primaries in ("rec2020", "p3d65"):
@@ -96,11 +89,7 @@ def space_to_srgb(image: Float32[np.ndarray, "h w 3"], space: str) -> Float32[np
 
 
 def space_to_rec709(image: Float32[np.ndarray, "h w 3"], space: str) -> Float32[np.ndarray, "h w 3"]:
-    """Convert an image of a color space that OpenImageIO names to linear light with Rec. 709 primaries.
-
-    Raises:
-      InputError: unknown space.
-    """
+    """Convert an image of a color space that OpenImageIO names to linear light with Rec. 709 primaries."""
     return image if space == LINEAR_SPACE else _ocio_convert(image, space, LINEAR_SPACE)
 
 
@@ -108,10 +97,7 @@ def space_to_rec709(image: Float32[np.ndarray, "h w 3"], space: str) -> Float32[
 def primaries_to_rec709(chromaticities: tuple[float, ...]) -> Float32[np.ndarray, "3 3"]:
     """Return the matrix that takes row vectors of linear light to Rec. 709, with white adapted to D65 (Bradford).
 
-    Args:
-      chromaticities: x and y of red, green, blue and white.
-    Raises:
-      InputError: they span no gamut.
+    The `chromaticities` are x and y of red, green, blue and white. InputError if they span no gamut.
     """
     to_xyz, white = _to_xyz(chromaticities)
     bradford = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])

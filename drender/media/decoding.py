@@ -4,7 +4,7 @@ Frames honor what the file declares: color matrix, primaries and HDR transfer, a
 mirroring, pixel aspect ratio, and interlacing.
 """
 
-import itertools
+import collections
 import struct
 import warnings
 from collections.abc import Iterable, Iterator
@@ -20,7 +20,7 @@ from jaxtyping import Float32, Shaped
 from drender.errors import InputError
 from drender.files import require_file
 from drender.media.color import hdr_to_srgb, to_srgb_gamut
-from drender.media.geometry import square_size
+from drender.media.geometry import square_size, turned
 
 # PyAV 18 raises UnicodeDecodeError on metadata that are not UTF-8 unless it replaces them; PyAV 19 always does.
 METADATA_ERRORS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -30,8 +30,10 @@ CODECS_WITH_HIDDEN_FRAMES = ("vp8", "vp9")
 HDR_TRANSFERS = {ColorTrc.SMPTE2084: "pq", ColorTrc.ARIB_STD_B67: "hlg"}
 PRIMARIES = {ColorPrimaries.BT2020: "rec2020", ColorPrimaries.SMPTE431: "p3", ColorPrimaries.SMPTE432: "p3"}
 # Log, linear and cinema curves and gamuts, which FFmpeg leaves as they are.
-UNKNOWN_TRANSFERS = ("LINEAR", "LOG", "LOG_SQRT", "SMPTE428", "V_LOG")
-UNKNOWN_PRIMARIES = ("BT470M", "FILM", "SMPTE428", "V_GAMUT")
+UNKNOWN = {
+    "transfer": ("LINEAR", "LOG", "LOG_SQRT", "SMPTE428", "V_LOG"),
+    "primaries": ("BT470M", "FILM", "SMPTE428", "V_GAMUT"),
+}
 DOLBY_TAGS = ("dvh1", "dvhe", "dva1", "dvav", "dav1")  # of Dolby Vision streams that are nothing else
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders skip the alpha of WebM
 UNSPECIFIED = 2  # FFmpeg's number for an unspecified color matrix, transfer or primaries
@@ -42,28 +44,33 @@ def probe(path: Path) -> tuple[float, int]:
 
     Counting packets is faster than decoding, but some packets have no frame that can be shown: hidden frames of some
     codecs, those at the start of a clip cut without re-encoding that refer to frames before it, and second fields of
-    interlaced frames. Decode such files.
-
-    Raises:
-      InputError: missing, truncated or damaged video, or one without frames.
+    interlaced frames. Decode such files. InputError if the video is missing, damaged or without frames.
     """
     require_file(path)
     with open_video(path) as (container, stream):
         # PyAV 19 has rationals of its own, without the operators of fractions.
         time_base = Fraction(stream.time_base)
         rate = Fraction(stream.average_rate or stream.guessed_rate or 0) or None
-        countable = stream.codec_context.name not in CODECS_WITH_HIDDEN_FRAMES
-        times = []
-        for packet in _packets(path, container, stream):
-            if packet.size > 0 and not packet.is_discard:
-                times.append(packet.pts)
-                countable &= packet.is_keyframe or len(times) > 1
-                countable &= None in (packet.pts, times[0]) or packet.pts >= times[0]
-    with open_video(path) as (container, stream):
-        frames = _decode(path, container, stream)
-        first = list(itertools.islice(frames, 1))
-        if not (countable and first) or first[0].interlaced_frame:
-            times = [frame.pts for frame in itertools.chain(first, frames)]
+        shown = []  # time stamp, and whether it is a keyframe, of every packet that should have a frame
+
+        def packets() -> Iterator[av.Packet]:
+            for packet in _packets(path, container, stream):
+                if packet.size > 0 and not packet.is_discard:
+                    shown.append((packet.pts, packet.is_keyframe))
+                yield packet
+
+        remaining = packets()
+        frames = _decode(path, remaining, stream)
+        first = next(frames, None)
+        if first is None or first.interlaced_frame or stream.codec_context.name in CODECS_WITH_HIDDEN_FRAMES:
+            times = [frame.pts for frame in (first, *frames) if frame is not None]
+        else:
+            collections.deque(remaining, maxlen=0)  # reads the rest without decoding it
+            times = [time for time, _ in shown]
+            in_order = None in times[:1] or all(time is None or time >= times[0] for time in times)
+            if not (shown and shown[0][1] and in_order):
+                with open_video(path) as (again, stream):
+                    times = [frame.pts for frame in _decode(path, _packets(path, again, stream), stream)]
     if not times:
         raise InputError(f"{path}: no frame of this video can be decoded; encode it again")
     return _mean_rate(times, time_base, rate), len(times)
@@ -81,22 +88,18 @@ def _mean_rate(times: list[int | None], time_base: Fraction, rate: Fraction | No
 
 
 def decode(path: Path, start: int, stop: int) -> Iterator[Float32[np.ndarray, "h w 3"]]:
-    """Yield frames start to stop − 1 of a video, sRGB-encoded in [0, 1], decoded one at a time.
-
-    Raises:
-      InputError: damaged video, or fewer frames.
-    """
-    count, matrix = 0, None
+    """Yield frames start to stop − 1 of a video, sRGB-encoded in [0, 1]; InputError if it is damaged or has fewer."""
+    count, orientation = 0, None
     with open_video(path) as (container, stream):
         # Of all frames, though a stream may change its size.
         size = square_size(path, stream.height, stream.width, Fraction(stream.sample_aspect_ratio or 1))
-        for frame in _deinterlace(_decode(path, container, stream)):
-            if matrix is None:
-                matrix = _display_matrix(frame, path)
+        for frame in _deinterlace(_decode(path, _packets(path, container, stream), stream)):
+            if orientation is None:
+                orientation = _orientation(frame, path)
                 _warn_of_color(frame, stream, path)
             count += 1
             if count > start:
-                yield _upright(_to_rgb(frame, size), matrix)
+                yield turned(_to_rgb(frame, size), *orientation)
             if count == stop:
                 return
     raise InputError(f"{path}: only {count} of its {stop} frames can be decoded; encode it again")
@@ -125,12 +128,12 @@ def _packets(path: Path, container: av.container.InputContainer, stream: av.Vide
         yield packet
 
 
-def _decode(path: Path, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+def _decode(path: Path, packets: Iterable[av.Packet], stream: av.VideoStream) -> Iterator[av.VideoFrame]:
     """Yield the frames that can be shown; packets before the first keyframe, as of a recording, may be undecodable."""
     begun, decoder = False, stream.codec_context
     if stream.metadata.get("alpha_mode") == "1" and decoder.name in ALPHA_DECODERS:
         decoder = _alpha_decoder(path, decoder)
-    for packet in _packets(path, container, stream):
+    for packet in packets:
         begun |= packet.is_keyframe
         try:
             frames = decoder.decode(packet if packet.size else None)
@@ -183,8 +186,10 @@ def _pull(graph: av.filter.Graph) -> Iterator[av.VideoFrame]:
             return
 
 
-def _display_matrix(frame: av.VideoFrame, path: Path) -> tuple[int, int, int, int]:
-    """Return (a, b, c, d) such that a pixel (x, y) is shown at (a x + c y, b x + d y), up to a translation.
+def _orientation(frame: av.VideoFrame, path: Path) -> tuple[bool, bool, bool]:
+    """Return how a frame is stored by its display matrix, to the nearest quarter turn, as arguments of `turned`.
+
+    The matrix (a, b, c, d) shows a pixel (x, y) at (a x + c y, b x + d y), up to a translation.
 
     Ask the first frame alone: PyAV keeps a frame in memory, in a reference cycle, once its side data are read.
     """
@@ -194,17 +199,9 @@ def _display_matrix(frame: av.VideoFrame, path: Path) -> tuple[int, int, int, in
     if min(straight, quarter) > 0.02 * max(straight, quarter):
         problem = f"its rotation of {frame.rotation} degrees is rounded to quarter turns; rotate the video first"
         warnings.warn(f"{path}: {problem}", stacklevel=2)
-    return a, b, c, d
-
-
-def _upright(pixels: Float32[np.ndarray, "h w 3"], matrix: tuple[int, int, int, int]) -> Float32[np.ndarray, "H W 3"]:
-    """Rotate and mirror a frame by its display matrix, to the nearest quarter turn."""
-    a, b, c, d = matrix
-    if abs(b) > abs(a):
-        pixels, across, down = pixels.swapaxes(0, 1), c, b
-    else:
-        across, down = a, d
-    return np.ascontiguousarray(pixels[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
+    transposed = abs(b) > abs(a)
+    across, down = (c, b) if transposed else (a, d)
+    return transposed, down < 0, across < 0
 
 
 # --- color ---
@@ -212,10 +209,8 @@ def _upright(pixels: Float32[np.ndarray, "h w 3"], matrix: tuple[int, int, int, 
 
 def _warn_of_color(frame: av.VideoFrame, stream: av.VideoStream, path: Path) -> None:
     """Warn of colors that are declared but not honored."""
-    transfer = _name(ColorTrc, frame.color_trc)
-    ignored = [f"transfer {transfer}"] if transfer in UNKNOWN_TRANSFERS else []
-    primaries = _name(ColorPrimaries, frame.color_primaries)
-    ignored += [f"primaries {primaries}"] if primaries in UNKNOWN_PRIMARIES else []
+    stated = {"transfer": _name(ColorTrc, frame.color_trc), "primaries": _name(ColorPrimaries, frame.color_primaries)}
+    ignored = [f"{kind} {name}" for kind, name in stated.items() if name in UNKNOWN[kind]]
     if stream.codec_context.codec_tag in DOLBY_TAGS and frame.color_trc == UNSPECIFIED:
         ignored = ["Dolby Vision metadata, without which its colors are wrong"]
     if ignored:

@@ -80,18 +80,14 @@ def check_values(name: str, images: np.ndarray) -> Float32[np.ndarray, "..."]:
 class ImageFormat:
     """The format of written images.
 
-    Attributes:
-      kind: "png", or "exr": half float, ZIP-compressed. Every EXR file has R, G and B, so that any viewer opens it;
-        depth also has Z in full precision.
-      bits: of PNG, 8 or 16.
-      transfer: of colors, "linear" (Rec. 709 primaries) or "srgb"; by default linear in EXR, sRGB in PNG.
-      normals: "opengl", or "directx" with y down. Unit vectors in [−1, 1] in EXR, n·½ + ½ in PNG.
+    EXR files are half float, ZIP-compressed, and have R, G and B, so that any viewer opens them; depth also has Z in
+    full precision. Normals are unit vectors in [−1, 1] in EXR, n·½ + ½ in PNG.
     """
 
-    kind: str = "png"
-    bits: int = 8
-    transfer: str | None = None
-    normals: str = "opengl"
+    kind: str = "png"  # or "exr"
+    bits: int = 8  # of PNG, 8 or 16
+    transfer: str | None = None  # of colors, "linear" (Rec. 709 primaries) or "srgb"; None: linear in EXR, sRGB in PNG
+    normals: str = "opengl"  # or "directx" with y down
 
     def write(self, path: Path, image: Float32[np.ndarray, "h w 3"], label: str) -> None:
         """Write an image to `path`, whose suffix is the kind; InputError as in `write_png`."""
@@ -151,9 +147,9 @@ class InputEncoding:
         return dict(self.layers).get(label)
 
     def load(self, path: Path, label: str, page: int = 0) -> LoadedImage:
-        """Load an image like `load_image`; transparent pixels are 0, or 1 in depth that is relative or metric."""
-        background = float(label == "depth" and self.depth != "inverse")
-        return load_image(path, label, page, self.layer(label), background)
+        """Load an image like `load_image`; where it is transparent it is 0, or as far as the background in depth."""
+        far = {"metric": np.inf, "inverse": 0.0}.get(self.depth, 1.0)
+        return load_image(path, label, page, self.layer(label), far if label == "depth" else 0.0)
 
     def check_labels(self, known: Collection[str]) -> None:
         """Raise InputError for a layer of a label that is not known."""

@@ -1,28 +1,27 @@
 """Find and read folders of G-buffers. `encodings.py` defines the meaning of their values."""
 
 import contextlib
-import functools
 import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from drender.config import CONDITIONS, DOMAINS
 from drender.errors import InputError, extent
 from drender.fields import read_config
-from drender.files import expand_home, list_dir, map_collecting_errors, natural_order
+from drender.files import expand_home, list_dir, map_collecting_errors, natural_order, readable
 from drender.media.encodings import DEFAULT, Camera, Image, InputEncoding, read_labeled
-from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES, open_image
+from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES, image_size, open_image
 from drender.media.layers import find_layer
 from drender.media.ranges import resolve_encoding
 from drender.media.sequences import RELEASED_STEM, split_sequences
 
 Files = dict[str, dict[str, Path]]  # of a clip: label -> stem of the frame -> file
 ENCODING = "encoding.json"  # in a folder of clips: {"normals": "directx", "layers": [["roughness", "G"]]}
-# Labels of textures that pack others in their channels.
-PACKED = {"orm": {"roughness": "G", "metallic": "B"}, "arm": {"roughness": "G", "metallic": "B"}}
+# Labels of textures that pack others, and the channels of these.
+PACKED, PACKED_CHANNELS = ("orm", "arm"), {"roughness": "G", "metallic": "B"}
 
 
 def frame_path(folder: str | Path, chunk: int, frame: int, label: str, kind: str = "png") -> Path:
@@ -39,6 +38,7 @@ class GBufferClip:
     chunks: dict[int, int]  # number of frames of each chunk; layouts without chunks have one, chunk 0
     assumed: InputEncoding = DEFAULT  # encoding of files without metadata
     incomplete: tuple[str, ...] = ()  # the buffers that only some frames have
+    _encodings: dict[str, InputEncoding] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -58,16 +58,17 @@ class GBufferClip:
             self._encodings[label] = resolve_encoding(self.paths[label], label, self.assumed)
         return self._encodings[label]
 
-    @functools.cached_property
-    def _encodings(self) -> dict[str, InputEncoding]:
-        return {}
-
     @property
     def folder(self) -> Path:
         """Return the clip's folder."""
         label, (path, *_) = next(iter(self.paths.items()))
         in_folder = path.parent.name in (label, *PACKED) and not _is_released(path, (label, *PACKED))
         return path.parent.parent if in_folder else path.parent  # `label/stem.png`
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return the (height, width) of the first file, from its header; InputError if it cannot be read."""
+        return image_size(next(iter(self.paths.values()))[0])
 
 
 def read_encoding(path: str | Path) -> InputEncoding:
@@ -79,12 +80,9 @@ def read_encoding(path: str | Path) -> InputEncoding:
 def read_frames(
     paths: Sequence[Path], label: str, assumed: InputEncoding = DEFAULT, cameras: Iterable[Camera] = ()
 ) -> Iterator[Image]:
-    """Yield the images of a clip, whatever their format.
+    """Yield the images of a clip, whatever their format; InputError if one is unreadable or differs in size.
 
-    Args:
-      cameras: camera-to-world rotation of every frame, which normals in world space need.
-    Raises:
-      InputError: naming a file that is unreadable or differs from the first in size.
+    The `cameras` are the camera-to-world rotation of every frame, which normals in world space need.
     """
     size = None
     for path, camera in itertools.zip_longest(paths, cameras):
@@ -137,18 +135,15 @@ def find_gbuffer_clips(
 def find_images(path: str | Path, labels: Sequence[str], assumed: InputEncoding = DEFAULT) -> list[tuple[str, Files]]:
     """Return name and files of every clip at `path` that has these labels, in the order of `find_gbuffer_clips`.
 
-    Raises:
-      InputError: unreadable `path`, or two files for one image.
+    InputError if `path` is unreadable, or for two files for one image.
     """
     path = expand_home(path)
     if not path.is_dir():
         raise InputError(f"{path} is not a folder" if path.exists() else f"{path} does not exist")
-    try:
+    with readable(path):
         found = {path: _files_of_folder(path, labels, assumed)}
         if not found[path]:
             found = {entry: _files_of_folder(entry, labels, assumed) for entry in list_dir(path) if entry.is_dir()}
-    except OSError as error:
-        raise InputError(f"cannot read {error.filename or path}: {error.strerror}") from error
     return [clip for folder, files in found.items() if files for clip in _split_clips(folder, files)]
 
 
@@ -158,10 +153,10 @@ def _split_clips(folder: Path, files: Files) -> list[tuple[str, Files]]:
     sequences, name, clips = split_sequences(stems), folder.resolve().name, []
     for sequence in sequences:
         sequence.warn_of_gaps(folder)
-        own = {
-            label: {stem: images[stem] for stem in sequence.stems if stem in images} for label, images in files.items()
-        }
-        own = {label: images for label, images in own.items() if images}
+        own = {}
+        for label, images in files.items():
+            if kept := {stem: images[stem] for stem in sequence.stems if stem in images}:
+                own[label] = kept
         clips.append((f"{name}_{sequence.name}" if len(sequences) > 1 and sequence.name else name, own))
     return clips
 
@@ -185,9 +180,9 @@ def _files_of_folder(folder: Path, labels: Sequence[str], assumed: InputEncoding
                 continue
             if (other := files.setdefault(label, {}).setdefault(stem, file)) is not file:
                 raise InputError(f"{other} and {file.name} are the same buffer of the same frame; remove one")
-    for packed, channels in PACKED.items():
-        images = files.pop(packed, {})
-        files = {label: images for label in channels if images and label in labels} | files
+    for packed in PACKED:
+        if images := files.pop(packed, {}):
+            files = {label: images for label in PACKED_CHANNELS if label in labels} | files
     return files or _layered_files([entry for entry in entries if entry.suffix.lower() == ".exr"], labels, assumed)
 
 
@@ -223,11 +218,11 @@ def _clip(
     numbered = all(RELEASED_STEM.fullmatch(stem) for stem in ordered)
     chunks = Counter(int(stem.partition(".")[0]) if numbered else 0 for stem in ordered)
     paths = {label: tuple(files[label][stem] for stem in ordered) for label in labels}
-    packed = {}
-    for label in labels:
-        path = next(iter(files[label].values()))
-        kind = path.parent.name if path.parent.name in PACKED else path.stem.rpartition(".")[2]
-        packed |= {label: PACKED[kind][label]} if label in PACKED.get(kind, ()) else {}
+    packed = {
+        label: channel
+        for label, channel in PACKED_CHANNELS.items()
+        if label in labels and {paths[label][0].parent.name, paths[label][0].stem.rpartition(".")[2]} & {*PACKED}
+    }
     layers = tuple((packed | dict(assumed.layers)).items())
     return GBufferClip(name, paths, dict(chunks), replace(assumed, layers=layers), incomplete)
 

@@ -49,18 +49,27 @@ def resample(image: Float32[np.ndarray, "h w 3"], size: tuple[int, int], label: 
     return resampled.get_pixels(oiio.FLOAT)
 
 
-def in_display_window(image: Float32[np.ndarray, "h w 3"], spec: "oiio.ImageSpec") -> Float32[np.ndarray, "H W 3"]:
-    """Place the data window of an EXR in its display window: black outside, overscan cropped."""
-    size, offset = (spec.full_height, spec.full_width), (spec.y - spec.full_y, spec.x - spec.full_x)
-    if 0 in size or (size == image.shape[:2] and offset == (0, 0)):
+def in_display_window(
+    image: Float32[np.ndarray, "h w 3"], spec: "oiio.ImageSpec", background: float
+) -> Float32[np.ndarray, "H W 3"]:
+    """Place the data window of an EXR in its display window: `background` outside, overscan cropped."""
+    size, top, left = (spec.full_height, spec.full_width), spec.y - spec.full_y, spec.x - spec.full_x
+    if 0 in size or (size == image.shape[:2] and (top, left) == (0, 0)):
         return image
-    data = oiio.ImageBuf(image)
-    data.set_origin(offset[1], offset[0])
-    return oiio.ImageBufAlgo.cut(data, oiio.ROI(0, size[1], 0, size[0], 0, 1, 0, 3)).get_pixels(oiio.FLOAT)
+    placed = np.full((*size, 3), background, np.float32)
+    window = placed[max(top, 0) : max(top + image.shape[0], 0), max(left, 0) : max(left + image.shape[1], 0)]
+    window[...] = image[max(-top, 0) :, max(-left, 0) :][: window.shape[0], : window.shape[1]]
+    return placed
 
 
 def upright(image: Float32[np.ndarray, "h w 3"], orientation: int) -> Float32[np.ndarray, "H W 3"]:
     """Apply EXIF's orientation, 1 to 8."""
-    if orientation >= 5:
-        image = image.swapaxes(0, 1)
-    return image[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
+    return turned(image, orientation >= 5, orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7))
+
+
+def turned(
+    image: Float32[np.ndarray, "h w 3"], transposed: bool, bottom_up: bool, right_to_left: bool
+) -> Float32[np.ndarray, "H W 3"]:
+    """Return an image upright that is stored so: with its columns as rows, then from the bottom or from the right."""
+    image = image.swapaxes(0, 1) if transposed else image
+    return np.ascontiguousarray(image[:: -1 if bottom_up else 1, :: -1 if right_to_left else 1])

@@ -69,14 +69,13 @@ def write_png(
     bits: int = 8,
     attributes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a PNG, and its folder if missing. On an error nothing is left behind.
+    """Write a PNG of 8 or 16 bits, and its folder if missing.
 
     Args:
       image: floats in [0, 1] (clipped, rounded to nearest) or uint8.
-      bits: 8 or 16.
       attributes: become text chunks; OpenImageIO's `oiio:ColorSpace` sets gAMA and sRGB.
     Raises:
-      InputError: the file cannot be written, for example on a full disk.
+      InputError: the file cannot be written, for example on a full disk; nothing is left behind.
     """
     pixels = to_integers(image, bits)
     height, width, channels = pixels.shape
@@ -121,8 +120,7 @@ def _write(
 def stored_bits(path: str | Path) -> int:
     """Return the bits of a PNG that holds the image at `path`: 8, or 16 for deeper integers and floats.
 
-    Raises:
-      InputError: unreadable image.
+    InputError as in `read_image`.
     """
     with Path(path).open("rb") as file:
         head = file.read(25)
@@ -148,7 +146,8 @@ def load_image(
 
     Args:
       layer_name: layer of an EXR, or channel of any image, to read instead.
-      background: gray that an image with alpha is composited on.
+      background: value of transparent pixels, and outside the data window of an EXR. An image with alpha is composited
+        on it, if it is finite.
     Raises:
       InputError: as `read_image`, for an EXR of several layers unless exactly one fits, and for an unknown layer.
     """
@@ -161,14 +160,16 @@ def load_image(
     if layer and is_exr:
         page = layer.part
         source.seek_subimage(page, 0)
-    spec = source.spec()
+    spec, alpha = source.spec(), None
     if layer:
         chosen = layer.indices(PREFERRED_CHANNELS.get(label, ""))
+        first, last = min(chosen), max(chosen) + 1
     else:
         # OpenImageIO puts R, G, B first if present. Otherwise: luminance, depth, or channels of unknown names.
         chosen = [channel for channel in range(spec.nchannels) if channel != spec.alpha_channel] or [0]
-    multiplies_alpha = not layer and spec.alpha_channel >= 0 and spec.get_int_attribute("oiio:UnassociatedAlpha")
-    first, last = (min(chosen), max(chosen) + 1) if layer else (0, spec.nchannels)
+        first, last = 0, spec.nchannels
+        if spec.alpha_channel >= 0 and spec.get_int_attribute("oiio:UnassociatedAlpha"):
+            alpha = spec.alpha_channel
     try:
         pixels = source.read_image(page, 0, first, last, "float")
     except MemoryError:
@@ -178,24 +179,32 @@ def load_image(
     if pixels is None or error:
         raise InputError(f"{path}: truncated or damaged image ({first_line(error)}); save it again")
     chosen = [channel - first for channel in (chosen[:3] if len(chosen) >= 3 else chosen[:1] * 3)]
-    image = _gather(pixels, chosen, spec.alpha_channel if multiplies_alpha else None, background)
-    image = resample(in_display_window(image, spec), shown_size(path, spec), label)
-    image = np.ascontiguousarray(upright(image, spec.get_int_attribute("Orientation", 1)))
+    image = _gather(pixels, chosen, alpha, background)
+    image = resample(in_display_window(image, spec, background), shown_size(path, spec), label)
+    image = upright(image, spec.get_int_attribute("Orientation", 1))
+    return _with_metadata(path, image, spec)
+
+
+def _with_metadata(path: str | Path, image: Float32[np.ndarray, "h w 3"], spec: "oiio.ImageSpec") -> LoadedImage:
+    """Return an image with what its header states about the colors; warn of what is not honored."""
     is_float = str(spec.format) in ("half", "float", "double")
     strings = (item for item in spec.extra_attribs if str(item.type) == "string")
     attributes = {_text(lambda: item.name): _text(lambda: item.value) for item in strings}  # noqa: B023
     model = attributes.get("tiff:ColorSpace", attributes.get("jpeg:ColorSpace"))
     if model in ROUGH_MODELS:
         warn_once(path, f"its {model} colors become RGB without a profile, which is inexact; convert it to RGB")
-    space = attributes.get("oiio:ColorSpace")
-    if is_float and (name := attributes.get("ICCProfile:profile_description")) and not LINEAR_PROFILE.search(name):
-        if "srgb" in name.lower():
-            space = SRGB_SPACES[0]
-        else:
-            warn_once(path, f"its ICC profile {name!r} is ignored, as floats are linear Rec. 709; convert it to that")
-    stated = space not in (None, "data", "raw", "unknown", *((LINEAR_SPACE,) if is_float else SRGB_SPACES))
-    profile, chromaticities = None if is_float else _icc_profile(spec), spec.getattribute("chromaticities")
-    return LoadedImage(image, is_float, attributes, profile, space if stated else None, chromaticities)
+    space, profile = attributes.get("oiio:ColorSpace"), None
+    name = attributes.get("ICCProfile:profile_description", "")
+    names_srgb = "srgb" in name.lower()
+    if not is_float and not names_srgb and attributes.get("ICCProfile:color_space", "").strip() == "RGB":
+        profile = np.asarray(spec.getattribute("ICCProfile"), np.uint8).tobytes()
+    elif is_float and names_srgb and not LINEAR_PROFILE.search(name):
+        space = SRGB_SPACES[0]
+    elif is_float and name and not LINEAR_PROFILE.search(name):
+        warn_once(path, f"its ICC profile {name!r} is ignored, as floats are linear Rec. 709; convert it to that")
+    if space in (None, "data", "raw", "unknown", *((LINEAR_SPACE,) if is_float else SRGB_SPACES)):
+        space = None
+    return LoadedImage(image, is_float, attributes, profile, space, spec.getattribute("chromaticities"))
 
 
 def _radiance_header(path: str | Path) -> RadianceHeader | None:
@@ -227,11 +236,11 @@ def stated_rate(path: Path) -> float | None:
 
 def count_pages(path: str | Path) -> int:
     """Return the number of pages of a TIFF that have the first one's size: others are thumbnails."""
-    source = open_image(path)
-    sizes = [(source.spec().width, source.spec().height)]
-    while source.seek_subimage(len(sizes), 0):
-        sizes.append((source.spec().width, source.spec().height))
-    return max(n for n in range(1, len(sizes) + 1) if set(sizes[:n]) == set(sizes[:1]))
+    source, count = open_image(path), 1
+    first = source.spec()
+    while source.seek_subimage(count, 0) and (source.spec().width, source.spec().height) == (first.width, first.height):
+        count += 1
+    return count
 
 
 def open_image(path: str | Path, page: int = 0) -> "oiio.ImageInput":
@@ -288,16 +297,13 @@ def _gather(
     image = flat[: height * width * 3].reshape(height, width, 3)
     for row, source in zip(image, pixels, strict=True):  # no row is written before it is read
         values = source[:, chosen]
-        row[...] = values if alpha is None else background + (values - background) * source[:, alpha, None]
+        if alpha is None:
+            row[...] = values
+        elif np.isfinite(background):
+            row[...] = background + (values - background) * source[:, alpha, None]
+        else:  # distances, which are not mixed
+            row[...] = np.where(source[:, alpha, None] > 0, values, background)
     return image
-
-
-def _icc_profile(spec: "oiio.ImageSpec") -> bytes | None:
-    """Return the ICC profile of RGB colors, or None if there is none or it names sRGB."""
-    profile = spec.getattribute("ICCProfile")
-    is_rgb = _text(lambda: spec.get_string_attribute("ICCProfile:color_space")).strip() == "RGB"
-    names_srgb = "srgb" in _text(lambda: spec.get_string_attribute("ICCProfile:profile_description")).lower()
-    return None if profile is None or not is_rgb or names_srgb else np.asarray(profile, np.uint8).tobytes()
 
 
 def _is_complete_png(path: Path) -> bool:

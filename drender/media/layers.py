@@ -42,10 +42,8 @@ class Layer(NamedTuple):
 def find_layer(source: "oiio.ImageInput", path: str | Path, label: str, name: str | None = None) -> Layer | None:
     """Return the layer for a label, or None for a single layer of unusual channels or damaged names.
 
-    Args:
-      name: of the layer or channel, as given by the user: whole, or the last part, such as `DiffCol` or `G`.
-    Raises:
-      InputError: no layer or several fit; the message lists them.
+    The user may give the `name` of a layer or channel: whole, or the last part, such as `DiffCol` or `G`. InputErrors
+    list the layers where none or several fit.
     """
     try:
         layers = _list_layers(source)

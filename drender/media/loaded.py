@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
@@ -31,24 +31,24 @@ class LoadedImage(NamedTuple):
         A profile or space that cannot be converted gives a warning that names `path`.
         """
         if self.profile is not None:
-            return self._converted(path, lambda: profile_to_srgb(self.image, self.profile))
+            return self._converted(path, "ICC profile", profile_to_srgb, self.profile)
         if self.space is not None:
-            return self._converted(path, lambda: space_to_srgb(self.image, self.space))
+            return self._converted(path, "color space", space_to_srgb, self.space)
         return self.image
 
     def as_linear(self, path: str | Path) -> Image:
         """Return an image of linear light converted to Rec. 709 primaries; warn as `as_srgb` does."""
         if self.chromaticities is not None:
-            return self._converted(path, lambda: self.image @ primaries_to_rec709(self.chromaticities))
+            convert = lambda image, chromaticities: image @ primaries_to_rec709(chromaticities)
+            return self._converted(path, "color space", convert, self.chromaticities)
         if self.is_float and self.space is not None:
-            return self._converted(path, lambda: space_to_rec709(self.image, self.space))
+            return self._converted(path, "color space", space_to_rec709, self.space)
         return self.image
 
-    def _converted(self, path: str | Path, convert: Callable[[], Image]) -> Image:
+    def _converted(self, path: str | Path, kind: str, convert: Callable[[Image, Any], Image], source: Any) -> Image:
         try:
-            return convert()
+            return convert(self.image, source)
         except (InputError, ImageCms.PyCMSError, OSError) as error:
-            kind = "color space" if self.profile is None else "ICC profile"
             warn_once(path, f"its {kind} is ignored ({first_line(error)}); convert it to sRGB, or to linear Rec. 709")
             return self.image
 

@@ -16,6 +16,7 @@ from jaxtyping import Float32, UInt8
 
 from drender.errors import InputError, naming
 from drender.media.color import XYZ_TO_REC709, primaries_to_rec709
+from drender.media.geometry import turned
 
 SIGNATURES = (b"#?RADIANCE", b"#?RGBE")
 RESOLUTION = re.compile(rb"([-+])([XY]) +(\d+) +([-+])([XY]) +(\d+)[ \t\r]*\n")
@@ -24,25 +25,17 @@ MAX_BYTES_PER_PIXEL = 8  # pixels take 4, and in short rows run lengths as much 
 
 
 class RadianceHeader(NamedTuple):
-    """The header of a Radiance file.
+    """The header of a Radiance file."""
 
-    Attributes:
-      rows, columns: of the file, whose rows are columns of the image if `transposed`.
-      factor: of stored values over radiance, per channel: the product of all EXPOSURE and COLORCORR lines.
-      to_rec709: matrix for row vectors, or None.
-      start: of the pixels in the file.
-      pixel_aspect: width over height of a pixel of the image.
-    """
-
-    rows: int
+    rows: int  # of the file, which are columns of the image if `transposed`
     columns: int
     transposed: bool
     bottom_up: bool
     right_to_left: bool
-    factor: tuple[float, float, float]
-    to_rec709: Float32[np.ndarray, "3 3"] | None
-    start: int
-    pixel_aspect: float
+    factor: tuple[float, ...]  # stored values over radiance, per channel, by all EXPOSURE and COLORCORR lines
+    to_rec709: Float32[np.ndarray, "3 3"] | None  # matrix for row vectors
+    start: int  # of the pixels in the file
+    pixel_aspect: float  # width over height of a pixel of the image
 
     @property
     def size(self) -> tuple[int, int]:
@@ -100,16 +93,13 @@ def read_radiance(path: Path, header: RadianceHeader) -> Float32[np.ndarray, "h 
     with path.open("rb") as file:
         file.seek(header.start)
         data = file.read(MAX_BYTES_PER_PIXEL * header.rows * header.columns)  # the rest of a larger file is no image
-    is_run_length_coded = data[:2] == b"\2\2" and 8 <= header.columns < 2**15
-    if is_run_length_coded:
+    if data[:2] == b"\2\2" and 8 <= header.columns < 2**15:
         image = _read_runs(path, header, data)
     else:
-        image = _from_rgbe(_expand_old_runs(path, data, header.rows * header.columns))
-        image = image.reshape(header.rows, header.columns, 3)
-    if header.transposed:
-        image = image.swapaxes(0, 1)
-    image = image[:: -1 if header.bottom_up else 1, :: -1 if header.right_to_left else 1]
-    image = np.ascontiguousarray(image)
+        rgbe = _expand_old_runs(path, data, header.rows * header.columns).reshape(header.rows, header.columns, 4)
+        exponents = rgbe[..., 3:].astype(np.int32)  # shared by the channels; of 0, black
+        image = np.where(exponents > 0, np.ldexp(rgbe[..., :3].astype(np.float32), exponents - 136), np.float32(0))
+    image = turned(image, header.transposed, header.bottom_up, header.right_to_left)
     image /= np.float32(header.factor)  # in place, as maps may take gigabytes
     return image if header.to_rec709 is None else image @ header.to_rec709
 
@@ -143,9 +133,3 @@ def _expand_old_runs(path: Path, data: bytes, num_pixels: int) -> UInt8[np.ndarr
     used = int(np.searchsorted(total, num_pixels)) + 1
     counts[used - 1] -= total[used - 1] - num_pixels
     return pixels[np.repeat(source[:used], counts[:used])]
-
-
-def _from_rgbe(rgbe: UInt8[np.ndarray, "*b 4"]) -> Float32[np.ndarray, "*b 3"]:
-    """Decode a shared exponent; of 0, black."""
-    exponents = rgbe[..., 3:].astype(np.int32)
-    return np.where(exponents > 0, np.ldexp(rgbe[..., :3].astype(np.float32), exponents - 136), np.float32(0))

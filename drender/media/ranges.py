@@ -27,9 +27,6 @@ def resolve_encoding(paths: Sequence[Path], label: str, assumed: InputEncoding) 
     """Return the encoding of a clip's files of one label; a warning names what was found out from their values.
 
     Only the first frame is read, unless depth is metric: its range is that of the clip.
-
-    Raises:
-      InputError: a file cannot be read.
     """
     if label not in ("depth", "normal") and (not is_color(label) or label == "rgb"):
         return assumed
@@ -41,9 +38,15 @@ def resolve_encoding(paths: Sequence[Path], label: str, assumed: InputEncoding) 
         return resolved
     if label == "depth":
         kind = _kind_of_depth(paths[0], first, assumed)
+        resolved = replace(assumed, depth=kind)
         if kind == "relative":
-            return replace(assumed, depth=kind)
-        return replace(assumed, depth=kind, depth_range=_distance_range(paths, kind, assumed))
+            return resolved
+        near, far = _distance_range(paths, resolved)
+        if assumed.depth is None:
+            found = f"read as distances, {near:.3g} to {far:.3g} over the clip (above {FAR:.0e} is background)"
+            problem = f"depth is out of 0 to 1, so it is {found}; give --input-depth if it is not metric"
+            warnings.warn(f"{paths[0].parent}: {problem}", stacklevel=3)
+        return replace(resolved, depth_range=(near, far))
     if first.is_float and (largest := first.image.max()) > 1 + SLACK:
         problem = f"{label} reaches {largest:.3g} and is clipped; expected linear values in 0 to 1"
         warnings.warn(f"{paths[0]}: {problem}", stacklevel=2)
@@ -92,17 +95,11 @@ def _kind_of_depth(path: Path, first: LoadedImage, assumed: InputEncoding) -> st
     return "relative" if in_range else "metric"
 
 
-def _distance_range(paths: Sequence[Path], kind: str, assumed: InputEncoding) -> tuple[float, float]:
-    """Return the nearest and farthest distance of a clip."""
+def _distance_range(paths: Sequence[Path], encoding: InputEncoding) -> tuple[float, float]:
+    """Return the nearest and farthest distance of a clip; 0 and 1 if all is background."""
     near, far = np.inf, -np.inf
     for path in paths:
-        found = distances(assumed.load(path, "depth"), kind)
-        known = found[np.isfinite(found)]
-        if known.size:
-            near, far = min(near, float(known.min())), max(far, float(known.max()))
-    near, far = (near, far) if near <= far else (0.0, 1.0)
-    if assumed.depth is None:
-        kind = f"read as distances, {near:.3g} to {far:.3g} over the clip (above {FAR:.0e} is background)"
-        problem = f"depth is out of 0 to 1, so it is {kind}; give --input-depth if it is not metric"
-        warnings.warn(f"{paths[0].parent}: {problem}", stacklevel=4)
-    return near, far
+        found = distances(encoding.load(path, "depth"), encoding.depth)
+        near = min(near, float(found.min()))
+        far = max(far, float(found.max(where=np.isfinite(found), initial=-np.inf)))
+    return (near, far) if near <= far else (0.0, 1.0)

@@ -1,5 +1,6 @@
 """Resize frames of any shape to a size that the networks accept, and their results to the written size."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -7,12 +8,13 @@ import jax
 import numpy as np
 from jaxtyping import Float, Float32
 
-from drender.errors import InputError
+from drender.errors import InputError, extent
 from drender.media.encodings import renormalize_normals
 
 Size = tuple[int, int]  # height, width
 MODES = ("cover", "contain", "stretch")
 OUTPUTS = ("model", "source")
+MAX_GROWTH = 16  # largest factor on the pixels of the size by which a strip may exceed it to cover it
 
 
 def cover_size(source: Size, target: Size, multiple: int = 64) -> Size:
@@ -55,21 +57,16 @@ def center_crop(frame: Float32[np.ndarray, "H W 3"], size: Size) -> Float32[np.n
 
 @dataclass(frozen=True)
 class ResizeConfig:
-    """How frames are resized for the network, and results for writing.
+    """How frames are resized for the network, and results for writing; InputError for a side less than 1.
 
-    Attributes:
-      mode: "cover" (scaled to cover the size, each side then rounded up to a multiple of 64, nothing cropped: as
-        released), "contain" (scaled to fit inside, padded to multiples of 64 by repeating the edge, results cropped
-        again: keeps the aspect to the pixel) or "stretch" (scaled to the size, whatever the aspect).
-      size: (height, width); None: the size of each clip.
-      output: "model" (results at the network's size, without padding) or "source" (resized to the size of the clip).
-    Raises:
-      InputError: a side less than 1.
+    Frames "cover" the size (scaled to cover it, each side then rounded up to a multiple of 64, nothing cropped: as
+    released), are "contain"ed (scaled to fit inside, padded to multiples of 64 by repeating the edge, results cropped
+    again: keeps the aspect to the pixel) or "stretch"ed (scaled to the size, whatever the aspect).
     """
 
     mode: str = "cover"
-    size: Size | None = None
-    output: str = "model"
+    size: Size | None = None  # None: that of each clip
+    output: str = "model"  # results at the network's size, without padding; or "source": resized to the clip's size
 
     def __post_init__(self):
         if self.size is not None and min(self.size) < 1:
@@ -84,22 +81,19 @@ class ResizeConfig:
             outer = cover_size(inner, inner)
         else:
             inner = outer = cover_size(source if self.mode == "cover" else target, target)
+            if self.mode == "cover" and math.prod(inner) > MAX_GROWTH * math.prod(cover_size(target, target)):
+                problem = f"{extent(source)} pixels become {extent(inner)} to cover {extent(target)}"
+                raise InputError(f"{problem}, too many; crop the images, or give --fit contain or stretch")
         return ResizePlan(inner, outer, source if self.output == "source" else inner)
 
 
 @dataclass(frozen=True)
 class ResizePlan:
-    """The sizes (height, width) of one clip.
+    """The sizes of one clip."""
 
-    Attributes:
-      inner: frames are resized to this.
-      outer: network input: `inner`, padded at the bottom and on the right.
-      written: written results.
-    """
-
-    inner: Size
-    outer: Size
-    written: Size
+    inner: Size  # that frames are resized to
+    outer: Size  # of the network's input: `inner`, padded at the bottom and on the right
+    written: Size  # of the written results
 
     def fit(self, frame: Float[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "H W 3"]:
         """Resize and pad a frame to the network's size."""

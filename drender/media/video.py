@@ -17,7 +17,7 @@ from jaxtyping import Float32
 
 from drender.config import DOMAINS
 from drender.errors import InputError, extent
-from drender.files import atomic_write, list_dir, map_collecting_errors, require_file
+from drender.files import atomic_write, list_dir, map_collecting_errors, readable, require_file
 from drender.media.animation import TIFF_SUFFIXES, is_animated, probe_animation, read_animation
 from drender.media.decoding import DEFAULT_FPS, decode, probe
 from drender.media.encodings import DEFAULT, InputEncoding, read_labeled
@@ -86,23 +86,14 @@ def _h264_stream(
 
 @dataclass(frozen=True)
 class Clip:
-    """A sequence of frames on disk, from `find_clips`: a video or animation, a folder of images, or one image.
+    """A sequence of frames on disk, from `find_clips`: a video or animation, a folder of images, or one image."""
 
-    Attributes:
-      name: stem of the image or video, or name of the folder or sequence.
-      fps: frame rate that the video, animation or first EXR states, or DEFAULT_FPS.
-      num_frames: number of frames.
-      paths: the images in order, or the one video or animation.
-      label: of the images, which decides on their encoding (see `read_labeled`).
-      assumed: encoding of images without metadata.
-    """
-
-    name: str
-    fps: float
+    name: str  # stem of the image or video, or name of the folder or sequence
+    fps: float  # that the video, animation or first EXR states, or DEFAULT_FPS
     num_frames: int
-    paths: tuple[Path, ...]
-    label: str = "rgb"
-    assumed: InputEncoding = DEFAULT
+    paths: tuple[Path, ...]  # the images in order, or the one video or animation
+    label: str = "rgb"  # of the images, which decides on their encoding (see `read_labeled`)
+    assumed: InputEncoding = DEFAULT  # encoding of images without metadata
 
     @property
     def size(self) -> tuple[int, int]:
@@ -110,12 +101,9 @@ class Clip:
         return next(self.frames(0, 1)).shape[:2]
 
     def frames(self, start: int = 0, stop: int | None = None) -> Iterator[Float32[np.ndarray, "h w 3"]]:
-        """Yield frames start to stop − 1 (by default to the end), each in [0, 1].
+        """Yield frames start to stop − 1 (by default to the end), each in [0, 1]; InputError if a file is damaged.
 
         Every call decodes a video from its beginning, so read a long one through a single iterator.
-
-        Raises:
-          InputError: a file is damaged.
         """
         stop = self.num_frames if stop is None else min(stop, self.num_frames)
         if start >= stop:
@@ -153,7 +141,7 @@ def find_clips(
       InputError: nothing to read, an unreadable clip, or frames of different size.
     """
     path = Path(path)
-    try:
+    with readable(path):
         if not path.exists() and set(path.name) & set("%#*?"):
             raise InputError(f"{path} does not exist; give the folder of the frames, not a pattern of their names")
         if not path.is_dir():
@@ -163,16 +151,12 @@ def find_clips(
             raise InputError(f"{path}: no images or videos found; known: {' '.join(SUFFIXES + VIDEO_SUFFIXES)}")
         clips = _with_unique_names(found)
         return map_collecting_errors(lambda clip: _open_clip(*clip, label, assumed), clips, failed)
-    except OSError as error:
-        raise InputError(f"cannot read {error.filename or path}: {error.strerror}") from error
 
 
 def _clips_at(path: Path, parents: tuple[Path, ...], counter: Iterator[int]) -> list[tuple[str, list[Path]]]:
     """Return (name, files) of every clip in a file or folder.
 
-    Args:
-      parents: the folders that lead there, resolved; a link to one of these is passed over.
-      counter: counts the folders.
+    `parents` are the folders that lead there, resolved; a link to one of these is passed over. `counter` counts.
     """
     if not path.is_dir():
         return [(path.stem, [path])] if path.suffix.lower() in SUFFIXES + VIDEO_SUFFIXES else []
@@ -181,30 +165,33 @@ def _clips_at(path: Path, parents: tuple[Path, ...], counter: Iterator[int]) -> 
         return []
     if len(parents) == MAX_DEPTH or next(counter) > MAX_FOLDERS:
         raise InputError(f"{path}: more than {MAX_DEPTH} folders deep or {MAX_FOLDERS} in all; give one of its folders")
-    found = {entry: _clips_at(entry, (*parents, real), counter) for entry in list_dir(path)}
-    unread = [entry for entry in found if entry.suffix.lower() in UNREAD_SUFFIXES]
+    entries = list_dir(path)
+    found = {entry: clips for entry in entries if (clips := _clips_at(entry, (*parents, real), counter))}
+    unread = [entry for entry in entries if entry.suffix.lower() in UNREAD_SUFFIXES]
     _warn_of_skipped(path, unread, "convert them to PNG, EXR or mp4")
-    if found.get(path / "rgb"):
+    if path / "rgb" in found:
         found = {entry: clips for entry, clips in found.items() if entry.name not in DOMAINS}
     maps = [entry for entry in found if entry.suffix.lower() in HDR_SUFFIXES]
-    if not all(entry in maps for entry, clips in found.items() if clips):
+    if are_light := len(maps) < len(found):  # beside other images
         found = {entry: clips for entry, clips in found.items() if entry not in maps}
-    is_image = lambda entry: entry.suffix.lower() in SUFFIXES and entry.is_file() and not is_animated(entry)
-    images = dict.fromkeys(filter(is_image, found))
+    images = [file for file in found if file.suffix.lower() in SUFFIXES and file.is_file() and not is_animated(file)]
     if rgb_frames := [image for image in images if image.stem.endswith(".rgb")]:
         return _image_clips(path, rgb_frames, alone=True)
-    if not found.keys() & {*maps} and any(len(s.stems) > 2 for s in split_sequences([entry.stem for entry in maps])):
+    if are_light and any(len(sequence.stems) > 2 for sequence in split_sequences([entry.stem for entry in maps])):
         _warn_of_skipped(path, maps, "beside other images they count as light; move frames to a folder of their own")
     if any(entry.is_dir() and files[0].stem.endswith(".rgb") for entry, clips in found.items() for _, files in clips):
+        # EXR and Radiance files beside clips of G-buffers are light, as in the `environments` of synthetic clips.
+        is_map = lambda path: path.suffix.lower() in HDR_SUFFIXES and not path.stem.endswith(".rgb")
         found = {
             entry: clips
             for entry, clips in found.items()
-            if not entry.name.endswith(SUMMARIES) and not all(_is_map(files[0]) for _, files in clips)
+            if not entry.name.endswith(SUMMARIES) and not all(is_map(files[0]) for _, files in clips)
         }
-        images = dict.fromkeys(image for image in images if image in found)
-    clips = _image_clips(path, list(images), alone=all(entry in images for entry, clips in found.items() if clips))
-    by_entry = {files[0]: [(name, files)] for name, files in clips}
-    return [clip for entry in found for clip in (by_entry.get(entry, []) if entry in images else found[entry])]
+        images = [image for image in images if image in found]
+    clips = _image_clips(path, images, alone=len(images) == len(found))
+    # In place of their first images, so that the clips stay in natural order.
+    found |= {image: [] for image in images} | {files[0]: [(name, files)] for name, files in clips}
+    return [clip for clips in found.values() for clip in clips]
 
 
 def _warn_of_skipped(folder: Path, files: list[Path], remedy: str) -> None:
@@ -213,18 +200,12 @@ def _warn_of_skipped(folder: Path, files: list[Path], remedy: str) -> None:
         warnings.warn(f"{folder}: {number} not read; {remedy}", stacklevel=4)
 
 
-def _is_map(path: Path) -> bool:
-    """Return whether a file beside clips of G-buffers is light, as in the `environments` of synthetic clips."""
-    return path.suffix.lower() in HDR_SUFFIXES and not path.stem.endswith(".rgb")
-
-
 def _image_clips(folder: Path, images: list[Path], alone: bool) -> list[tuple[str, list[Path]]]:
     """Return (name, files) of the sequences among the images of a folder, which may hold them `alone`."""
-    by_suffix = {}
-    for image in images:
-        by_suffix.setdefault(image.suffix, {})[image.stem.removesuffix(".rgb")] = image
-    if len({stem for files in by_suffix.values() for stem in files}) == len(images):
-        by_suffix = {"": {stem: file for files in by_suffix.values() for stem, file in files.items()}}
+    stems = [image.stem.removesuffix(".rgb") for image in images]
+    by_suffix = {}  # one group, unless stems repeat, as in a.jpg and a.png
+    for stem, image in zip(stems, images, strict=True):
+        by_suffix.setdefault("" if len({*stems}) == len(stems) else image.suffix, {})[stem] = image
     sequences = [(files, sequence) for files in by_suffix.values() for sequence in split_sequences(list(files))]
     clips, name = [], folder.resolve().name
     for files, sequence in sequences:
@@ -239,11 +220,7 @@ def _image_clips(folder: Path, images: list[Path], alone: bool) -> list[tuple[st
 
 
 def _with_unique_names(clips: list[tuple[str, list[Path]]]) -> list[tuple[str, list[Path]]]:
-    """Tell clips of one name apart: by their files' suffix in one folder, else by the names of folders in front.
-
-    Raises:
-      InputError: the names are equal even so.
-    """
+    """Tell clips of one name apart: by their files' suffix in one folder, else by the names of folders in front."""
     count = collections.Counter((name, files[0].parent) for name, files in clips)
     suffix = lambda name, file: f"_{file.suffix[1:].lower()}" if count[name, file.parent] > 1 else ""
     names = [name + suffix(name, files[0]) for name, files in clips]
@@ -263,22 +240,21 @@ def _with_unique_names(clips: list[tuple[str, list[Path]]]) -> list[tuple[str, l
 
 def _open_clip(name: str, paths: list[Path], label: str, assumed: InputEncoding) -> Clip:
     """Return the clip of these files after checking the headers of all images or the packets of the video."""
-    is_video = paths[0].suffix.lower() in VIDEO_SUFFIXES
-    animated = not is_video and len(paths) == 1 and is_animated(paths[0])
-    if (is_video or (animated and paths[0].suffix.lower() not in TIFF_SUFFIXES)) and (
-        assumed.transfer or assumed.layer(label)
-    ):
-        warnings.warn(
-            f"{paths[0]}: --input-transfer and --input-layers are not for videos; convert it to frames", stacklevel=2
-        )
-    if is_video:
-        return Clip(name, *probe(paths[0]), (paths[0],), label, assumed)
-    if animated:
-        fps, num_frames = probe_animation(paths[0])
-        return Clip(name, fps or DEFAULT_FPS, num_frames, (paths[0],), label, assumed)
-    size = image_size(paths[0])
-    for path in paths[1:]:
-        if (other := image_size(path)) != size:
-            problem = f"{path} has {extent(other)} pixels, {paths[0].name} {extent(size)}"
-            raise InputError(f"{problem}; the frames of a clip need one size")
-    return Clip(name, stated_rate(paths[0]) or DEFAULT_FPS, len(paths), tuple(paths), label, assumed)
+    first, suffix = paths[0], paths[0].suffix.lower()
+    animated = len(paths) == 1 and is_animated(first)
+    is_encoded = suffix in VIDEO_SUFFIXES or (animated and suffix not in TIFF_SUFFIXES)
+    if is_encoded and (assumed.transfer or assumed.layer(label)):
+        problem = "--input-transfer and --input-layers are not for videos; convert it to frames"
+        warnings.warn(f"{first}: {problem}", stacklevel=2)
+    if suffix in VIDEO_SUFFIXES:
+        fps, num_frames = probe(first)
+    elif animated:
+        fps, num_frames = probe_animation(first)
+    else:
+        size = image_size(first)
+        for path in paths[1:]:
+            if (other := image_size(path)) != size:
+                problem = f"{path} has {extent(other)} pixels, {first.name} {extent(size)}"
+                raise InputError(f"{problem}; the frames of a clip need one size")
+        fps, num_frames = stated_rate(first), len(paths)
+    return Clip(name, fps or DEFAULT_FPS, num_frames, tuple(paths), label, assumed)

@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 
+from drender.media import decoding
 from drender.media.decoding import probe
 from drender.media.video import find_clips, write_video
 
@@ -82,6 +83,13 @@ def test_frames_of_a_cut_clip_are_those_that_can_be_shown(tmp_path, codec, optio
     assert 10 < clip.num_frames < packets
     _, whole = read(tmp_path / "a.mkv")
     np.testing.assert_array_equal(found, whole[-clip.num_frames :])
+
+
+def test_an_ordinary_video_is_opened_once_to_be_probed(tmp_path, monkeypatch):
+    path, opened = encode(tmp_path / "a.mkv", [NOISE] * 9, rate=25), []
+    monkeypatch.setattr(decoding.av, "open", lambda *a, open=av.open, **k: opened.append(a) or open(*a, **k))
+    assert probe(path) == (25, 9)
+    assert len(opened) == 1
 
 
 def test_hidden_frames_are_not_counted(tmp_path):

@@ -1,6 +1,7 @@
 """Depth and normals as other programs write them: decoded as their values tell, or as the options say."""
 
 import numpy as np
+import OpenImageIO as oiio
 import pytest
 from PIL import Image
 
@@ -46,6 +47,43 @@ def test_distances_are_normalized_over_the_clip(tmp_path, background, sign):
         found = read(tmp_path, "depth")
     np.testing.assert_allclose(found, np.repeat(expected[..., None], 3, axis=-1), atol=2e-3)  # half floats
     np.testing.assert_array_equal(read(tmp_path, "depth", depth="metric"), found)  # silently
+
+
+def write_with_header(path, pixels, **header):
+    spec = oiio.ImageSpec(pixels.shape[1], pixels.shape[0], pixels.shape[2], "float")
+    spec.channelnames = ("Z", "A")[: pixels.shape[2]]
+    spec.alpha_channel = 1 if pixels.shape[2] == 2 else -1
+    for name, value in header.items():
+        setattr(spec, name, value) if hasattr(spec, name) else spec.attribute(name, value)
+    path.parent.mkdir(exist_ok=True)
+    output = oiio.ImageOutput.create(str(path))
+    assert output.open(str(path), spec) and output.write_image(pixels) and output.close()
+
+
+@pytest.mark.parametrize("depth", ["relative", "metric", "inverse"])
+def test_depth_outside_of_the_data_window_is_background(tmp_path, depth):
+    pixels = {"relative": RELATIVE, "metric": DISTANCES, "inverse": 1 / DISTANCES}[depth][0].astype(np.float32)
+    height, width = pixels.shape
+    window = {"x": 1, "y": 2, "full_width": width + 3, "full_height": height + 3}
+    write_with_header(tmp_path / "0.depth.exr", pixels[..., None], **window)
+    found = read(tmp_path, "depth", depth=depth)[0, ..., 0]
+    inside = np.zeros(found.shape, bool)
+    inside[2 : 2 + height, 1 : 1 + width] = True
+    assert (found[~inside] == 1).all() and found[inside].min() < 0.5
+    if depth == "relative":
+        np.testing.assert_array_equal(found[inside], pixels.ravel())
+
+
+@pytest.mark.parametrize("depth", ["metric", None])
+@pytest.mark.filterwarnings("ignore:.*depth is out of 0 to 1")
+def test_transparent_distances_are_background(tmp_path, depth):
+    """Not a distance of 1, and the range of the clip is that of the opaque pixels."""
+    distance = np.float32([[10, 20, 30, 40], [15, 15, 15, 15]])
+    alpha = np.float32([[1, 1, 1, 0], [0.5, 1, 1, 0]])
+    pixels = np.stack([distance, alpha], axis=-1)
+    write_with_header(tmp_path / "0.depth.tif", pixels, **{"oiio:UnassociatedAlpha": 1})
+    expected = [[0, 0.5, 1, 1], [0.25, 0.25, 0.25, 1]]
+    np.testing.assert_allclose(read(tmp_path, "depth", depth=depth)[0, ..., 0], expected, atol=1e-6)
 
 
 def test_inverse_depth_is_the_reciprocal_of_distance(tmp_path):

@@ -5,12 +5,12 @@ from fractions import Fraction
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from drender.errors import InputError
 from drender.media.encodings import decode_normal, encode_normal
-from drender.media.resize import MODES, ResizeConfig, contain_size, cover_size
+from drender.media.resize import MAX_GROWTH, MODES, ResizeConfig, contain_size, cover_size
 
 RNG = np.random.default_rng(0)
 
@@ -77,10 +77,16 @@ def test_contain_size(h, w, height, width):
     assert found[0] == height or found[1] == width
 
 
+def place(source, size, mode, output):
+    """Return the sizes, unless covering would enlarge a strip too much."""
+    assume(mode != "cover" or np.prod(cover_size(source, size)) <= MAX_GROWTH * np.prod(cover_size(size, size)))
+    return ResizeConfig(mode, size, output).place(source)
+
+
 @given(SIZES, SIZES, st.sampled_from(MODES), st.sampled_from(["model", "source"]))
 @settings(max_examples=60)
 def test_sizes_of_every_mode(source, size, mode, output):
-    placement = ResizeConfig(mode, size, output).place(source)
+    placement = place(source, size, mode, output)
     assert all(side % 64 == 0 for side in placement.outer)
     if mode == "contain":
         assert placement.inner == contain_size(source, size)
@@ -93,7 +99,7 @@ def test_sizes_of_every_mode(source, size, mode, output):
 @given(SIZES, SIZES, st.sampled_from(MODES), st.sampled_from(["model", "source"]))
 @settings(max_examples=8)
 def test_fit_and_restore_give_the_planned_sizes(source, size, mode, output):
-    placement = ResizeConfig(mode, size, output).place(source)
+    placement = place(source, size, mode, output)
     frame = np.full((*source, 3), 0.25, np.float32)
     fitted = placement.fit(frame)
     assert fitted.shape == (*placement.outer, 3) and fitted.dtype == np.float32
@@ -132,6 +138,16 @@ def test_restored_normals_have_unit_length():
     expected = jax.image.resize(stored, (100, 33, 3), "linear", antialias=True)
     np.testing.assert_allclose(restored * 2 - 1, decode_normal(np.asarray(expected)), atol=1e-5)
     np.testing.assert_allclose(placement.restore(stored, "depth"), expected, atol=1e-6)
+
+
+def test_strips_are_not_enlarged_without_limit():
+    cover, contain = ResizeConfig(size=(512, 512)), ResizeConfig("contain", (512, 512))
+    assert cover.place((100, 1600)).inner == (512, 8192)
+    for source in ((10, 10_000), (10_000, 10)):
+        with pytest.raises(InputError, match=r"to cover 512x512, too many; crop the images, or give --fit contain"):
+            cover.place(source)
+        assert contain.place(source).outer in ((64, 512), (512, 64))
+    assert ResizeConfig().place((64, 6400)).inner == (64, 6400)  # nothing is enlarged
 
 
 def test_sizes_less_than_one_are_input_errors():
