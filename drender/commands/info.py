@@ -15,7 +15,7 @@ from drender.errors import extent, say
 from drender.media.animation import is_animated
 from drender.media.decoding import open_video
 from drender.media.gbuffers import find_gbuffer_clips, find_images
-from drender.media.images import image_size, open_image
+from drender.media.images import open_image
 from drender.media.video import VIDEO_SUFFIXES, Clip, find_clips
 from drender.sampling.record import read_record
 from drender.training import run_dir, run_record
@@ -27,12 +27,9 @@ RECORDS = ("inverse.json", "forward.json", "edit.json", "insert.json")
 def main(words: list[str] | None = None, prog: str | None = None) -> None:
     """Describe; `words` are the command line's, by default this process's."""
     top = cli.Parser(prog=prog, description=__doc__)
-    top.add_argument(
-        "path",
-        type=cli.path,
-        help="checkpoint (a folder, released weights, or a Hugging Face name, which is downloaded), training run, "
-        "folder of results, image, video, or folder of frames or G-buffers",
-    )
+    help = "checkpoint (a folder, released weights, or a Hugging Face name, which is downloaded), training run, "
+    help += "folder of results, image, video, or folder of frames or G-buffers"
+    top.add_argument("path", type=cli.path, help=help)
     args = top.parse_args(words)
     for name, value in describe(args.path):
         say(f"{name + ':':14} {value}")
@@ -50,9 +47,8 @@ def describe(path: str) -> Iterator[Property]:
             yield from describe_record(file)
     elif folder.is_dir() and find_images(folder, tuple(DOMAINS)):
         for clip in find_gbuffer_clips(folder, ()):
-            size = image_size(next(iter(clip.paths.values()))[0])
             yield "G-buffers", f"{clip.name}: {', '.join(clip.labels)}"
-            yield "frames", f"{clip.num_frames} in {len(clip.chunks)} chunks, {extent(size)}"
+            yield "frames", f"{clip.num_frames} in {len(clip.chunks)} chunks, {extent(clip.size)}"
     else:
         for clip in find_clips(folder):
             yield from describe_clip(clip)

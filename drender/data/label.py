@@ -17,12 +17,12 @@ from drender.media.gbuffers import find_gbuffer_clips
 from drender.media.images import HDR_SUFFIXES, write_hdr
 from drender.media.resize import ResizeConfig
 from drender.renderers.inverse import InverseRenderer, chosen_passes
-from drender.sampling.base import RunConfig
 from drender.sampling.execute import execute
 from drender.sampling.inputs import BufferChunks, ChunkConfig
 from drender.sampling.jobs import InverseJob
 from drender.sampling.lights import OWN_LIGHT, Lights, require_for_own_light
 from drender.sampling.options import DeviceOptions, option
+from drender.sampling.outputs import RunConfig
 from drender.sampling.record import read_record
 
 ESTIMATED_FILE = "environment.exr"

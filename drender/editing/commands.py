@@ -16,12 +16,12 @@ from drender.editing.jobs import EditingJob, EditJob, InsertJob
 from drender.editing.steps import EditStep
 from drender.errors import InputError
 from drender.media.encodings import InputEncoding
-from drender.sampling.base import RunConfig
 from drender.sampling.commands import NOT_RECORDED, cameras, input_encoding
 from drender.sampling.execute import execute
 from drender.sampling.inputs import ChunkConfig
 from drender.sampling.lights import OWN_LIGHT, Lights
 from drender.sampling.options import GBUFFERS, BufferEncodingOptions, FileOptions, add_options, option, select
+from drender.sampling.outputs import RunConfig
 
 DEFAULT_OVERLAP = 6
 

@@ -21,10 +21,10 @@ from drender.files import list_dir, map_collecting_errors
 from drender.media.encodings import DEFAULT, Cameras, ImageFormat, InputEncoding
 from drender.media.gbuffers import GBufferClip, find_gbuffer_clips
 from drender.media.images import stored_bits
-from drender.sampling.base import ClipJob, OnFailure, RunConfig
+from drender.sampling.base import ClipJob, OnFailure
 from drender.sampling.inputs import BufferChunks, Chunk
 from drender.sampling.lights import Lights, require_for_own_light
-from drender.sampling.outputs import ClipOutput
+from drender.sampling.outputs import ClipOutput, RunConfig
 from drender.sampling.record import read_record
 
 Images = dict[str, Float32[np.ndarray, "h w 3"]]  # of one frame, by label
@@ -90,7 +90,7 @@ class EditingJob(ClipJob):
         return map_collecting_errors(plan, clips, on_failure)
 
     def outputs(self, clip: BufferChunks) -> list[ClipOutput]:
-        return [self.run.clip_output(clip, COMMAND, self.labels(clip), clip.files(), overlap=clip.overlap)]
+        return [ClipOutput(self.run, clip.name, COMMAND, self.labels(clip), clip.files(), overlap=clip.overlap)]
 
     def run_clip(self, renderers: tuple[()], clip: BufferChunks, **control: Any) -> str:
         return super().run_clip(self.change(clip), clip, **control)

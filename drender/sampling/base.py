@@ -1,10 +1,8 @@
-"""What jobs share: the configuration of a run, and clips that are run in chunks, with records, previews and a page."""
+"""What jobs share: clips that are run in chunks, with records, previews and a page."""
 
 import abc
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from threading import Event
 from typing import Any, ClassVar
 
@@ -12,75 +10,16 @@ import numpy as np
 from tqdm import tqdm
 
 from drender.errors import InputError, say
-from drender.fields import bounded, check_ranges
 from drender.files import remove_partial
 from drender.locks import lock_folder
-from drender.media.encodings import ImageFormat
-from drender.media.images import IMAGE_SUFFIXES, write_png
+from drender.media.images import write_png
 from drender.media.montage import contact_sheet, side_by_side, tile
-from drender.media.resize import ResizeConfig
-from drender.media.video import VIDEO_SUFFIXES
-from drender.sampling.inputs import Chunk, ChunkConfig, ChunkedClip, Frame
+from drender.sampling.inputs import Chunk, ChunkedClip, Frame
 from drender.sampling.lights import Lights
-from drender.sampling.outputs import PNG, ClipOutput
-from drender.sampling.record import InputFiles
+from drender.sampling.outputs import ClipOutput, RunConfig
 from drender.sampling.report import PageClip, Reader, write_page
 
 OnFailure = Callable[[InputError], None]
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Input, output and settings of a run.
-
-    Attributes:
-      input, output: paths.
-      settings: JSON values that the results depend on, for the record and the HTML page.
-      dependencies: files and folders that the results depend on besides a clip's own: checkpoints, environments, masks.
-      chunks, resize: how clips are cut and resized.
-      sampling: keyword arguments of the renderers.
-      format: of the images.
-      video: write `{clip}.viz.mp4` and the contact sheet.
-      quality: of the video.
-      overwrite: replace results of other settings or inputs.
-      html: write `index.html`, a page that shows all clips.
-    """
-
-    input: Path
-    output: Path
-    settings: dict
-    dependencies: tuple[Path, ...] = ()
-    chunks: ChunkConfig = field(default_factory=ChunkConfig)
-    resize: ResizeConfig = field(default_factory=ResizeConfig)
-    sampling: dict = field(default_factory=dict)
-    format: ImageFormat = PNG
-    video: bool = True
-    quality: float = bounded(7.0, at_least=0, at_most=10)
-    overwrite: bool = False
-    html: bool = False
-
-    def __post_init__(self):
-        check_ranges(self)
-        if self.output.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES and not self.output.is_dir():
-            raise InputError(f"--output {self.output}: names a file, but results are a folder per clip; give a folder")
-
-    def inputs(self, files: Iterable[Path]) -> InputFiles:
-        """Return everything that the results of a clip made of `files` depend on."""
-        return InputFiles((*files, *self.dependencies))
-
-    def clip_output(
-        self, clip: ChunkedClip, command: str, labels: Sequence[str], files: Iterable[Path], below: str = "", **settings
-    ) -> ClipOutput:
-        """Return the output of a clip made of `files`; raise InputError if it holds other results."""
-        settings, inputs = self.settings | settings, self.inputs(files)
-        return ClipOutput(self.output, clip.name, command, labels, settings, inputs, self.overwrite, self.format, below)
-
-    def check_separate(self, folders: dict[str, Path]) -> None:
-        """Raise InputError if results would lie among the input's files, given the folder of each clip's files."""
-        output = self.output.resolve()
-        inside = self.input.is_dir() and output.is_relative_to(self.input.resolve())
-        if inside or any((output / name).resolve() == folder.resolve() for name, folder in folders.items()):
-            raise InputError(f"--output {self.output} would put results among the input's files; give another")
 
 
 class Job(abc.ABC):
@@ -101,20 +40,14 @@ class Job(abc.ABC):
         """Return locks on all that is written for the clip."""
 
     def hold(self, clips: list[ChunkedClip], process: tuple[int, int]) -> contextlib.AbstractContextManager:
-        """Return a lock on what the clips of a run share; on leaving, write the page of all that are finished.
-
-        Args:
-          process: as `execute` takes it.
-        """
+        """Return a lock on what the clips of a run share; on leaving, write the page of all that are finished."""
         return contextlib.nullcontext()
 
     @abc.abstractmethod
     def run_clip(self, renderers: Any, clip: ChunkedClip, *, progress: bool, stop: Event) -> str:
         """Write the results of the clip that are not complete, and return where they are.
 
-        Args:
-          progress: show a bar on a terminal.
-          stop: setting this event from another thread aborts sampling with KeyboardInterrupt.
+        `progress` shows a bar on a terminal. Setting `stop` from another thread aborts sampling with KeyboardInterrupt.
         """
 
 
@@ -142,7 +75,8 @@ class ClipJob(Job):
         return {}
 
     def is_finished(self, clip: ChunkedClip) -> bool:
-        return all(output.is_finished(self.run.quality if self.run.video else None) for output in self.outputs(clip))
+        quality = self.run.quality if self.run.video else None
+        return all(output.is_finished(clip.chunks, quality) for output in self.outputs(clip))
 
     def locks(self, clip: ChunkedClip) -> list[contextlib.AbstractContextManager]:
         return [lock_folder(output.path) for output in self.outputs(clip)]
@@ -158,13 +92,13 @@ class ClipJob(Job):
 
     def run_clip(self, renderers: Any, clip: ChunkedClip, *, progress: bool, stop: Event) -> str:
         outputs = self.outputs(clip)
-        restart = self.run.overwrite and all(output.is_finished() for output in outputs)
+        restart = self.run.overwrite and all(output.is_finished(clip.chunks) for output in outputs)
         for output in outputs:
             output.remove_partial()
             if restart:
                 output.restart()
         for chunk in clip.chunks:
-            if all(chunk.index in output.done for output in outputs):
+            if all(output.has(chunk) for output in outputs):
                 continue
             self.run_chunk(renderers, clip, chunk, outputs, progress=progress, stop=stop)
             for output in outputs:
@@ -208,7 +142,7 @@ class ClipJob(Job):
         shown = []
         for clip in clips:
             outputs = self.outputs(clip)
-            if all(output.is_finished() for output in outputs):
+            if all(output.is_finished(clip.chunks) for output in outputs):
                 readers = self.source_readers(clip)
                 for output in outputs:
                     readers |= output.readers(clip.frames)

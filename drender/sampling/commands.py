@@ -21,7 +21,7 @@ from drender.media.images import IMAGE_SUFFIXES
 from drender.media.resize import ResizeConfig
 from drender.renderers.forward import ForwardRenderer, used_conditions
 from drender.renderers.inverse import InverseRenderer, chosen_passes
-from drender.sampling.base import Job, RunConfig
+from drender.sampling.base import Job
 from drender.sampling.execute import Load, execute
 from drender.sampling.inputs import ChunkConfig
 from drender.sampling.jobs import ForwardJob, InverseJob, RelightJob
@@ -40,6 +40,7 @@ from drender.sampling.options import (
     option_name,
     select,
 )
+from drender.sampling.outputs import RunConfig
 
 COMMANDS = {
     "relight": RelightOptions,
@@ -65,9 +66,9 @@ def run(args: Any) -> None:
     if args.command == "light":
         devices = local_devices(1)
         execute(*build_light_job(options), devices)
-        return
-    devices = local_devices(options.devices)
-    execute(*build_job(args.command, options), devices, options.process)
+    else:
+        devices = local_devices(options.devices)
+        execute(*build_job(args.command, options), devices, options.process)
 
 
 def local_devices(count: int | None) -> list[jax.Device]:
@@ -85,8 +86,7 @@ def local_devices(count: int | None) -> list[jax.Device]:
 def build_job(command: str, options: Any) -> tuple[Job, Load]:
     """Return the job of `inverse`, `forward` or `relight`, and the function that loads its renderers on some devices.
 
-    Raises:
-      InputError: an option is invalid, which is found before any weights are read.
+    InputError if an option is invalid, which is found before any weights are read.
     """
     options, inverse_config, forward_config = complete_options(command, options)
     run_config = build_run_config(options)
@@ -186,13 +186,16 @@ def build_run_config(options: Any) -> RunConfig:
     paths = [values.get(name) for name in ("checkpoint", "inverse", "forward", "poses")]
     paths += [word for word in environments(values.get("environment", ())) if word != OWN_LIGHT]
     sampling = sampling_options(options, frames=options.frames, overlap=options.overlap)
+    if options.format == "exr" and options.bits is not None:
+        raise InputError(f"--bits {options.bits} is for PNG, and EXR is half float; leave out --bits or --format")
+    image_format = ImageFormat(options.format, options.bits or 8, options.transfer, values.get("normals", "opengl"))
     return RunConfig(
         Path(options.input), Path(options.output),
         settings={name: value for name, value in sorted(values.items()) if name not in NOT_RECORDED},
         dependencies=tuple(Path(path) for path in paths if path is not None),
         chunks=ChunkConfig(options.frames, options.overlap, options.chunks),
         resize=ResizeConfig(options.fit, multiples_of_64("--size", options.size), options.output_size),
-        sampling=sampling, format=image_format(options), video=options.video, quality=options.quality,
+        sampling=sampling, format=image_format, video=options.video, quality=options.quality,
         overwrite=options.overwrite, html=options.html,
     )  # fmt: skip
 
@@ -224,13 +227,6 @@ def cameras(options: BufferEncodingOptions) -> np.ndarray | None:
         raise InputError("--input-normals world: needs the poses of the cameras; give --poses, or camera-space normals")
     poses = read_poses(options.poses)
     return camera_rotations(len(poses), poses=poses)
-
-
-def image_format(options: Any) -> ImageFormat:
-    if options.format == "exr" and options.bits is not None:
-        raise InputError(f"--bits {options.bits} is for PNG, and EXR is half float; leave out --bits or --format")
-    normals = getattr(options, "normals", "opengl")
-    return ImageFormat(options.format, options.bits or 8, options.transfer, normals)
 
 
 def multiples_of_64(option: str, size: tuple[int, int] | None) -> tuple[int, int] | None:

@@ -25,13 +25,11 @@ Load = Callable[[tuple[jax.Device, ...]], Any]
 def execute(job: Job, load: Load, devices: Sequence[jax.Device], process: tuple[int, int] = (0, 1)) -> None:
     """Run a job: one device per clip, or several if there are fewer clips than devices.
 
-    If there are several clips, an InputError of one does not stop the others.
+    If there are several clips, an InputError of one does not stop the others, and is raised at the end.
 
     Args:
       load: return the job's renderers on some devices; called once per group of devices.
       process: index of this process, and number of processes that share the clips.
-    Raises:
-      InputError: the only clip failed, something that all clips share is wrong, or some of several clips failed.
     """
     check_process(process)
     failures = Failures()

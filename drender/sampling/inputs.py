@@ -15,7 +15,6 @@ from drender.fields import bounded, check_ranges
 from drender.lighting.camera import require_poses
 from drender.media.encodings import Cameras
 from drender.media.gbuffers import GBufferClip, read_frames
-from drender.media.images import image_size
 from drender.media.resize import ResizePlan
 from drender.media.video import DEFAULT_FPS, Clip
 from drender.sampling.record import read_record
@@ -60,19 +59,14 @@ def unique_frames(chunks: list[Chunk], overlap: int) -> Iterator[Frame]:
 
 @dataclass(frozen=True)
 class ChunkConfig:
-    """How clips are cut in chunks that are sampled separately.
+    """How clips are cut in chunks that are sampled separately; InputError for an invalid length or overlap.
 
-    Attributes:
-      frames: per chunk. A clip of no more frames is one chunk of its own length.
-      overlap: frames that a chunk shares with the previous one.
-      mode: "blend" (one chunk, sampled in blended windows of that length and overlap), or as the released scripts:
-        "all", "first" (only the first chunk) or "drop-last" (without an incomplete last chunk).
-    Raises:
-      InputError: the length or the overlap is invalid.
+    The mode is "blend" (one chunk, sampled in blended windows of that length and overlap), or as the released scripts:
+    "all", "first" (only the first chunk) or "drop-last" (without an incomplete last chunk).
     """
 
-    frames: int = bounded(24, at_least=1)
-    overlap: int = bounded(6, at_least=0)
+    frames: int = bounded(24, at_least=1)  # per chunk; a clip of no more frames is one chunk of its own length
+    overlap: int = bounded(6, at_least=0)  # frames that a chunk shares with the previous one
     mode: str = "blend"
 
     def __post_init__(self):
@@ -106,18 +100,13 @@ def batch_frames(frames: Iterator[np.ndarray], length: int) -> Iterator[Float[np
 
 @dataclass(frozen=True)
 class ChunkedClip:
-    """A clip on disk and its chunks. Subclasses add `size`, the (height, width) of the frames on disk, and readers.
-
-    Attributes:
-      name, fps: of the clip.
-      chunks: processed one after the other.
-      overlap: frames that neighboring chunks share.
-    """
+    """A clip on disk and its chunks. Subclasses add readers."""
 
     name: str
     fps: float
-    chunks: list[Chunk]
-    overlap: int
+    chunks: list[Chunk]  # processed one after the other
+    overlap: int  # frames that neighboring chunks share
+    clip: Clip | GBufferClip  # the files; G-buffers may have chunks of their own
 
     def __post_init__(self):
         if (length := len(os.fsencode(self.name))) > MAX_NAME:
@@ -127,6 +116,11 @@ class ChunkedClip:
     @property
     def num_frames(self) -> int:
         return self.chunks[-1].stop
+
+    @functools.cached_property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the frames on disk."""
+        return self.clip.size
 
     @property
     def frames(self) -> list[Frame]:
@@ -138,16 +132,9 @@ class ChunkedClip:
 class RgbChunks(ChunkedClip):
     """An RGB clip."""
 
-    clip: Clip
-
     @classmethod
     def plan(cls, clip: Clip, config: ChunkConfig) -> "RgbChunks":
         return cls(clip.name, clip.fps, config.plan(clip.num_frames), config.overlap, clip)
-
-    @functools.cached_property
-    def size(self) -> tuple[int, int]:
-        """(height, width); the first frame is read."""
-        return self.clip.size
 
     def files(self) -> tuple[Path, ...]:
         return self.clip.paths
@@ -160,17 +147,10 @@ class RgbChunks(ChunkedClip):
 
 @dataclass(frozen=True)
 class BufferChunks(ChunkedClip):
-    """The G-buffers of a clip.
+    """The G-buffers of a clip."""
 
-    Attributes:
-      clip: the files, which have chunks of their own.
-      places: chunk -> index among the files of each of its frames.
-      cameras: camera-to-world rotation of every frame of the clip, for normals in world space.
-    """
-
-    clip: GBufferClip
-    places: dict[Chunk, Sequence[int]]
-    cameras: Cameras = None
+    places: dict[Chunk, Sequence[int]]  # index among the files of each frame of a chunk
+    cameras: Cameras = None  # camera-to-world rotation of every frame of the clip, for normals in world space
 
     @classmethod
     def plan(
@@ -179,13 +159,8 @@ class BufferChunks(ChunkedClip):
         """Return the clip in the chunks of its files, or, if they have one or are to be blended, in those of a video.
 
         The record of our inverse run gives the frame rate and the overlap of the files' chunks; the released scripts
-        write none.
-
-        Args:
-          fixed_frame: a frame of the clip to repeat `config.frames` times, and nothing else.
-          cameras: see the attribute; of a fixed frame, its own is repeated.
-        Raises:
-          InputError: there is no such frame, too few cameras, or the files' chunks contradict the overlap.
+        write none. Of a `fixed_frame`, the frame and its camera are repeated `config.frames` times, and nothing else is
+        used. InputError if there is no such frame, there are too few cameras, or the chunks contradict the overlap.
         """
         record = read_record(clip.folder / "inverse.json")
         fps = record.get("fps", DEFAULT_FPS)
@@ -205,11 +180,6 @@ class BufferChunks(ChunkedClip):
         chunks = config.plan(len(places))
         joined = {chunk: places[chunk.start : chunk.stop] for chunk in chunks}
         return cls(clip.name, fps, chunks, overlap, clip, joined, cameras)
-
-    @functools.cached_property
-    def size(self) -> tuple[int, int]:
-        """(height, width), from the header of the first frame."""
-        return image_size(next(iter(self.clip.paths.values()))[0])
 
     def files(self, labels: Sequence[str] | None = None) -> list[Path]:
         """Return the files of these labels, by default of all."""

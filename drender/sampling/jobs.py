@@ -19,10 +19,10 @@ from drender.media.video import find_clips
 from drender.renderers.base import Renderer
 from drender.renderers.forward import ForwardRenderer
 from drender.renderers.inverse import InverseRenderer
-from drender.sampling.base import ClipJob, OnFailure, RunConfig
+from drender.sampling.base import ClipJob, OnFailure
 from drender.sampling.inputs import BufferChunks, Chunk, ChunkedClip, RgbChunks, require_finished
 from drender.sampling.lights import Lights, require_for_own_light
-from drender.sampling.outputs import ClipOutput
+from drender.sampling.outputs import ClipOutput, RunConfig
 from drender.sampling.report import Reader
 
 Batches = Iterator[Float[np.ndarray, "1 n h w 3"]]  # the frames of a chunk
@@ -48,7 +48,7 @@ class InverseJob(ClipJob):
         return [self.output(clip)]
 
     def output(self, clip: RgbChunks, below: str = "") -> ClipOutput:
-        return self.run.clip_output(clip, "inverse", ("rgb", *self.passes), clip.files(), below)
+        return ClipOutput(self.run, clip.name, "inverse", ("rgb", *self.passes), clip.files(), below)
 
     def run_chunk(self, inverse: InverseRenderer, clip: RgbChunks, chunk: Chunk, outputs, **control: Any) -> None:
         for _, batches in self.estimate(inverse, clip, chunk, outputs[0], **control):
@@ -57,11 +57,7 @@ class InverseJob(ClipJob):
     def estimate(
         self, inverse: InverseRenderer, clip: RgbChunks, chunk: Chunk, output: ClipOutput, **control: Any
     ) -> Iterator[tuple[str, Batches]]:
-        """Write a chunk's RGB and estimate its G-buffers.
-
-        Yields:
-          name and batches `1 n h w 3` of each G-buffer. A batch is written to disk when it is taken.
-        """
+        """Write a chunk's RGB, and yield name and batches `1 n h w 3` of each G-buffer, written as they are taken."""
         sampling = inverse.sampling(self.run.sampling)
         resize = self.run.resize.place(clip.size)
         latents = {name: output.load_latents(chunk, name) for name in self.passes}
@@ -79,26 +75,17 @@ class InverseJob(ClipJob):
 
 @dataclass(frozen=True)
 class ForwardJob(ClipJob):
-    """G-buffers to RGB clips under each environment; `renderers` is a `ForwardRenderer`.
-
-    Attributes:
-      lights: the environments.
-      conditions: names of the G-buffers that are used.
-      drop: conditions, or "environment", that are not.
-      fixed_frame: frame of the clip to render as often as a chunk has frames.
-      encoding: of input files that do not state theirs.
-      cameras: camera-to-world rotations of the frames, for normals in world space.
-    """
+    """G-buffers to RGB clips under each environment; `renderers` is a `ForwardRenderer`."""
 
     title: ClassVar[str] = "Forward rendering"
 
     run: RunConfig
     lights: Lights
-    conditions: Sequence[str]
-    drop: Sequence[str] = ()
-    fixed_frame: int | None = None
-    encoding: InputEncoding = DEFAULT
-    cameras: Cameras = None
+    conditions: Sequence[str]  # names of the G-buffers that are used
+    drop: Sequence[str] = ()  # conditions, or "environment", that are not
+    fixed_frame: int | None = None  # frame of the clip to render as often as a chunk has frames
+    encoding: InputEncoding = DEFAULT  # of input files that do not state theirs
+    cameras: Cameras = None  # camera-to-world rotations of the frames, for normals in world space
 
     def discover(self, on_failure: OnFailure) -> list[BufferChunks]:
         def plan(clip: GBufferClip) -> BufferChunks:
@@ -117,7 +104,7 @@ class ForwardJob(ClipJob):
         return [self.output(clip, [*clip.files(self._labels(clip)), *light])]
 
     def output(self, clip: ChunkedClip, files: Iterable[Path], below: str = "") -> ClipOutput:
-        return self.run.clip_output(clip, "forward", self.lights.labels, files, below)
+        return ClipOutput(self.run, clip.name, "forward", self.lights.labels, files, below)
 
     def run_chunk(self, forward: ForwardRenderer, clip: BufferChunks, chunk: Chunk, outputs, **control: Any) -> None:
         resize = self.run.resize.place(clip.size)

@@ -21,9 +21,10 @@ from drender.media.montage import contact_sheet
 from drender.media.resize import resize
 from drender.media.video import find_clips
 from drender.renderers.inverse import InverseRenderer
-from drender.sampling.base import Job, OnFailure, RunConfig
+from drender.sampling.base import Job, OnFailure
 from drender.sampling.inputs import BufferChunks, ChunkedClip, RgbChunks, require_finished
 from drender.sampling.lights import ESTIMATED_FROM, Lights, OwnLight, require_for_own_light
+from drender.sampling.outputs import RunConfig
 
 BALL_SIDE = 256  # pixels
 SOURCE = "drender:source"  # attribute of a map: hash of its inputs and options
@@ -34,21 +35,14 @@ class LightJob(Job):
     """Clips to a map of their light each, a mirror ball, and the frames beside a rendering under the map.
 
     `renderers` is an `InverseRenderer`, or None for G-buffers. A clip has one chunk: the frames that are used.
-
-    Attributes:
-      lights: the clip's own.
-      from_gbuffers: the input holds G-buffers; else RGB clips, whose G-buffers are estimated first.
-      file: of the map, for a single clip; None: `{output}/{clip}.exr`.
-      encoding: of input files that do not state theirs.
-      cameras: camera-to-world rotations of the frames, for normals in world space.
     """
 
     run: RunConfig
-    lights: Lights
-    from_gbuffers: bool
-    file: Path | None
-    encoding: InputEncoding
-    cameras: Cameras = None
+    lights: Lights  # the clip's own
+    from_gbuffers: bool  # the input holds G-buffers; else RGB clips, whose G-buffers are estimated first
+    file: Path | None  # of the map, for a single clip; None: `{output}/{clip}.exr`
+    encoding: InputEncoding  # of input files that do not state theirs
+    cameras: Cameras = None  # camera-to-world rotations of the frames, for normals in world space
 
     def discover(self, on_failure: OnFailure) -> list[ChunkedClip]:
         def check(clip: ChunkedClip) -> ChunkedClip:

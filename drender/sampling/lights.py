@@ -22,8 +22,6 @@ from drender.sampling.report import PageLight
 
 OWN_LIGHT = "clip"  # the name of the light that a clip was taken in
 ESTIMATED_FROM = ("basecolor", "normal", "depth", "roughness", "metallic")  # the first two are necessary
-
-
 Image, Latents = Float32[np.ndarray, "h w 3"], Float[np.ndarray, "1 f h w c"]
 Read = Callable[[int, str], Image]
 
@@ -94,9 +92,7 @@ class Lights:
     def estimate_own(self, read: Read, labels: Sequence[str], chunk: Chunk, num_frames: int) -> "OwnLight":
         """Estimate the light that a clip of `num_frames` was taken in, from frames of one of its chunks.
 
-        Args:
-          read: return a frame of the chunk, by its index, and a label.
-          labels: of the images that exist.
+        `read` returns a frame of the chunk by its index and a label, of which there are `labels`.
         """
         frames = np.unique(np.linspace(0, chunk.num_frames - 1, MAX_FRAMES).round().astype(int))
         used = [label for label in ("rgb", *ESTIMATED_FROM) if label in labels]

@@ -1,4 +1,4 @@
-"""Outputs of a run for one clip: frames, a record of what is complete, a side-by-side video and a contact sheet.
+"""The configuration of a run, and its outputs for one clip: frames, a record of those, a video and a contact sheet.
 
 Frames are `O/{clip}/{chunk:04d}.{frame:04d}.{label}.png`, named as by the released scripts. The record beside them lets
 an interrupted run resume.
@@ -6,59 +6,93 @@ an interrupted run resume.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32
 
 from drender.errors import InputError, say
+from drender.fields import bounded, check_ranges
 from drender.files import atomic_write, remove_partial, write_text
 from drender.media.encodings import KINDS, ImageFormat, read_labeled
 from drender.media.gbuffers import frame_path
-from drender.media.images import read_hdr, write_hdr
-from drender.media.resize import ResizePlan
-from drender.media.video import write_video
+from drender.media.images import IMAGE_SUFFIXES, read_hdr, write_hdr
+from drender.media.resize import ResizeConfig, ResizePlan
+from drender.media.video import VIDEO_SUFFIXES, write_video
 from drender.renderers.windows import WindowedLatents
-from drender.sampling.inputs import Chunk, Frame
+from drender.sampling.inputs import Chunk, ChunkConfig, Frame
 from drender.sampling.record import InputFiles, read_record
 from drender.sampling.report import Reader
 from drender.settings import differences
 
-PNG = ImageFormat()
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Input, output and settings of a run."""
+
+    input: Path
+    output: Path
+    settings: dict  # JSON values that the results depend on, for the record and the HTML page
+    dependencies: tuple[Path, ...] = ()  # files and folders that all results depend on, such as checkpoints
+    chunks: ChunkConfig = field(default_factory=ChunkConfig)
+    resize: ResizeConfig = field(default_factory=ResizeConfig)
+    sampling: dict = field(default_factory=dict)  # keyword arguments of the renderers
+    format: ImageFormat = field(default_factory=ImageFormat)
+    video: bool = True  # write `{clip}.viz.mp4` and the contact sheet
+    quality: float = bounded(7.0, at_least=0, at_most=10)  # of the video
+    overwrite: bool = False  # replace results of other settings or inputs
+    html: bool = False  # write `index.html`, a page that shows all clips
+
+    def __post_init__(self):
+        check_ranges(self)
+        if self.output.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES and not self.output.is_dir():
+            raise InputError(f"--output {self.output}: names a file, but results are a folder per clip; give a folder")
+
+    def inputs(self, files: Iterable[Path]) -> InputFiles:
+        """Return everything that the results of a clip made of `files` depend on."""
+        return InputFiles((*files, *self.dependencies))
+
+    def check_separate(self, folders: dict[str, Path]) -> None:
+        """Raise InputError if results would lie among the input's files, given the folder of each clip's files."""
+        output = self.output.resolve()
+        inside = self.input.is_dir() and output.is_relative_to(self.input.resolve())
+        if inside or any((output / name).resolve() == folder.resolve() for name, folder in folders.items()):
+            raise InputError(f"--output {self.output} would put results among the input's files; give another")
 
 
 class ClipOutput:
-    """The folder of a clip's results.
+    """The folder of a clip's results. Those of other settings, or of inputs of other contents, are never mixed.
 
     Args:
-      root: the run's output folder.
       name: of the clip.
       command: "inverse" or "forward", which names the record; a folder may hold the results of one run of each.
       labels: of the images that the run writes, in the order in which they are shown.
-      settings: JSON values that the results depend on; results of other settings are never mixed with these.
-      inputs: files that the results depend on; results of other contents are never mixed with these either.
-      overwrite: replace other results once the first new file is written, instead of raising InputError.
-      format: of the images.
+      files: of the clip.
       below: a folder between the run's and the clip's.
+      **settings: further ones that the results depend on.
     Raises:
-      InputError: the folder holds other results, and not `overwrite`.
+      InputError: the folder holds other results, and the run does not `overwrite` them.
     """
 
     def __init__(
-        self, root: Path, name: str, command: str, labels: Sequence[str], settings: dict,
-        inputs: InputFiles | None = None, overwrite: bool = False, format: ImageFormat = PNG, below: str = "",
+        self, run: RunConfig, name: str, command: str, labels: Sequence[str], files: Iterable[Path], below: str = "",
+        **settings: Any,
     ):  # fmt: skip
-        self.root, self.name, self.labels, self.format = Path(root), name, tuple(labels), format
+        self.root, self.name, self.labels, self.format = run.output, name, tuple(labels), run.format
         self.path = self.root / below / name
         self._record_path = self.path / f"{command}.json"
-        self._inputs = inputs or InputFiles()
-        self._record = {"settings": settings, "labels": sorted(labels), "chunks": [], "finished": False, "inputs": {}}
+        self._inputs = run.inputs(files)
+        self._record = {
+            "settings": run.settings | settings, "labels": sorted(labels), "chunks": [], "finished": False, "inputs": {}
+        }  # fmt: skip
         existing = read_record(self._record_path)
         problem = self._other_results(existing)
         self._continued = bool(existing) and problem is None
         if self._continued:
             self._record |= existing
-        elif overwrite:
+        elif run.overwrite:
             self._record["labels"] = sorted({*labels, *existing.get("labels", [])})
         elif problem:
             raise InputError(f"{self.path} holds {problem}; give another --output, or --overwrite")
@@ -82,15 +116,15 @@ class ClipOutput:
             return f"{images[0].name} and no record of a run that wrote it"
         return None
 
-    @property
-    def done(self) -> set[int]:
-        """Return the indices of the chunks whose files are complete."""
-        return set(self._record["chunks"])
+    def has(self, chunk: Chunk) -> bool:
+        """Return whether all images of a chunk were completed, and exist: some may have been deleted since."""
+        files = (self._file(chunk, i, label) for label in self.labels for i in range(chunk.num_frames))
+        return chunk.index in self._record["chunks"] and all(file.exists() for file in files)
 
-    def is_finished(self, quality: float | None = None) -> bool:
+    def is_finished(self, chunks: Sequence[Chunk], quality: float | None = None) -> bool:
         """Return whether all images are complete, and the video of a quality, unless it is None."""
         has_video = self.video.exists() and self._record.get("quality", quality) == quality
-        return self._record["finished"] and (has_video or quality is None)
+        return self._record["finished"] and (has_video or quality is None) and all(map(self.has, chunks))
 
     def restart(self) -> None:
         """Treat existing results as those of other settings: they are replaced once the first new file is written."""
@@ -175,7 +209,7 @@ class ClipOutput:
 
     def complete(self, chunk: Chunk) -> None:
         """Record that all files of the chunk are written."""
-        self._save(chunks=sorted(self.done | {chunk.index}))
+        self._save(chunks=sorted({*self._record["chunks"], chunk.index}))
         self._remove_latents(f"{chunk.index:04d}")
 
     def finish(self, frames: Iterable[np.ndarray] | None, fps: float, quality: float) -> None:

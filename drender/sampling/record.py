@@ -35,12 +35,9 @@ def _is_count(value: object) -> bool:
 
 
 class InputFiles:
-    """The files that results depend on, compared by content.
+    """The files that results depend on, compared by content; folders stand for all files below them.
 
     Files are hashed only if their size or modification time has changed since the record was written.
-
-    Args:
-      paths: files, and folders, which stand for all files below them.
     """
 
     def __init__(self, paths: Iterable[Path] = ()):

@@ -56,35 +56,25 @@ class PageLight(NamedTuple):
 class PageClip:
     """A clip on the page.
 
-    Attributes:
-      name: any text.
-      fps: frames per second.
-      num_frames: per label.
-      frames: label, such as "rgb" or "normal" -> reader. Others are compared with the first label. The images of a
-        frame may differ in size and are displayed at one size.
-      lights: label -> environment, for the labels that are relit frames.
+    Labels, such as "rgb" or "normal", are compared with the first one. The images of a frame may differ in size and are
+    displayed at one size.
     """
 
-    name: str
+    name: str  # any text
     fps: float
-    num_frames: int
-    frames: dict[str, Reader]
-    lights: dict[str, PageLight] = field(default_factory=dict)
+    num_frames: int  # per label
+    frames: dict[str, Reader]  # by label
+    lights: dict[str, PageLight] = field(default_factory=dict)  # by label, of those that are relit frames
 
 
 def write_page(path: str | Path, title: str, clips: Sequence[PageClip], settings: dict[str, Any]) -> None:
-    """Write the page of a run. The same frames give the same bytes.
+    """Write the page of a run of one or more clips. The same frames give the same bytes.
 
     Images are read one by one; memory holds the JPEGs of one label of a clip. A clip shows at most MAX_FRAMES evenly
     spaced frames, of at most MAX_SIDE pixels along the longer side. All images together have at most MAX_PIXELS pixels,
     and every clip gets the same share: the number of frames is reduced first, then the size of a single frame. The page
-    states this. It takes at most about 150 MB, or 1 GB for images of noise.
-
-    Args:
-      clips: one or more.
-      settings: name -> value; None, False and empty values are not shown.
-    Raises:
-      InputError: a frame cannot be read or the page cannot be written; no partial file is left.
+    states this. It takes at most about 150 MB, or 1 GB for images of noise. Settings that are None, False or empty are
+    not shown. InputError if a frame cannot be read or the page cannot be written; no partial file is left.
     """
     template = (ASSETS / "page.html").read_text("utf-8")
     head, tail = template.split("{{clips}}")

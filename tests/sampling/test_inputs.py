@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from drender.errors import InputError
 from drender.media.gbuffers import GBufferClip
 from drender.media.images import write_png
-from drender.sampling.base import RunConfig
 from drender.sampling.inputs import BufferChunks, ChunkConfig
 from drender.sampling.jobs import InverseJob
+from drender.sampling.outputs import RunConfig
 
 frame_counts, lengths = st.integers(1, 400), st.integers(1, 48)
 

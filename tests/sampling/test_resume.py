@@ -70,6 +70,16 @@ def test_finished_clips_are_skipped(inverse, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
 
 
+def test_images_that_were_deleted_are_made_again(inverse, tmp_path):
+    arguments = ("--input", write_frames(tmp_path / "a"), "--output", tmp_path / "out")
+    inverse(*arguments)
+    before = contents(tmp_path / "out")
+    next((tmp_path / "out/a").glob("*.rgb.png")).unlink()
+    code, out, err = inverse(*arguments)
+    assert (code, err) == (0, "") and "skipped" not in out
+    assert contents(tmp_path / "out") == before
+
+
 def test_results_of_other_options_are_kept_unless_overwritten(inverse, run, models, monkeypatch, tmp_path):
     arguments = ("--input", write_frames(tmp_path / "a", 3), "--output", tmp_path / "out")
     inverse(*arguments)

@@ -232,7 +232,7 @@ def make_readers() -> dict[str, Callable[[Path], bool]]:
     from drender.media.video import find_clips
     from drender.renderers.windows import WindowedLatents
     from drender.sampling.inputs import BufferChunks, Chunk, ChunkConfig
-    from drender.sampling.outputs import ClipOutput
+    from drender.sampling.outputs import ClipOutput, RunConfig
     from drender.training.config import TrainConfig, read_config
     from drender.training.run_dir import read_run
 
@@ -251,16 +251,20 @@ def make_readers() -> dict[str, Callable[[Path], bool]]:
         found = find_gbuffer_clips(path, ("basecolor",))
         return all(is_image(image) for clip in found for label in clip.paths for image in clip.frames(label))
 
+    def output(path: Path) -> ClipOutput:
+        run = RunConfig(path.parent, path.parents[1], {}, overwrite=True)
+        return ClipOutput(run, path.parent.name, "inverse", ("normal",), ())
+
     def record(path: Path) -> bool:
-        folder = ClipOutput(path.parents[1], path.parent.name, "inverse", ("normal",), {}, overwrite=True)
+        folder = output(path)
         chunks = [
             BufferChunks.plan(clip, ChunkConfig(2, 1), None) for clip in find_gbuffer_clips(path.parent, ("normal",))
         ]
         json.dumps(folder._record, allow_nan=False)
-        return all(0 < plan.fps < np.inf for plan in chunks) and isinstance(folder.done, set) and folder._images() != 3
+        return all(0 < plan.fps < np.inf for plan in chunks) and isinstance(folder.has(Chunk(0, 0, 3, 3)), bool)
 
     def remembered(path: Path) -> bool:
-        folder = ClipOutput(path.parents[1], path.parent.name, "inverse", ("normal",), {}, overwrite=True)
+        folder = output(path)
         folder._continued = True
         found = folder.load_latents(Chunk(0, 0, 3, 3), "normal")
         return found is None or (isinstance(found, WindowedLatents) and found.blended().shape[1] == 3)
