@@ -160,30 +160,21 @@ class SchedulerConfig:
 
 @dataclass(frozen=True)
 class RendererConfig:
-    """One checkpoint: its networks, and how sampling combines them.
-
-    Attributes:
-      scale_cond_latents: multiply conditioning latents by the VAE's scaling factor.
-      domains: row of the context embedding per G-buffer.
-      conditions: G-buffers in the order of the forward UNet's input channels.
-      size: height and width of the training images.
-      frames: frames of a training clip.
-      environment_size: height and width of the environment maps.
-      deterministic: trained as a one-step model, which is also how it is sampled by default.
-    """
+    """One checkpoint: its networks, and how sampling combines them."""
 
     kind: Literal["inverse", "forward", "svd"]
     unet: UNetConfig = UNetConfig()
     vae: VAEConfig = VAEConfig()
     env_encoder: EnvEncoderConfig | None = None
     scheduler: SchedulerConfig = SchedulerConfig()
-    scale_cond_latents: bool = False
+    scale_cond_latents: bool = False  # multiply conditioning latents by the VAE's scaling factor
+    # The row of the context embedding per G-buffer.
     domains: dict[str, int] = bounded(DOMAINS, items=1024, at_least=0, below=MAX_SIZE)  # noqa: RUF009 (copied)
-    conditions: tuple[str, ...] = bounded(CONDITIONS, items=64)
-    size: tuple[int, int] = _size((512, 512))
-    frames: int = _size(24)
-    environment_size: tuple[int, int] = _size((512, 512))
-    deterministic: bool = False
+    conditions: tuple[str, ...] = bounded(CONDITIONS, items=64)  # in the order of the forward UNet's input channels
+    size: tuple[int, int] = _size((512, 512))  # height and width of the training images
+    frames: int = _size(24)  # of a training clip
+    environment_size: tuple[int, int] = _size((512, 512))  # height and width of the environment maps
+    deterministic: bool = False  # trained as a one-step model, which is also how it is sampled by default
 
     def __post_init__(self):
         check_ranges(self)

@@ -69,14 +69,11 @@ def _check_value(name: str, value: Any, limits: dict[str, int | float], items: i
 
 
 def from_dict(cls: type, data: Any, where: str, ignore_unknown: bool = False) -> Any:
-    """Build a configuration dataclass from plain JSON values.
+    """Build a configuration dataclass from plain JSON values; absent keys take the defaults.
 
     Args:
-      cls: one of the dataclasses above.
-      data: keys and values; absent keys take the defaults.
       where: file or option that `data` comes from, for messages; "": none.
       ignore_unknown: drop unknown keys, which released files carry, instead of failing.
-
     Raises:
       InputError: an unknown key (with the nearest known one), or a value of the wrong type.
     """
@@ -98,11 +95,7 @@ def from_dict(cls: type, data: Any, where: str, ignore_unknown: bool = False) ->
 
 
 def read_config(cls: type, path: str | Path, remedy: str) -> Any:
-    """Build a configuration dataclass from a JSON file.
-
-    Raises:
-      InputError: as from `read_json` and `from_dict`, or a value out of range; it names the file.
-    """
+    """Build a configuration dataclass from a JSON file; InputErrors, also of values out of range, name the file."""
     with naming(path):
         return from_dict(cls, read_json(path, remedy), "")
 

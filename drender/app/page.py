@@ -42,19 +42,13 @@ footer {display: none !important}
 
 @dataclass
 class App:
-    """The renderers, and the visitors' sessions by the browser's session name.
-
-    Attributes:
-      folder: temporary, of all sessions.
-      size: (height, width) that clips are fitted to.
-      max_frames: of a clip, the rest is not read.
-    """
+    """The renderers, and the visitors' sessions by the browser's session name."""
 
     inverse: InverseRenderer
     forward: ForwardRenderer
-    folder: Path
-    size: tuple[int, int]
-    max_frames: int
+    folder: Path  # temporary, of all sessions
+    size: tuple[int, int]  # (height, width) that clips are fitted to
+    max_frames: int  # of a clip, the rest is not read
     sessions: dict[str, Session] = field(default_factory=dict)
     device: threading.Lock = field(default_factory=threading.Lock)
 

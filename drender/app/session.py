@@ -66,22 +66,13 @@ def _hex(color: str) -> str:
 
 
 class Session:
-    """One visitor's work.
-
-    Attributes:
-      folder: temporary, of files to download.
-      name, fps, rgb: of the clip; `rgb` is None before one is opened.
-      estimated: G-buffers of the clip.
-      buffers: the same with edits.
-      relit: the clip under another light, or None.
-      stop: setting this event aborts a job.
-    """
+    """One visitor's work."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
-        self.name, self.fps, self.rgb, self.relit = "", 24.0, None, None
-        self.estimated, self.buffers = {}, {}
-        self.stop = threading.Event()
+        self.folder = folder  # temporary, of files to download
+        self.name, self.fps, self.rgb, self.relit = "", 24.0, None, None  # of the clip
+        self.estimated, self.buffers = {}, {}  # its G-buffers, and the same with edits
+        self.stop = threading.Event()  # setting it aborts a job
 
     def close(self) -> None:
         self.stop.set()
@@ -90,8 +81,7 @@ class Session:
     def open(self, path: str | Path, size: tuple[int, int], max_frames: int) -> list[str]:
         """Read a picture or the first frames of a clip; return a line on it, and the reader's warnings.
 
-        Raises:
-          InputError: the file cannot be read, holds several clips, or is a strip. The session is unchanged.
+        InputError if the file cannot be read, holds several clips, or is a strip. Then the session is unchanged.
         """
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -104,10 +94,8 @@ class Session:
             rgb = np.stack([plan.fit(frame) for frame in clip.frames(0, max_frames)])
         self.name, self.fps, self.rgb, self.relit = clip.name, clip.fps, rgb, None
         self.estimated, self.buffers = {}, {}
-        count = (
-            f"{len(rgb)} frames" if len(rgb) == clip.num_frames else f"the first {len(rgb)} of {clip.num_frames} frames"
-        )
-        count = "a picture" if clip.num_frames == 1 else f"{count}, {clip.fps:.4g} a second"
+        read = f"{len(rgb)}" if len(rgb) == clip.num_frames else f"the first {len(rgb)} of {clip.num_frames}"
+        count = "a picture" if clip.num_frames == 1 else f"{read} frames, {clip.fps:.4g} a second"
         sizes = f"{extent(clip.size)}, processed at {extent(plan.outer)}"
         return [f"{clip.name}: {count}, {sizes}", *dict.fromkeys(str(warning.message) for warning in caught)]
 
@@ -150,21 +138,20 @@ class Session:
 
     def save(self, kind: str) -> Path:
         """Write the relit clip as "png" or "exr" (of several frames, a zip of them) or "mp4", or the "gbuffers"."""
-        stem = self.folder / f"{self.name}.{'gbuffers' if kind == 'gbuffers' else 'relit'}"
-        if kind == "mp4":
-            write_video(stem.with_name(f"{stem.name}.mp4"), self.relit, self.fps)
-            return stem.with_name(f"{stem.name}.mp4")
+        name = f"{self.name}.{'gbuffers' if kind == 'gbuffers' else 'relit'}"
         format = ImageFormat("exr" if kind == "exr" else "png")
         images = {"rgb": self.rgb, **self.buffers} if kind == "gbuffers" else {"env0000": self.relit}
+        file = self.folder / f"{name}.{'mp4' if kind == 'mp4' else format.kind}"
+        if kind == "mp4":
+            write_video(file, self.relit, self.fps)
+            return file
         if kind != "gbuffers" and len(self.relit) == 1:
-            file = stem.with_name(f"{stem.name}.{format.kind}")
             format.write(file, self.relit[0], "rgb")
             return file
-        frames = stem.with_name(f"{stem.name}.files") / self.name
-        frames.mkdir(parents=True, exist_ok=True)
+        frames = self.folder / f"{name}.files" / self.name
         for label, clip in images.items():
             for index, image in enumerate(clip):
                 format.write(frame_path(frames, 0, index, label, format.kind), image, label)
-        archive = shutil.make_archive(str(stem), "zip", frames.parent)
+        archive = shutil.make_archive(str(self.folder / name), "zip", frames.parent)
         shutil.rmtree(frames.parent)
         return Path(archive)

@@ -31,19 +31,13 @@ def main(words: list[str] | None = None, prog: str | None = None) -> int:
 def parser(prog: str | None) -> cli.Parser:
     usage = "%(prog)s --config YAML [key=value …] [--dry-run] [--coordinator …]"
     parser = cli.Parser(prog=prog, description=__doc__, usage=usage)
-    parser.add_argument(
-        "--config",
-        required=True,
-        type=cli.path,
-        metavar="YAML",
-        help="the run's file, or the name of a shipped one, such as inverse or small/inverse",
+    config = "the run's file, or the name of a shipped one, such as inverse or small/inverse"
+    dry_run = (
+        "load everything, compile the step, print its memory, arithmetic and time and what trains, draw the first "
+        "batch, and stop"
     )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="load everything, compile the step, print its memory, arithmetic and time and what trains, draw the first "
-        "batch, and stop",
-    )
+    parser.add_argument("--config", required=True, type=cli.path, metavar="YAML", help=config)
+    parser.add_argument("--dry-run", action="store_true", help=dry_run)
     group = parser.add_argument_group("several processes", "not needed under SLURM, Open MPI and Kubernetes")
     group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
     group.add_argument("--num-processes", type=int, metavar="N", help="number of processes")
@@ -52,10 +46,7 @@ def parser(prog: str | None) -> cli.Parser:
 
 
 def split(parser: cli.Parser, words: list[str]) -> tuple[list[str], list[str]]:
-    """Split the command line into the parser's options and `key=value` overrides.
-
-    An override is `key=value`, `--key value` or `--key=value`.
-    """
+    """Split the command line into the parser's options and overrides: `key=value`, `--key value` or `--key=value`."""
     keys = {field.name for field in dataclasses.fields(TrainConfig)}
     options, overrides = [], []
     remaining = iter(words)
