@@ -4,7 +4,7 @@
     JAX_PLATFORMS=cpu python benchmarks/plan.py memory --frames 24 --size 512 512
     JAX_PLATFORMS=cpu python benchmarks/plan.py roofline inverse decode --gpu H200
 
-`Renderer.stages` records the compiled calls for a clip, with shapes for parameters. So a full-size model needs no
+`recorder.py` records the compiled calls for a clip, with shapes for parameters. So a full-size model needs no
 memory, and the plan repeats no logic of the renderers.
 
 `arithmetic` counts matrix products and convolutions on the jaxpr, and prints what the exact savings save. `memory`
@@ -25,19 +25,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import roofline as model
+from recorder import RENDERERS, StageCall, abstract, record
 from train_cost import GIB, compile_ahead, find_devices
 
 from drender.config import CONDITIONS, DEFAULT_PASSES, DTYPES, ENVIRONMENT_LABELS, RendererConfig, UNetConfig, VAEConfig
 from drender.models.params import flatten
-from drender.renderers.base import Renderer
-from drender.renderers.forward import ForwardRenderer
 from drender.renderers.inverse import InverseRenderer
-from drender.renderers.stages import StageCall
 from drender.sharding import SINGLE_DEVICE, DeviceGroup
 from drender.training import flops, init
 from drender.training.config import read_config
 
-RENDERERS = {"inverse": InverseRenderer, "forward": ForwardRenderer}
 # By their names in HLO.
 DTYPE_NAMES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "s32": "int32", "u32": "uint32"}
 STAGES = ("encode", "environment", "denoise", "decode")
@@ -68,11 +65,6 @@ def _config(kind: str, unet: UNetConfig, vae: VAEConfig, width: int) -> Renderer
     return init.renderer_config(kind, RendererConfig("svd", svd, vae))
 
 
-def abstract(config: RendererConfig, dtype: str, group: DeviceGroup = SINGLE_DEVICE) -> Renderer:
-    """Return a renderer whose parameters are shapes, on devices that need not be present."""
-    return RENDERERS[config.kind].abstract(config, dtype, group)
-
-
 def stages(
     config: RendererConfig,
     dtype: str,
@@ -98,11 +90,11 @@ def stages(
     renderer = abstract(config, dtype, group)
     clip = np.full((1, num_frames, *size, 3), 0.5, np.float32)
     if isinstance(renderer, InverseRenderer):
-        return renderer.stages(clip, passes, **sampling)
+        return record(renderer, clip, passes, **sampling)
     light = np.full((1, light_frames, *renderer.environment_size, 3), 0.5, np.float32)
     light[:, 1::2] += 0.25  # a light whose frames are all equal counts as still
     buffers = dict.fromkeys(config.conditions, clip)
-    return renderer.stages(buffers, dict.fromkeys(ENVIRONMENT_LABELS, light), drop=drop, **sampling)
+    return record(renderer, buffers, dict.fromkeys(ENVIRONMENT_LABELS, light), drop=drop, **sampling)
 
 
 # --- arithmetic ------------------------------------------------------------------------------------------------------

@@ -35,13 +35,13 @@ import jax
 import numpy as np
 import plan
 from backends import BACKENDS, GUIDANCE, PASS, STAGES, reset_peak_memory
+from recorder import StageCall
 
 from drender import assets
 from drender.checkpoints import orbax
 from drender.config import DTYPES, RendererConfig
 from drender.models.params import abstract_module, flatten, unflatten
 from drender.models.registry import NETWORKS
-from drender.renderers.stages import StageCall
 
 # --- backends as processes -------------------------------------------------------------------------------------------
 

@@ -91,11 +91,9 @@ def make_mesh(config: MeshConfig, batch: int, grad_accum_steps: int, devices: li
     devices = jax.devices() if devices is None else devices
     fsdp = config.fsdp or max(1, len(devices) // (config.data * config.frames))
     shape = (config.data, fsdp, config.frames)
-    if math.prod(shape) != len(devices):
-        raise InputError(
-            f"mesh: data {shape[0]} × fsdp {shape[1]} × frames {shape[2]} is {math.prod(shape)}, "
-            f"but there are {len(devices)} devices"
-        )
+    if (size := math.prod(shape)) != len(devices):
+        axes = " × ".join(f"{name} {length}" for name, length in zip(AXES, shape, strict=True))
+        raise InputError(f"mesh: {axes} is {size}, but there are {len(devices)} devices")
     divisor = grad_accum_steps * config.data * fsdp
     if batch % divisor:
         raise InputError(
@@ -114,8 +112,7 @@ def _param_spec(shape: tuple[int, ...], fsdp: int) -> P:
     divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
     if fsdp == 1 or math.prod(shape) <= MAX_REPLICATED_SIZE or not divisible:
         return P()
-    axis = max(divisible, key=lambda axis: shape[axis])
-    return P(*[None] * axis, "fsdp")
+    return P(*[None] * max(divisible, key=lambda axis: shape[axis]), "fsdp")
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -133,8 +130,8 @@ def constrain(tree: Any, sharding: Any) -> Any:
 
 
 def constrain_params(tree: Any, mesh: Mesh | None) -> Any:
-    """Hold parameters to their `param_sharding`."""
-    return constrain(tree, None if mesh is None else param_sharding(tree, mesh))
+    """Hold parameters to their `param_sharding`; without a mesh, leave them alone."""
+    return constrain(tree, mesh and param_sharding(tree, mesh))
 
 
 def local_shard(mesh: Mesh, batch: int) -> tuple[int, int, int]:
@@ -247,37 +244,22 @@ def compiler_options(platform: str) -> dict[str, str]:
     kernels. Each product occupies all cores, so this gains no time and costs memory: 1 GiB instead of 0.1 GiB of
     temporaries in a full-size forward step.
     """
-    option, value = "xla_cpu_scheduler_type", "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
-    return {option: value} if platform == "cpu" and _supports(option, value) else {}
-
-
-@functools.cache
-def _supports(option: str, value: str) -> bool:
-    """Try an XLA option, as these change with XLA's version."""
-    try:
-        jax.jit(lambda x: x, compiler_options={option: value}).lower(0.0).compile()
-    except jax.errors.JaxRuntimeError:
-        return False
-    return True
+    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if platform == "cpu" else {}
 
 
 def cache_compilations() -> None:
-    """Cache compiled programs on disk, unless JAX's configuration or JAX_COMPILATION_CACHE_DIR names a folder already.
+    """Cache compiled programs in `xla` of `files.cache_dir()`, unless JAX has a cache; remove damaged entries.
 
-    The folder is `xla` in `files.cache_dir()`. Damaged entries are removed. Without a home directory, warn
-    and cache nothing.
+    Without a home directory, warn and cache nothing.
     """
     if jax.config.jax_compilation_cache_dir is not None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     try:
-        cache = files.cache_dir()
+        folder = files.cache_dir() / "xla"
     except InputError:
-        warnings.warn(
-            "no home directory, so compiled programs are not cached; set HOME or JAX_COMPILATION_CACHE_DIR",
-            stacklevel=2,
-        )
+        remedy = "set HOME or JAX_COMPILATION_CACHE_DIR"
+        warnings.warn(f"no home directory, so compiled programs are not cached; {remedy}", stacklevel=2)
         return
-    folder = cache / "xla"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     show = warnings.showwarning
 

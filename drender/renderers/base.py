@@ -3,7 +3,6 @@
 Everything between the networks is float32. A device holds the pixels of a batch of frames, and the latents of a window.
 """
 
-import copy
 import functools
 import math
 import threading
@@ -30,7 +29,7 @@ from drender.models import lora
 from drender.models.registry import abstract_params
 from drender.renderers.batches import ENCODE_BATCH, batched, halve_to_fit, map_in_batches, map_in_windows
 from drender.renderers.denoiser import denoise_clip
-from drender.renderers.stages import StageCall, StageRecorder, compile_stages, run_stage
+from drender.renderers.stages import compile_stages, run_stage
 from drender.renderers.windows import (
     WindowedLatents,
     cross_fade,
@@ -56,10 +55,12 @@ class Renderer:
         Args:
           params: nested dicts of arrays per component, on every device; their dtype is the computation dtype.
           group: devices that share a clip.
+
+        The attribute `run_stage` calls the stages; another function in its place can record the calls instead.
         """
         self.config, self.params, self.group = config, dict(params), group
         self.compiled = compile_stages(config, params, group)
-        self._run_stage: Callable = run_stage
+        self.run_stage: Callable = run_stage
         # Frames that the VAE can take at once, by stage and size, where the usual number did not fit the device.
         self._fitting: dict[tuple, int] = {}
 
@@ -115,27 +116,6 @@ class Renderer:
         orbax.check_config(path, config)
         return {name: orbax.load(path, name, shapes, dtype) for name, shapes in abstract_params(config).items()}
 
-    # --- planning ----------------------------------------------------------------------------------------------------
-
-    @classmethod
-    def abstract(cls, config: RendererConfig, dtype: str, group: DeviceGroup = SINGLE_DEVICE) -> "Renderer":
-        """Return a renderer with shapes for parameters, whose devices need not exist; it can only plan (`stages`)."""
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), abstract_params(config))
-        return cls(config, shapes, group)
-
-    def stages(self, *inputs: Any, **options: Any) -> list[StageCall]:
-        """Return the compiled calls that `self(*inputs, **options)` makes, without computing or compiling anything."""
-        recorder = StageRecorder()
-        renderer = copy.copy(self)
-        renderer._run_stage = recorder
-        renderer(*inputs, progress=False, **options)
-        return recorder.calls
-
-    def network_calls(self, num_frames: int, sampling: Sampling) -> int:
-        """Return how many UNet calls sampling a clip of `num_frames` takes."""
-        windows = len(plan_windows(num_frames, sampling.frames, sampling.overlap))
-        return windows * diffusion.network_calls(sampling.sampler, len(self.sigmas(sampling)) - 1)
-
     # --- sampling options --------------------------------------------------------------------------------------------
 
     def sampling(self, options: Mapping) -> Sampling:
@@ -154,6 +134,11 @@ class Renderer:
             raise InputError(f"sigma_min: expected less than sigma_max ({high}), got {low}")
         steps = 1 if sampling.deterministic else sampling.num_steps
         return diffusion.karras_sigmas(steps, low, high, sampling.rho or diffusion.RHO)
+
+    def network_calls(self, num_frames: int, sampling: Sampling) -> int:
+        """Return how many UNet calls sampling a clip of `num_frames` takes."""
+        windows = len(plan_windows(num_frames, sampling.frames, sampling.overlap))
+        return windows * diffusion.network_calls(sampling.sampler, len(self.sigmas(sampling)) - 1)
 
     # --- encode ------------------------------------------------------------------------------------------------------
 
@@ -322,7 +307,7 @@ class Renderer:
 
     def _run(self, name: str, *arrays: Any, split: jax.sharding.NamedSharding | None) -> Any:
         stage = self.compiled[name]
-        return self._run_stage(stage, self.params[stage.network], *arrays, split=split)
+        return self.run_stage(stage, self.params[stage.network], *arrays, split=split)
 
     def _run_rows(self, name: str, rows: Float[ArrayLike, "b f ..."]) -> Any:
         """Run a stage on rows of frames, sharded over the device group."""

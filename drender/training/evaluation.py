@@ -56,32 +56,30 @@ class Evaluation:
         first = config.data.sources[0].path
         self.size = read_manifest(first).size if is_latent_cache(first) else config.data.size or context.config.size
         if config.evaluation.path is not None:
-            if is_latent_cache(config.evaluation.path):
-                raise InputError(f"evaluation.path {config.evaluation.path}: holds cached latents; give their clips")
-            optional = optional_labels(config.data, config.objective)
-            required = [label for label in self.labels if label not in optional]
-            self.clips = open_clips(config.evaluation.path, required, optional)[: config.evaluation.clips]
-            self._check_clips()
+            self._open(config.evaluation.path)
             self._check_best()
 
-    def _check_clips(self) -> None:
-        compared = self.context.config.environment_size if self.config.objective == "environment" else self.size
+    def _open(self, path: str) -> None:
+        if is_latent_cache(path):
+            raise InputError(f"evaluation.path {path}: holds cached latents; give their clips")
+        config = self.config
+        optional = optional_labels(config.data, config.objective)
+        required = [label for label in self.labels if label not in optional]
+        self.clips = open_clips(path, required, optional)[: config.evaluation.clips]
+        compared = self.context.config.environment_size if config.objective == "environment" else self.size
         if min(compared) < image.WINDOW:
             raise InputError(
                 f"evaluation.path: metrics need sides of {image.WINDOW} pixels or more, got {compared[0]} "
                 f"{compared[1]}; use larger images, or set evaluation.path to null"
             )
         for clip in self.clips:
-            if self.config.objective == "inverse" and not set(self.config.data.passes) & set(clip.labels):
-                raise InputError(
-                    f"evaluation.path {self.config.evaluation.path}: clip {clip.name!r} has none of data.passes; add "
-                    "its files, or give other clips"
-                )
-            if not clip.windows(self.config.data.frames):
-                raise InputError(
-                    f"evaluation.path {self.config.evaluation.path}: clip {clip.name!r} is shorter than "
-                    f"data.frames {self.config.data.frames}; give longer clips"
-                )
+            problem = None
+            if config.objective == "inverse" and not set(config.data.passes) & set(clip.labels):
+                problem = "has none of data.passes; add its files, or give other clips"
+            elif clip.longest < config.data.frames:
+                problem = f"is shorter than data.frames {config.data.frames}; give longer clips"
+            if problem:
+                raise InputError(f"evaluation.path {path}: clip {clip.name!r} {problem}")
 
     def _check_best(self) -> None:
         """Raise InputError if `keep_best` is no metric of these clips."""

@@ -4,7 +4,6 @@ import contextlib
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -54,11 +53,8 @@ def train(config: TrainConfig, dry_run: bool = False) -> int:
     weights = resolve_weights(config)
     hint = NEXT[config.objective].format(output=config.output)
     if config.optimizer.warmup >= config.optimizer.steps:
-        warnings.warn(
-            f"optimizer.warmup: {config.optimizer.warmup} of {config.optimizer.steps} steps, so learning_rate is not "
-            "reached; lower it, or raise optimizer.steps",
-            stacklevel=2,
-        )
+        problem = f"{config.optimizer.warmup} of {config.optimizer.steps} steps, so learning_rate is not reached"
+        warnings.warn(f"optimizer.warmup: {problem}; lower it, or raise optimizer.steps", stacklevel=2)
     with RunFolder(config, weights.model) as run:
         if (run.last or 0) >= config.optimizer.steps:
             log(f"finished before: {run.last} steps; {hint}; raise optimizer.steps to continue")
@@ -86,7 +82,7 @@ def train(config: TrainConfig, dry_run: bool = False) -> int:
         step = _compile(make_step(context, config, optimizer), state, frozen, batch, mesh)
         if dry_run:
             log(plan.describe_step(config, flops_per_step))
-            log(f"first batch: {plan.write_batch(config, weights.model, data)}; nothing was trained")
+            log(f"first batch: {plan.write_batch(config, data)}; nothing was trained")
             return 0
         logger = MetricLogger(config, run, flops_per_step)
         with PreemptionGuard() as guard, contextlib.closing(data.batches(run.last or 0)) as local_batches:
@@ -95,7 +91,7 @@ def train(config: TrainConfig, dry_run: bool = False) -> int:
                 for batch in local_batches
             )
             with hosts.leave_lost_peers():
-                code = Loop(config, step, run, logger, evaluation, guard).run(state, frozen, batches)
+                code = run_steps(run, step, state, frozen, batches, logger, evaluation, guard)
         if code == 0:
             log(f"finished: {config.optimizer.steps} steps; {hint}")
     return code
@@ -132,71 +128,62 @@ def _load_state(
 
 def _compile(step: Callable, state: TrainState, frozen: Arrays, batch: Arrays, mesh: Mesh) -> jax.stages.Compiled:
     """Compile the step, and log how long it took and how much memory it needs."""
-    start = time.monotonic()
     log("compiling the step …")
+    start = time.monotonic()
     compiled = compile_step(step, state, frozen, batch, mesh)
-    memory = compiled.memory_analysis()
+    seconds, memory = time.monotonic() - start, compiled.memory_analysis()
     arguments, temporaries = memory.argument_size_in_bytes / 2**30, memory.temp_size_in_bytes / 2**30
-    seconds = time.monotonic() - start
     log(f"compiled in {seconds:.0f} s; per device {arguments:.2f} GiB of state, {temporaries:.2f} GiB of temporaries")
     return compiled
 
 
-@dataclass(frozen=True)
-class Loop:
-    """Steps with their side effects."""
-
-    config: TrainConfig
-    step: Callable
-    run_folder: RunFolder
-    logger: "MetricLogger"
-    evaluation: Evaluation
-    guard: "PreemptionGuard"
-
-    def run(self, state: TrainState, frozen: Arrays, batches: Iterator[Batch]) -> int:
-        """Step to the end or until a signal asks to stop; return the exit code."""
-        last, pending = self.config.optimizer.steps, None
-        first_traced, last_traced = self.config.profile.steps or (0, 0)
-        with contextlib.ExitStack() as tracing:
-            for number in range(self.run_folder.last or 0, last):
-                if number + 1 == first_traced:
-                    tracing.enter_context(jax.profiler.trace(self.run_folder.path / "profile"))
-                with self.logger.waiting(), self._saved_on_error(number, state, pending):
+def run_steps(
+    run: RunFolder,
+    step: Callable,
+    state: TrainState,
+    frozen: Arrays,
+    batches: Iterator[Batch],
+    logger: MetricLogger,
+    evaluation: Evaluation,
+    guard: PreemptionGuard,
+) -> int:
+    """Step to the end or until a signal asks to stop; log, save and evaluate; return the exit code."""
+    config, last, pending = run.config, run.config.optimizer.steps, None
+    first_traced, last_traced = config.profile.steps or (0, 0)
+    with contextlib.ExitStack() as tracing:
+        for done in range((run.last or 0) + 1, last + 1):
+            if done == first_traced:
+                tracing.enter_context(jax.profiler.trace(run.path / "profile"))
+            try:
+                with logger.waiting():
                     batch = next(batches)
-                state, metrics = self.step(state, frozen, batch, np.uint32(number))
-                if number + 1 == last_traced:
-                    jax.block_until_ready(metrics)
-                    tracing.close()
-                # Read the metrics of the previous step, so that the devices need not wait for the host.
-                stop = self.logger.read(*pending) if pending else 0
-                if jax.process_count() == 1:  # other processes need not agree
-                    stop = self.guard.received
-                done, pending = number + 1, (number + 1, metrics)
-                evaluates = self.evaluation.due(done)
-                saves = done % self.config.save_every == 0 or done == last or (evaluates and self.config.keep_best)
-                if stop or saves or evaluates or done % self.config.log_every == 0:
-                    # Save nothing before it is known to be finite, and time whole steps.
-                    stop, pending = max(stop, self.logger.read(*pending)), None
-                    with self.logger.paused():
-                        if stop or saves:
-                            self.run_folder.save(done, state)
-                        if evaluates and not stop:
-                            with failure_as_warning(f"evaluation after step {done}"):
-                                self.evaluation.run(done, state.ema | frozen)
-                if stop:
-                    self.logger.flush(done)
-                    log(f"stopped after step {done}, which is saved; rerun the same command to resume")
-                    return 128 + stop
-        return 0
-
-    @contextlib.contextmanager
-    def _saved_on_error(self, done: int, state: TrainState, pending: tuple | None) -> Iterator[None]:
-        """Save the state after `done` steps if a block fails, as reading a damaged file does."""
-        try:
-            yield
-        except Exception:
-            if jax.process_count() == 1 and done > (self.run_folder.last or 0):  # other processes would not save theirs
-                if pending:
-                    self.logger.read(*pending)
-                self.run_folder.save(done, state)
-            raise
+            except Exception:  # a damaged file, for example: keep the steps before it
+                if jax.process_count() == 1 and done - 1 > (run.last or 0):  # other processes would not save theirs
+                    if pending:
+                        logger.read(*pending)
+                    run.save(done - 1, state)
+                raise
+            state, metrics = step(state, frozen, batch, np.uint32(done - 1))
+            if done == last_traced:
+                jax.block_until_ready(metrics)
+                tracing.close()
+            # Read the metrics of the previous step, so that the devices need not wait for the host.
+            stop = logger.read(*pending) if pending else 0
+            if jax.process_count() == 1:  # other processes need not agree
+                stop = guard.received
+            pending, evaluates = (done, metrics), evaluation.due(done)
+            saves = done % config.save_every == 0 or done == last or (evaluates and config.keep_best)
+            if stop or saves or evaluates or done % config.log_every == 0:
+                # Save nothing before it is known to be finite, and time whole steps.
+                stop, pending = max(stop, logger.read(*pending)), None
+                with logger.paused():
+                    if stop or saves:
+                        run.save(done, state)
+                    if evaluates and not stop:
+                        with failure_as_warning(f"evaluation after step {done}"):
+                            evaluation.run(done, state.ema | frozen)
+            if stop:
+                logger.flush(done)
+                log(f"stopped after step {done}, which is saved; rerun the same command to resume")
+                return 128 + stop
+    return 0

@@ -94,14 +94,8 @@ def inverse_loss(context: LossContext, params: Params, batch: Batch, key: Key[Ar
     Args:
       batch: rgb, buffer [b, f, H, W, 3]; domain [b]; image_only, real [b].
     """
-    noise_key, dropout_key, denoising_key = jax.random.split(key, 3)
-    rgb, noise_std = add_condition_noise(context.loss, batch["rgb"][:, None], noise_key)
-    latents = context.latents(params, jnp.concatenate([rgb, batch["buffer"][:, None]], axis=1))
-    conditions, target = latents[:, :1], latents[:, 1]
-    keep, _ = condition_keep_mask(context.loss, dropout_key, conditions.shape[:2])
-    conditions = conditions * keep[..., None, None, None, None]
-    tokens = jnp.zeros((len(target), 1, 1, context.config.unet.cross_attention_dim[-1]))
-    return denoising_loss(context, params, target, conditions, tokens, batch["domain"], noise_std, batch, denoising_key)
+    tokens = jnp.zeros((len(batch["rgb"]), 1, 1, context.config.unet.cross_attention_dim[-1]))
+    return denoising_loss(context, params, batch["rgb"][:, None], batch["buffer"], tokens, batch, key)
 
 
 def forward_loss(context: LossContext, params: Params, batch: Batch, key: Key[Array, ""]) -> Loss:
@@ -110,26 +104,16 @@ def forward_loss(context: LossContext, params: Params, batch: Batch, key: Key[Ar
     Args:
       batch: rgb [b, f, H, W, 3]; conditions [b, i, f, H, W, 3]; environment [b, e, f, H, W, 3]; image_only, real [b].
     """
-    noise_key, dropout_key, denoising_key = jax.random.split(key, 3)
-    noisy, noise_std = add_condition_noise(context.loss, batch["conditions"], noise_key)
-    latents = context.latents(params, jnp.concatenate([noisy, batch["rgb"][:, None]], axis=1))
-    conditions, target = latents[:, :-1], latents[:, -1]
-    keep, keep_light = condition_keep_mask(context.loss, dropout_key, conditions.shape[:2])
-    conditions = conditions * keep[..., None, None, None, None]
-    # Attention over zeros equals the sampler's unconditional branch, whose cross-attention adds its output's bias only.
-    features = light_features(context, params, batch["environment"])
-    tokens = [level * keep_light[:, None, None, None] for level in features]
-    return denoising_loss(context, params, target, conditions, tokens, None, noise_std, batch, denoising_key)
+    tokens = light_features(context, params, batch["environment"])
+    return denoising_loss(context, params, batch["conditions"], batch["rgb"], tokens, batch, key)
 
 
 def denoising_loss(
     context: LossContext,
     params: Params,
-    target: Float[Array, "b f h w c"],
     conditions: Float[Array, "b i f h w c"],
+    target: Float[Array, "b f h w c"],
     tokens: Array | list[Array],
-    domain: Array | None,
-    noise_std: Float[Array, " b"],
     batch: Batch,
     key: Key[Array, ""],
 ) -> Loss:
@@ -150,38 +134,43 @@ def denoising_loss(
     costs less than one that flickers. The weight `loss.perceptual` adds the distance of decoded images.
 
     Args:
-      target, conditions: unscaled latents.
-      tokens, domain: context of the cross-attention and domain, as `UNet` takes them.
-      noise_std: standard deviation of the noise in the conditions, part of the micro-conditioning.
-      batch: image_only, real [b]; sigma [b], the noise levels in validation, where they are not drawn; valid
-        [b, f, H, W, 1], where pixels may be invalid: a latent counts if all its pixels are valid.
+      conditions, target: images, or unscaled latents.
+      tokens: context of the cross-attention, as `UNet` takes it.
+      batch: image_only, real [b]; domain [b] for the inverse renderer; sigma [b], the noise levels in validation, where
+        they are not drawn; valid [b, f, H, W, 1], where pixels may be invalid: a latent counts if all its pixels are.
     """
-    config, loss = context.config, context.loss
+    config, loss, b = context.config, context.loss, len(target)
+    condition_key, dropout_key, key = jax.random.split(key, 3)
+    conditions, noise_std = add_condition_noise(loss, conditions, condition_key)
+    latents = context.latents(params, jnp.concatenate([conditions, target[:, None]], axis=1))
+    conditions, target = latents[:, :-1], latents[:, -1]
+    keep, keep_light = condition_keep_mask(loss, dropout_key, conditions.shape[:2])
+    conditions = conditions * keep[..., None, None, None, None]
+    # Attention over zeros equals the sampler's unconditional branch, whose cross-attention adds its output's bias only.
+    tokens = jax.tree.map(lambda level: level * keep_light[:, None, None, None], tokens)
     x0 = target * config.vae.scaling_factor
     if config.scale_cond_latents:
         conditions = conditions * config.vae.scaling_factor
-    b = len(x0)
     unet = context.network(params, "unet")
     if "lora" in params:
         gate = jnp.ones(b) if context.lora_on_all_rows else batch["real"].astype(jnp.float32)
         lora.adapt(unet, params["lora"], gate)
     micro_conditioning = jnp.broadcast_to(jnp.asarray(MICRO_CONDITIONING), (b, 3)).at[:, 2].set(noise_std)
+    image_only = True if context.image_only else batch["image_only"]
 
     def predict(x: Float[Array, "b f h w c"], sigma: Float[Array, " b"]) -> Float[Array, "b f h w c"]:
         """Return the network's F of its input x."""
         inputs = context.shard(jnp.concatenate([x, rearrange(conditions, "b i f h w c -> b f h w (i c)")], axis=-1))
-        image_only = True if context.image_only else batch["image_only"]
-        time = diffusion.c_noise(sigma)
+        time, domain = diffusion.c_noise(sigma), batch.get("domain")
         return unet(inputs, time, tokens, micro_conditioning, domain, image_only, context.remat)
 
     if loss.one_step:
-        sigma, x, v = jnp.full((b,), config.scheduler.sigma_max), jnp.zeros_like(x0), -x0
+        prediction, v = predict(jnp.zeros_like(x0), jnp.full((b,), config.scheduler.sigma_max)), -x0
     else:
         sigma_key, noise_key = jax.random.split(key)
         sigma = jnp.exp(loss.log_sigma_mean + loss.log_sigma_std * jax.random.normal(sigma_key, (b,)))
         sigma = batch.get("sigma", sigma)
         noise, level = jax.random.normal(noise_key, x0.shape), sigma[:, None, None, None, None]
-        x = diffusion.scale_model_input(diffusion.add_noise(x0, noise, level), level)
         v = diffusion.v_target(x0, noise, level)
         if loss.consistency:
             lower = loss.consistency * level
@@ -189,10 +178,10 @@ def denoising_loss(
             near_prediction = predict(diffusion.scale_model_input(near, lower), loss.consistency * sigma)
             goal = jax.lax.stop_gradient(diffusion.x0_from_v(near, near_prediction, lower))
             v += (x0 - goal) * jnp.sqrt(level**2 + 1) / level  # the v from which `x0_from_v` recovers the goal
-    prediction = predict(x, sigma)
+        prediction = predict(diffusion.scale_model_input(diffusion.add_noise(x0, noise, level), level), sigma)
     error, valid = prediction - v, valid_latents(context, batch)
-    value = masked_mean(error**2, valid)
-    total, metrics = value, {"loss": value}
+    total = masked_mean(error**2, valid)
+    metrics = {"loss": total}
     if loss.temporal_gradient:
         is_clip = ~batch["image_only"][:, None, None, None, None]
         both_valid = None if valid is None else valid[:, 1:] * valid[:, :-1]

@@ -10,7 +10,6 @@ import numpy as np
 import yaml
 from einops import rearrange
 
-from drender.config import RendererConfig
 from drender.data.loader import TrainingData
 from drender.fields import to_dict
 from drender.files import expand_home
@@ -52,14 +51,14 @@ def describe_step(config: TrainConfig, flops_per_step: float) -> str:
     )
 
 
-def write_batch(config: TrainConfig, model: RendererConfig, data: TrainingData) -> Path:
+def write_batch(config: TrainConfig, data: TrainingData) -> Path:
     """Draw the first rows of this process, beside the folder of the run, and return the file.
 
     A row of the picture is a row of the batch: the middle frame of each image. Of cached latents the first three
     channels are shown.
     """
     batch = next(data.batches())
-    rows = [row for _, row in zip(range(8), zip(*_images(batch), strict=True), strict=False)]
+    rows = list(zip(*_images(batch), strict=True))[:8]
     height = max(len(image) for row in rows for image in row)
     padded = ([np.pad(image, ((0, height - len(image)), (0, 0), (0, 0))) for image in row] for row in rows)
     picture = np.concatenate([np.concatenate(row, axis=1) for row in padded])
@@ -77,6 +76,6 @@ def _images(batch: Mapping[str, np.ndarray]) -> Iterator[np.ndarray]:
         images = images[:, None] if images.ndim == 5 else images
         frames = rearrange(images[:, :, images.shape[2] // 2], "b i h w c -> i b h w c").astype(np.float32)
         for image in frames[..., :3]:
-            image = np.broadcast_to(image, (*image.shape[:3], 3)) if image.shape[-1] == 1 else image
             low, high = (0, 1) if images.shape[-1] <= 3 else (image.min(), image.max())
-            yield np.clip((image - low) / max(high - low, 1e-6), 0, 1)
+            image = np.clip((image - low) / max(high - low, 1e-6), 0, 1)
+            yield np.broadcast_to(image, (*image.shape[:3], 3))  # a mask has one channel

@@ -58,19 +58,14 @@ class MetricLogger:
         values = {name: float(value) for name, value in metrics.items()}
         stop = int(values.pop("stop"))
         if not all(map(math.isfinite, values.values())):
-            last = self.run.last
+            last, shown = self.run.last, ", ".join(f"{name} {value:g}" for name, value in values.items())
             kept = f"keeps the checkpoint after step {last}" if last else "has no checkpoint yet"
-            raise InputError(
-                f"step {step}: non-finite {', '.join(f'{name} {value:g}' for name, value in values.items())}; "
-                f"{self.config.output} {kept}; lower optimizer.learning_rate, or check the data"
-            )
+            remedy = "lower optimizer.learning_rate, or check the data"
+            raise InputError(f"step {step}: non-finite {shown}; {self.config.output} {kept}; {remedy}")
         if values["gradient_norm"] == 0 and not self._warned:
             self._warned = True
-            warnings.warn(
-                f"step {step}: the gradient is exactly 0, so nothing trains; no row of the batch reaches the "
-                "parameters of `trainable`",
-                stacklevel=2,
-            )
+            reason = "no row of the batch reaches the parameters of `trainable`"
+            warnings.warn(f"step {step}: the gradient is exactly 0, so nothing trains; {reason}", stacklevel=2)
         self.values.append(values)
         if step % self.config.log_every == 0 or step == self.config.optimizer.steps:
             self.flush(step)

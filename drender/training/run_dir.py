@@ -31,17 +31,7 @@ from drender.media.images import write_png
 from drender.settings import differences
 from drender.training.config import TrainConfig
 from drender.training.loggers import Logger, TensorBoard, WeightsAndBiases
-from drender.training.run_record import (
-    METRICS,
-    RECORD,
-    best_step,
-    code_commit,
-    current_time,
-    is_run,
-    read_metrics,
-    read_record,
-    read_run,
-)
+from drender.training.run_record import METRICS, best_step, is_run, read_metrics, read_run, write_record
 
 CHECKPOINTS = "checkpoints"
 # A run with other values of these is another run; other differences are reported when it is resumed.
@@ -150,10 +140,8 @@ class RunFolder:
             kept.append(policies.EveryNSteps(self.config.keep_every))
         if self.config.keep_best is not None:
             kept.append(_KeepBest(self._evaluations, self.config.keep_best))
-        policy = policies.AnyPreservationPolicy(kept)
-        return ocp.training.Checkpointer(
-            self.path / CHECKPOINTS, preservation_policy=policy, cleanup_tmp_directories=True
-        )
+        policy, folder = policies.AnyPreservationPolicy(kept), self.path / CHECKPOINTS
+        return ocp.training.Checkpointer(folder, preservation_policy=policy, cleanup_tmp_directories=True)
 
     def _changed_options(self) -> list[str]:
         """Return `changes`; raise InputError if the folder's run is another one."""
@@ -179,14 +167,11 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if self.is_main:
                 remove_partial(self.path)
-                starts = read_record(self.path)["starts"] if is_run(self.path) else []
-                starts.append({"step": step, "time": current_time(), "commit": code_commit(), "changes": self.changes})
-                record = {"train": to_dict(self.config), "model": to_dict(self.model), "starts": starts}
-                write_text(self.path / RECORD, json.dumps(record, indent=1) + "\n")
+                record = write_record(self.path, self.config, self.model, step, self.changes)
                 self._drop_metrics_after(step)
                 self._loggers.append(TensorBoard(self.path / "tensorboard", step))
                 if self.config.logger == "wandb":
-                    self._loggers.append(WeightsAndBiases(self.path, starts[0]["time"], record["train"]))
+                    self._loggers.append(WeightsAndBiases(self.path, record["starts"][0]["time"], record["train"]))
             if self._checkpointer is None:
                 self._checkpointer = self._open()
         except OSError as error:
@@ -263,10 +248,9 @@ class RunFolder:
         except InputError:
             raise
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or first_line(error)
-            raise InputError(
-                f"output {self.config.output}: cannot be written ({reason}); free space and run the same command again"
-            ) from error
+            problem = f"cannot be written ({getattr(error, 'strerror', None) or first_line(error)})"
+            remedy = "free space and run the same command again"
+            raise InputError(f"output {self.config.output}: {problem}; {remedy}") from error
 
 
 @dataclass(frozen=True)
@@ -295,7 +279,5 @@ def _damage_as_input_error(path: str | Path, step: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        folder = Path(path) / CHECKPOINTS / str(step)
-        raise InputError(
-            f"{folder}: damaged ({first_line(error)}); remove this folder to resume from the checkpoint before it"
-        ) from error
+        folder, remedy = Path(path) / CHECKPOINTS / str(step), "to resume from the checkpoint before it"
+        raise InputError(f"{folder}: damaged ({first_line(error)}); remove this folder {remedy}") from error

@@ -11,8 +11,8 @@ from typing import Any
 
 from drender.config import RendererConfig
 from drender.errors import InputError, naming
-from drender.fields import from_dict
-from drender.files import expand_home, read_json
+from drender.fields import from_dict, to_dict
+from drender.files import expand_home, read_json, write_text
 from drender.metrics.image import HIGHER_IS_BETTER
 from drender.training.config import TrainConfig
 
@@ -41,6 +41,21 @@ def read_record(path: str | Path) -> dict[str, Any]:
     return record
 
 
+def write_record(
+    folder: Path, train: TrainConfig, model: RendererConfig, step: int, changes: list[str]
+) -> dict[str, Any]:
+    """Write run.json with one more start, after `step`, and its `changes` of options; return the contents."""
+    starts = read_record(folder)["starts"] if is_run(folder) else []
+    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    command, commit = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], None
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git checkout
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    starts.append({"step": step, "time": time, "commit": commit, "changes": changes})
+    record = {"train": to_dict(train), "model": to_dict(model), "starts": starts}
+    write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
+    return record
+
+
 def best_step(lines: Iterable[Mapping[str, Any]], metric: str, steps: Collection[int]) -> int | None:
     """Return the step among `steps` with the best metric by the lines of metrics.jsonl; of equal ones the first."""
     sign = -1 if metric.rpartition("/")[2] in HIGHER_IS_BETTER else 1
@@ -58,16 +73,3 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
             if text.endswith("\n") and isinstance(line, dict) and isinstance(line.get("step"), int):
                 lines.append(line)
     return lines
-
-
-def current_time() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def code_commit() -> str | None:
-    """Return the commit of this code, or None outside of a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

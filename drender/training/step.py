@@ -131,12 +131,9 @@ def make_step(context: LossContext, config: TrainConfig, optimizer: optax.Gradie
 
 def init_state(params: Mapping[str, np.ndarray], optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Return the state before the first step, sharded: the EMA is a copy, the optimizer's moments are zero."""
-    params = sharding.device_put_global(params, sharding.param_sharding(params, mesh))
-
-    def init(params: Arrays) -> TrainState:
-        return TrainState(params, jax.tree.map(jnp.copy, params), optimizer.init(params))
-
-    return jax.jit(init, out_shardings=sharding.param_sharding(jax.eval_shape(init, params), mesh))(params)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(params, optimizer, mesh))
+    init = jax.jit(lambda x: TrainState(x, jax.tree.map(jnp.copy, x), optimizer.init(x)), out_shardings=shardings)
+    return init(sharding.device_put_global(dict(params), shardings.params))
 
 
 def abstract_state(params: Arrays, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -146,10 +143,7 @@ def abstract_state(params: Arrays, optimizer: optax.GradientTransformation, mesh
 
 
 def compile_step(step: Callable, state: TrainState, frozen: Arrays, batch: Arrays, mesh: Mesh) -> jax.stages.Compiled:
-    """Compile the step for this state and batch: arrays, or shapes with shardings. The state is donated.
-
-    Arrays of the batch without a sharding are rows.
-    """
+    """Compile the step for arrays or shapes with shardings, and donate the state; without one, arrays are rows."""
     platform = mesh.devices.flat[0].platform
     options = sharding.compiler_options(platform)
     if platform == "cpu":
@@ -160,8 +154,7 @@ def compile_step(step: Callable, state: TrainState, frozen: Arrays, batch: Array
         placement = getattr(x, "sharding", None) or sharding.batch_sharding(mesh)
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement)
 
+    batch, number = jax.tree.map(with_sharding, dict(batch)), jax.ShapeDtypeStruct((), jnp.uint32)
     out_shardings = (jax.tree.map(lambda leaf: leaf.sharding, state), sharding.replicated(mesh))
     jitted = jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
-    return jitted.lower(
-        state, frozen, jax.tree.map(with_sharding, dict(batch)), jax.ShapeDtypeStruct((), jnp.uint32)
-    ).compile(options or None)
+    return jitted.lower(state, frozen, batch, number).compile(options or None)

@@ -30,10 +30,11 @@ class ValidationLoss:
     def __init__(self, config: TrainConfig, context: LossContext):
         self.config, self.model = config, context.config
         self.levels = config.evaluation.sigmas
-        if self.levels and config.loss.one_step:
-            self.levels = (self.model.scheduler.sigma_max,)
-        if self.levels and config.objective not in ("inverse", "forward"):
+        self.has_noise = config.objective in ("inverse", "forward")
+        if self.levels and not self.has_noise:
             self.levels = (1.0,)
+        elif self.levels and config.loss.one_step:
+            self.levels = (self.model.scheduler.sigma_max,)
         plain = {"consistency": 0.0, "condition_dropout": 0.0, "all_dropout": 0.0, "condition_noise": None}
         loss = dataclasses.replace(context.loss, **plain)
         # Rows come as latents, one at a time on one device.
@@ -43,12 +44,9 @@ class ValidationLoss:
 
     def names(self) -> list[str]:
         """Return the names of the values that `scores` may yield."""
-        if not self.levels:
-            return []
-        if self.config.objective not in ("inverse", "forward"):
-            return ["loss/mean"]
         buffers = dict.fromkeys(self.config.data.passes if self.config.objective == "inverse" else ())
-        return ["loss/mean", *(f"{x}/loss" for x in buffers), *(f"loss/sigma_{level:g}" for level in self.levels)]
+        levels = [f"loss/sigma_{level:g}" for level in self.levels if self.has_noise]
+        return ["loss/mean", *(f"{buffer}/loss" for buffer in buffers), *levels] if self.levels else []
 
     def scores(self, params: dict, images: Images, encode: Callable, index: int) -> Iterator[tuple[str, float]]:
         """Yield (name, loss) of the rows of a clip.
@@ -59,16 +57,14 @@ class ValidationLoss:
           encode: images `[f, h, w, 3]` to unscaled latents.
           index: of the clip, the seed of its noise.
         """
-        if not self.levels:
-            return
-        for row, (label, batch) in enumerate(self._rows(images, encode)):
+        for row, (label, batch) in enumerate(self._rows(images, encode) if self.levels else ()):
             for number, level in enumerate(self.levels):
                 key = jax.random.fold_in(jax.random.fold_in(jax.random.key(index), row), number)
                 loss = float(self._loss(params, batch | {"sigma": jnp.full((1,), level, jnp.float32)}, key))
                 yield "loss/mean", loss
                 if label:
                     yield f"{label}/loss", loss
-                if self.config.objective in ("inverse", "forward"):
+                if self.has_noise:
                     yield f"loss/sigma_{level:g}", loss
 
     def _rows(self, images: Images, encode: Callable) -> Iterator[tuple[str | None, Batch]]:

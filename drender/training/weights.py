@@ -70,18 +70,17 @@ class Weights:
 
     @property
     def components(self) -> tuple[str, ...]:
-        """The names of all components that the run computes with."""
-        objective = OBJECTIVES[self.config.objective]
-        return (*objective.trained, *self._lora, *objective.frozen)
+        """The names of all components that the run computes with, those that train by default first."""
+        return (*self._trained, *OBJECTIVES[self.config.objective].frozen)
 
     @property
-    def _lora(self) -> tuple[str, ...]:
-        return ("lora",) if self.config.lora else ()
+    def _trained(self) -> tuple[str, ...]:
+        return (*OBJECTIVES[self.config.objective].trained, *(("lora",) if self.config.lora else ()))
 
     @property
     def patterns(self) -> tuple[str, ...]:
         """The patterns of parameters that train."""
-        return self.config.trainable or (*OBJECTIVES[self.config.objective].trained, *self._lora)
+        return self.config.trainable or self._trained
 
     @functools.cached_property
     def only_lora_trains(self) -> bool:
@@ -106,11 +105,10 @@ class Weights:
             if name == "lora":
                 return self._fresh_lora()
             return init.init_params(*network_of(self.model, name), self.config.seed)
-        where = f"init_from {source.path}: {name}"
+        stored, where = source.load(name), f"init_from {source.path}: {name}"
         if name == "lora":
-            return _require_same_shapes(self._fresh_lora(), source.load(name), where)
-        network = network_of(self.model, name)
-        params, report = init.adapt_pretrained(*network, source.load(name), self.config.seed, where)
+            return _require_same_shapes(self._fresh_lora(), stored, where)
+        params, report = init.adapt_pretrained(*network_of(self.model, name), stored, self.config.seed, where)
         for line in report:
             log(line)
         return params
@@ -198,13 +196,12 @@ def _matches(parameter: str, pattern: str) -> bool:
 
 def _require_same_shapes(expected: dict, found: dict, where: str) -> dict:
     """Return `found` if its parameters have the expected shapes, and each alpha the expected value."""
-    shape = lambda x: x.shape or float(x)
-    expected_shapes, shapes = ({name: shape(x) for name, x in flatten(tree).items()} for tree in (expected, found))
-    for name in expected_shapes | shapes:
-        if shapes.get(name) != expected_shapes.get(name):
+    needed, given = ({name: x.shape or float(x) for name, x in flatten(tree).items()} for tree in (expected, found))
+    for name in needed | given:
+        if given.get(name) != needed.get(name):
             raise InputError(
-                f"{where}: {name} is {shapes.get(name, 'missing')}, but `lora` needs "
-                f"{expected_shapes.get(name, 'no such factor')}; set its rank, alpha and targets to the source's"
+                f"{where}: {name} is {given.get(name, 'missing')}, but `lora` needs "
+                f"{needed.get(name, 'no such factor')}; set its rank, alpha and targets to the source's"
             )
     return found
 
@@ -225,10 +222,10 @@ class WeightSource:
     def __init__(self, path: str, step: int | None = None):
         self.path, self.step, self.run = path, step, None
         if run_record.is_run(path):
-            train_config, self.config = run_record.read_run(path)
-            # What a run has not trained itself is opened when it is loaded.
-            self.run = train_config
-            self.components = Weights(train_config, {}, self.config).components
+            run, self.config = run_record.read_run(path)
+            # The sources of components that the run did not train are opened when these are loaded.
+            self.run = Weights(run, {}, self.config)
+            self.components = self.run.components
         else:
             self.path = resolve(path)
             self.config = orbax.load_config(self.path)
@@ -239,11 +236,10 @@ class WeightSource:
         if self.run is None:
             return orbax.load(self.path, name)
         leaves = run_dir.load_ema(self.path, name, self.step)
-        weights = Weights(self.run, {}, self.config)
-        if len(leaves) < len(weights.shapes(name)):
+        if len(leaves) < len(self.run.shapes(name)):
             with naming(expand_home(self.path) / run_record.RECORD):  # its init_from may have moved since
-                weights = dataclasses.replace(weights, sources=_open_sources(self.run.init_from))
-            leaves = flatten({name: weights.component(name)}) | leaves
+                sources = _open_sources(self.run.config.init_from)
+            leaves = flatten({name: dataclasses.replace(self.run, sources=sources).component(name)}) | leaves
         return unflatten(leaves)[name]
 
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import small
+from recorder import abstract
 
-from drender import InverseRenderer
 from drender.errors import InputError, oom_guard
 from drender.renderers.batches import halve_to_fit, map_in_batches
 from drender.renderers.windows import whole
@@ -32,12 +32,12 @@ class Device:
 
 @pytest.fixture
 def renderer():
-    return InverseRenderer.abstract(small.inverse_config(), "float32")
+    return abstract(small.inverse_config(), "float32")
 
 
 def with_capacity(renderer, capacity: int) -> Device:
-    renderer._run_stage = Device(capacity)
-    return renderer._run_stage
+    renderer.run_stage = Device(capacity)
+    return renderer.run_stage
 
 
 def test_smaller_batches_encode_the_same_and_are_remembered(renderer):
@@ -45,7 +45,7 @@ def test_smaller_batches_encode_the_same_and_are_remembered(renderer):
     roomy, scarce = with_capacity(renderer, 8), Device(3)
     expected = renderer.encode_images(images)
     assert roomy.tried == [8, 8]
-    renderer._run_stage = scarce
+    renderer.run_stage = scarce
     np.testing.assert_array_equal(renderer.encode_images(images), expected)
     np.testing.assert_array_equal(renderer.encode_images(images), expected)
     assert scarce.tried == [8, 4, *[2] * 5, *[2] * 5]

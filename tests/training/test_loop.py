@@ -197,8 +197,8 @@ def loop_alone(
     arrays, evaluation = {"vae.x": jax.numpy.ones(4)}, StandIn()
     with smallest.begin_run(output, **{"optimizer.steps": 4, **changes}) as folder:
         logger = loop.MetricLogger(folder.config, folder, 0.0)
-        training = loop.Loop(folder.config, step, folder, logger, evaluation, guard)
-        return training.run(TrainState(arrays, arrays, arrays), {}, iter(batches))
+        state = TrainState(arrays, arrays, arrays)
+        return loop.run_steps(folder, step, state, {}, iter(batches), logger, evaluation, guard)
 
 
 def test_a_stop_between_two_logs_keeps_the_metrics_and_the_trace(tmp_path):
