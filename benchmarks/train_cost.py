@@ -28,7 +28,7 @@ from drender.config import RendererConfig
 from drender.data.augment import AugmentationConfig
 from drender.data.config import Source
 from drender.data.encode import encode_clips
-from drender.data.loader import environment_labels, open_data
+from drender.data.loader import TrainingData, environment_labels
 from drender.models import attention
 from drender.models.params import unflatten
 from drender.training import config as training_config
@@ -216,7 +216,7 @@ class Feed:
         self.name, self.rows = name, config.data.batch
         mesh = sharding.make_mesh(config.mesh, config.data.batch, config.optimizer.grad_accum_steps)
         weights = resolve_weights(config)
-        data = open_data(config.data, config.objective, weights.model, self.rows, config.seed)
+        data = TrainingData(config.data, config.objective, weights.model, self.rows, config.seed)
         model = loop.make_context(config, weights, data.latent, mesh)
         optimizer = make_optimizer(config.optimizer)
         trained, frozen = weights.split(not data.latent, resumed=False)

@@ -267,9 +267,10 @@ class ClipDataset:
     def __len__(self) -> int:
         return len(self.clips)
 
-    def name(self, index: int) -> str:
-        """Return the name of a clip."""
-        return self.clips[index].name
+    @property
+    def names(self) -> list[str]:
+        """The names of the clips."""
+        return [clip.name for clip in self.clips]
 
     def has(self, index: int, label: str) -> bool:
         """Whether a clip has a label."""

@@ -6,8 +6,6 @@ from drender.config import DEFAULT_PASSES
 from drender.errors import InputError
 from drender.fields import bounded, check_ranges
 
-OBJECTIVES = ("inverse", "forward", "environment", "vae")
-
 
 @dataclass(frozen=True)
 class Source:

@@ -191,9 +191,10 @@ class LatentDataset:
     def __len__(self) -> int:
         return len(self.manifest.clips)
 
-    def name(self, index: int) -> str:
-        """Return the name of a clip."""
-        return list(self.manifest.clips)[index]
+    @property
+    def names(self) -> list[str]:
+        """The names of the clips."""
+        return list(self.manifest.clips)
 
     def has(self, index: int, label: str) -> bool:
         """Whether a clip has a label; all clips of a set have the same."""

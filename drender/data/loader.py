@@ -1,4 +1,4 @@
-"""The stream of training rows, drawn from clips or cached latents.
+"""The training rows of a run.
 
 Row i is a function of the seed and i alone. Hence the rows of a step are the same on any number of processes, and a run
 resumes at any step without a record of its place in the data.
@@ -16,68 +16,35 @@ import numpy as np
 from drender.config import ENVIRONMENT_LABELS, RendererConfig
 from drender.data.augment import AugmentationConfig
 from drender.data.clips import VALID, ClipDataset, check_size, open_clips
-from drender.data.config import OBJECTIVES, DataConfig
+from drender.data.config import DataConfig
 from drender.data.latent_cache import LatentDataset, is_latent_cache
 from drender.errors import InputError, unknown_name_error
 
 Row = dict[str, np.ndarray | np.generic]
 
 
-def open_data(
-    data: DataConfig,
-    objective: str,
-    model: RendererConfig,
-    rows: int,
-    seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> "TrainingData":
-    """Open the data of a run.
+class TrainingData:
+    """The stream of rows of a run, drawn from clips or cached latents.
+
+    A row holds, by objective:
+      inverse: rgb, buffer [f, h, w, c]; domain [], the buffer's number in `model.domains`; image_only, real [].
+        The buffer is one of `data.passes` that the clip has.
+      forward: rgb [f, h, w, c]; conditions [i, f, h, w, c]; environment [e, f, H, W, c]; image_only, real [].
+      environment: environment [e, f, H, W, c].
+      vae: images [f, h, w, 3], of one kind, `rgb` or a G-buffer.
+    Pixels are float32 in [0, 1], cached latents float16. Where a source has masks, or pixels of float files that may be
+    invalid, rows of inverse and forward also have valid [f, h, w, 1], bool.
 
     Args:
-      objective: one of OBJECTIVES. It decides the contents of a row:
-        inverse: rgb, buffer [f, h, w, c]; domain [], the buffer's number in `model.domains`; image_only, real [].
-          The buffer is one of `data.passes` that the clip has.
-        forward: rgb [f, h, w, c]; conditions [i, f, h, w, c]; environment [e, f, H, W, c]; image_only, real [].
-        environment: environment [e, f, H, W, c].
-        vae: images [f, h, w, 3], of one kind, `rgb` or a G-buffer.
-        Pixels are float32 in [0, 1], cached latents float16. Where a source has masks, or pixels of float files that
-        may be invalid, rows of inverse and forward also have valid [f, h, w, 1], bool.
       model: names and orders of domains, conditions and environment images, and sizes.
       rows: rows of a batch that this process reads.
       seed: of all random draws.
       process_index, process_count: shard of the rows.
-    Raises:
-      InputError: an invalid value, or clips or latents that are missing, damaged, or do not suit the model.
-    """
-    if not 0 <= seed < 2**31:
-        raise InputError(f"seed: expected 0 to 2**31 - 1, got {seed}")
-    _check(data, objective, model)
-    labels = row_labels(data, objective, model)
-    latent = [is_latent_cache(source.path) for source in data.sources]
-    if any(latent) and not all(latent):
-        clips, latents = (data.sources[latent.index(kind)].path for kind in (False, True))
-        raise InputError(f"{clips} holds clips and {latents} cached latents; encode both")
-    optional = optional_labels(data, objective)
-    required = tuple(label for label in labels if label not in optional)
-    if all(latent):
-        sources = _open_latents(data, objective, model, required)
-    else:
-        sources = _open_clips(data, model, required, optional)
-    if optional:
-        _check_passes(sources, optional, needs_one=objective == "inverse")
-    if data.image_fraction < 1:
-        for source in sources:
-            source.require(data.frames)
-    return TrainingData(data, objective, model, sources, rows, seed, process_index, process_count)
-
-
-class TrainingData:
-    """The stream of rows that `open_data` returns.
-
     Attributes:
       latent: rows hold cached latents, not pixels.
       fingerprint: of the VAE that made the latents, see `drender.checkpoints.fingerprint`; None for pixels.
+    Raises:
+      InputError: an invalid value, or clips or latents that are missing, damaged, or do not suit the model.
     """
 
     def __init__(
@@ -85,21 +52,35 @@ class TrainingData:
         data: DataConfig,
         objective: str,
         model: RendererConfig,
-        sources: Sequence[ClipDataset | LatentDataset],
         rows: int,
         seed: int,
-        process_index: int,
-        process_count: int,
+        process_index: int = 0,
+        process_count: int = 1,
     ):
-        self.data, self.objective, self.model, self.sources, self.rows = data, objective, model, sources, rows
-        self.latent = isinstance(sources[0], LatentDataset)
-        self.fingerprint = sources[0].manifest.weights if self.latent else None
-        labels = row_labels(data, objective, model)
-        self.masked = objective in ("inverse", "forward") and any(source.masked(labels) for source in sources)
+        _check(data, objective, model)
+        self.data, self.objective, self.model, self.rows = data, objective, model, rows
+        self.labels, optional = row_labels(data, objective, model), optional_labels(data, objective)
+        required = tuple(label for label in self.labels if label not in optional)
+        latent = [is_latent_cache(source.path) for source in data.sources]
+        if any(latent) and not all(latent):
+            clips, latents = (data.sources[latent.index(kind)].path for kind in (False, True))
+            raise InputError(f"{clips} holds clips and {latents} cached latents; encode both")
+        self.latent, self.fingerprint = all(latent), None
+        if self.latent:
+            self.sources = _open_latents(data, objective, model, required)
+            self.fingerprint = self.sources[0].manifest.weights
+        else:
+            self.sources = _open_clips(data, model, required, optional)
+        if optional:
+            _check_passes(self.sources, optional, needs_one=objective == "inverse")
+        if data.image_fraction < 1:
+            for source in self.sources:
+                source.require(data.frames)
+        self.masked = objective in ("inverse", "forward") and any(x.masked(self.labels) for x in self.sources)
         # Every source goes through all its clips in a new order before any clip repeats.
         clips = [
             grain.MapDataset.range(len(source)).seed(seed + i).shuffle().map(lambda clip, i=i: (i, clip)).repeat()
-            for i, source in enumerate(sources)
+            for i, source in enumerate(self.sources)
         ]
         mixed = grain.MapDataset.mix(clips, [source.weight for source in data.sources])
         stream = mixed.random_map(self._row, seed=seed)
@@ -127,16 +108,17 @@ class TrainingData:
 
     def _row(self, drawn: tuple[int, int], rng: np.random.Generator) -> Row:
         """Return the row of the objective for a drawn (source, clip)."""
-        source, clip = drawn
+        index, clip = drawn
+        source, labels = self.sources[index], self.labels
         image_only = rng.random() < self.data.image_fraction
         kinds = ("rgb", *self.data.passes) if self.objective == "vae" else self.data.passes
         if self.objective in ("inverse", "vae"):
-            kinds = [kind for kind in kinds if self.sources[source].has(clip, kind)]
+            kinds = [kind for kind in kinds if source.has(clip, kind)]
         kind = kinds[rng.integers(len(kinds))]
-        all_labels = row_labels(self.data, self.objective, self.model)
-        labels = {"inverse": ("rgb", kind), "vae": (kind,)}.get(self.objective, all_labels) + (VALID,) * self.masked
-        images = self._images(self.sources[source], clip, labels, image_only, rng)
-        return make_row(self.objective, self.model, images, kind, image_only, self.data.sources[source].real)
+        if self.objective in ("inverse", "vae"):
+            labels = (kind,) if self.objective == "vae" else ("rgb", kind)
+        images = self._images(source, clip, (*labels, *[VALID] * self.masked), image_only, rng)
+        return make_row(self.objective, self.model, images, kind, image_only, self.data.sources[index].real)
 
     def _images(
         self,
@@ -166,16 +148,13 @@ def make_row(
     image_only: bool = False,
     real: bool = False,
 ) -> Row:
-    """Return the row of an objective, as `open_data` describes it.
+    """Return the row of an objective, as `TrainingData` describes it.
 
     Args:
       images: of a clip by label, with `valid` where pixels may be invalid.
       kind: the G-buffer of an inverse row, or the image kind of a VAE's.
     """
-
-    def stack(labels: Sequence[str]) -> np.ndarray:
-        return np.stack([images[label] for label in labels])
-
+    stack = lambda labels: np.stack([images[label] for label in labels])
     if objective == "vae":
         return {"images": images[kind]}
     if objective == "environment":
@@ -233,8 +212,6 @@ def row_labels(data: DataConfig, objective: str, model: RendererConfig) -> tuple
 
 def _check(data: DataConfig, objective: str, model: RendererConfig) -> None:
     """Raise InputError for values that do not suit the objective or the model."""
-    if objective not in OBJECTIVES:
-        raise unknown_name_error("objective", objective, OBJECTIVES)
     fraction = data.image_fraction
     if fraction and objective == "environment":
         raise InputError(f"data.image_fraction: the environment objective has no image rows, got {fraction}; remove it")
@@ -254,18 +231,15 @@ def _check(data: DataConfig, objective: str, model: RendererConfig) -> None:
 def _check_passes(sources: Sequence[ClipDataset | LatentDataset], passes: Sequence[str], needs_one: bool) -> None:
     """Warn of passes that clips lack, and raise InputError for a clip that lacks all, if it needs one."""
     for source in sources:
-        lacking = {i: [name for name in passes if not source.has(i, name)] for i in range(len(source))}
-        lacking = {i: names for i, names in lacking.items() if names}
-        for i, names in lacking.items():
-            if needs_one and len(names) == len(passes):
-                raise InputError(f"{source.path}: {source.name(i)!r} has none of data.passes; remove it, or add files")
-        if lacking:
-            i, names = next(iter(lacking.items()))
-            warnings.warn(
-                f"{source.path}: {len(lacking)} of {len(source)} clips lack G-buffers ({source.name(i)!r} has no "
-                f"{', '.join(names)}); their rows are of the others",
-                stacklevel=2,
-            )
+        lacking = {}  # passes by the name of the clip
+        for i, name in enumerate(source.names):
+            lacking[name] = [label for label in passes if not source.has(i, label)]
+            if needs_one and len(lacking[name]) == len(passes):
+                raise InputError(f"{source.path}: {name!r} has none of data.passes; remove it, or add files")
+        incomplete = [f"{name!r} has no {', '.join(labels)}" for name, labels in lacking.items() if labels]
+        if incomplete:
+            problem = f"{len(incomplete)} of {len(source)} clips lack G-buffers ({incomplete[0]})"
+            warnings.warn(f"{source.path}: {problem}; their rows are of the others", stacklevel=2)
 
 
 def _open_clips(
@@ -298,14 +272,11 @@ def _open_latents(
     first = sources[0].manifest
     for source in sources:
         manifest = source.manifest
-        for name, found, expected in (
-            ("latent channels", manifest.vae.latent_channels, model.vae.latent_channels),
-            ("pixels per latent", manifest.vae.downscale, model.vae.downscale),
-        ):
+        for name, key in (("latent channels", "latent_channels"), ("pixels per latent", "downscale")):
+            found, expected = getattr(manifest.vae, key), getattr(model.vae, key)
             if found != expected:
-                raise InputError(
-                    f"{source.path} has {found} {name}, but the model's VAE {expected}; encode the clips with that VAE"
-                )
+                problem = f"has {found} {name}, but the model's VAE {expected}"
+                raise InputError(f"{source.path} {problem}; encode the clips with that VAE")
         found, expected = manifest.environment_size, model.environment_size
         if found != expected and objective != "inverse":
             raise InputError(

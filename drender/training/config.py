@@ -170,7 +170,7 @@ class TrainConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     remat: bool = True
-    seed: int = bounded(0, at_least=0, below=2**32)
+    seed: int = bounded(0, at_least=0, below=2**31)
     log_every: int = bounded(10, at_least=1)
     save_every: int = bounded(500, at_least=1)
     keep_checkpoints: int = bounded(2, at_least=1)

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from drender import sharding
-from drender.data.loader import open_data
+from drender.data.loader import TrainingData
 from drender.training import flops, hosts, plan
 from drender.training.config import TrainConfig
 from drender.training.evaluation import Evaluation
@@ -60,7 +60,7 @@ def train(config: TrainConfig, dry_run: bool = False) -> int:
             log(f"finished before: {run.last} steps; {hint}; raise optimizer.steps to continue")
             return 0
         rows, index, count = sharding.local_shard(mesh, config.data.batch)
-        data = open_data(config.data, config.objective, weights.model, rows, config.seed, index, count)
+        data = TrainingData(config.data, config.objective, weights.model, rows, config.seed, index, count)
         if data.latent:
             weights.check_latents(data.fingerprint)
         context = make_context(config, weights, data.latent, mesh)

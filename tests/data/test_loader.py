@@ -15,7 +15,7 @@ from drender.config import CONDITIONS, ENVIRONMENT_LABELS, EnvEncoderConfig, VAE
 from drender.data.clips import open_clips
 from drender.data.config import Source
 from drender.data.latent_cache import LatentDataset, read_manifest
-from drender.data.loader import open_data
+from drender.data.loader import TrainingData
 from drender.errors import InputError
 from drender.media.gbuffers import frame_path
 from drender.media.images import write_png
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("small_cubes")
 
 
 def test_inverse_rows(clips):
-    data = open_data(config(Source(str(clips), real=True), frames=3), "inverse", INVERSE, rows=4, seed=0)
+    data = TrainingData(config(Source(str(clips), real=True), frames=3), "inverse", INVERSE, rows=4, seed=0)
     assert not data.latent and data.fingerprint is None
     passes = set()
     for batch in itertools.islice(data.batches(), 6):
@@ -53,8 +53,8 @@ def test_forward_and_environment_rows(lit):
     (first, second) = open_clips(lit, LABELS)
     options = config(lit, size=(16, 16), frames=2)
     model = dataclasses.replace(FORWARD, conditions=("depth", "normal"))
-    batch = next(open_data(options, "forward", model, rows=2, seed=0).batches())
-    environment = next(open_data(options, "environment", model, rows=2, seed=0).batches())
+    batch = next(TrainingData(options, "forward", model, rows=2, seed=0).batches())
+    environment = next(TrainingData(options, "environment", model, rows=2, seed=0).batches())
     assert batch.keys() == {"rgb", "conditions", "environment", "image_only", "real"}
     assert environment.keys() == {"environment"}
     assert batch["environment"].shape == environment["environment"].shape == (2, 3, 2, 16, 16, 3)
@@ -70,7 +70,7 @@ def test_forward_and_environment_rows(lit):
 
 
 def test_vae_rows_are_of_all_kinds(clips):
-    data = open_data(config(clips, frames=2, passes=("depth", "normal")), "vae", FORWARD, rows=8, seed=0)
+    data = TrainingData(config(clips, frames=2, passes=("depth", "normal")), "vae", FORWARD, rows=8, seed=0)
     rows = [row for batch in itertools.islice(data.batches(), 30) for row in batch["images"]]
     assert rows[0].shape == (2, 2, 2, 3)
     counts = collections.Counter(origin(row[0])[0] for row in rows)
@@ -78,13 +78,13 @@ def test_vae_rows_are_of_all_kinds(clips):
 
 
 def test_windows_are_drawn_from_everywhere(clips):
-    data = open_data(config(clips, frames=3), "vae", FORWARD, rows=90, seed=0)
+    data = TrainingData(config(clips, frames=3), "vae", FORWARD, rows=90, seed=0)
     firsts = collections.Counter(origin(row[0])[2] for row in next(data.batches())["images"])
     assert firsts.keys() == {0, 1, 2} and min(firsts.values()) > 15
 
 
 def test_every_clip_is_drawn_once_before_any_repeats(clips):
-    rows = next(open_data(config(clips, frames=1), "vae", FORWARD, rows=18, seed=0).batches())["images"]
+    rows = next(TrainingData(config(clips, frames=1), "vae", FORWARD, rows=18, seed=0).batches())["images"]
     epochs = np.reshape([origin(row[0])[1] for row in rows], (3, 6))
     np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(6), (3, 1)))
     assert len({tuple(epoch) for epoch in epochs}) > 1
@@ -94,7 +94,7 @@ def test_sources_are_mixed_by_weight(clips, tmp_path):
     for i in range(3):
         write_clip(tmp_path / "real" / f"clip{i}", clip=10 + i, chunks=(2,))
     mixed = config(Source(str(clips), weight=3.0), Source(str(tmp_path / "real"), weight=1.0, real=True), frames=1)
-    data = open_data(mixed, "inverse", INVERSE, rows=40, seed=3)
+    data = TrainingData(mixed, "inverse", INVERSE, rows=40, seed=3)
     for batch in itertools.islice(data.batches(), 3):
         clip = np.array([origin(row[0])[1] for row in batch["rgb"]])
         np.testing.assert_array_equal(batch["real"], clip >= 10)
@@ -104,12 +104,12 @@ def test_sources_are_mixed_by_weight(clips, tmp_path):
 @pytest.mark.slow
 def test_a_pass_listed_twice_is_drawn_twice_as_often(clips):
     passes = config(Source(str(clips)), frames=1, passes=("normal", "normal", "depth"))
-    (batch,) = itertools.islice(open_data(passes, "inverse", INVERSE, rows=300, seed=0).batches(), 1)
+    (batch,) = itertools.islice(TrainingData(passes, "inverse", INVERSE, rows=300, seed=0).batches(), 1)
     assert 180 < (batch["domain"] == INVERSE.domains["normal"]).sum() < 220
 
 
 def test_image_rows_are_of_unrelated_clips(clips):
-    data = open_data(config(clips, frames=4, image_fraction=0.5), "inverse", INVERSE, rows=100, seed=0)
+    data = TrainingData(config(clips, frames=4, image_fraction=0.5), "inverse", INVERSE, rows=100, seed=0)
     batch = next(data.batches())
     assert 30 < batch["image_only"].sum() < 70
     for rgb, buffer, image_only in zip(batch["rgb"], batch["buffer"], batch["image_only"], strict=True):
@@ -118,7 +118,7 @@ def test_image_rows_are_of_unrelated_clips(clips):
         assert len({clip for clip, _ in found}) == (4 if image_only else 1)
         assert len({origin(frame)[0] for frame in buffer}) == 1
     # Images need no long clips; of fewer clips than frames, some come twice.
-    rows = open_data(config(clips, frames=8, image_fraction=1.0), "inverse", INVERSE, rows=2, seed=0)
+    rows = TrainingData(config(clips, frames=8, image_fraction=1.0), "inverse", INVERSE, rows=2, seed=0)
     assert {len({origin(frame)[1] for frame in row}) for row in next(rows.batches())["rgb"]} == {6}
 
 
@@ -127,7 +127,7 @@ def test_flips_and_exposures_are_those_of_the_configuration(tmp_path):
     write_png(frame_path(tmp_path / "clips" / "a", 0, 0, "rgb"), ramp, bits=16)
     write_png(frame_path(tmp_path / "clips" / "a", 0, 0, "depth"), ramp, bits=16)
     flipped = config(tmp_path / "clips", frames=1, flip=0.5, passes=("depth",), exposure_range=(0.5, 0.9))
-    batch = next(open_data(flipped, "inverse", INVERSE, rows=100, seed=0).batches())
+    batch = next(TrainingData(flipped, "inverse", INVERSE, rows=100, seed=0).batches())
     mirrored = batch["rgb"][:, 0, 0, 0, 0] > batch["rgb"][:, 0, 0, 1, 0]
     np.testing.assert_array_equal(mirrored, batch["buffer"][:, 0, 0, 0, 0] > batch["buffer"][:, 0, 0, 1, 0])
     assert 35 < mirrored.sum() < 65
@@ -137,19 +137,19 @@ def test_flips_and_exposures_are_those_of_the_configuration(tmp_path):
 def test_only_an_estimated_light_is_turned(lit):
     options = {"size": (16, 16), "frames": 1, "rotation": 90.0}
     both = config(Source(str(lit)), Source(str(lit), real=True), **options)
-    batch = next(open_data(both, "forward", FORWARD, rows=4, seed=0).batches())
+    batch = next(TrainingData(both, "forward", FORWARD, rows=4, seed=0).batches())
     exact = [clip.environment((16, 16), [0])["env_log"] for clip in open_clips(lit, LABELS)]
     for environment, real in zip(batch["environment"], batch["real"], strict=True):
         assert any((environment[1] == one).all() for one in exact) != real
     with pytest.raises(InputError, match=r"data\.rotation: expected 0 without real sources, got 90\.0"):
-        open_data(config(lit, **options), "forward", FORWARD, rows=4, seed=0)
+        TrainingData(config(lit, **options), "forward", FORWARD, rows=4, seed=0)
 
 
 # --- latents ----------------------------------------------------------------------------------------------------------
 
 
 def test_cached_latents_replace_pixels(cached):
-    data = open_data(config(cached, frames=1), "forward", FORWARD, rows=3, seed=0)
+    data = TrainingData(config(cached, frames=1), "forward", FORWARD, rows=3, seed=0)
     assert data.latent and data.fingerprint == read_manifest(cached).weights
     batch = next(data.batches())
     assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
@@ -165,14 +165,16 @@ def test_cached_latents_replace_pixels(cached):
         (place,) = [i for i in range(4) if (stored["rgb"][i] == rgb[0]).all()]
         for labels, found in ((CONDITIONS, conditions), (ENVIRONMENT_LABELS, light)):
             np.testing.assert_array_equal(found[:, 0], np.stack([stored[label][place] for label in labels]))
-    rows = next(open_data(config(cached, frames=2, image_fraction=1.0), "inverse", INVERSE, rows=2, seed=0).batches())
+    rows = next(
+        TrainingData(config(cached, frames=2, image_fraction=1.0), "inverse", INVERSE, rows=2, seed=0).batches()
+    )
     assert rows["image_only"].all() and rows["buffer"].shape == (2, 2, 8, 8, 4)
 
 
 def test_unsuitable_latents_are_refused(cached, lit, vae, tmp_path):
     def refusal(*sources, objective="inverse", model=INVERSE, **options):
         with pytest.raises(InputError) as error:
-            open_data(config(*(sources or [cached]), **({"frames": 2} | options)), objective, model, rows=1, seed=0)
+            TrainingData(config(*(sources or [cached]), **({"frames": 2} | options)), objective, model, rows=1, seed=0)
         return str(error.value)
 
     wide = dataclasses.replace(INVERSE, vae=VAEConfig(block_out_channels=(32, 32), latent_channels=8))

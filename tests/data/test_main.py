@@ -20,7 +20,7 @@ from drender.data.augment import AugmentationConfig
 from drender.data.clips import open_clips
 from drender.data.config import DataConfig, Source
 from drender.data.latent_cache import read_manifest
-from drender.data.loader import open_data
+from drender.data.loader import TrainingData
 from drender.lighting import estimation
 from drender.lighting.light_file import Light
 from drender.media.gbuffers import find_gbuffer_clips, frame_path
@@ -62,7 +62,7 @@ def test_encode_and_train(run, lit, vae, tmp_path):
     assert manifest.labels == ("rgb", "normal", *ENVIRONMENT_LABELS)
     assert manifest.environment_size == FORWARD.environment_size
     assert manifest.augmentation == AugmentationConfig(flip=0.5, exposure_range=(0.5, 2.0), crop=0.75)
-    data = open_data(
+    data = TrainingData(
         DataConfig((Source(str(tmp_path / "set")),), frames=2, passes=("normal",)), "inverse", INVERSE, rows=2, seed=0
     )
     assert next(data.batches())["buffer"].shape == (2, 2, 6, 6, 4)

@@ -14,7 +14,7 @@ from drender.data.augment import Augmentation, AugmentationConfig
 from drender.data.clips import latent_mask, open_clips
 from drender.data.encode import encode_clips
 from drender.data.latent_cache import LatentDataset
-from drender.data.loader import open_data
+from drender.data.loader import TrainingData
 from drender.errors import InputError
 from drender.media.gbuffers import frame_path
 from drender.media.images import write_exr, write_png
@@ -42,7 +42,7 @@ def mixed(tmp_path):
 def test_rows_are_of_the_buffers_that_a_clip_has(mixed):
     lacks = r"2 of 3 clips lack G-buffers \('clip1' has no basecolor, metallic, roughness\); their rows are of the"
     with pytest.warns(UserWarning, match=lacks):
-        data = open_data(config(mixed, frames=1, image_fraction=0.3), "inverse", INVERSE, rows=60, seed=0)
+        data = TrainingData(config(mixed, frames=1, image_fraction=0.3), "inverse", INVERSE, rows=60, seed=0)
     drawn = {0: set(), 1: set(), 2: set()}
     for batch in itertools.islice(data.batches(), 3):
         for rgb, buffer, domain in zip(batch["rgb"], batch["buffer"], batch["domain"], strict=True):
@@ -54,7 +54,7 @@ def test_rows_are_of_the_buffers_that_a_clip_has(mixed):
 
 def test_unrelated_images_all_have_the_buffer(mixed):
     with pytest.warns(UserWarning):
-        data = open_data(config(mixed, frames=3, image_fraction=1.0), "inverse", INVERSE, rows=60, seed=0)
+        data = TrainingData(config(mixed, frames=3, image_fraction=1.0), "inverse", INVERSE, rows=60, seed=0)
     clips = {}
     for buffer in next(data.batches())["buffer"]:
         labels, found, _ = zip(*map(origin, buffer), strict=True)
@@ -66,18 +66,18 @@ def test_unrelated_images_all_have_the_buffer(mixed):
 def test_complete_clips_are_no_warning(clips):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        open_data(config(clips, frames=1), "inverse", INVERSE, rows=1, seed=0)
+        TrainingData(config(clips, frames=1), "inverse", INVERSE, rows=1, seed=0)
 
 
 def test_a_clip_without_any_pass_is_an_error(mixed):
     with pytest.raises(InputError, match=r"'clip1' has none of data\.passes; remove it, or add files"):
-        open_data(config(mixed, frames=1, passes=("roughness",)), "inverse", INVERSE, rows=1, seed=0)
+        TrainingData(config(mixed, frames=1, passes=("roughness",)), "inverse", INVERSE, rows=1, seed=0)
 
 
 def test_a_buffer_of_some_frames_is_an_error(mixed):
     frame_path(mixed / "clip1", 0, 1, "depth").unlink()
     with pytest.raises(InputError, match="clip 'clip1' has 'depth' in some frames only; add the missing files, or"):
-        open_data(config(mixed, frames=1), "inverse", INVERSE, rows=1, seed=0)
+        TrainingData(config(mixed, frames=1), "inverse", INVERSE, rows=1, seed=0)
 
 
 # --- masks ------------------------------------------------------------------------------------------------------------
@@ -128,11 +128,11 @@ def test_a_latent_is_valid_if_all_its_pixels_are():
 
 
 def test_rows_have_a_mask_where_a_source_has_one(clips, tmp_path):
-    assert "valid" not in open_data(config(clips, frames=1), "inverse", INVERSE, rows=1, seed=0).abstract_batch()
+    assert "valid" not in TrainingData(config(clips, frames=1), "inverse", INVERSE, rows=1, seed=0).abstract_batch()
     folder = write_clip(tmp_path / "masked" / "clip9", clip=9, chunks=(1,))
     write_mask(folder, 0, [[0, 1], [1, 1]])
     both = config(clips, tmp_path / "masked", frames=1)
-    batch = next(open_data(both, "inverse", INVERSE, rows=8, seed=0).batches())
+    batch = next(TrainingData(both, "inverse", INVERSE, rows=8, seed=0).batches())
     assert batch["valid"].shape == (8, 1, 2, 2, 1) and batch["valid"].dtype == bool
     for rgb, valid in zip(batch["rgb"], batch["valid"], strict=True):
         expected = [[0, 1], [1, 1]] if origin(rgb[0])[1] == 9 else [[1, 1], [1, 1]]
@@ -157,5 +157,5 @@ def test_cached_latents_keep_masks_and_shared_buffers(lit, vae, tmp_path):
     np.testing.assert_array_equal(stored[0, 0, ..., 0], mask.reshape(8, 2, 8, 2).min((1, 3)))
     assert stored[1].all()
     with pytest.warns(UserWarning, match="2 of 2 clips lack G-buffers"):
-        data = open_data(config(tmp_path / "set", frames=1), "inverse", INVERSE, rows=4, seed=0)
+        data = TrainingData(config(tmp_path / "set", frames=1), "inverse", INVERSE, rows=4, seed=0)
     assert data.abstract_batch()["valid"] == jax.ShapeDtypeStruct((4, 1, 8, 8, 1), bool)

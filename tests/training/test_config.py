@@ -88,6 +88,7 @@ def test_a_bad_override_is_named_and_not_the_file(file, override, message):
         ("optimizer.learning_rate=0", "optimizer.learning_rate: expected above 0, got 0.0"),
         ("optimizer.betas=[0.9, 1]", "optimizer.betas: expected at least 0 and below 1, got (0.9, 1.0)"),
         ("optimizer.steps=0", "optimizer.steps: expected at least 1, got 0"),
+        ("seed=2147483648", "seed: expected at least 0 and below 2147483648, got 2147483648"),
         ("mesh.data=0", "mesh.data: expected at least 1, got 0"),
         ("keep_checkpoints=0", "keep_checkpoints: expected at least 1, got 0"),
         ("data.batch=0", "data.batch: expected at least 1, got 0"),
