@@ -25,9 +25,8 @@ from jax.extend import core
 from drender import cli, sharding
 from drender.checkpoints import orbax
 from drender.config import RendererConfig
-from drender.data.augment import AugmentationConfig
 from drender.data.config import Source
-from drender.data.encode import encode_clips
+from drender.data.encode import EncodeOptions, encode_clips
 from drender.data.loader import TrainingData, environment_labels
 from drender.models import attention
 from drender.models.params import unflatten
@@ -249,9 +248,10 @@ def latents(config: TrainConfig, clips: str, steps: int, rounds: int) -> None:
         config = with_random_start(config, f"{folder}/start")
         renderer = resolve_weights(config).model
         labels = ("rgb", *(renderer.conditions if config.objective == "forward" else config.data.passes))
-        labels += environment_labels(renderer) if config.objective == "forward" else ()
         size = {"size": config.data.size, "environment_size": renderer.environment_size, "frames": config.data.frames}
-        encode_clips(clips, f"{folder}/set", f"{folder}/start", labels, augmentation=AugmentationConfig(), **size)
+        paths = {"source": clips, "destination": f"{folder}/set", "checkpoint": f"{folder}/start"}
+        options = EncodeOptions(**paths, labels=labels, environment=config.objective == "forward", **size)
+        encode_clips(options, jax.local_devices())
         feeds = [Feed("pixels", config, Source(clips)), Feed("latents", config, Source(f"{folder}/set"))]
         print(f"{config.objective}, batch {config.data.batch} × {config.data.frames} frames {config.data.size}, "
               f"{config.dtype}, {jax.device_count()} × {jax.devices()[0].device_kind}, median of {rounds} turns of "

@@ -25,8 +25,8 @@ LAYERS = (
     {"__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-# The loader that training uses does not see the sampler: only these two modules connect `data` and `sampling`.
-CONNECTS_SAMPLING = {"data/__main__.py", "data/label.py"}
+# The loader that training uses does not see the sampler: only the commands connect `data` and `sampling`.
+CONNECTS_SAMPLING = {"data/__main__.py", "data/encode.py", "data/label.py"}
 FORBIDDEN = {"training": {"sampling", "editing"}, "diffusion": set(LEVEL)}
 
 

@@ -1,9 +1,11 @@
 """Encode clips to cached latents: threads read, all devices encode, and entries are written one by one."""
 
 import queue
+import sys
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -13,7 +15,7 @@ from tqdm import tqdm
 
 from drender.checkpoints.fingerprint import fingerprint
 from drender.checkpoints.orbax import load, load_config
-from drender.config import ENVIRONMENT_LABELS, RendererConfig
+from drender.config import DEFAULT_PASSES, ENVIRONMENT_LABELS, RendererConfig
 from drender.data.augment import Augmentation, AugmentationConfig
 from drender.data.clips import VALID, LabeledClip, check_size, latent_mask, open_clips
 from drender.data.latent_cache import LatentCacheManifest, begin_cache, brief, create_array, missing_entries
@@ -22,7 +24,45 @@ from drender.locks import lock_folder
 from drender.models.params import abstract_module
 from drender.models.vae import VAE
 from drender.renderers.base import Renderer
+from drender.sampling.options import DeviceOptions, option
 from drender.sharding import check_process
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeOptions(DeviceOptions):
+    """Clips to cached latents."""
+
+    source: str = option("clips: rgb, G-buffers and light.json", metavar="FOLDER", name="source")
+    destination: str = option("output folder of the latents", metavar="SET", name="destination")
+    checkpoint: str = option("checkpoint whose VAE encodes", metavar="FOLDER", required=True)
+    frames: int | None = option(
+        "frames per entry (as many as every clip has); longer clips are cut into windows", metavar="N"
+    )
+    labels: tuple[str, ...] = option("image kinds to encode", ("rgb", *DEFAULT_PASSES), "NAME")
+    environment: bool = option("leave out the environment images", True, name="--no-environment", action="store_false")
+    environment_size: tuple[int, int] | None = option(
+        "pixels of the environment images (the checkpoint's)", metavar=("H", "W")
+    )
+    size: tuple[int, int] | None = option("pixels to cover (the checkpoint's)", metavar=("H", "W"))
+    variants: int = option(
+        "variants per window: the first is unchanged, others are augmented by the options below", 1, "N"
+    )
+    flip: float = option("probability of mirroring", 0.5, "P")
+    exposure_range: tuple[float, float] = option("factor on the radiance", (1.0, 1.0), ("LOW", "HIGH"))
+    rotation: float = option("largest turn of the light", 0.0, "DEGREES")
+    crop: float = option("smallest side of a random crop, relative to the frame's", 1.0, "FRACTION")
+    seed: int = option("random seed", 0, "N")
+    num_workers: int = option("threads that read ahead of the devices", 4, "N")
+
+    @property
+    def all_labels(self) -> tuple[str, ...]:
+        """The labels with those of the environment images."""
+        return (*self.labels, *(ENVIRONMENT_LABELS if self.environment else ()))
+
+    @property
+    def augmentation(self) -> AugmentationConfig:
+        """The distribution of the augmentations; raises InputError for a value out of range."""
+        return AugmentationConfig(self.flip, self.exposure_range, self.rotation, self.crop)
 
 
 class Encoder(Renderer):
@@ -37,53 +77,27 @@ class Encoder(Renderer):
         return {"vae": load(path, "vae", abstract_module(VAE, config.vae)[1], dtype)}
 
 
-def encode_clips(
-    source: str | Path,
-    destination: str | Path,
-    checkpoint: str | Path,
-    labels: Sequence[str],
-    *,
-    frames: int | None = None,
-    size: tuple[int, int] | None = None,
-    environment_size: tuple[int, int] | None = None,
-    variants: int = 1,
-    augmentation: AugmentationConfig,
-    seed: int = 0,
-    dtype: str | None = None,
-    process: tuple[int, int] = (0, 1),
-    num_workers: int = 4,
-    devices: Sequence[jax.Device] | None = None,
-) -> None:
-    """Encode the clips of a folder. Entries that an earlier run with the same arguments has written are kept.
+def encode_clips(options: EncodeOptions, devices: Sequence[jax.Device]) -> None:
+    """Encode the clips of a folder. Entries that an earlier run with the same options has written are kept.
 
-    Args:
-      source: folder of clips.
-      destination: folder of the set.
-      checkpoint: checkpoint whose VAE encodes.
-      labels: `rgb`, G-buffers and environment images to encode, of which every clip must have `rgb` and the
-        environment. G-buffers that some clip lacks are left out, with a warning. A `valid` is added if clips have one,
-        or files of floats, whose pixels may be invalid.
-      frames: frames per entry; None: as many as every clip has. Longer clips are cut into windows. The last window is
-        moved back to end with its chunk.
-      size, environment_size: height and width in pixels; None: the checkpoint's.
-      variants, augmentation, seed: see `LatentCacheManifest`.
-      dtype: of the computation; None: the choice of `Renderer.load`.
-      process: index of this process, and number of processes that share the entries.
-      num_workers: threads that read ahead of the devices, one entry each.
-      devices: devices that encode one entry each at a time; None: all local ones.
+    Every clip must have `rgb` and the environment; G-buffers that some clip lacks are left out, with a warning. A
+    `valid` is added if clips have one, or files of floats, whose pixels may be invalid. Windows of longer clips follow
+    each other; the last is moved back to end with its chunk. Each device encodes an entry at a time.
+
     Raises:
-      InputError: invalid clips or arguments, a set of other contents at `destination`, or a full disk.
+      InputError: invalid clips or options, a set of other contents at `destination`, or a full disk.
     """
+    source, destination, checkpoint, frames = options.source, options.destination, options.checkpoint, options.frames
     config = load_config(checkpoint)
-    minima = (("frames", frames, 1), ("variants", variants, 1), ("num_workers", num_workers, 1), ("seed", seed, 0))
-    for name, value, minimum in minima:
-        if value is not None and value < minimum:
+    for name, minimum in (("frames", 1), ("variants", 1), ("num_workers", 1), ("seed", 0)):
+        if (value := getattr(options, name)) is not None and value < minimum:
             raise InputError(f"{name}: expected at least {minimum}, got {value}")
-    check_process(process)
-    size, environment_size = size or config.size, environment_size or config.environment_size
+    check_process(options.process)
+    size, environment_size = options.size or config.size, options.environment_size or config.environment_size
     check_size("size", size, config.vae.downscale)
     check_size("environment size", environment_size, config.vae.downscale)
-    clips, labels = _open(source, labels)
+    augmentation = options.augmentation
+    clips, labels = _open(source, options.all_labels)
     if frames is None:
         shortest = min(clips, key=lambda clip: clip.longest)
         frames = shortest.longest
@@ -93,24 +107,24 @@ def encode_clips(
     windows = {clip.name: _windows(clip, frames) for clip in clips}
     if len(windows) < len(clips):
         raise InputError(f"{source}: links lead to several clips of one name; rename the linked folders")
-    encoders = [Encoder.load(checkpoint, dtype, device) for device in devices or jax.local_devices()]
+    encoders = [Encoder.load(checkpoint, options.dtype, device) for device in devices]
     manifest = LatentCacheManifest(
         labels=labels,
         frames=frames,
         size=size,
         environment_size=environment_size,
-        variants=variants,
+        variants=options.variants,
         augmentation=augmentation,
-        seed=seed,
+        seed=options.seed,
         dtype=str(jax.tree.leaves(encoders[0].params)[0].dtype),
         vae=config.vae,
         weights=fingerprint(load(checkpoint, "vae", dtype=np.float32)),
         clips=windows,
     )
-    index, count = process
-    with lock_folder(Path(destination), process):
+    index, count = options.process
+    with lock_folder(Path(destination), options.process):
         writer = _Writer(Path(destination), manifest, clips, encoders)
-        _write_missing(writer, range(len(manifest.entries))[index::count], num_workers)
+        _write_missing(writer, range(len(manifest.entries))[index::count], options.num_workers)
 
 
 def _open(source: str | Path, labels: Sequence[str]) -> tuple[list[LabeledClip], tuple[str, ...]]:
@@ -145,7 +159,8 @@ def _write_missing(writer: "_Writer", entries: range, num_workers: int) -> None:
     say(f"{writer.folder}: {len(todo)} of {len(entries)} entries to encode")
     pool = ThreadPoolExecutor(num_workers)
     try:
-        with tqdm(total=len(entries), initial=len(entries) - len(todo), unit="entry", disable=None) as bar:
+        done, interval = len(entries) - len(todo), 0.1 if sys.stderr.isatty() else 30  # seconds
+        with tqdm(total=len(entries), initial=done, unit="entry", mininterval=interval) as bar:
             for written in as_completed([pool.submit(writer.write, index) for index in todo]):
                 written.result()
                 bar.update()

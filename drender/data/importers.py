@@ -9,6 +9,7 @@ has the light: they train the inverse renderer.
 """
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ def import_clips(kind: str, source: str | Path, destination: str | Path) -> None
     missing = [clip for clip in clips if not (Path(destination) / clip.name).exists()]
     print(f"{destination}: {len(missing)} of {len(clips)} clips to import", flush=True)
     failures = Failures()
-    with tqdm(total=len(missing), unit="clip", disable=None) as bar:
+    with tqdm(total=len(missing), unit="clip", mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
 
         def write(clip: SourceClip) -> None:
             bar.update()

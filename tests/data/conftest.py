@@ -4,15 +4,13 @@ import gc
 import threading
 from pathlib import Path
 
-import jax
 import pytest
 from helpers import small
+from helpers.encoded import encode_clips
 from helpers.tiny_clips import LABELS, write_clip, write_noise, write_sky
 
 from drender.checkpoints import orbax
 from drender.config import ENVIRONMENT_LABELS
-from drender.data import encode
-from drender.data.augment import AugmentationConfig
 from drender.lighting.light_file import Light
 from drender.models.vae import VAE
 
@@ -50,10 +48,7 @@ def clips(tmp_path) -> Path:
 
 @pytest.fixture
 def cached(lit, vae, tmp_path) -> Path:
-    encode.encode_clips(
-        lit, tmp_path / "set", vae, (*LABELS, *ENVIRONMENT_LABELS), size=(16, 16), environment_size=(16, 16),
-        augmentation=AugmentationConfig(), devices=jax.local_devices()[:1],
-    )  # fmt: skip
+    encode_clips(lit, tmp_path / "set", vae, (*LABELS, *ENVIRONMENT_LABELS), size=(16, 16), environment_size=(16, 16))
     return tmp_path / "set"
 
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import small, smallest
+from helpers.encoded import encode_clips
 from helpers.tiny_clips import LABELS, write_clip, write_noise, write_sky
 
 from drender.checkpoints import orbax
@@ -32,9 +33,6 @@ pytestmark = pytest.mark.usefixtures("small_cubes")
 
 ALL = (*LABELS, *ENVIRONMENT_LABELS)
 SIZES = {"size": (8, 8), "environment_size": (8, 8)}
-PLAIN = AugmentationConfig()
-# One device compiles half as much.
-encode_clips = functools.partial(encoding.encode_clips, devices=jax.local_devices()[:1])
 
 
 load = functools.cache(encoding.Encoder.load)
@@ -71,7 +69,7 @@ def read_all(folder: Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 def test_cached_latents_match_the_renderer(clips, vae, tmp_path):
-    encode_clips(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
+    encode_clips(clips, tmp_path / "set", vae, ALL, **SIZES)
     renderer = Renderer(small.forward_config(), {"vae": small.random_params(VAE, small.VAE)})
     stored = read_all(tmp_path / "set")
     for i, clip in enumerate(open_clips(clips, ALL)):
@@ -104,9 +102,7 @@ def test_windows_cover_long_clips(vae, tmp_path):
     write_clip(tmp_path / "clips" / "a", chunks=(4,))
     write_clip(tmp_path / "clips" / "b", chunks=(5, 3, 4))
     write_clip(tmp_path / "clips" / "c", chunks=(11,))
-    run = functools.partial(
-        encode_clips, tmp_path / "clips", labels=("depth",), checkpoint=vae, augmentation=PLAIN, size=(2, 2)
-    )
+    run = functools.partial(encode_clips, tmp_path / "clips", labels=("depth",), checkpoint=vae, size=(2, 2))
     with pytest.warns(UserWarning, match=r"entries have 4 frames, since clip 'a' has no more; give --frames, and"):
         run(destination=tmp_path / "own")
     manifest = read_manifest(tmp_path / "own")
@@ -120,7 +116,7 @@ def test_windows_cover_long_clips(vae, tmp_path):
 
 def test_the_last_window_may_overlap_the_previous_one(vae, tmp_path):
     write_noise(tmp_path / "clips" / "a", frames=5, labels=("rgb",))
-    encode_clips(tmp_path / "clips", tmp_path / "set", vae, ("rgb",), augmentation=PLAIN, size=(8, 8), frames=2)
+    encode_clips(tmp_path / "clips", tmp_path / "set", vae, ("rgb",), size=(8, 8), frames=2)
     assert read_manifest(tmp_path / "set").clips == {"a": (0, 2, 3)}
     stored = read_all(tmp_path / "set")["rgb"]
     np.testing.assert_array_equal(stored[1, 1], stored[2, 0])
@@ -130,7 +126,7 @@ def test_the_last_window_may_overlap_the_previous_one(vae, tmp_path):
 def test_windows_and_frames_are_drawn_from_the_clip(vae, tmp_path):
     for name, frames in (("a", 4), ("b", 5)):
         write_noise(tmp_path / "clips" / name, frames, labels=("rgb", "depth"), seed=frames)
-    encode_clips(tmp_path / "clips", tmp_path / "set", vae, ("rgb", "depth"), augmentation=PLAIN, size=(8, 8), frames=3)
+    encode_clips(tmp_path / "clips", tmp_path / "set", vae, ("rgb", "depth"), size=(8, 8), frames=3)
     latents, rng = LatentDataset(str(tmp_path / "set"), ("rgb",)), np.random.default_rng(0)
     stored = read_all(tmp_path / "set")["rgb"]
     assert len(latents) == 2 and stored.shape == (4, 3, 4, 4, 4)
@@ -169,10 +165,10 @@ def test_an_interrupted_run_resumes_to_identical_bytes(clips, vae, tmp_path, mon
 
 
 def test_existing_entries_are_not_encoded_again(clips, vae, tmp_path, monkeypatch, capsys):
-    encode_clips(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
+    encode_clips(clips, tmp_path / "set", vae, ALL, **SIZES)
     monkeypatch.setattr(encoding._Writer, "write", lambda *_: pytest.fail("encoded again"))
     capsys.readouterr()
-    encode_clips(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
+    encode_clips(clips, tmp_path / "set", vae, ALL, **SIZES)
     assert "0 of 3 entries to encode" in capsys.readouterr().out
 
 
@@ -191,7 +187,7 @@ def test_processes_and_devices_share_a_set(clips, vae, tmp_path, capsys):
 
 def test_a_set_that_another_process_writes_is_refused(clips, vae, tmp_path):
     with lock_folder(tmp_path / "set"), pytest.raises(InputError, match=r"set: process .* is writing there"):
-        encode_clips(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
+        encode_clips(clips, tmp_path / "set", vae, ALL, **SIZES)
     assert not (tmp_path / "set").exists()
 
 
@@ -200,10 +196,10 @@ def test_a_damaged_clip_is_named(clips, vae, tmp_path):
     sound = file.read_bytes()
     file.write_bytes(sound[:-20])
     with pytest.raises(InputError, match=f"clip 'clip1': {file}: truncated or damaged"):
-        encode_clips(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
+        encode_clips(clips, tmp_path / "set", vae, ALL, **SIZES)
     assert not list((tmp_path / "set").glob("*/c.1.*"))
     file.write_bytes(sound)
-    encode_clips(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
+    encode_clips(clips, tmp_path / "set", vae, ALL, **SIZES)
     assert len(LatentDataset(str(tmp_path / "set"), ALL)) == 3
 
 
@@ -211,7 +207,7 @@ def test_a_damaged_clip_is_named(clips, vae, tmp_path):
 
 
 def test_a_set_of_other_contents_is_kept(clips, vae, tmp_path):
-    run = functools.partial(encode_clips, clips, tmp_path / "set", vae, augmentation=PLAIN)
+    run = functools.partial(encode_clips, clips, tmp_path / "set", vae)
     run(("rgb",), size=(8, 8))
     before = files(tmp_path / "set")
     with pytest.raises(
@@ -224,7 +220,7 @@ def test_a_set_of_other_contents_is_kept(clips, vae, tmp_path):
     other["encoder"]["conv_in"]["bias"] += 1
     orbax.save(tmp_path / "other", small.forward_config(), {"vae": other})
     with pytest.raises(InputError, match="another weights"):
-        encode_clips(clips, tmp_path / "set", tmp_path / "other", ("rgb",), augmentation=PLAIN, size=(8, 8))
+        encode_clips(clips, tmp_path / "set", tmp_path / "other", ("rgb",), size=(8, 8))
     write_noise(clips / "clip3")
     with pytest.raises(InputError, match=r"another clips\.clip3"):
         run(("rgb",), size=(8, 8))
@@ -232,13 +228,13 @@ def test_a_set_of_other_contents_is_kept(clips, vae, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
     with pytest.raises(InputError, match=r"full holds other files and no set\.json"):
-        encode_clips(clips, tmp_path / "full", vae, ("rgb",), augmentation=PLAIN, size=(8, 8))
+        encode_clips(clips, tmp_path / "full", vae, ("rgb",), size=(8, 8))
     assert files(tmp_path / "full") == {"thesis.tex": b""}
 
 
 def test_bad_sets(clips, vae, tmp_path):
     folder = tmp_path / "set"
-    encode_clips(clips, folder, vae, ("rgb", "depth"), augmentation=PLAIN, size=(8, 8))
+    encode_clips(clips, folder, vae, ("rgb", "depth"), size=(8, 8))
     with pytest.raises(InputError, match="has no latents of 'normal'; it has rgb, depth"):
         LatentDataset(str(folder), ("rgb", "normal"))
     chunk = folder / "rgb" / "c.2.0.0.0.0"
@@ -249,7 +245,7 @@ def test_bad_sets(clips, vae, tmp_path):
     chunk.unlink()
     with pytest.raises(InputError, match="1 of 3 entries are not encoded yet"):
         LatentDataset(str(folder), ("depth",))
-    encode_clips(clips, folder, vae, ("rgb", "depth"), augmentation=PLAIN, size=(8, 8))
+    encode_clips(clips, folder, vae, ("rgb", "depth"), size=(8, 8))
     (folder / "rgb" / "zarr.json").unlink()
     with pytest.raises(InputError, match=r"rgb: no array of this set \(.*\); encode it again"):
         LatentDataset(str(folder), ("rgb",))
@@ -281,19 +277,19 @@ def test_bad_sets(clips, vae, tmp_path):
 )
 def test_bad_options(clips, vae, tmp_path, options, message):
     with pytest.raises(InputError, match=message):
-        encode_clips(clips, tmp_path / "set", vae, ("rgb",), **({"size": (8, 8), "augmentation": PLAIN} | options))
+        encode_clips(clips, tmp_path / "set", vae, ("rgb",), **({"size": (8, 8)} | options))
     assert not (tmp_path / "set").exists()
 
 
 def test_missing_things_are_named(clips, vae, tmp_path):
     with pytest.raises(UserWarning, match="diffuse_albedo is left out, because clip 'clip0' has none; add its files"):
-        encode_clips(clips, tmp_path / "set", vae, ("rgb", "diffuse_albedo"), augmentation=PLAIN, size=(8, 8))
+        encode_clips(clips, tmp_path / "set", vae, ("rgb", "diffuse_albedo"), size=(8, 8))
     (clips / "clip1" / "light.json").unlink()
     with pytest.raises(InputError, match=r"clip 'clip1' has no light\.json"):
-        encode_clips(clips, tmp_path / "set", vae, ("rgb", "env_ldr"), augmentation=PLAIN, size=(8, 8))
+        encode_clips(clips, tmp_path / "set", vae, ("rgb", "env_ldr"), size=(8, 8))
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file: cannot be written"):
-        encode_clips(clips, tmp_path / "file", vae, ("rgb",), augmentation=PLAIN, size=(8, 8))
+        encode_clips(clips, tmp_path / "file", vae, ("rgb",), size=(8, 8))
 
 
 def test_non_finite_latents_are_refused(clips, tmp_path):
@@ -301,9 +297,7 @@ def test_non_finite_latents_are_refused(clips, tmp_path):
     params["quant_conv"]["bias"] = params["quant_conv"]["bias"] + 1e5
     orbax.save(tmp_path / "vae", small.forward_config(), {"vae": params})
     with pytest.raises(InputError, match="clip 'clip0': the latents of its 'rgb' are non-finite"):
-        encode_clips(
-            clips, tmp_path / "set", tmp_path / "vae", ("rgb",), augmentation=PLAIN, size=(8, 8), num_workers=1
-        )
+        encode_clips(clips, tmp_path / "set", tmp_path / "vae", ("rgb",), size=(8, 8), num_workers=1)
 
 
 def test_the_fingerprint_covers_the_encoder_only():
@@ -323,7 +317,7 @@ def test_the_fingerprint_covers_the_encoder_only():
 
 
 def test_evaluation_uses_the_size_of_cached_latents(clips, vae, tmp_path):
-    encode_clips(clips, tmp_path / "set", vae, ALL, augmentation=PLAIN, **SIZES)
+    encode_clips(clips, tmp_path / "set", vae, ALL, **SIZES)
     config = smallest.config("inverse", tmp_path / "set", tmp_path / "run", **{"data.size": [512, 512]})
     model = losses.LossContext(small.inverse_config(), config.loss, latent=True)
     assert Evaluation(config, model, RunFolder(config, model.config)).size == (8, 8)

@@ -6,13 +6,13 @@ import warnings
 import jax
 import numpy as np
 import pytest
+from helpers.encoded import encode_clips
 from helpers.rows import INVERSE, config, origin
 from helpers.tiny_clips import LABELS, write_clip, write_noise
 
 from drender.config import ENVIRONMENT_LABELS
-from drender.data.augment import Augmentation, AugmentationConfig
+from drender.data.augment import Augmentation
 from drender.data.clips import latent_mask, open_clips
-from drender.data.encode import encode_clips
 from drender.data.latent_cache import LatentDataset
 from drender.data.loader import TrainingData
 from drender.errors import InputError
@@ -148,9 +148,8 @@ def test_cached_latents_keep_masks_and_shared_buffers(lit, vae, tmp_path):
         file.unlink()
     with pytest.warns(UserWarning, match="metallic is left out, because clip 'clip1' has none"):
         encode_clips(
-            lit, tmp_path / "set", vae, (*LABELS, *ENVIRONMENT_LABELS), size=(16, 16), environment_size=(16, 16),
-            augmentation=AugmentationConfig(), devices=jax.local_devices()[:1],
-        )  # fmt: skip
+            lit, tmp_path / "set", vae, (*LABELS, *ENVIRONMENT_LABELS), size=(16, 16), environment_size=(16, 16)
+        )
     dataset = LatentDataset(str(tmp_path / "set"), ("rgb",))
     assert dataset.has(0, "valid") and not dataset.has(0, "metallic")
     stored = dataset.arrays["valid"].read().result()
