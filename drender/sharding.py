@@ -96,10 +96,9 @@ def make_mesh(config: MeshConfig, batch: int, grad_accum_steps: int, devices: li
         raise InputError(f"mesh: {axes} is {size}, but there are {len(devices)} devices")
     divisor = grad_accum_steps * config.data * fsdp
     if batch % divisor:
-        raise InputError(
-            f"data.batch {batch} does not divide into optimizer.grad_accum_steps {grad_accum_steps} microbatches on "
-            f"data {config.data} × fsdp {fsdp} devices; make it a multiple of {divisor}"
-        )
+        steps, parts = f"optimizer.grad_accum_steps {grad_accum_steps}", f"data {config.data} × fsdp {fsdp} devices"
+        problem = f"data.batch {batch} does not divide into {steps} microbatches on {parts}"
+        raise InputError(f"{problem}; make it a multiple of {divisor}")
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 

@@ -24,7 +24,6 @@ def resolve(source: str | Path, log: Log = progress) -> Path:
     Args:
       source: a converted checkpoint; a folder in the released layout; "built-in/inverse" or "built-in/forward"; or a
         Hugging Face name ("owner/name" or "owner/name@revision"), whose branch or tag is looked up again each time.
-      log: receives progress, a line each.
     Raises:
       InputError: the weights cannot be found, downloaded or converted. Other folders are left to the reader to judge.
     """

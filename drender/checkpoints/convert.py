@@ -94,7 +94,6 @@ def from_released(
     Args:
       source: a folder in the released layout, or a Hugging Face name ("owner/name" or "owner/name@revision").
       destination: the folder to make; it appears when it is complete.
-      overwrite: replace an existing checkpoint.
       log: receives progress and whatever is ignored, a line each.
       base: like `source`, the checkpoint of the components that it lacks.
       unet: name of the source's folder with the UNet.
@@ -197,11 +196,8 @@ def to_released(
     """Convert an Orbax checkpoint to the released layout.
 
     Args:
-      source: the checkpoint.
       destination: the folder to make; it appears when it is complete.
-      overwrite: replace an existing folder in the released layout.
       dtype: to store all weights in; None keeps the stored dtypes.
-      log: receives progress, a line each.
     Raises:
       InputError: the source is not a checkpoint, a weight is too large for `dtype`, or the destination exists or cannot
         be written.

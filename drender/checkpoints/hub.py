@@ -24,8 +24,6 @@ def is_name(source: str | Path) -> bool:
 def find(source: str, log: Log, unet: str = "unet") -> Path:
     """Return the folder of a released checkpoint, downloading it unless `source` is a local folder.
 
-    Args:
-      unet: name of the folder with the UNet.
     Raises:
       InputError: neither a folder, nor a repository that can be downloaded.
     """

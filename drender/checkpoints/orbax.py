@@ -35,8 +35,6 @@ def save(
     """Write a checkpoint; `path` appears only when it is complete.
 
     Args:
-      path: the folder to make.
-      config: of the renderer.
       components: per name of `COMPONENTS` a nested dict of arrays, or a function that returns it, called in turn.
       overwrite: replace the checkpoint at `path`, once the new one is complete.
     Raises:
@@ -71,8 +69,6 @@ def load(path: str | Path, component: str, abstract: dict | None = None, dtype: 
     """Load the parameters of one component as a nested dict of jax arrays.
 
     Args:
-      path: a checkpoint.
-      component: one of `components(path)`.
       abstract: nested dict of `jax.ShapeDtypeStruct` that the parameters must match in shape. Leaves with a sharding
         are placed by it, others on the default device. None accepts any parameters.
       dtype: to cast to while loading; None keeps the stored one.
@@ -126,11 +122,9 @@ def _check_shapes(folder: Path, expected: dict[str, Any], stored: dict[str, Any]
     names = sorted(expected.keys() | stored.keys())
     wrong = [name for name in names if shape(expected, name, None) != shape(stored, name, None)]
     if wrong:
-        raise InputError(
-            f"{folder}: {wrong[0]}: expected {shape(expected, wrong[0], 'no such parameter')}, got "
-            f"{shape(stored, wrong[0], 'none')} ({len(wrong)} of {len(names)} parameters differ); convert the weights "
-            "again"
-        )
+        problem = f"expected {shape(expected, wrong[0], 'no such parameter')}, got {shape(stored, wrong[0], 'none')}"
+        count = f"{len(wrong)} of {len(names)} parameters differ"
+        raise InputError(f"{folder}: {wrong[0]}: {problem} ({count}); convert the weights again")
 
 
 def _damaged(folder: Path, error: Exception) -> InputError:
@@ -165,10 +159,8 @@ def check_config(path: str | Path, config: RendererConfig) -> None:
         check_parts(config)
     for name, part in (("unet", config.unet), ("vae", config.vae), ("env_encoder", config.env_encoder)):
         if part is not None and part.num_layers > (stored := len(stored_arrays(_component(path, name)))):
-            raise InputError(
-                f"{file}: {name} has {part.num_layers} layers or more, but {stored} arrays are stored; convert the "
-                "weights again"
-            )
+            problem = f"{name} has {part.num_layers} layers or more, but {stored} arrays are stored"
+            raise InputError(f"{file}: {problem}; convert the weights again")
 
 
 def components(path: str | Path) -> list[str]:

@@ -144,11 +144,9 @@ class LabeledClip(GBufferClip):
         if augmentation.side < 1 and stored:
             height, width = next(iter(stored.values()))[0].shape[:2]
             if height <= size[0] and width <= size[1]:
-                warnings.warn(
-                    f"{self.folder.parent}: clips of {height}x{width} pixels are too small to crop to "
-                    f"{size[0]}x{size[1]}; give larger clips, a smaller size, or no crop",
-                    stacklevel=2,
-                )
+                problem = f"clips of {height}x{width} pixels are too small to crop to {size[0]}x{size[1]}"
+                remedy = "give larger clips, a smaller size, or no crop"
+                warnings.warn(f"{self.folder.parent}: {problem}; {remedy}", stacklevel=2)
             stored = {label: [augmentation.crop(x, size) for x in frames] for label, frames in stored.items()}
         if is_masked:
             stored[VALID] = _fill_invalid(stored)
@@ -165,21 +163,14 @@ class LabeledClip(GBufferClip):
         height, width = images[0][1].shape[:2] if images else size
         for label, image in images:
             if image.shape[:2] != (height, width):
-                raise InputError(
-                    f"clip {self.name!r}: its {label!r} has {image.shape[0]}x{image.shape[1]} pixels, other images "
-                    f"{height}x{width}; give all images of a clip one size"
-                )
-            if label == VALID and 0 < image.max() <= 1 / 255:
-                raise InputError(
-                    f"clip {self.name!r}: its {VALID!r} is 0 to {image.max():.3g}; write valid pixels white"
-                )
+                sizes = f"{image.shape[0]}x{image.shape[1]} pixels, other images {height}x{width}"
+                raise InputError(f"clip {self.name!r}: its {label!r} has {sizes}; give all images of a clip one size")
+            if label == VALID and 0 < (highest := image.max()) <= 1 / 255:
+                raise InputError(f"clip {self.name!r}: its {VALID!r} is 0 to {highest:.3g}; write valid pixels white")
         if height < size[0] or width < size[1]:
             # Python shows a text once, so that clips of one size in a folder give one warning.
-            warnings.warn(
-                f"{self.folder.parent}: clips of {height}x{width} pixels are enlarged to {size[0]}x{size[1]}; give "
-                "their size as data.size or --size",
-                stacklevel=2,
-            )
+            problem = f"clips of {height}x{width} pixels are enlarged to {size[0]}x{size[1]}"
+            warnings.warn(f"{self.folder.parent}: {problem}; give their size as data.size or --size", stacklevel=2)
 
 
 def _fill_invalid(stored: dict[str, list[Float32[np.ndarray, "h w 3"]]]) -> list[Float32[np.ndarray, "h w 3"]]:
@@ -239,9 +230,8 @@ def open_clips(path: str | Path, labels: Sequence[str], optional: Sequence[str] 
     clips = [LabeledClip(**vars(clip)) for clip in found]
     for clip in clips:
         for label in set(clip.incomplete).intersection(optional):
-            raise InputError(
-                f"clip {clip.name!r} has {label!r} in some frames only; add the missing files, or remove these"
-            )
+            problem = f"clip {clip.name!r} has {label!r} in some frames only"
+            raise InputError(f"{problem}; add the missing files, or remove these")
         if any(label in ENVIRONMENT_LABELS for label in labels):
             clip.light()
     return clips
@@ -252,8 +242,6 @@ class ClipDataset:
     """The clips of a folder as a source of training data.
 
     Attributes:
-      path: of the folder.
-      clips: from `open_clips`.
       size, environment_size: height and width of the frames and of the environment images.
       augmentation: distribution from which every row draws.
     """
@@ -284,10 +272,8 @@ class ClipDataset:
         """Raise InputError naming the first clip without `frames` consecutive frames."""
         for clip in self.clips:
             if clip.longest < frames:
-                raise InputError(
-                    f"{self.path}: clip {clip.name!r} has {clip.longest} frames, fewer than {frames}; "
-                    "lower data.frames, or remove the clip"
-                )
+                problem = f"clip {clip.name!r} has {clip.longest} frames, fewer than {frames}"
+                raise InputError(f"{self.path}: {problem}; lower data.frames, or remove the clip")
 
     def draw(
         self, index: int, frames: int, labels: Sequence[str], rng: np.random.Generator

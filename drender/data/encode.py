@@ -147,9 +147,8 @@ def _open(source: str | Path, labels: Sequence[str]) -> tuple[list[LabeledClip],
 def _windows(clip: LabeledClip, frames: int) -> tuple[int, ...]:
     """Return the first frames of windows that cover every chunk of `frames` frames or more."""
     if frames > clip.longest:
-        raise InputError(
-            f"clip {clip.name!r} has {clip.longest} frames, fewer than {frames}; lower --frames, or remove the clip"
-        )
+        problem = f"clip {clip.name!r} has {clip.longest} frames, fewer than {frames}"
+        raise InputError(f"{problem}; lower --frames, or remove the clip")
     return tuple(first for starts in clip.windows(frames) for first in (*starts[:-1:frames], starts[-1]))
 
 

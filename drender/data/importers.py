@@ -63,7 +63,6 @@ def import_clips(kind: str, source: str | Path, destination: str | Path) -> None
     Args:
       kind: one of `READERS`.
       source: folder of the set, or of one scene.
-      destination: folder to hold a folder per clip.
     Raises:
       InputError: there is no clip, two have one name, or some cannot be read; the others are imported.
     """

@@ -90,9 +90,8 @@ def begin_cache(folder: Path, manifest: LatentCacheManifest) -> None:
     """
     if is_latent_cache(folder):
         if changes := differences(to_dict(read_manifest(folder)), to_dict(manifest)):
-            raise InputError(
-                f"{folder} holds latents made with another {changes[0]}; give another folder, or the same options"
-            )
+            problem = f"{folder} holds latents made with another {changes[0]}"
+            raise InputError(f"{problem}; give another folder, or the same options")
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -167,9 +166,6 @@ def missing_entries(path: str | Path, manifest: LatentCacheManifest) -> set[int]
 class LatentDataset:
     """A complete set as a source of training data.
 
-    Args:
-      path: folder of the set.
-      labels: labels that it must have.
     Raises:
       InputError: a set that is damaged or incomplete, or that lacks a label.
     """
@@ -180,10 +176,8 @@ class LatentDataset:
             if label not in self.manifest.labels:
                 raise InputError(f"{path} has no latents of {label!r}; it has {', '.join(self.manifest.labels)}")
         if absent := missing_entries(folder, self.manifest):
-            raise InputError(
-                f"{path}: {len(absent)} of {len(self.manifest.entries)} entries are not encoded yet; "
-                "run the same encode command again"
-            )
+            problem = f"{len(absent)} of {len(self.manifest.entries)} entries are not encoded yet"
+            raise InputError(f"{path}: {problem}; run the same encode command again")
         self.arrays = {label: _open_array(folder, label) for label in self.manifest.labels}
         counts = [len(starts) * self.manifest.variants for starts in self.manifest.clips.values()]
         self.bounds = [0, *itertools.accumulate(counts)]  # clip i has entries bounds[i] to bounds[i + 1] − 1
@@ -207,10 +201,8 @@ class LatentDataset:
     def require(self, frames: int) -> None:
         """Raise InputError if the entries have fewer than `frames` frames."""
         if self.manifest.frames < frames:
-            raise InputError(
-                f"{self.path} has {self.manifest.frames} frames per entry, fewer than {frames}; "
-                "lower data.frames, or encode longer entries"
-            )
+            problem = f"{self.path} has {self.manifest.frames} frames per entry, fewer than {frames}"
+            raise InputError(f"{problem}; lower data.frames, or encode longer entries")
 
     def draw(
         self, index: int, frames: int, labels: Sequence[str], rng: np.random.Generator

@@ -223,9 +223,8 @@ def _check(data: DataConfig, objective: str, model: RendererConfig) -> None:
     if objective in ("forward", "environment") and not model.env_encoder:
         raise InputError(f"the {objective} objective needs a model with an environment encoder")
     if data.rotation and not any(source.real for source in data.sources):
-        raise InputError(
-            f"data.rotation: expected 0 without real sources, got {data.rotation}; synthetic light is exact"
-        )
+        problem = f"expected 0 without real sources, got {data.rotation}"
+        raise InputError(f"data.rotation: {problem}; synthetic light is exact")
 
 
 def _check_passes(sources: Sequence[ClipDataset | LatentDataset], passes: Sequence[str], needs_one: bool) -> None:
@@ -279,10 +278,9 @@ def _open_latents(
                 raise InputError(f"{source.path} {problem}; encode the clips with that VAE")
         found, expected = manifest.environment_size, model.environment_size
         if found != expected and objective != "inverse":
-            raise InputError(
-                f"{source.path} has environment images of {found}, but model.environment_size, which sampling uses, is "
-                f"{expected}; set that, or encode the clips with that --environment-size"
-            )
+            problem = f"images of {found}, but model.environment_size, which sampling uses, is {expected}"
+            remedy = "set that, or encode the clips with that --environment-size"
+            raise InputError(f"{source.path} has environment {problem}; {remedy}")
         for name in ("weights", "size"):
             found, expected = getattr(manifest, name), getattr(first, name)
             if found != expected:

@@ -30,9 +30,8 @@ HEAD_SIZE = 64
 def latent_channels(config: EnvEncoderConfig) -> int:
     """Return the channels of one image's latent; raise InputError for an encoder of pixels."""
     if not config.latent_encoder:
-        raise InputError(
-            "env_encoder.latent_encoder is false; only an encoder of latents can be trained alone: set it to true"
-        )
+        problem = "only an encoder of latents can be trained alone"
+        raise InputError(f"env_encoder.latent_encoder is false; {problem}: set it to true")
     return config.in_channels // len(config.in_labels)
 
 
@@ -109,7 +108,6 @@ class EnvDecoder(nnx.Module):
 
         Args:
           light, directions: `features` of E and of E_dir, from the finest level to the coarsest.
-          remat: recompute every layer in the backward pass.
         """
         f = light[0].shape[1]
         sizes = [level.shape[2:4] for level in light]

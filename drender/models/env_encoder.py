@@ -57,7 +57,6 @@ class EnvEncoder(nnx.Module):
         Args:
           x: latents of the environment images × scaling factor (or their pixels in [−1, 1]), concatenated in channels
             in the order of `in_labels`.
-          remat: recompute every layer in the backward pass.
         """
         return [rearrange(level, "b f h w e -> b f (h w) e") for level in self.features(x, remat)]
 

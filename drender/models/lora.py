@@ -29,14 +29,11 @@ def init(params: dict, rank: int, targets: Sequence[str], seed: int, alpha: floa
 
     Args:
       params: nested dict of the UNet's parameters, or of their shapes.
-      rank: rank of the correction.
       targets: names of the layers, such as "to_q" or "to_out".
       seed: seed of A, which is uniform within ±1/√in.
       alpha: the correction is scaled by alpha/rank; None: by 1, and no alpha is stored.
-
     Returns:
       Nested dict of float32 numpy arrays.
-
     Raises:
       InputError: an attention layer with a target's name does not exist.
     """
@@ -82,10 +79,8 @@ def _check_factors(factors: Mapping[str, Any], kernel: tuple[int, ...], path: st
     a, b = jnp.asarray(factors["lora_A"]), jnp.asarray(factors["lora_B"])
     rank = a.shape[-1]
     if (a.shape[:-1], b.shape[-2:]) != (kernel[:-1], (rank, kernel[-1])):
-        raise InputError(
-            f"LoRA: {path!r} has factors of shape {a.shape} and {b.shape}, which do not multiply to its kernel's "
-            f"{kernel}; was it made for another network?"
-        )
+        problem = f"has factors of shape {a.shape} and {b.shape}, which do not multiply to its kernel's {kernel}"
+        raise InputError(f"LoRA: {path!r} {problem}; was it made for another network?")
     return a, b, jnp.asarray(factors.get("alpha", rank), jnp.float32).reshape(()) / rank
 
 
@@ -99,7 +94,6 @@ def merge(params: dict, lora: Mapping, scale: float) -> dict:
       params: nested dict of a network's parameters. It is not modified, and unchanged arrays are shared.
       lora: nested dict of factors; alpha defaults to the rank.
       scale: strength of the correction; 0 returns `params` itself.
-
     Raises:
       InputError: a factor lacks its partner or a kernel to correct, or shapes do not match.
     """
@@ -150,7 +144,6 @@ def adapt(network: nnx.Module, lora: Mapping, gate: Float[Array, " b"]) -> nnx.M
       network: a network fresh from `nnx.merge`, which is modified. Its batch must have a context for every clip.
       lora: nested dict of factors of linear layers; alpha is not trained.
       gate: strength of the correction per clip; 0: none.
-
     Raises:
       InputError: a factor lacks its partner or a linear layer to correct, or shapes do not match.
     """

@@ -194,7 +194,6 @@ class UNet(nnx.Module):
           domain: rows of the embedding table to add to the context.
           image_only: rows whose frames are unrelated images; see `ImageOnly`.
           remat: recompute every layer in the backward pass.
-
         Returns:
           F, float32, in latent channels.
         """

@@ -84,7 +84,6 @@ class Renderer:
           device: one device, or several that share every clip and each hold all parameters; None: the default device.
           lora_scale: weight of the LoRA trained on real footage, if the checkpoint has one. None: 1 for the inverse
             renderer and 0.25 for the forward renderer, which suits real footage; 0 suits synthetic objects.
-
         Raises:
           InputError: the checkpoint is missing or of another kind, or the dtype is unknown.
         """
@@ -295,11 +294,9 @@ class Renderer:
         size, pieces = halve_to_fit(decode, min(chunk, self._fitting.get(fitting, chunk)))
         if size < chunk:
             self._fitting[fitting] = size
-            warnings.warn(
-                f"the device has too little memory to decode {chunk} frames together; decoding {size}, which may "
-                "flicker more (a smaller size or bfloat16 needs less memory)",
-                stacklevel=2,
-            )
+            problem = f"the device has too little memory to decode {chunk} frames together"
+            remedy = "a smaller size or bfloat16 needs less memory"
+            warnings.warn(f"{problem}; decoding {size}, which may flicker more ({remedy})", stacklevel=2)
         for frames in pieces:
             yield np.clip(frames / 2 + 0.5, 0, 1)
 

@@ -51,10 +51,8 @@ class ForwardRenderer(Renderer):
           drop: names of conditions to leave out, or "environment"; these need not be given.
           noise, progress, stop, **sampling: as for `InverseRenderer`. The default guidance is (1.2, 1.2), or none for
             one-step models.
-
         Returns:
           float32 sRGB in [0, 1].
-
         Raises:
           InputError: missing condition, unknown name or option, or arrays of the wrong shape, dtype or range.
         """
@@ -157,9 +155,8 @@ class ForwardRenderer(Renderer):
             images = np.asarray(environment[label])
             images = self.check_images(label, images if images.ndim == 5 else images[None])
             if images.shape[0] not in (1, b) or images.shape[1] not in (1, f):
-                raise InputError(
-                    f"{label}: expected maps for {b} clips of {f} frames, or 1 of each, got {images.shape}"
-                )
+                expected = f"maps for {b} clips of {f} frames, or 1 of each"
+                raise InputError(f"{label}: expected {expected}, got {images.shape}")
             if (images == images[:, :1]).all():
                 images = images[:, :1]
             maps[label] = images

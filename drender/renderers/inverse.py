@@ -46,10 +46,8 @@ class InverseRenderer(Renderer):
           progress: show a bar on a terminal.
           stop: as for `denoise`.
           **sampling: fields of `config.Sampling`: num_steps, guidance, seed and so on.
-
         Returns:
           Per pass, float32 images in [0, 1]; docs/conventions.md states those of normals and depth.
-
         Raises:
           InputError: unknown pass or option, or arrays of the wrong shape, dtype or range.
         """

@@ -181,27 +181,22 @@ class TrainConfig:
 
     def __post_init__(self):
         check_ranges(self)
-        if self.loss.temporal_gradient and (self.data.frames == 1 or self.data.image_fraction == 1):
-            raise InputError(
-                f"loss.temporal_gradient: expected 0 for rows of single images, got {self.loss.temporal_gradient}; use "
-                "data.frames of 2 or more and data.image_fraction below 1, or remove it"
-            )
-        if self.loss.perceptual and not (self.loss.one_step and self.objective in ("inverse", "forward")):
-            raise InputError(
-                f"loss.perceptual: expected 0 but for one-step renderers, got {self.loss.perceptual}; a prediction "
-                "from noise is a mean without detail to compare. Set loss.one_step, or remove it"
-            )
-        if self.loss.consistency and (self.loss.one_step or self.objective not in ("inverse", "forward")):
-            raise InputError(
-                f"loss.consistency: expected 0 unless a renderer samples from noise, got {self.loss.consistency}; "
-                "remove it, or loss.one_step"
-            )
-        if self.lora is not None and self.objective not in ("inverse", "forward"):
+        loss, renders = self.loss, self.objective in ("inverse", "forward")
+        if loss.temporal_gradient and (self.data.frames == 1 or self.data.image_fraction == 1):
+            problem = f"loss.temporal_gradient: expected 0 for rows of single images, got {loss.temporal_gradient}"
+            raise InputError(f"{problem}; use data.frames of 2 or more and data.image_fraction below 1, or remove it")
+        if loss.perceptual and not (loss.one_step and renders):
+            problem = f"loss.perceptual: expected 0 but for one-step renderers, got {loss.perceptual}"
+            reason = "a prediction from noise is a mean without detail to compare"
+            raise InputError(f"{problem}; {reason}. Set loss.one_step, or remove it")
+        if loss.consistency and (loss.one_step or not renders):
+            problem = f"loss.consistency: expected 0 unless a renderer samples from noise, got {loss.consistency}"
+            raise InputError(f"{problem}; remove it, or loss.one_step")
+        if self.lora is not None and not renders:
             raise InputError(f"lora belongs to the UNet, which objective {self.objective!r} does not train; remove it")
         if self.keep_every is not None and self.keep_every % self.save_every:
-            raise InputError(
-                f"keep_every: expected a multiple of save_every {self.save_every}, got {self.keep_every}; change either"
-            )
+            problem = f"expected a multiple of save_every {self.save_every}, got {self.keep_every}"
+            raise InputError(f"keep_every: {problem}; change either")
         if self.keep_best is not None and self.evaluation.path is None:
             raise InputError(f"keep_best: {self.keep_best} needs evaluations; set evaluation.path, or remove it")
         if self.profile.steps is not None and self.profile.steps[0] > self.profile.steps[1]:

@@ -68,10 +68,8 @@ class Evaluation:
         self.clips = open_clips(path, required, optional)[: config.evaluation.clips]
         compared = self.context.config.environment_size if config.objective == "environment" else self.size
         if min(compared) < image.WINDOW:
-            raise InputError(
-                f"evaluation.path: metrics need sides of {image.WINDOW} pixels or more, got {compared[0]} "
-                f"{compared[1]}; use larger images, or set evaluation.path to null"
-            )
+            problem = f"metrics need sides of {image.WINDOW} pixels or more, got {compared[0]} {compared[1]}"
+            raise InputError(f"evaluation.path: {problem}; use larger images, or set evaluation.path to null")
         for clip in self.clips:
             problem = None
             if config.objective == "inverse" and not set(config.data.passes) & set(clip.labels):

@@ -24,12 +24,8 @@ def export(
     """Write the EMA weights of one of a run's checkpoints, with the frozen components, as a checkpoint.
 
     Args:
-      run: folder of the run.
-      destination: folder to make.
-      overwrite: replace a checkpoint at `destination`.
       dtype: of the stored weights; None: as they are, float32 where they were trained.
       step: of the checkpoint; "best": by the run's `keep_best`.
-      log: receives a line about the result.
     Raises:
       InputError: the run has no such checkpoint, or `destination` exists or cannot be written.
     """

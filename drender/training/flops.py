@@ -33,11 +33,9 @@ PEAKS = {
 
 
 def peak(device_kind: str, dtype: str) -> float | None:
-    """Return the dense peak in operations per second of a device for this dtype, or None if it is unknown.
+    """Return the dense peak of a device for "bfloat16" or "float32", in operations per second; None if it is unknown.
 
-    Args:
-      device_kind: as in `jax.Device.device_kind`, such as "NVIDIA H100 80GB HBM3".
-      dtype: "bfloat16" or "float32".
+    `device_kind` is that of `jax.Device`, such as "NVIDIA H100 80GB HBM3".
     """
     for pattern, peaks in PEAKS.items():
         if re.search(pattern, device_kind):
@@ -47,14 +45,10 @@ def peak(device_kind: str, dtype: str) -> float | None:
 
 
 def count(fn: Callable, *arguments: Any) -> float:
-    """Return the floating-point operations of `fn(*arguments)`.
+    """Return the floating-point operations of `fn(*arguments)`; arrays may be given as `jax.ShapeDtypeStruct`.
 
     A `scan` counts its length, a `while_loop` one iteration. Of the branches of a condition, or of those for different
     platforms, the largest counts. Rematerialization by `jax.checkpoint` counts again.
-
-    Args:
-      fn: any function that JAX can trace.
-      arguments: its arguments; `jax.ShapeDtypeStruct` suffices for arrays.
     """
     return total(jax.make_jaxpr(fn)(*arguments).jaxpr)
 

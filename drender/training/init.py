@@ -89,9 +89,7 @@ def adapt_pretrained(
     cross-attention over time that this network lacks are dropped.
 
     Args:
-      network, config: the network to make parameters for.
       stored: nested dict of the pretrained arrays.
-      seed: of random parameters, drawn as in `init_params`.
       where: name of the checkpoint in errors and in the report.
     Returns:
       nested dict of numpy arrays, the kept ones in the dtype of `stored` (and its memory, on the host), others float32,
@@ -142,10 +140,8 @@ def _grow(x: np.ndarray, name: str, shape: Shape, seed: int) -> np.ndarray:
 
 
 def _mismatch(where: str, name: str, found: Any, expected: Any) -> InputError:
-    return InputError(
-        f"{where}: {name} is {found}, but the model to train needs {expected}; "
-        "choose another init_from, or give its sizes in `model`"
-    )
+    problem = f"{name} is {found}, but the model to train needs {expected}"
+    return InputError(f"{where}: {problem}; choose another init_from, or give its sizes in `model`")
 
 
 def _summarize(change: str, names: list[str]) -> str:
@@ -171,9 +167,8 @@ def renderer_config(kind: Literal["inverse", "forward", "svd"], base: RendererCo
     if base.kind == kind:
         return base
     if base.kind != "svd":
-        raise InputError(
-            f"init_from: expected a model of kind {kind!r} or 'svd' to train kind {kind!r}, got kind {base.kind!r}"
-        )
+        expected = f"a model of kind {kind!r} or 'svd' to train kind {kind!r}"
+        raise InputError(f"init_from: expected {expected}, got kind {base.kind!r}")
     latents, levels = base.vae.latent_channels, base.unet.block_out_channels
     if kind == "inverse":
         unet = dataclasses.replace(base.unet, in_channels=2 * latents, context_embedding_type="clip")

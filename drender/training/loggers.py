@@ -64,9 +64,8 @@ class WeightsAndBiases:
                 config=config,
             )
         except Exception as error:
-            raise InputError(
-                f"logger wandb: {first_line(error)}; run `wandb login`, set WANDB_MODE=offline, or remove logger"
-            ) from error
+            remedy = "run `wandb login`, set WANDB_MODE=offline, or remove logger"
+            raise InputError(f"logger wandb: {first_line(error)}; {remedy}") from error
         # wandb's own counter cannot go back, but a killed run repeats the steps after its last checkpoint.
         self._run.define_metric("*", step_metric="step")
 

@@ -41,7 +41,6 @@ def train(config: TrainConfig, dry_run: bool = False) -> int:
     """Train up to `optimizer.steps`, from the run's last checkpoint if there is one.
 
     Args:
-      config: the run.
       dry_run: load everything and compile the step; print what the run needs and trains, draw the first batch beside
         the run's folder, and return without training or touching that folder.
     Returns:

@@ -42,21 +42,17 @@ def perceptual_distance(
     """Return the mean LPIPS of decoded windows: one frame per row and `WINDOW`² latents, at random.
 
     Args:
-      vae: the frozen auto-encoder.
       params: of `frozen_params`.
       predicted, target: unscaled latents.
       valid: 1 where the target counts; elsewhere the prediction is replaced by the target, at no distance.
-      remat: recompute the decoder's layers in the backward pass.
     Raises:
       InputError: pictures too small for the network.
     """
     b, f, h, w, _ = target.shape
     size = min(h, WINDOW), min(w, WINDOW)
     if (side := min(size) * vae.config.downscale) < MIN_SIDE[NETWORK]:
-        raise InputError(
-            f"loss.perceptual: expected rows of {MIN_SIDE[NETWORK]} pixels a side or more, got {side}; raise "
-            "data.size, or remove it"
-        )
+        problem = f"expected rows of {MIN_SIDE[NETWORK]} pixels a side or more, got {side}"
+        raise InputError(f"loss.perceptual: {problem}; raise data.size, or remove it")
     if valid is not None:
         predicted = jnp.where(valid > 0, predicted, target)
     frame_key, *window_keys = jax.random.split(key, 3)

@@ -21,10 +21,7 @@ from drender.training.run_dir import RunFolder
 class MetricLogger:
     """Collects the metrics of steps, and logs their mean and the speed every `log_every` steps.
 
-    Args:
-      config: the run.
-      run: receives the metrics.
-      flops_per_step: over all processes, without rematerialization.
+    `flops_per_step` is the arithmetic of all processes, without rematerialization.
     """
 
     def __init__(self, config: TrainConfig, run: RunFolder, flops_per_step: float):

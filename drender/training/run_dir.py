@@ -149,20 +149,16 @@ class RunFolder:
         old, new = to_dict(config), to_dict(self.config)
         fixed = [{name: values[name] for name in FIXED} for values in (old, new)]
         if changes := differences(*fixed) + differences(to_dict(model), to_dict(self.model), "model"):
-            raise InputError(
-                f"output {self.config.output}: holds a run with another {changes[0]}; give another output, or start a "
-                "new run with init_from that run"
-            )
+            remedy = "give another output, or start a new run with init_from that run"
+            raise InputError(f"output {self.config.output}: holds a run with another {changes[0]}; {remedy}")
         return differences(old, new)
 
     def begin(self) -> None:
         """Create the folder, or continue it after the last checkpoint: later lines of metrics.jsonl are dropped."""
         step, trained = self.last or 0, max((line["step"] for line in read_metrics(self.path / METRICS)), default=0)
         if self.last is None and trained >= 2 * self.config.save_every:
-            raise InputError(
-                f"output {self.config.output}: its checkpoints are missing, although it has trained {trained} steps; "
-                "bring them back, or give another output"
-            )
+            problem = f"its checkpoints are missing, although it has trained {trained} steps"
+            raise InputError(f"output {self.config.output}: {problem}; bring them back, or give another output")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if self.is_main:

@@ -47,10 +47,8 @@ def resolve_weights(config: TrainConfig) -> "Weights":
     """
     sources = _open_sources(config.init_from)
     if "lora" in sources and config.lora is None:
-        warnings.warn(
-            f"init_from {sources['lora'].path}: its LoRA factors are left out; set lora.rank to theirs to keep them",
-            stacklevel=2,
-        )
+        problem = f"init_from {sources['lora'].path}: its LoRA factors are left out"
+        warnings.warn(f"{problem}; set lora.rank to theirs to keep them", stacklevel=2)
     return Weights(config, sources, _renderer_config(config, sources))
 
 
@@ -139,10 +137,8 @@ class Weights:
             if resumed and len(trained_keys) == len(shapes[name]):
                 continue
             if not trained_keys and name not in self.sources:
-                raise InputError(
-                    f"objective {self.config.objective!r} needs a trained {name}, which stays frozen; give "
-                    f"init_from.{name}"
-                )
+                problem = f"objective {self.config.objective!r} needs a trained {name}, which stays frozen"
+                raise InputError(f"{problem}; give init_from.{name}")
             leaves = flatten({name: self.component(name, log)})
             if not resumed:
                 trained |= {key: np.asarray(leaves[key], np.float32) for key in trained_keys}
@@ -155,20 +151,20 @@ class Weights:
         """Raise InputError if LoRA factors train that act on no row."""
         has_rows = self.only_lora_trains or any(source.real for source in self.config.data.sources)
         if any(key.startswith("lora.") for key in trained) and not has_rows:
-            raise InputError(
-                "lora: trained with other weights, the factors see only sources with `real: true`, but data.sources "
-                "has none; mark one as real, train the factors alone (trainable='[lora]'), or remove lora"
+            problem = (
+                "trained with other weights, the factors see only sources with `real: true`; data.sources has none"
             )
+            remedy = "mark one as real, train the factors alone (trainable='[lora]'), or remove lora"
+            raise InputError(f"lora: {problem}; {remedy}")
 
     def check_reach(self, unreached: Collection[str]) -> None:
         """Raise InputError for a pattern of `trainable` that matches nothing but parameters without a gradient."""
         for pattern in self.patterns:
             matched = {key for name in self.components for key in self.shapes(name) if _matches(key, pattern)}
             if matched and matched <= set(unreached):
-                raise InputError(
-                    f"trainable: objective {self.config.objective!r} has no gradient by {pattern!r}; remove it (layers "
-                    "over time need data.image_fraction below 1)"
-                )
+                problem = f"objective {self.config.objective!r} has no gradient by {pattern!r}"
+                remedy = "remove it (layers over time need data.image_fraction below 1)"
+                raise InputError(f"trainable: {problem}; {remedy}")
 
     def check_latents(self, made_by: str) -> None:
         """Raise InputError unless the run can train on latents of the VAE with the fingerprint `made_by`."""
@@ -179,10 +175,8 @@ class Weights:
             raise InputError("init_from has no vae; name the VAE that made the cached latents as init_from.vae")
         found = fingerprint(source.load("vae"))
         if found != made_by:
-            raise InputError(
-                f"init_from.vae {source.path}: has the fingerprint {found}, but the cached latents were made with "
-                f"{made_by}; use that VAE, or encode the clips again"
-            )
+            problem = f"has the fingerprint {found}, but the cached latents were made with {made_by}"
+            raise InputError(f"init_from.vae {source.path}: {problem}; use that VAE, or encode the clips again")
 
     def _fresh_lora(self) -> dict:
         unet, config = abstract_module(*network_of(self.model, "unet"))[1], self.config.lora
@@ -194,16 +188,15 @@ def _matches(parameter: str, pattern: str) -> bool:
     return fnmatchcase(parameter, pattern) or fnmatchcase(parameter, f"{pattern}.*")
 
 
-def _require_same_shapes(expected: dict, found: dict, where: str) -> dict:
-    """Return `found` if its parameters have the expected shapes, and each alpha the expected value."""
-    needed, given = ({name: x.shape or float(x) for name, x in flatten(tree).items()} for tree in (expected, found))
+def _require_same_shapes(own: dict, stored: dict, where: str) -> dict:
+    """Return the stored factors if they have the shapes of our own, and each alpha its value."""
+    needed, given = ({name: x.shape or float(x) for name, x in flatten(tree).items()} for tree in (own, stored))
     for name in needed | given:
         if given.get(name) != needed.get(name):
-            raise InputError(
-                f"{where}: {name} is {given.get(name, 'missing')}, but `lora` needs "
-                f"{needed.get(name, 'no such factor')}; set its rank, alpha and targets to the source's"
-            )
-    return found
+            found, expected = given.get(name, "missing"), needed.get(name, "no such factor")
+            remedy = "set its rank, alpha and targets to the source's"
+            raise InputError(f"{where}: {name} is {found}, but `lora` needs {expected}; {remedy}")
+    return stored
 
 
 # --- sources ---------------------------------------------------------------------------------------------------------
