@@ -83,11 +83,7 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, batch: int, grad_accum_steps: int, devices: list[jax.Device] | None = None) -> Mesh:
-    """Return the training mesh of all devices.
-
-    Raises:
-      InputError: the axes do not multiply to the number of devices, or the rows of a microbatch do not divide evenly.
-    """
+    """Return the training mesh of all devices; raise InputError unless it and the rows of a microbatch fit them."""
     devices = jax.devices() if devices is None else devices
     fsdp = config.fsdp or max(1, len(devices) // (config.data * config.frames))
     shape = (config.data, fsdp, config.frames)

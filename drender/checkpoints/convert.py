@@ -150,12 +150,7 @@ def match_tensors(abstract: dict, tensors: Mapping[str, Tensor], where: str) -> 
 
 
 def match_lora(abstract: dict, tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Return the tensors of a LoRA by our dotted path, all of which fit the UNet's kernels.
-
-    Args: as those of `match_tensors`, `abstract` of the UNet.
-    Raises:
-      InputError: a name that no LoRA has, or factors that fit no kernel.
-    """
+    """Return a LoRA's tensors by our dotted path; raise InputError unless all fit kernels of the UNet `abstract`."""
     matched, shapes, problems = {}, {}, []
     for foreign, tensor in tensors.items():
         name = foreign.removeprefix(LORA_PREFIX).removesuffix(".weight")

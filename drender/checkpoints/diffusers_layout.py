@@ -149,22 +149,19 @@ def _kind(folder: Path, tensors: dict[str, dict[str, Tensor]]) -> str:
 def _renderer_config(
     parts: Mapping[str, Path], index: Path | None, kind: str, tensors: dict[str, dict[str, Tensor]], log: Log
 ) -> RendererConfig:
-    def read(cls: type, name: str, inferred: dict[str, Any]) -> Any:
-        component, file = name.split("/")
-        return _component_config(parts[component] / file, log, cls, name, inferred)
-
-    unet = read(UNetConfig, "unet/config.json", _infer_unet(tensors["unet"], kind))
+    read = functools.partial(_component_config, parts, log)
+    unet = read("unet/config.json", UNetConfig, _infer_unet(tensors["unet"], kind))
     encoder, scheduler = None, SchedulerConfig()
     if kind == "forward":
-        encoder = read(EnvEncoderConfig, "env_encoder/config.json", _infer_env_encoder(tensors["env_encoder"]))
+        encoder = read("env_encoder/config.json", EnvEncoderConfig, _infer_env_encoder(tensors["env_encoder"]))
     if "scheduler" in parts:
-        scheduler = read(SchedulerConfig, "scheduler/scheduler_config.json", {})
+        scheduler = read("scheduler/scheduler_config.json", SchedulerConfig, {})
     values = read_json(index, AGAIN) if index else {}
     scaled, own = values.get("scale_cond_latents"), values.get(OWN)
     config = RendererConfig(
         kind=kind,
         unet=unet,
-        vae=read(VAEConfig, "vae/config.json", {}),
+        vae=read("vae/config.json", VAEConfig, {}),
         env_encoder=encoder,
         scheduler=scheduler,
         scale_cond_latents=scaled if isinstance(scaled, bool) else kind == "forward",
@@ -194,9 +191,10 @@ def _infer_env_encoder(tensors: dict[str, Tensor]) -> dict[str, Any]:
     return {}
 
 
-def _component_config(file: Path, log: Log, cls: type, name: str, inferred: dict[str, Any]) -> Any:
-    """Return the configuration in a file, overruled by the `inferred` values; report every difference with `name`."""
-    values = read_json(file, AGAIN)
+def _component_config(parts: Mapping[str, Path], log: Log, name: str, cls: type, inferred: dict[str, Any]) -> Any:
+    """Return the configuration in a file of the layout, overruled by the `inferred` values; report every difference."""
+    component, _, file_name = name.partition("/")
+    values = read_json(file := parts[component] / file_name, AGAIN)
     defaults = {field.name: field.default for field in dataclasses.fields(cls)}
     constants = {"force_upcast": True} | (SCHEDULER_CONSTANTS if cls is SchedulerConfig else {})
     ignored = [
@@ -232,10 +230,9 @@ def _missing_alphas(folder: Path, tensors: Mapping[str, Tensor], log: Log) -> di
         rank = tensor.shape[0]
         if not settings.get("rank_pattern") and settings.get("r") not in (None, rank):
             raise InputError(f"{source}: r is {settings['r']!r}, but {name} has rank {rank}; download both again")
-        alpha = _module_alpha(settings, match[2], rank, source)
-        if alpha != rank:
-            value = np.full((), alpha, np.float32)
-            alphas[f"{match[1]}.alpha"] = Tensor((), value.dtype, functools.partial(np.copy, value))
+        if (alpha := _module_alpha(settings, match[2], rank, source)) != rank:
+            read = functools.partial(np.full, (), alpha, np.float32)
+            alphas[f"{match[1]}.alpha"] = Tensor((), np.dtype(np.float32), read)
     if alphas:
         log(f"lora: alpha of {len(alphas)} modules from {source}")
     return alphas
@@ -285,17 +282,13 @@ def json_files(config: RendererConfig) -> dict[str, dict[str, Any]]:
         "image_encoder": [None, None],
         "feature_extractor": [None, None],
     }
+    vae = {"down_block_types": ["DownEncoderBlock2D"] * len(config.vae.block_out_channels), "force_upcast": True}
     files = {
         MODEL_INDEX: index,
         "unet/config.json": {"_class_name": unet_class} | _unet_values(config.unet, svd),
-        "vae/config.json": {
-            "_class_name": "AutoencoderKLTemporalDecoder",
-            "down_block_types": ["DownEncoderBlock2D"] * len(config.vae.block_out_channels),
-            "force_upcast": True,
-            **_values(config.vae),
-        },
+        "vae/config.json": {"_class_name": index["vae"][1]} | vae | _values(config.vae),
         "scheduler/scheduler_config.json": {
-            "_class_name": "EulerDiscreteScheduler",
+            "_class_name": index["scheduler"][1],
             **SCHEDULER_CONSTANTS,
             **_values(config.scheduler),
         },

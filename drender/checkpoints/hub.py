@@ -22,11 +22,7 @@ def is_name(source: str | Path) -> bool:
 
 
 def find(source: str, log: Log, unet: str = "unet") -> Path:
-    """Return the folder of a released checkpoint, downloading it unless `source` is a local folder.
-
-    Raises:
-      InputError: neither a folder, nor a repository that can be downloaded.
-    """
+    """Return the folder of a released checkpoint, local or downloaded; raise InputError if `source` names neither."""
     folder = expand_home(source)
     if folder.is_dir():
         return folder
@@ -65,30 +61,24 @@ def _look_up(source: str, log: Log) -> tuple[Any, Path | None]:
 @contextlib.contextmanager
 def _hub_errors(source: str) -> Iterator[None]:
     """Turn errors of Hugging Face's library into an InputError with the remedy."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors
 
     name, revision = NAME.fullmatch(source).groups()
+    not_found = "neither a local folder nor a public repository on Hugging Face"
+    problems = {  # the first that matches counts
+        errors.GatedRepoError: f"accept its terms at https://huggingface.co/{name}, then log in with `hf auth login`",
+        errors.RepositoryNotFoundError: f"{not_found}; check the name, or `hf auth login`",
+        errors.RevisionNotFoundError: f"the repository has no revision {revision}; check its branches and tags",
+        errors.LocalEntryNotFoundError: "no such folder, and no earlier download; check the path, or the network",
+    }
     try:
         yield
-        return
     except InputError:
         raise
-    except GatedRepoError:
-        problem = f"accept its terms at https://huggingface.co/{name}, then log in with `hf auth login`"
-    except RepositoryNotFoundError:
-        problem = "neither a local folder nor a public repository on Hugging Face; check the name, or `hf auth login`"
-    except RevisionNotFoundError:
-        problem = f"the repository has no revision {revision}; check its branches and tags"
-    except LocalEntryNotFoundError:
-        problem = "no such folder, and no earlier download; check the path, or the network"
     except Exception as error:
-        problem = f"download failed ({first_line(error)}); try again"
-    raise InputError(f"{source}: {problem}")
+        other = f"download failed ({first_line(error)}); try again"
+        problem = next((text for kind, text in problems.items() if isinstance(error, kind)), other)
+        raise InputError(f"{source}: {problem}") from None
 
 
 def _download_files(info: Any, source: str, unet: str, log: Log) -> Path:

@@ -132,11 +132,7 @@ def _damaged(folder: Path, error: Exception) -> InputError:
 
 
 def load_config(path: str | Path) -> RendererConfig:
-    """Return the configuration of a checkpoint.
-
-    Raises:
-      InputError: no such folder, or not a checkpoint.
-    """
+    """Return the configuration of a checkpoint; raise InputError for a missing folder, or one that holds none."""
     folder = expand_home(path)
     if not folder.is_dir():
         raise InputError(f"{path}: no such folder; give a checkpoint, released weights, or a Hugging Face name")

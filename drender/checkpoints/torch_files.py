@@ -69,11 +69,7 @@ def _index_form(name: str, stem: str) -> tuple[str, str] | None:
 
 
 def weight_files(folder: Path, stem: str) -> list[Path]:
-    """Return the files of the weights `stem` in a folder, shards in the order of their names.
-
-    Raises:
-      InputError: no such weights, a damaged index, or a missing shard.
-    """
+    """Return the files of the weights `stem`, shards in the order of their names; raise InputError if one is absent."""
     names = sorted(path.name for path in folder.iterdir())
     if (name := find_weights(names, stem)) is None:
         shard = next((file for file in names if re.fullmatch(rf"{stem}.*-of-\d+\.(safetensors|bin)", file)), None)
@@ -153,12 +149,7 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(file: Path) -> dict[str, Tensor]:
-    """Return all tensors of a state dict that torch saved.
-
-    Raises:
-      InputError: torch is not installed, the file is damaged or holds other objects, or a tensor's dtype is not one of
-        `DTYPES`.
-    """
+    """Return all tensors of a state dict that torch saved; raise InputError without torch, or for other objects."""
     try:
         import torch
     except ImportError:

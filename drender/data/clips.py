@@ -69,11 +69,7 @@ class LabeledClip(GBufferClip):
         return starts
 
     def read(self, label: str, frames: Sequence[int] | slice, size: Size) -> Float32[np.ndarray, "f h w 3"]:
-        """Read frames of one label, in [0, 1], scaled to cover `size` and center-cropped to it.
-
-        Raises:
-          InputError: a file that cannot be read.
-        """
+        """Read frames of one label, in [0, 1], scaled to cover `size` and center-cropped."""
         return np.stack([_fit(label, image, size) for image in self._read_stored(label, frames)])
 
     def _read_stored(
@@ -140,24 +136,20 @@ class LabeledClip(GBufferClip):
         for label in labels:
             if label not in images and (label != VALID or VALID in self.labels):
                 stored[label] = self._read_stored(label, frames, finite=not is_masked)
-        self._check(stored, size)
-        if augmentation.side < 1 and stored:
-            height, width = next(iter(stored.values()))[0].shape[:2]
-            if height <= size[0] and width <= size[1]:
-                problem = f"clips of {height}x{width} pixels are too small to crop to {size[0]}x{size[1]}"
-                remedy = "give larger clips, a smaller size, or no crop"
-                warnings.warn(f"{self.folder.parent}: {problem}; {remedy}", stacklevel=2)
-            stored = {label: [augmentation.crop(x, size) for x in frames] for label, frames in stored.items()}
-        if is_masked:
-            stored[VALID] = _fill_invalid(stored)
-        for label, frames_of_label in stored.items():
-            fitted = np.stack([_fit(label, image, size) for image in frames_of_label])
-            images[label] = augmentation.image(label, fitted)
+        self._check(stored, size, crops=augmentation.side < 1)
+        fitted: dict[str, list[Float32[np.ndarray, "h w 3"]]] = {}
+        for stored_frame in zip(*stored.values(), strict=True):
+            frame = dict(zip(stored, stored_frame, strict=True))
+            if augmentation.side < 1:
+                frame = {label: augmentation.crop(image, size) for label, image in frame.items()}
+            for label, image in (_fill_invalid(frame) if is_masked else frame).items():
+                fitted.setdefault(label, []).append(_fit(label, image, size))
+        images |= {label: augmentation.image(label, np.stack(fitted_frames)) for label, fitted_frames in fitted.items()}
         if is_masked:
             images[VALID] = (images[VALID][..., :1] > 0.999).astype(np.float32)
         return {label: images[label] for label in labels}
 
-    def _check(self, stored: dict[str, list[Float32[np.ndarray, "h w 3"]]], size: Size) -> None:
+    def _check(self, stored: dict[str, list[Float32[np.ndarray, "h w 3"]]], size: Size, crops: bool) -> None:
         """Raise InputError for images of different sizes or a mask without white; warn of images below `size`."""
         images = [(label, image) for label, frames in stored.items() for image in frames]
         height, width = images[0][1].shape[:2] if images else size
@@ -167,28 +159,29 @@ class LabeledClip(GBufferClip):
                 raise InputError(f"clip {self.name!r}: its {label!r} has {sizes}; give all images of a clip one size")
             if label == VALID and 0 < (highest := image.max()) <= 1 / 255:
                 raise InputError(f"clip {self.name!r}: its {VALID!r} is 0 to {highest:.3g}; write valid pixels white")
+        # Python shows a text once, so that clips of one size in a folder give one warning.
+        found, wanted = f"{self.folder.parent}: clips of {height}x{width} pixels", f"{size[0]}x{size[1]}"
         if height < size[0] or width < size[1]:
-            # Python shows a text once, so that clips of one size in a folder give one warning.
-            problem = f"clips of {height}x{width} pixels are enlarged to {size[0]}x{size[1]}"
-            warnings.warn(f"{self.folder.parent}: {problem}; give their size as data.size or --size", stacklevel=2)
+            warnings.warn(f"{found} are enlarged to {wanted}; give their size as data.size or --size", stacklevel=2)
+        if crops and stored and height <= size[0] and width <= size[1]:
+            remedy = "give larger clips, a smaller size, or no crop"
+            warnings.warn(f"{found} are too small to crop to {wanted}; {remedy}", stacklevel=2)
 
 
-def _fill_invalid(stored: dict[str, list[Float32[np.ndarray, "h w 3"]]]) -> list[Float32[np.ndarray, "h w 3"]]:
-    """Replace invalid pixels of the frames of all labels by `FILL`, in place; return masks, 1 where all are valid.
+def _fill_invalid(frame: dict[str, Float32[np.ndarray, "h w 3"]]) -> dict[str, Float32[np.ndarray, "h w 3"]]:
+    """Replace invalid pixels of a frame's labels by `FILL`, and make `valid` 1 where all labels are valid.
 
     The picture keeps its pixels outside the mask, because the renderer will see such pixels too.
     """
-    masks = []
-    given = stored.pop(VALID, None)
-    for i in range(len(next(iter(stored.values())))):
-        inside = np.ones(next(iter(stored.values()))[i].shape[:2], bool) if given is None else given[i].min(-1) >= 0.5
-        finite = {label: np.isfinite(frames[i]).all(-1) for label, frames in stored.items()}
-        for label, frames in stored.items():
-            keeps = finite[label] if label == "rgb" else finite[label] & inside
-            frames[i] = np.where(keeps[..., None], frames[i], np.float32(FILL.get(label, (0.5,) * 3)))
-        mask = np.logical_and.reduce([inside, *finite.values()])
-        masks.append(np.repeat(mask[..., None], 3, axis=-1).astype(np.float32))
-    return masks
+    given = frame.pop(VALID, None)
+    inside = np.bool_(True) if given is None else given.min(-1) >= 0.5
+    valid, filled = inside, {}
+    for label, image in frame.items():
+        finite = np.isfinite(image).all(-1)
+        keeps = finite if label == "rgb" else finite & inside
+        filled[label] = np.where(keeps[..., None], image, np.float32(FILL.get(label, (0.5,) * 3)))
+        valid = valid & finite
+    return filled | {VALID: np.repeat(valid[..., None], 3, axis=-1).astype(np.float32)}
 
 
 def latent_mask(mask: Shaped[ArrayLike, "*b H W 1"], downscale: int) -> Bool[ArrayLike, "*b h w 1"]:

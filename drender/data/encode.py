@@ -154,7 +154,7 @@ def _windows(clip: LabeledClip, frames: int) -> tuple[int, ...]:
 
 def _write_missing(writer: "_Writer", entries: range, num_workers: int) -> None:
     """Write the missing ones of these entries, and print the progress of the set."""
-    todo = sorted(writer.missing() & set(entries))
+    todo = sorted(missing_entries(writer.folder, writer.manifest) & set(entries))
     say(f"{writer.folder}: {len(todo)} of {len(entries)} entries to encode")
     pool = ThreadPoolExecutor(num_workers)
     try:
@@ -165,16 +165,12 @@ def _write_missing(writer: "_Writer", entries: range, num_workers: int) -> None:
                 bar.update()
     finally:
         pool.shutdown(cancel_futures=True)  # entries that are being encoded are completed
-    left = len(writer.missing())
+    left = len(missing_entries(writer.folder, writer.manifest))
     say(f"{writer.folder}: " + (f"{left} entries left to other processes" if left else "complete"))
 
 
 class _Writer:
-    """Encodes and writes entries, called from several threads that share one encoder per device.
-
-    Raises:
-      InputError: the folder holds anything but the beginning of this set.
-    """
+    """Encodes and writes entries, called from several threads that share one encoder per device."""
 
     def __init__(self, folder: Path, manifest: LatentCacheManifest, clips: list[LabeledClip], encoders: list[Encoder]):
         self.folder, self.manifest, self.entries = folder, manifest, manifest.entries
@@ -184,9 +180,6 @@ class _Writer:
             self.idle_encoders.put(encoder)
         begin_cache(folder, manifest)
         self.arrays = {label: create_array(folder, manifest, label) for label in manifest.labels}
-
-    def missing(self) -> set[int]:
-        return missing_entries(self.folder, self.manifest)
 
     def write(self, index: int) -> None:
         """Read, encode and write one entry; raise InputError naming its clip."""

@@ -83,11 +83,7 @@ class LatentCacheManifest:
 
 
 def begin_cache(folder: Path, manifest: LatentCacheManifest) -> None:
-    """Create the folder of a set, or accept the folder of the same set.
-
-    Raises:
-      InputError: the folder holds anything else, or cannot be written.
-    """
+    """Create the folder of a set, or accept that of the same set; raise InputError if it holds anything else."""
     if is_latent_cache(folder):
         if changes := differences(to_dict(read_manifest(folder)), to_dict(manifest)):
             problem = f"{folder} holds latents made with another {changes[0]}"
@@ -164,11 +160,7 @@ def missing_entries(path: str | Path, manifest: LatentCacheManifest) -> set[int]
 
 
 class LatentDataset:
-    """A complete set as a source of training data.
-
-    Raises:
-      InputError: a set that is damaged or incomplete, or that lacks a label.
-    """
+    """A complete set as a source of training data; raises InputError for a damaged one, or one that lacks a label."""
 
     def __init__(self, path: str, labels: Sequence[str]):
         self.path, self.manifest, folder = path, read_manifest(path), expand_home(path)

@@ -59,9 +59,6 @@ def _layer_name(path: str) -> str:
     return next(part for part in reversed(path.split(".")) if not part.isdecimal())
 
 
-# --- factors ---------------------------------------------------------------------------------------------------------
-
-
 def _by_module(lora: Mapping) -> dict[str, dict[str, Any]]:
     """Return the factors of every adapted module, by its dotted path and by their names."""
     modules: dict[str, dict[str, Any]] = {}

@@ -172,9 +172,6 @@ class TemporalDecoder(nnx.Module):
         return rearrange(x, "(b r) f (h w) c -> b (r f) h w c", b=len(z), h=h)
 
 
-# --- the network -----------------------------------------------------------------------------------------------------
-
-
 class VAE(nnx.Module):
     """Encode and decode unscaled latents; callers apply `scaling_factor`.
 

@@ -143,16 +143,11 @@ class Renderer:
 
     def encode_images(self, images: Float[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n h8 w8 c"]:
         """Return the VAE's latents of images in [0, 1]: means, not yet times `scaling_factor`."""
-
-        def encode(batch):
-            return self._run_rows("encode", batch[:, None] * 2 - 1)[:, 0]
-
-        def encode_batches(size: int) -> list[np.ndarray]:
-            return [map_in_batches(encode, images, len(self.group), size)]
-
+        encode = lambda batch: self._run_rows("encode", batch[:, None] * 2 - 1)[:, 0]
+        in_batches = lambda size: [map_in_batches(encode, images, len(self.group), size)]
         # Frames are independent, so smaller batches give the same latents.
         fitting = "encode", *images.shape[1:3]
-        self._fitting[fitting], (latents,) = halve_to_fit(encode_batches, self._fitting.get(fitting, ENCODE_BATCH))
+        self._fitting[fitting], (latents,) = halve_to_fit(in_batches, self._fitting.get(fitting, ENCODE_BATCH))
         return latents
 
     def encode(
@@ -285,11 +280,8 @@ class Renderer:
         """
         # Divide on the host, as devices round differently: latents may come from a device or from a file.
         z = np.asarray(z) / np.float32(self.config.vae.scaling_factor)
-
-        def decode(size: int) -> Iterator[np.ndarray]:
-            run = functools.partial(self._run_rows, "decode")
-            return map_in_windows(run, z, size, min(overlap, size - 1), len(self.group))
-
+        run = functools.partial(self._run_rows, "decode")
+        decode = lambda size: map_in_windows(run, z, size, min(overlap, size - 1), len(self.group))
         chunk, fitting = min(chunk, z.shape[1]), ("decode", *z.shape[2:4])
         size, pieces = halve_to_fit(decode, min(chunk, self._fitting.get(fitting, chunk)))
         if size < chunk:

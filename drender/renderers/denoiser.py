@@ -11,8 +11,6 @@ from drender import diffusion
 from drender.renderers.windows import WindowedLatents
 from drender.sharding import constrain, use_mesh
 
-# --- one call of the network -----------------------------------------------------------------------------------------
-
 
 def denoise(
     graphdef: nnx.GraphDef, params, conditions, context, domain, micro, scales, x, sigma, split=None
@@ -48,9 +46,6 @@ def denoise(
         conditional, unconditional = jnp.split(prediction, 2)
         prediction = diffusion.apply_cfg(unconditional, conditional, scales[..., None, None, None])
     return diffusion.x0_from_v(x, prediction, sigma)
-
-
-# --- a clip ----------------------------------------------------------------------------------------------------------
 
 
 def denoise_clip(

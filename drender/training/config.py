@@ -254,34 +254,30 @@ def read_config(path: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
 
 
 def _apply(override: str, values: dict) -> None:
-    """Change one value of a nested dict, whose branches may be shared by YAML aliases."""
+    """Change one value of a nested dict, whose branches may be shared by YAML aliases.
+
+    Raise InputError for an unknown key or a wrong type here, so that the YAML file is not blamed for an override.
+    """
     name, equals, text = override.partition("=")
+    where = f"override {override!r}"
     if not equals or not name:
-        raise InputError(f"override {override!r}: expected key=value, such as optimizer.learning_rate=1e-4")
-    *parents, last = name.split(".")
-    value = _parse_yaml(text, f"override {override!r}")
-    _check_override(override, name.split("."), value)
-    for parent in parents:
+        raise InputError(f"{where}: expected key=value, such as optimizer.learning_rate=1e-4")
+    value, keys, hint = _parse_yaml(text, where), name.split("."), TrainConfig
+    for key in keys:
+        members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+        hints = next((typing.get_type_hints(member) for member in members if dataclasses.is_dataclass(member)), None)
+        if hints is None:  # in a free mapping such as `model`
+            break
+        if key not in hints:
+            raise InputError(f"{where}: {unknown_name_error('key', key, hints)}")
+        hint = hints[key]
+    else:
+        from_dict(dataclasses.make_dataclass("Override", [(key, hint)]), {key: value}, where)
+    for parent in keys[:-1]:
         inner = values.get(parent)
         values[parent] = dict(inner) if isinstance(inner, dict) else {}
         values = values[parent]
-    values[last] = value
-
-
-def _check_override(override: str, keys: list[str], value: Any) -> None:
-    """Raise InputError for an unknown key or a wrong type, so that the YAML file is not blamed for an override."""
-    cls = TrainConfig
-    for depth, key in enumerate(keys, 1):  # noqa: B007
-        hints = typing.get_type_hints(cls)
-        if key not in hints:
-            raise InputError(f"override {override!r}: {unknown_name_error('key', key, hints)}")
-        hint = hints[key]
-        members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-        cls = next((member for member in members if dataclasses.is_dataclass(member)), None)
-        if cls is None:  # a leaf, or a free mapping such as `model`
-            break
-    if depth == len(keys):
-        from_dict(dataclasses.make_dataclass("Override", [(key, hint)]), {key: value}, f"override {override!r}")
+    values[keys[-1]] = value
 
 
 def _parse_yaml(text: str, where: str) -> Any:

@@ -57,7 +57,8 @@ class Evaluation:
         self.size = read_manifest(first).size if is_latent_cache(first) else config.data.size or context.config.size
         if config.evaluation.path is not None:
             self._open(config.evaluation.path)
-            self._check_best()
+            if config.keep_best is not None:
+                self._check_best()
 
     def _open(self, path: str) -> None:
         if is_latent_cache(path):
@@ -82,48 +83,44 @@ class Evaluation:
     def _check_best(self) -> None:
         """Raise InputError if `keep_best` is no metric of these clips."""
         frames = np.zeros((1, image.WINDOW, image.WINDOW, 3), np.float32)
-        kinds = ("env_ldr", "env_log") if self.config.objective == "environment" else self.labels
-        kinds = ("rgb",) if self.config.objective == "forward" else kinds
+        kinds = {"environment": ("env_ldr", "env_log"), "forward": ("rgb",)}.get(self.config.objective, self.labels)
         names = [f"{kind}/{metric}" for kind in kinds for metric in image.evaluate(kind, frames, frames)]
         known = {f"evaluation/{name}" for name in [*names, *self.validation.names()]}
-        if self.config.keep_best is not None and self.config.keep_best not in known:
+        if self.config.keep_best not in known:
             raise unknown_name_error("metric in keep_best", self.config.keep_best, known)
 
     def due(self, step: int) -> bool:
         """Whether to evaluate after this step."""
         return bool(self.clips) and (step % self.config.evaluation.every == 0 or step == self.config.optimizer.steps)
 
-    def run(self, step: int, weights: Mapping[str, Array]) -> dict[str, float]:
-        """Evaluate the parameters of all components, given by dotted name, and log and return the mean metrics.
+    def run(self, step: int, weights: Mapping[str, Array]) -> None:
+        """Evaluate the parameters of all components, given by dotted name, and log the mean metrics.
 
         This uses one device of the first process. The other processes only contribute their shards of the weights.
         """
         if jax.process_count() > 1:
             weights = multihost_utils.process_allgather(dict(weights), tiled=True)
         if jax.process_index():
-            return {}
+            return
         params = self._on_one_device(weights)
         comparisons: list[Comparison] = []
         values: dict[str, list[float]] = {}
         for index, clip in enumerate(self.clips):
             images = self._read(clip)
             mask = images[VALID][..., 0] > 0.5 if VALID in images else None
-            compared = list(self._compare(params, images))
-            scores = [
-                (f"{label}/{name}", value)
-                for label, _, predicted, truth in compared
-                for name, value in image.evaluate(label, predicted, truth, mask).items()
-            ]
+            scores: list[tuple[str, float]] = []
+            for label, shown, predicted, truth in self._compare(params, images):
+                metrics = image.evaluate(label, predicted, truth, mask)
+                scores += [(f"{label}/{name}", value) for name, value in metrics.items()]
+                comparisons.append((f"{clip.name}: {label}", shown, predicted, truth))
             scores += self.validation.scores(params, images, self._renderer.encode_images, index)
             for name, value in scores:
                 values.setdefault(f"evaluation/{name}", []).append(value)
-            comparisons += [(f"{clip.name}: {label}", *frames) for label, *frames in compared]
         means = {name: float(np.mean(scores)) for name, scores in values.items()}
         _print_table(step, means)
         self.folder.log(step, means)
         with failure_as_warning("the picture of the evaluation"):
             self.folder.draw(step, draw_comparisons(comparisons))
-        return means
 
     def _on_one_device(self, weights: Mapping[str, Array]) -> dict:
         """Return the parameters per component in the compute dtype, with LoRA merged into the UNet."""

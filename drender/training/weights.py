@@ -130,7 +130,11 @@ class Weights:
             if not any(_matches(key, pattern) for leaves in shapes.values() for key in leaves):
                 raise InputError(f"trainable: {pattern!r} matches no parameter; names begin with {', '.join(names)}")
         trained = {key: leaf for leaves in shapes.values() for key, leaf in leaves.items() if self.trains(key)}
-        self._require_rows(trained)
+        has_rows = self.only_lora_trains or any(source.real for source in self.config.data.sources)
+        if any(key.startswith("lora.") for key in trained) and not has_rows:
+            problem = "trained with other weights, its factors see sources with `real: true` only, and none is"
+            remedy = "mark one as real, train the factors alone (trainable='[lora]'), or remove lora"
+            raise InputError(f"lora: {problem}; {remedy}")
         frozen = {}
         for name in names:
             trained_keys = shapes[name].keys() & trained.keys()
@@ -146,16 +150,6 @@ class Weights:
         if self.config.loss.perceptual:
             frozen |= flatten({"lpips": perceptual.frozen_params()})
         return trained, frozen
-
-    def _require_rows(self, trained: Arrays) -> None:
-        """Raise InputError if LoRA factors train that act on no row."""
-        has_rows = self.only_lora_trains or any(source.real for source in self.config.data.sources)
-        if any(key.startswith("lora.") for key in trained) and not has_rows:
-            problem = (
-                "trained with other weights, the factors see only sources with `real: true`; data.sources has none"
-            )
-            remedy = "mark one as real, train the factors alone (trainable='[lora]'), or remove lora"
-            raise InputError(f"lora: {problem}; {remedy}")
 
     def check_reach(self, unreached: Collection[str]) -> None:
         """Raise InputError for a pattern of `trainable` that matches nothing but parameters without a gradient."""
