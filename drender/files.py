@@ -222,12 +222,6 @@ def require_space(folder: Path, num_bytes: int, remedy: str) -> None:
         raise InputError(f"{folder}: {sizes}; {remedy}")
 
 
-def require_free(folder: Path, num_bytes: int) -> None:
-    """Raise the system's error for a full disk unless this much is free; Orbax reports one in a hundred lines."""
-    if shutil.disk_usage(folder).free < num_bytes:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 

@@ -44,11 +44,12 @@ def save(
         (folder / CONFIG).write_text(json.dumps(to_dict(config), indent=2) + "\n")
         for name, tree in components.items():
             # Keep no reference to the tree, so that it is freed before the next one is made.
-            _save_arrays(folder / name, flatten(tree() if callable(tree) else tree))
+            _save_arrays(path, folder / name, flatten(tree() if callable(tree) else tree))
 
 
-def _save_arrays(folder: Path, arrays: dict[str, Any]) -> None:
-    files.require_free(folder.parent, sum(array.nbytes for array in arrays.values()))
+def _save_arrays(path: str | Path, folder: Path, arrays: dict[str, Any]) -> None:
+    num_bytes = sum(array.nbytes for array in arrays.values())
+    files.require_space(expand_home(path).absolute(), num_bytes, "free space, or give a folder on another disk")
     context = ocp.Context()
     # Weights hardly compress, and uncompressed arrays are written without a copy.
     context.array.saving.use_compression = False

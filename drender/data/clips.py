@@ -232,18 +232,13 @@ def open_clips(path: str | Path, labels: Sequence[str], optional: Sequence[str] 
 
 @dataclass(frozen=True)
 class ClipDataset:
-    """The clips of a folder as a source of training data.
-
-    Attributes:
-      size, environment_size: height and width of the frames and of the environment images.
-      augmentation: distribution from which every row draws.
-    """
+    """The clips of a folder as a source of training data."""
 
     path: str
     clips: list[LabeledClip]
-    size: Size
-    environment_size: Size
-    augmentation: AugmentationConfig = AugmentationConfig()
+    size: Size  # of the frames
+    environment_size: Size  # of the environment images
+    augmentation: AugmentationConfig = AugmentationConfig()  # from which every row draws
 
     def __len__(self) -> int:
         return len(self.clips)

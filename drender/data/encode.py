@@ -13,12 +13,18 @@ import numpy as np
 from jaxtyping import Float16, Float32
 from tqdm import tqdm
 
-from drender.checkpoints.fingerprint import fingerprint
 from drender.checkpoints.orbax import load, load_config
 from drender.config import DEFAULT_PASSES, ENVIRONMENT_LABELS, RendererConfig
 from drender.data.augment import Augmentation, AugmentationConfig
 from drender.data.clips import VALID, LabeledClip, check_size, latent_mask, open_clips
-from drender.data.latent_cache import LatentCacheManifest, begin_cache, brief, create_array, missing_entries
+from drender.data.latent_cache import (
+    LatentCacheManifest,
+    begin_cache,
+    brief,
+    create_array,
+    fingerprint,
+    missing_entries,
+)
 from drender.errors import InputError, naming, say
 from drender.locks import lock_folder
 from drender.models.params import abstract_module
@@ -131,15 +137,11 @@ def _open(source: str | Path, labels: Sequence[str]) -> tuple[list[LabeledClip],
     """Return the clips, and the labels that all have."""
     required = [label for label in labels if label in ("rgb", *ENVIRONMENT_LABELS)]
     clips = open_clips(source, required, [label for label in labels if label not in required])
-    lacking = {}  # the first clip without a label
-    for label in labels:
-        without = (clip.name for clip in clips if label not in clip.labels)
-        if label not in ENVIRONMENT_LABELS and (name := next(without, None)):
-            lacking[label] = name
-    shared = [label for label in dict.fromkeys(labels) if label not in lacking]
+    lacking = {label: [x.name for x in clips if label not in (*x.labels, *ENVIRONMENT_LABELS)] for label in labels}
+    shared = [label for label, names in lacking.items() if not names]
     if not shared:
         raise InputError(f"{source}: no clip has {', '.join(labels)}; give other --labels")
-    for label, name in lacking.items():
+    for label, (name, *_) in ((label, names) for label, names in lacking.items() if names):
         warnings.warn(f"{source}: {label} is left out, because clip {name!r} has none; add its files", stacklevel=3)
     return clips, (*shared, *((VALID,) if any(clip.masked(shared) for clip in clips) else ()))
 

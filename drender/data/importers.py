@@ -44,17 +44,11 @@ HYPERSIM_FOV = math.pi / 3
 
 @dataclass(frozen=True)
 class SourceClip:
-    """A clip of a data set.
+    """A clip of a data set."""
 
-    Attributes:
-      name: of the folder to write.
-      frames: a function per frame that reads it.
-      tone_maps: scale the picture by the percentile rule; else its exposure is kept.
-    """
-
-    name: str
-    frames: tuple[Callable[[], Frame], ...]
-    tone_maps: bool = True
+    name: str  # of the folder to write
+    frames: tuple[Callable[[], Frame], ...]  # a function per frame that reads it
+    tone_maps: bool = True  # scale the picture by the percentile rule; else its exposure is kept
 
 
 def import_clips(kind: str, source: str | Path, destination: str | Path) -> None:

@@ -8,6 +8,7 @@ into place once it is on the disk, so an entry is complete when each of its chun
 work between processes need no other record.
 """
 
+import hashlib
 import itertools
 import json
 import os
@@ -27,6 +28,7 @@ from drender.data.clips import VALID
 from drender.errors import InputError
 from drender.fields import bounded, check_ranges, read_config, to_dict
 from drender.files import PART, expand_home
+from drender.models.params import flatten
 from drender.settings import differences
 
 MANIFEST = "set.json"
@@ -77,6 +79,16 @@ class LatentCacheManifest:
         height, width = self.environment_size if label in ENVIRONMENT_LABELS else self.size
         channels = 1 if label == VALID else self.vae.latent_channels
         return height // self.vae.downscale, width // self.vae.downscale, channels
+
+
+def fingerprint(vae: dict) -> str:
+    """Return a hash of the VAE's parameters that encode, cast to float32; the decoder does not change latents."""
+    digest = hashlib.sha256()
+    for name, value in sorted(flatten(vae).items()):
+        if not name.startswith("decoder."):
+            digest.update(name.encode())
+            digest.update(np.asarray(value, np.float32).tobytes())
+    return digest.hexdigest()[:16]
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class TrainingData:
       process_index, process_count: shard of the rows.
     Attributes:
       latent: rows hold cached latents, not pixels.
-      fingerprint: of the VAE that made the latents, see `drender.checkpoints.fingerprint`; None for pixels.
+      fingerprint: of the VAE that made the latents, see `latent_cache.fingerprint`; None for pixels.
     Raises:
       InputError: an invalid value, or clips or latents that are missing, damaged, or do not suit the model.
     """

@@ -17,17 +17,11 @@ from drender.sharding import DeviceGroup, compiler_options, constrain, use_mesh
 
 @dataclass(frozen=True)
 class Stage:
-    """A method of one network, compiled once per shape.
+    """A method of one network, compiled once per shape."""
 
-    Attributes:
-      name: a key of `STAGES`.
-      network: the component whose parameters it takes.
-      fn: jitted (params, *arrays, split=None) -> results; `split` shards rows and frames over a device group.
-    """
-
-    name: str
-    network: str
-    fn: Callable
+    name: str  # a key of `STAGES`
+    network: str  # the component whose parameters it takes
+    fn: Callable  # jitted (params, *arrays, split=None) -> results; `split` shards rows and frames over a device group
 
 
 def compile_stages(config: RendererConfig, networks: Mapping[str, Any], group: DeviceGroup) -> dict[str, Stage]:

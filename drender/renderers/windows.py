@@ -12,15 +12,10 @@ MAX_STRETCH = 2.0
 
 @dataclass(frozen=True)
 class WindowedLatents:
-    """Latents of a clip as overlapping windows.
+    """Latents of a clip as overlapping windows."""
 
-    Attributes:
-      windows: the clip's frames in each window, in order.
-      latents: of each window, `b f h w c`.
-    """
-
-    windows: list[slice]
-    latents: list[ArrayLike]
+    windows: list[slice]  # the clip's frames in each window, in order
+    latents: list[ArrayLike]  # of each window, `b f h w c`
 
     def blended(self) -> Float[ArrayLike, "b f h w c"]:
         """Return the latents of all frames, cross-faded where windows overlap."""

@@ -42,25 +42,15 @@ MICRO_CONDITIONING = (6.0, 127.0, 0.0)
 
 @dataclass(frozen=True)
 class LossContext:
-    """Everything static that a loss depends on.
-
-    Attributes:
-      config: the renderer.
-      loss: weights and noise levels.
-      latent: batches hold cached latents instead of pixels.
-      image_only: every row holds unrelated images, so that temporal branches are not computed at all.
-      remat: recompute blocks in the backward pass.
-      mesh: mesh whose `frames` axis shards the frames of a row.
-      lora_on_all_rows: LoRA factors act on all rows instead of those of real sources only.
-    """
+    """Everything static that a loss depends on."""
 
     config: RendererConfig
     loss: LossConfig
-    latent: bool = False
-    image_only: bool = False
-    remat: bool = False
-    mesh: Mesh | None = None
-    lora_on_all_rows: bool = False
+    latent: bool = False  # batches hold cached latents instead of pixels
+    image_only: bool = False  # every row holds unrelated images, so that temporal branches are not computed at all
+    remat: bool = False  # recompute blocks in the backward pass
+    mesh: Mesh | None = None  # its `frames` axis shards the frames of a row
+    lora_on_all_rows: bool = False  # LoRA factors act on all rows instead of those of real sources only
 
     def network(self, params: Params, name: str) -> nnx.Module:
         """Return a network with its parameters."""
@@ -308,19 +298,12 @@ def vae_loss(context: LossContext, params: Params, batch: Batch, key: Key[Array,
 
 @dataclass(frozen=True)
 class Objective:
-    """An objective and its components.
-
-    Attributes:
-      loss: (context, params, batch, key) -> value and metrics.
-      kind: kind of the renderer to which the components belong.
-      trained: components that train by default.
-      frozen: components that only compute. Cached latents do without the VAE.
-    """
+    """An objective and its components."""
 
     loss: Callable[[LossContext, Params, Batch, Array], Loss]
-    kind: str
-    trained: tuple[str, ...]
-    frozen: tuple[str, ...] = ()
+    kind: str  # of the renderer to which the components belong
+    trained: tuple[str, ...]  # components that train by default
+    frozen: tuple[str, ...] = ()  # components that only compute; cached latents do without the VAE
 
 
 OBJECTIVES = {

@@ -25,7 +25,7 @@ from orbax.checkpoint import v1 as ocp
 from drender.config import RendererConfig
 from drender.errors import InputError, first_line
 from drender.fields import to_dict
-from drender.files import expand_home, list_dir, remove_partial, require_free, write_text
+from drender.files import expand_home, list_dir, remove_partial, require_space, write_text
 from drender.locks import lock_folder
 from drender.media.images import write_png
 from drender.settings import differences
@@ -200,7 +200,8 @@ class RunFolder:
         with self._write_as_input_error():
             self._checkpointer.wait()
             if self.last != step:
-                require_free(self.path, sum(x.nbytes for x in jax.tree.leaves(state)))
+                num_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
+                require_space(self.path, num_bytes, "free space and run the same command again")
                 self._checkpointer.save_checkpointables_async(step, vars(state), force=True)
                 self.last = step
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from drender.checkpoints import orbax
 from drender.checkpoints.cache import resolve
-from drender.checkpoints.fingerprint import fingerprint
 from drender.config import RendererConfig, check_parts
+from drender.data.latent_cache import fingerprint
 from drender.errors import InputError, naming, unknown_name_error
 from drender.fields import from_dict, to_dict
 from drender.files import expand_home
@@ -54,17 +54,11 @@ def resolve_weights(config: TrainConfig) -> "Weights":
 
 @dataclass(frozen=True)
 class Weights:
-    """The resolved weights of a run.
-
-    Attributes:
-      config: the run.
-      sources: the source of every component that has one; the others are randomly initialized.
-      model: the renderer that is trained.
-    """
+    """The resolved weights of a run."""
 
     config: TrainConfig
-    sources: Mapping[str, "WeightSource"]
-    model: RendererConfig
+    sources: Mapping[str, "WeightSource"]  # of every component that has one; the others are randomly initialized
+    model: RendererConfig  # the renderer that is trained
 
     @property
     def components(self) -> tuple[str, ...]:

@@ -13,12 +13,11 @@ from helpers.encoded import encode_clips
 from helpers.tiny_clips import LABELS, write_clip, write_noise, write_sky
 
 from drender.checkpoints import orbax
-from drender.checkpoints.fingerprint import fingerprint
 from drender.config import ENVIRONMENT_LABELS
 from drender.data import encode as encoding
 from drender.data.augment import Augmentation, AugmentationConfig
 from drender.data.clips import open_clips
-from drender.data.latent_cache import LatentDataset, missing_entries, read_manifest
+from drender.data.latent_cache import LatentDataset, fingerprint, missing_entries, read_manifest
 from drender.errors import InputError
 from drender.lighting.light_file import Light
 from drender.locks import lock_folder

@@ -9,7 +9,7 @@ from helpers import smallest
 
 from drender import InputError, InverseRenderer
 from drender.checkpoints import convert, orbax
-from drender.checkpoints.fingerprint import fingerprint
+from drender.data.latent_cache import fingerprint
 from drender.media.gbuffers import frame_path
 from drender.media.images import write_png
 from drender.models.params import flatten
