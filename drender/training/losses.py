@@ -130,6 +130,7 @@ def denoising_loss(
         they are not drawn; valid [b, f, H, W, 1], where pixels may be invalid: a latent counts if all its pixels are.
     """
     config, loss, b = context.config, context.loss, len(target)
+    # The conditions of the network, with noise and dropout.
     condition_key, dropout_key, key = jax.random.split(key, 3)
     conditions, noise_std = add_condition_noise(loss, conditions, condition_key)
     latents = context.latents(params, jnp.concatenate([conditions, target[:, None]], axis=1))
@@ -141,6 +142,7 @@ def denoising_loss(
     x0 = target * config.vae.scaling_factor
     if config.scale_cond_latents:
         conditions = conditions * config.vae.scaling_factor
+
     unet = context.network(params, "unet")
     if "lora" in params:
         gate = jnp.ones(b) if context.lora_on_all_rows else batch["real"].astype(jnp.float32)
@@ -154,6 +156,7 @@ def denoising_loss(
         time, domain = diffusion.c_noise(sigma), batch.get("domain")
         return unet(inputs, time, tokens, micro_conditioning, domain, image_only, context.remat)
 
+    # The prediction and its target at one noise level per row.
     if loss.one_step:
         prediction, v = predict(jnp.zeros_like(x0), jnp.full((b,), config.scheduler.sigma_max)), -x0
     else:
@@ -169,6 +172,7 @@ def denoising_loss(
             goal = jax.lax.stop_gradient(diffusion.x0_from_v(near, near_prediction, lower))
             v += (x0 - goal) * jnp.sqrt(level**2 + 1) / level  # the v from which `x0_from_v` recovers the goal
         prediction = predict(diffusion.scale_model_input(diffusion.add_noise(x0, noise, level), level), sigma)
+
     error, valid = prediction - v, valid_latents(context, batch)
     total = masked_mean(error**2, valid)
     metrics = {"loss": total}
