@@ -194,7 +194,8 @@ def _infer_env_encoder(tensors: dict[str, Tensor]) -> dict[str, Any]:
 def _component_config(parts: Mapping[str, Path], log: Log, name: str, cls: type, inferred: dict[str, Any]) -> Any:
     """Return the configuration in a file of the layout, overruled by the `inferred` values; report every difference."""
     component, _, file_name = name.partition("/")
-    values = read_json(file := parts[component] / file_name, AGAIN)
+    file = parts[component] / file_name
+    values = read_json(file, AGAIN)
     defaults = {field.name: field.default for field in dataclasses.fields(cls)}
     constants = {"force_upcast": True} | (SCHEDULER_CONSTANTS if cls is SchedulerConfig else {})
     ignored = [

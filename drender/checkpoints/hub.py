@@ -76,8 +76,8 @@ def _hub_errors(source: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        other = f"download failed ({first_line(error)}); try again"
-        problem = next((text for kind, text in problems.items() if isinstance(error, kind)), other)
+        unknown = f"download failed ({first_line(error)}); try again"
+        problem = next((text for kind, text in problems.items() if isinstance(error, kind)), unknown)
         raise InputError(f"{source}: {problem}") from None
 
 

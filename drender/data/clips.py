@@ -160,12 +160,12 @@ class LabeledClip(GBufferClip):
             if label == VALID and 0 < (highest := image.max()) <= 1 / 255:
                 raise InputError(f"clip {self.name!r}: its {VALID!r} is 0 to {highest:.3g}; write valid pixels white")
         # Python shows a text once, so that clips of one size in a folder give one warning.
-        found, wanted = f"{self.folder.parent}: clips of {height}x{width} pixels", f"{size[0]}x{size[1]}"
+        clips, wanted = f"{self.folder.parent}: clips of {height}x{width} pixels", f"{size[0]}x{size[1]}"
         if height < size[0] or width < size[1]:
-            warnings.warn(f"{found} are enlarged to {wanted}; give their size as data.size or --size", stacklevel=2)
+            warnings.warn(f"{clips} are enlarged to {wanted}; give their size as data.size or --size", stacklevel=2)
         if crops and stored and height <= size[0] and width <= size[1]:
             remedy = "give larger clips, a smaller size, or no crop"
-            warnings.warn(f"{found} are too small to crop to {wanted}; {remedy}", stacklevel=2)
+            warnings.warn(f"{clips} are too small to crop to {wanted}; {remedy}", stacklevel=2)
 
 
 def _fill_invalid(frame: dict[str, Float32[np.ndarray, "h w 3"]]) -> dict[str, Float32[np.ndarray, "h w 3"]]:

@@ -143,7 +143,7 @@ def abstract_state(params: Arrays, optimizer: optax.GradientTransformation, mesh
 
 
 def compile_step(step: Callable, state: TrainState, frozen: Arrays, batch: Arrays, mesh: Mesh) -> jax.stages.Compiled:
-    """Compile the step, which donates the state, for arrays or shapes; those of the batch without a sharding are rows."""
+    """Compile the step, which donates the state, for arrays or shapes; batch arrays without a sharding are rows."""
     platform = mesh.devices.flat[0].platform
     options = sharding.compiler_options(platform)
     if platform == "cpu":
