@@ -160,8 +160,8 @@ def _write_missing(writer: "_Writer", entries: range, num_workers: int) -> None:
     say(f"{writer.folder}: {len(todo)} of {len(entries)} entries to encode")
     pool = ThreadPoolExecutor(num_workers)
     try:
-        done, interval = len(entries) - len(todo), 0.1 if sys.stderr.isatty() else 30  # seconds
-        with tqdm(total=len(entries), initial=done, unit="entry", mininterval=interval) as bar:
+        options = {"disable": not todo, "mininterval": 0.1 if sys.stderr.isatty() else 30}  # seconds
+        with tqdm(total=len(entries), initial=len(entries) - len(todo), unit="entry", **options) as bar:
             for written in as_completed([pool.submit(writer.write, index) for index in todo]):
                 written.result()
                 bar.update()

@@ -71,7 +71,8 @@ def import_clips(kind: str, source: str | Path, destination: str | Path) -> None
     missing = [clip for clip in clips if not (Path(destination) / clip.name).exists()]
     print(f"{destination}: {len(missing)} of {len(clips)} clips to import", flush=True)
     failures = Failures()
-    with tqdm(total=len(missing), unit="clip", mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
+    interval = 0.1 if sys.stderr.isatty() else 30  # seconds
+    with tqdm(total=len(missing), unit="clip", mininterval=interval, disable=not missing) as bar:
 
         def write(clip: SourceClip) -> None:
             bar.update()

@@ -84,7 +84,8 @@ def test_hypersim(hypersim, tmp_path, capsys):
     np.testing.assert_allclose(read(clip, 0, "normal")[0, 0], [0.5, 0.5, 1], atol=2e-5)
     (opened,) = open_clips(tmp_path / "clips", ("rgb",), ("basecolor", "diffuse_albedo", "normal", "depth"))
     assert set(opened.labels) == {"rgb", "diffuse_albedo", "normal", "depth", "valid"} and opened.num_frames == 2
-    assert "1 of 1 clips to import" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "1 of 1 clips to import" in shown.out and "1/1" in shown.err  # outside a terminal too
 
 
 def test_a_clip_that_exists_is_kept(hypersim, tmp_path, monkeypatch, capsys):

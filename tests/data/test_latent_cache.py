@@ -172,6 +172,18 @@ def test_existing_entries_are_not_encoded_again(clips, vae, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
+def test_progress_is_shown_outside_a_terminal(monkeypatch, capsys):
+    class StandIn(encoding._Writer):
+        __init__, write, folder, manifest = object.__init__, lambda *_: None, Path("set"), None
+
+    missing = iter([{1, 2}, set()])
+    monkeypatch.setattr(encoding, "missing_entries", lambda *_: next(missing))
+    encoding._write_missing(StandIn(), range(3), 1)
+    shown = capsys.readouterr()
+    assert shown.out == "set: 2 of 3 entries to encode\nset: complete\n"
+    assert "1/3" in shown.err and "3/3" in shown.err
+
+
 def test_processes_and_devices_share_a_set(clips, vae, tmp_path, capsys):
     options = {"variants": 2, "augmentation": AugmentationConfig(1.0), **SIZES}
     encode_clips(clips, tmp_path / "one", vae, ALL, **options)
