@@ -17,14 +17,7 @@ from drender.checkpoints.orbax import load, load_config
 from drender.config import DEFAULT_PASSES, ENVIRONMENT_LABELS, RendererConfig
 from drender.data.augment import Augmentation, AugmentationConfig
 from drender.data.clips import VALID, LabeledClip, check_size, latent_mask, open_clips
-from drender.data.latent_cache import (
-    LatentCacheManifest,
-    begin_cache,
-    brief,
-    create_array,
-    fingerprint,
-    missing_entries,
-)
+from drender.data.latent_cache import LatentCacheManifest, begin_cache, brief, fingerprint, make_array, missing_entries
 from drender.errors import InputError, naming, say
 from drender.locks import lock_folder
 from drender.models.params import abstract_module
@@ -181,7 +174,7 @@ class _Writer:
         for encoder in encoders:
             self.idle_encoders.put(encoder)
         begin_cache(folder, manifest)
-        self.arrays = {label: create_array(folder, manifest, label) for label in manifest.labels}
+        self.arrays = {label: make_array(folder, manifest, label) for label in manifest.labels}
 
     def write(self, index: int) -> None:
         """Read, encode and write one entry; raise InputError naming its clip."""

@@ -118,8 +118,8 @@ def begin_cache(folder: Path, manifest: LatentCacheManifest) -> None:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); give another folder") from error
 
 
-def create_array(folder: Path, manifest: LatentCacheManifest, label: str) -> ts.TensorStore:
-    """Create the array of one label, or open it, for writing."""
+def make_array(folder: Path, manifest: LatentCacheManifest, label: str) -> ts.TensorStore:
+    """Make the array of one label, or open it, for writing."""
     chunk = (manifest.frames, *manifest.shape(label))
     metadata = {
         "shape": [len(manifest.entries), *chunk],
