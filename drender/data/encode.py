@@ -87,7 +87,7 @@ def encode_clips(options: EncodeOptions, devices: Sequence[jax.Device]) -> None:
       InputError: invalid clips or options, a set of other contents at `destination`, or a full disk.
     """
     source, destination, checkpoint, frames = options.source, options.destination, options.checkpoint, options.frames
-    config = load_config(checkpoint)
+    augmentation, config = options.augmentation, load_config(checkpoint)
     for name, minimum in (("frames", 1), ("variants", 1), ("num_workers", 1), ("seed", 0)):
         if (value := getattr(options, name)) is not None and value < minimum:
             raise InputError(f"{name}: expected at least {minimum}, got {value}")
@@ -95,7 +95,6 @@ def encode_clips(options: EncodeOptions, devices: Sequence[jax.Device]) -> None:
     size, environment_size = options.size or config.size, options.environment_size or config.environment_size
     check_size("size", size, config.vae.downscale)
     check_size("environment size", environment_size, config.vae.downscale)
-    augmentation = options.augmentation
     clips, labels = _open(source, options.all_labels)
     if frames is None:
         shortest = min(clips, key=lambda clip: clip.longest)
@@ -134,8 +133,10 @@ def _open(source: str | Path, labels: Sequence[str]) -> tuple[list[LabeledClip],
     shared = [label for label, names in lacking.items() if not names]
     if not shared:
         raise InputError(f"{source}: no clip has {', '.join(labels)}; give other --labels")
-    for label, (name, *_) in ((label, names) for label, names in lacking.items() if names):
-        warnings.warn(f"{source}: {label} is left out, because clip {name!r} has none; add its files", stacklevel=3)
+    for label, names in lacking.items():
+        if names:
+            problem = f"{label} is left out, because clip {names[0]!r} has none"
+            warnings.warn(f"{source}: {problem}; add its files", stacklevel=3)
     return clips, (*shared, *((VALID,) if any(clip.masked(shared) for clip in clips) else ()))
 
 
