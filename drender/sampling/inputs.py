@@ -134,7 +134,9 @@ class RgbChunks(ChunkedClip):
 
     @classmethod
     def plan(cls, clip: Clip, config: ChunkConfig) -> "RgbChunks":
-        return cls(clip.name, clip.fps, config.plan(clip.num_frames), config.overlap, clip)
+        """Return the clip in chunks. The record of our inverse run gives the frame rate of its images."""
+        record = read_record(clip.paths[0].parent / "inverse.json") if len(clip.paths) > 1 else {}
+        return cls(clip.name, record.get("fps", clip.fps), config.plan(clip.num_frames), config.overlap, clip)
 
     def files(self) -> tuple[Path, ...]:
         return self.clip.paths

@@ -1,6 +1,7 @@
 """Chunks are cut as the released scripts cut them."""
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from drender.errors import InputError
 from drender.media.gbuffers import GBufferClip
 from drender.media.images import write_png
-from drender.sampling.inputs import BufferChunks, ChunkConfig
+from drender.media.video import find_clips
+from drender.sampling.inputs import BufferChunks, ChunkConfig, RgbChunks
 from drender.sampling.jobs import InverseJob
 from drender.sampling.outputs import RunConfig
 
@@ -82,3 +84,13 @@ def test_a_long_name_does_not_stop_the_other_clips(tmp_path):
     failures = []
     clips = InverseJob(RunConfig(tmp_path / "in", tmp_path / "out", {}), ("normal",)).discover(failures.append)
     assert [clip.name for clip in clips] == ["walk"] and "its name has 240 bytes" in str(*failures)
+
+
+def test_pictures_of_an_inverse_run_keep_its_frame_rate(tmp_path):
+    for i in range(2):
+        write_png(tmp_path / "walk" / f"0000.000{i}.rgb.png", np.zeros((8, 8, 3), np.float32))
+    record = {"settings": {}, "labels": ["rgb"], "chunks": [0], "finished": True, "fps": 5.0}
+    (clip,) = find_clips(tmp_path / "walk")
+    assert RgbChunks.plan(clip, ChunkConfig()).fps == clip.fps
+    (tmp_path / "walk" / "inverse.json").write_text(json.dumps(record))
+    assert RgbChunks.plan(clip, ChunkConfig()).fps == 5.0
