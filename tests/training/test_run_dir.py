@@ -50,7 +50,7 @@ def test_another_start_reports_and_records_its_changes(tmp_path):
 def test_a_full_disk_is_found_before_a_save(begun, monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=7999))
-    with pytest.raises(InputError, match=r"needs 8e-06 GB of disk, 8e-06 GB are free; free space and run the same"):
+    with pytest.raises(InputError, match=r"needs 1.2e-05 GB of disk, 8e-06 GB are free; free space and run the same"):
         begun[0].save(1, begun[1])
     assert begun[0].last is None
 
