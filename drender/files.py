@@ -50,7 +50,7 @@ def list_files(folder: Path) -> list[Path]:
 def find_files(folder: str | Path, suffixes: Collection[str], kind: str, nested: bool = False) -> list[Path]:
     """Return the files with one of the suffixes in a folder, in natural order, and, if `nested`, those below it.
 
-    InputError if there is no such folder, or no such file in it; `kind`, such as "meshes", names them there.
+    InputError if there is no such folder, it is unreadable, or without such a file, which `kind` names ("meshes").
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -61,10 +61,14 @@ def find_files(folder: str | Path, suffixes: Collection[str], kind: str, nested:
         for entry in () if real in parents else list_dir(folder):  # links may lead to folders above
             if nested and entry.is_dir():
                 yield from walk(entry, (*parents, real))
-            elif entry.suffix.lower() in suffixes:
+            elif entry.suffix.lower() in suffixes and entry.is_file():
                 yield entry
 
-    if not (files := list(walk(folder))):
+    try:
+        files = list(walk(folder))
+    except OSError as error:
+        raise InputError(f"cannot read {folder}: {error.strerror}") from error
+    if not files:
         raise InputError(f"{folder}: no {kind} found; expected files {' '.join(suffixes)}")
     return files
 

@@ -6,7 +6,6 @@ materials without texture. Texture coordinates carry the tile: `encode_uv` adds 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -23,32 +22,25 @@ SPAN = 64  # texture coordinates per tile: a triangle may repeat a texture SPAN 
 Surface = Float32[np.ndarray, "n n 5"] | Float32[np.ndarray, "5"]
 
 
-@dataclass(frozen=True)
-class Place:
-    """The place of a surface: a tile, and the texture coordinates of its palette cell unless it fills the tile."""
+def pack(surfaces: Sequence[Surface]) -> tuple[Float32[np.ndarray, "H W 5"], Float[np.ndarray, "k 4"]]:
+    """Return the atlas of surfaces, and the place of each: column and row of its tile, and uv of its palette cell.
 
-    tile: int
-    cell: tuple[float, float] | None = None
-
-
-def pack(surfaces: Sequence[Surface]) -> tuple[Float32[np.ndarray, "H W 5"], list[Place]]:
-    """Return the atlas of surfaces, and the place of each.
-
-    Textures after the first TILES are replaced by their means; materials beyond the palette share its cells.
+    A texture fills a tile, so its last two are NaN. Textures after the first TILES are replaced by their means;
+    materials beyond the palette share its cells.
     """
     atlas = np.zeros((ROWS * BORDERED, COLUMNS * BORDERED, 5), np.float32)
     palette = np.zeros((CELLS, CELLS, 5), np.float32)
-    places, num_tiles, num_cells = [], 0, 0
-    for surface in surfaces:
+    places, num_tiles, num_cells = np.full((len(surfaces), 4), np.nan), 0, 0
+    for surface, place in zip(surfaces, places, strict=True):
         if surface.ndim == 3 and num_tiles < TILES:
             num_tiles += 1
             _tile(atlas, num_tiles)[:] = np.pad(surface, ((1, 1), (1, 1), (0, 0)), mode="wrap")
-            places.append(Place(num_tiles))
-            continue
-        row, column = divmod(num_cells % CELLS**2, CELLS)
-        palette[row, column] = surface.reshape(-1, 5).mean(axis=0, dtype=np.float64)
-        places.append(Place(0, ((column + 0.5) / CELLS, (row + 0.5) / CELLS)))
-        num_cells += 1
+            place[:2] = num_tiles % COLUMNS, num_tiles // COLUMNS
+        else:
+            row, column = divmod(num_cells % CELLS**2, CELLS)
+            palette[row, column] = surface.reshape(-1, 5).mean(axis=0, dtype=np.float64)
+            place[:] = 0, 0, (column + 0.5) / CELLS, (row + 0.5) / CELLS
+            num_cells += 1
     nearest = (np.arange(BORDERED) * CELLS) // BORDERED
     _tile(atlas, 0)[:] = palette[nearest[:, None], nearest]
     return atlas, places
@@ -59,16 +51,14 @@ def _tile(atlas: np.ndarray, index: int) -> np.ndarray:
     return atlas[row * BORDERED : (row + 1) * BORDERED, column * BORDERED : (column + 1) * BORDERED]
 
 
-def encode_uv(mesh: Mesh, places: Sequence[Place]) -> Float[np.ndarray, "n 2"]:
+def encode_uv(mesh: Mesh, places: Float[np.ndarray, "k 4"]) -> Float[np.ndarray, "n 2"]:
     """Return texture coordinates that carry the tile of each face's part."""
     uv = mesh.uv.reshape(-1, 3, 2).astype(np.float64)
     uv = uv - np.floor(uv.min(axis=1, keepdims=True))  # whole repetitions do not matter
     uv = uv * np.minimum(1, (SPAN - 2.5) / np.maximum(uv.max(axis=(1, 2), keepdims=True), 1e-9))
-    cells = np.array([place.cell or (np.nan, np.nan) for place in places]).reshape(-1, 2)[mesh.part][:, None]
-    uv = np.where(np.isnan(cells), uv, cells)
-    row, column = np.divmod(np.array([place.tile for place in places], np.int64)[mesh.part], COLUMNS)
+    tile, cell = np.split(places[mesh.part][:, None], 2, axis=-1)
     # One repetition of margin keeps interpolated coordinates inside the tile's range in spite of rounding.
-    return (uv + 1 + SPAN * np.stack([column, row], axis=-1)[:, None]).reshape(-1, 2)
+    return (np.where(np.isnan(cell), uv, cell) + 1 + SPAN * tile).reshape(-1, 2)
 
 
 def register_atlas(mitsuba, drjit) -> None:

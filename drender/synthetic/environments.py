@@ -18,14 +18,20 @@ from drender.lighting.latlong import MAX_RADIANCE
 from drender.media.images import HDR_SUFFIXES, read_hdr, write_hdr
 
 HELD_OUT = ("forest", "lobby", "sunset", "warehouse")  # bundled maps of the test split
-PROCEDURAL_SIZE = (64, 128)
 MAX_HEIGHT = 256  # rows of the copies of users' files
+HEIGHT, WIDTH = 64, 128  # pixels of generated environments
 
 
 def find_environments(folder: str | Path = ENVIRONMENTS) -> dict[str, Path]:
-    """Return the .hdr and .exr files of a folder by stem; raise InputError if there are none or two share a stem."""
+    """Return the .hdr and .exr files of a folder by stem.
+
+    Raises:
+      InputError: there are none, two share a stem, or one has the name of a generated environment.
+    """
     files: dict[str, Path] = {}
     for path in find_files(folder, HDR_SUFFIXES, "environments"):
+        if path.stem in GENERATED:
+            raise InputError(f"{path}: generated environments have the name {path.stem!r}; rename the file")
         if files.setdefault(path.stem, path) is not path:
             raise InputError(f"{files[path.stem]} and {path.name} have the same stem; rename one")
     return files
@@ -49,18 +55,19 @@ def copy_environment(source: Path, destination: Path) -> None:
     write_hdr(destination, image)
 
 
-# --- Procedural ---
+# --- Generated ---
+
+_polar = np.pi * (np.arange(HEIGHT) + 0.5)[:, None] / HEIGHT
+_azimuth = 2 * np.pi * (np.arange(WIDTH) + 0.5) / WIDTH - np.pi
+UP = np.broadcast_to(np.cos(_polar), (HEIGHT, WIDTH))
+DIRECTIONS = np.stack([np.sin(_polar) * np.sin(_azimuth), UP, -np.sin(_polar) * np.cos(_azimuth)], axis=-1)
+SOLID_ANGLES = np.broadcast_to(np.sin(_polar) * (np.pi / HEIGHT) * (2 * np.pi / WIDTH), UP.shape)
 
 
 def procedural(seed: int) -> Float32[np.ndarray, "h w 3"]:
     """Return a random clear sky, overcast sky, or dark studio with lamps, of mean radiance 1."""
     rng = np.random.default_rng(seed)
-    image = (_clear, _clear, _overcast, _studio, _studio)[rng.integers(5)](rng)
-    return _normalized(image)
-
-
-def _normalized(image: np.ndarray) -> Float32[np.ndarray, "h w 3"]:
-    return (image / image.mean()).clip(0, MAX_RADIANCE).astype(np.float32)
+    return _normalized((_clear, _clear, _overcast, _studio, _studio)[rng.integers(5)](rng))
 
 
 def sunsky(seed: int) -> Float32[np.ndarray, "h w 3"]:
@@ -75,82 +82,73 @@ def sunsky(seed: int) -> Float32[np.ndarray, "h w 3"]:
             "type": "sunsky",
             "sun_direction": sun.tolist(),
             "to_world": mi.ScalarTransform4f().rotate([1, 0, 0], -90),  # the emitter's zenith is +z
-            "turbidity": float(rng.uniform(2, 8)),
+            "turbidity": rng.uniform(2, 8),
             "albedo": 0.3,
             "sun_scale": 0.0,
         }
     )
-    directions = _directions()
     interaction = mi.SurfaceInteraction3f()
-    interaction.wi = mi.Vector3f(*(-directions.reshape(-1, 3).T.astype(np.float32)))
-    sky = np.array(emitter.eval(interaction), np.float64).T.reshape(directions.shape)
-    sky = np.nan_to_num(sky).clip(0) * (directions[..., 1:2] > 0)
-    return _normalized(_with_ground(sky + _sun(directions, sun, sky, rng.uniform(2, 7), rng.uniform(2, 8)), rng))
+    interaction.wi = mi.Vector3f(*(-DIRECTIONS.reshape(-1, 3).T.astype(np.float32)))
+    sky = np.array(emitter.eval(interaction), np.float64).T.reshape(DIRECTIONS.shape)
+    return _normalized(_daylight(np.nan_to_num(sky), sun, rng))
 
 
-def _directions() -> np.ndarray:
-    height, width = PROCEDURAL_SIZE
-    polar = np.pi * (np.arange(height) + 0.5)[:, None] / height
-    azimuth = 2 * np.pi * (np.arange(width) + 0.5) / width - np.pi
-    x, z = np.sin(polar) * np.sin(azimuth), -np.sin(polar) * np.cos(azimuth)
-    return np.stack([x, np.broadcast_to(np.cos(polar), x.shape), z], axis=-1)
+def _normalized(image: np.ndarray) -> Float32[np.ndarray, "h w 3"]:
+    return (image / image.mean()).clip(0, MAX_RADIANCE).astype(np.float32)
 
 
 def _clear(rng: np.random.Generator) -> np.ndarray:
     """Return the daylight of Preetham, Shirley & Smits 1999, its sun widened to 3° to suit the resolution."""
     turbidity, sun_polar = rng.uniform(2, 8), np.deg2rad(rng.uniform(15, 87))
-    directions, sun = _directions(), _random_direction(rng, np.cos(sun_polar))
-    up, toward_sun = directions[..., 1].clip(0.01), (directions @ sun).clip(-1, 1)
+    sun = _random_direction(rng, np.cos(sun_polar))
     chi = (4 / 9 - turbidity / 120) * (np.pi - 2 * sun_polar)
     zenith_y = (4.0453 * turbidity - 4.971) * np.tan(chi) - 0.2155 * turbidity + 2.4192
     powers = np.array([sun_polar**3, sun_polar**2, sun_polar, 1.0])
     zenith = [max(zenith_y, 0.1), *(np.array([turbidity**2, turbidity, 1.0]) @ np.array(m) @ powers for m in ZENITH)]
     luminance, x, y = (
         top
-        * _perez_luminance(up, toward_sun, slope * turbidity + start)
+        * _perez_luminance(UP.clip(0.01), (DIRECTIONS @ sun).clip(-1, 1), slope * turbidity + start)
         / _perez_luminance(1.0, np.cos(sun_polar), slope * turbidity + start)
-        for top, slope, start in zip(zenith, *map(np.array, PEREZ), strict=True)
+        for top, (slope, start) in zip(zenith, PEREZ, strict=True)
     )
     xyz = np.stack([luminance * x / y, luminance, luminance * (1 - x - y) / y], axis=-1)
-    sky = (xyz @ XYZ_TO_RGB.T).clip(0)
-    sky = np.where(directions[..., 1:2] > 0, sky, 0)
-    return _with_ground(sky + _sun(directions, sun, sky, rng.uniform(2, 7), turbidity), rng)
+    return _daylight(xyz @ XYZ_TO_RGB.T, sun, rng, turbidity)
 
 
-def _sun(directions: np.ndarray, sun: np.ndarray, sky: np.ndarray, ratio: float, turbidity: float) -> np.ndarray:
-    """Return a sun of 3° that gives `ratio` times the irradiance of the sky, reddened by the air mass it crosses."""
-    altitude, up = np.arcsin(sun[1]), directions[..., 1]
-    air = 1 / (sun[1] + 0.15 * np.rad2deg(altitude + 0.0663) ** -1.253)
+def _daylight(sky: np.ndarray, sun: np.ndarray, rng: np.random.Generator, turbidity: float | None = None) -> np.ndarray:
+    """Add to a sky the ground, and a sun of 3° with a multiple of its irradiance, reddened by the air it crosses."""
+    sky = np.where(UP[..., None] > 0, sky.clip(0), 0)
+    ratio = rng.uniform(2, 7)
+    turbidity = rng.uniform(2, 8) if turbidity is None else turbidity
+    air = 1 / (sun[1] + 0.15 * np.rad2deg(np.arcsin(sun[1]) + 0.0663) ** -1.253)  # mass, relative to the zenith's
     color = np.exp(-air * np.array([0.05, 0.1, 0.2]) * turbidity / 4)
-    disc = np.exp(-((np.arccos((directions @ sun).clip(-1, 1)) / np.deg2rad(3)) ** 2))
-    sky_light = (sky.mean(axis=-1) * up.clip(0.01) * _solid_angle())[up > 0].sum()
-    sun_light = ratio * sky_light * color / (disc * _solid_angle()).sum()
-    return disc[..., None] * sun_light * (up[..., None] > 0)
+    disc = np.exp(-((np.arccos((DIRECTIONS @ sun).clip(-1, 1)) / np.deg2rad(3)) ** 2))
+    sky_light = (sky.mean(axis=-1) * UP.clip(0.01) * SOLID_ANGLES)[UP > 0].sum()
+    sun_light = ratio * sky_light * color / (disc * SOLID_ANGLES).sum()
+    return _with_ground(sky + disc[..., None] * sun_light * (UP[..., None] > 0), rng)
 
 
 def _overcast(rng: np.random.Generator) -> np.ndarray:
     """Return the CIE overcast sky, three times as bright at the zenith as at the horizon, with clouds."""
-    directions = _directions()
     waves, phases = rng.normal(0, 4, (12, 3)), rng.uniform(0, 2 * np.pi, 12)
-    clouds = 1 + rng.uniform(0, 0.6) * np.sin(np.einsum("hwc,kc->hwk", directions, waves) + phases).mean(axis=-1) * 2
-    gray = (1 + 2 * directions[..., 1:2]) / 3 * clouds[..., None] * rng.uniform([0.85, 0.95, 1], [1, 1, 1.15])
-    return _with_ground(np.where(directions[..., 1:2] > 0, gray, 0), rng)
+    clouds = 1 + rng.uniform(0, 0.6) * np.sin(np.einsum("hwc,kc->hwk", DIRECTIONS, waves) + phases).mean(axis=-1) * 2
+    gray = ((1 + 2 * UP) / 3 * clouds)[..., None] * rng.uniform([0.85, 0.95, 1], [1, 1, 1.15])
+    return _with_ground(np.where(UP[..., None] > 0, gray, 0), rng)
 
 
 def _studio(rng: np.random.Generator) -> np.ndarray:
     """Return walls with a gradient and one to four soft-edged lamps, white or colored."""
-    directions = _directions()
     top, bottom = rng.uniform(0.02, 0.2, (2, 1)) * rng.uniform(0.6, 1, (2, 3))
-    image = bottom + (top - bottom) * (directions[..., 1:2] + 1) / 2
+    image = bottom + (top - bottom) * (UP[..., None] + 1) / 2
     for _ in range(rng.integers(1, 5)):
         center = _random_direction(rng, rng.uniform(-0.2, 0.95))
         across = np.cross(center, [0.0, 1.0, 0.0])
         across /= np.linalg.norm(across)
-        upward, toward = np.cross(across, center), (directions @ center).clip(0.05)
+        upward, toward = np.cross(across, center), (DIRECTIONS @ center).clip(0.05)
         half_width, half_height = np.tan(np.deg2rad(rng.uniform(4, 30, 2)))
-        x, y = np.abs(directions @ across) / toward / half_width, np.abs(directions @ upward) / toward / half_height
+        x, y = np.abs(DIRECTIONS @ across) / toward / half_width, np.abs(DIRECTIONS @ upward) / toward / half_height
         inside = np.maximum(x, y) if rng.random() < 0.6 else np.hypot(x, y)
-        lamp = ((1.15 - inside) / 0.3).clip(0, 1) * (directions @ center > 0.05)
+        lamp = ((1.15 - inside) / 0.3).clip(0, 1) * (DIRECTIONS @ center > 0.05)
         color = rng.uniform(0.8, 1, 3) if rng.random() < 0.6 else rng.uniform(0.1, 1, 3)
         image = image + lamp[..., None] * color * rng.uniform(0.2, 1) / (half_width * half_height)
     return image
@@ -158,16 +156,9 @@ def _studio(rng: np.random.Generator) -> np.ndarray:
 
 def _with_ground(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Fill the lower half with a diffuse floor of a random color, lit by the upper half."""
-    up = _directions()[..., 1:2]
-    irradiance = (image * up.clip(0) * _solid_angle()[..., None]).sum(axis=(0, 1))
+    irradiance = (image * UP[..., None].clip(0) * SOLID_ANGLES[..., None]).sum(axis=(0, 1))
     floor = rng.uniform(0.05, 0.5) * rng.uniform([0.8, 0.7, 0.5], 1) * irradiance / np.pi
-    return np.where(up > 0, image, floor)
-
-
-def _solid_angle() -> np.ndarray:
-    height, width = PROCEDURAL_SIZE
-    polar = np.pi * (np.arange(height) + 0.5)[:, None] / height
-    return np.broadcast_to(np.sin(polar) * (np.pi / height) * (2 * np.pi / width), PROCEDURAL_SIZE)
+    return np.where(UP[..., None] > 0, image, floor)
 
 
 def _random_direction(rng: np.random.Generator, up: float) -> np.ndarray:
@@ -181,20 +172,15 @@ def _perez_luminance(up, toward_sun, coefficients):
     return (1 + a * np.exp(b / up)) * (1 + c * np.exp(d * np.arccos(toward_sun)) + e * toward_sun**2)
 
 
+GENERATED = {"procedural": procedural, "sunsky": sunsky}  # functions of a seed, by the environment's name
+
 # Tables of Preetham et al. for Y, x and y: slope and offset in turbidity of the five Perez coefficients; then the
 # zenith's x and y.
-PEREZ = (
-    (
-        (0.1787, -0.3554, -0.0227, 0.1206, -0.0670),
-        (-0.0193, -0.0665, -0.0004, -0.0641, -0.0033),
-        (-0.0167, -0.0950, -0.0079, -0.0441, -0.0109),
-    ),
-    (
-        (-1.4630, 0.4275, 5.3251, -2.5771, 0.3703),
-        (-0.2592, 0.0008, 0.2125, -0.8989, 0.0452),
-        (-0.2608, 0.0092, 0.2102, -1.6537, 0.0529),
-    ),
-)
+PEREZ = np.array([
+    [[0.1787, -0.3554, -0.0227, 0.1206, -0.0670], [-1.4630, 0.4275, 5.3251, -2.5771, 0.3703]],
+    [[-0.0193, -0.0665, -0.0004, -0.0641, -0.0033], [-0.2592, 0.0008, 0.2125, -0.8989, 0.0452]],
+    [[-0.0167, -0.0950, -0.0079, -0.0441, -0.0109], [-0.2608, 0.0092, 0.2102, -1.6537, 0.0529]],
+])  # fmt: skip
 ZENITH = (
     ((0.00166, -0.00375, 0.00209, 0), (-0.02903, 0.06377, -0.03202, 0.00394), (0.11693, -0.21196, 0.06052, 0.25886)),
     ((0.00275, -0.00610, 0.00317, 0), (-0.04214, 0.08970, -0.04153, 0.00516), (0.15346, -0.26756, 0.06670, 0.26688)),

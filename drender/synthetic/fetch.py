@@ -10,13 +10,13 @@ about 130 MB of downloads. Needs apt-get with Debian's or Ubuntu's package lists
 """
 
 import base64
+import contextlib
 import re
 import shutil
 import subprocess
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -116,20 +116,18 @@ def read_catalog(path: Path) -> tuple[str, list[dict[str, str]]]:
 
 def copy_object(source: Path, folder: Path, entry: dict[str, str]) -> bool:
     """Copy an OBJ file, upright and in meters, and its materials; return False if it is unusable."""
-    text = source.read_text(encoding="latin-1")
-    vertices = np.array([line.split()[1:4] for line in text.splitlines() if line.startswith("v ")], np.float64)
-    if len(vertices) == 0:
+    lines = source.read_text(encoding="latin-1").splitlines()
+    places = [i for i, line in enumerate(lines) if line.startswith("v ")]
+    if not places:
         return False
     rotation = np.array(entry.get("modelRotation", "1 0 0 0 1 0 0 0 1").split(), np.float64).reshape(3, 3)
-    vertices = vertices @ rotation.T
+    vertices = np.array([lines[i].split()[1:4] for i in places], np.float64) @ rotation.T
     extent = np.ptp(vertices, axis=0).max()
     size = max(float(entry.get(side, 0)) for side in ("width", "depth", "height")) / 100
     if not (extent > 0 and size > 0):
         return False
-    rows: Iterator[np.ndarray] = iter(vertices * size / extent)
-    lines = [
-        "v {:.6f} {:.6f} {:.6f}".format(*next(rows)) if line.startswith("v ") else line for line in text.splitlines()
-    ]
+    for i, vertex in zip(places, vertices * size / extent, strict=True):
+        lines[i] = "v {:.6f} {:.6f} {:.6f}".format(*vertex)
     shutil.copytree(source.parent, folder, ignore=shutil.ignore_patterns("*.obj", "*.OBJ"))
     target = folder / f"{folder.name}.obj"
     target.write_text("\n".join(lines) + "\n", encoding="latin-1")
@@ -150,13 +148,10 @@ def collect_textures(objects: Path, output: Path) -> int:
     pictures = [path for path in sorted(objects.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
     count = 0
     for path in tqdm(pictures, desc="textures"):
-        try:
-            tiles = repeats(read_image(path))
-        except InputError:
-            continue
-        if tiles:
-            shutil.copy(path, output / f"{path.parent.name}-{path.name.lower()}")
-            count += 1
+        with contextlib.suppress(InputError):
+            if repeats(read_image(path)):
+                shutil.copy(path, output / f"{path.parent.name}-{path.name.lower()}")
+                count += 1
     return count
 
 

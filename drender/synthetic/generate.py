@@ -21,7 +21,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,22 +38,21 @@ from drender.files import atomic_dir, list_dir, read_json, remove_partial, write
 from drender.lighting.light_file import write_light
 from drender.locks import lock_folder
 from drender.media.gbuffers import frame_path
-from drender.media.images import image_size, read_image, write_hdr, write_png
+from drender.media.images import image_size, write_hdr, write_png
 from drender.media.montage import contact_sheet
 from drender.settings import differences
 from drender.synthetic import environments as skies
 from drender.synthetic import mesh_files, pool, textures
-from drender.synthetic import scene as scenes
-from drender.synthetic.layouts import LAYOUTS, random_scene, used_files
+from drender.synthetic.atlas import TILE
+from drender.synthetic.layouts import LAYOUTS, random_scene
 from drender.synthetic.render import render_clip
-from drender.synthetic.scene import AssetSplit, Scene
+from drender.synthetic.scene import SPLITS, AssetSplit, Scene, split_assets
 from drender.synthetic.tracer import Tracer
 
 RECORD = "synthetic.json"
 ENVIRONMENTS = "environments"
 CONTACT = "contact.png"
 CREDITS = "CREDITS.md"
-GENERATED = {scenes.PROCEDURAL: skies.procedural, scenes.SUNSKY: skies.sunsky}
 SHOWN = ("basecolor", "normal", "depth", "roughness", "metallic")  # columns of the contact sheet
 MANY_JOBS = 300  # planning so many takes longer than checking all assets
 SHOWN_CLIPS = 12  # rows of the contact sheet
@@ -73,31 +72,29 @@ class Settings:
     assets: AssetSplit
     paths: dict[str, str]  # of the environments by name
 
+    def scene(self, index: int) -> Scene:
+        """Return the scene of clip `index`."""
+        return random_scene(self.seed, self.split, index, self.assets, self.layouts)
+
 
 def main() -> None:
     jax.config.update("jax_platforms", "cpu")  # encoding images needs no GPU, which a training run may hold
     args = parser().parse_args()
-    settings = read_settings(args)
-    with lock_folder(Path(args.output)):
-        make_clips(args, settings, Path(args.output))
-
-
-def make_clips(args, settings: Settings, output: Path) -> None:
-    """Make the clips of a command line that `output` lacks."""
-    remove_partial(output)
-    check_record(output, settings)
-    jobs = list(itertools.product(range(args.first, args.first + args.clips), range(args.lights)))
-    names = [clip_name(*job) for job in jobs]
-    todo = [job for job, name in zip(jobs, names, strict=True) if not (output / name).exists()]
-    prepare(output, settings, todo)
-    start = functools.partial(_start, str(output), settings)
-    begin = time.monotonic()
-    with tqdm(total=len(todo), unit="clip", smoothing=0.05, disable=not todo) as progress:
-        for _ in pool.run(start, todo, args.processes):
-            progress.update()
-    rate = len(todo) / (time.monotonic() - begin) * 60
-    write_png(output / CONTACT, make_sheet(output, names))
-    write_credits(output, [folder for folder in (args.meshes, args.environments, args.textures) if folder])
+    settings, output = read_settings(args), Path(args.output)
+    with lock_folder(output):
+        remove_partial(output)
+        check_record(output, settings)
+        jobs = list(itertools.product(range(args.first, args.first + args.clips), range(args.lights)))
+        names = [clip_name(*job) for job in jobs]
+        todo = [job for job, name in zip(jobs, names, strict=True) if not (output / name).exists()]
+        prepare(output, settings, todo)
+        begin = time.monotonic()
+        done = pool.run(functools.partial(make_clip, output, settings), todo, args.processes)
+        for _ in tqdm(done, total=len(todo), unit="clip", smoothing=0.05, disable=not todo):
+            pass
+        rate = len(todo) / (time.monotonic() - begin) * 60
+        write_png(output / CONTACT, make_sheet(output, names))
+        write_credits(output, [folder for folder in (args.meshes, args.environments, args.textures) if folder])
     made = f", {len(todo)} of them new, {rate:.0f} per minute" if todo else ""
     say(f"{output}: {len(names)} clips{made}; contact sheet: {output / CONTACT}")
 
@@ -105,30 +102,27 @@ def make_clips(args, settings: Settings, output: Path) -> None:
 def parser() -> cli.Parser:
     description, _, layout = __doc__.partition("\n\n    ")
     parser = cli.Parser(prog="python -m drender.synthetic", description=description, epilog="    " + layout)
-    parser.add_argument("output", type=cli.path, metavar="OUT", help="folder of clips")
-    for name, default, metavar, text in (
-        ("--clips", None, "N", "number of clips"),
-        ("--first", 0, "K", "index of the first clip"),
-        ("--frames", 8, "F", "frames per clip"),
-        ("--spp", 32, "N", "paths per pixel, before denoising"),
-        ("--seed", 0, "S", "random seed"),
-        ("--processes", os.cpu_count(), "N", "number of processes, each on one core"),
-    ):
-        parser.add_argument(name, type=int, required=default is None, default=default, metavar=metavar, help=text)
-    size = "size of a frame in pixels"
-    parser.add_argument("--size", type=int, nargs=2, default=(64, 64), metavar=("H", "W"), help=size)
-    lights = "number of lights that each clip is rendered under"
-    parser.add_argument("--lights", type=int, choices=(1, 2), default=1, help=lights)
+    add = parser.add_argument
+    add("output", type=cli.path, metavar="OUT", help="folder of clips")
+    add("--clips", type=int, required=True, metavar="N", help="number of clips")
+    add("--first", type=int, default=0, metavar="K", help="index of the first clip")
+    add("--frames", type=int, default=8, metavar="F", help="frames per clip")
+    add("--spp", type=int, default=32, metavar="N", help="paths per pixel, before denoising")
+    add("--seed", type=int, default=0, metavar="S", help="random seed")
+    processes = "number of processes, each on one core"
+    add("--processes", type=int, default=os.cpu_count(), metavar="N", help=processes)
+    add("--size", type=int, nargs=2, default=(64, 64), metavar=("H", "W"), help="size of a frame in pixels")
+    add("--lights", type=int, choices=(1, 2), default=1, help="number of lights that each clip is rendered under")
     split = "assets to use: all, or one of two parts that share no shape family, mesh file or map"
-    parser.add_argument("--split", choices=scenes.SPLITS, default="all", help=split)
-    for name, text in (
-        ("--environments", "folder of .hdr and .exr maps that replace the bundled ones"),
-        ("--meshes", "folder of .glb, .gltf, .obj and .ply files, used with their materials"),
-        ("--textures", "folder of pictures for floors and walls of everyday scenes"),
-    ):
-        parser.add_argument(name, type=cli.path, metavar="FOLDER", help=text)
+    add("--split", choices=SPLITS, default="all", help=split)
+    environments = "folder of .hdr and .exr maps that replace the bundled ones"
+    add("--environments", type=cli.path, metavar="FOLDER", help=environments)
+    meshes = "folder of .glb, .gltf, .obj and .ply files, used with their materials"
+    add("--meshes", type=cli.path, metavar="FOLDER", help=meshes)
+    pictures = "folder of pictures for floors and walls of everyday scenes"
+    add("--textures", type=cli.path, metavar="FOLDER", help=pictures)
     kinds = f"kinds of scenes, among {' '.join(LAYOUTS)}; all with --meshes, else solids"
-    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, metavar="NAME", help=kinds)
+    add("--layouts", nargs="+", choices=LAYOUTS, metavar="NAME", help=kinds)
     return parser
 
 
@@ -142,7 +136,7 @@ def read_settings(args) -> Settings:
     files = mesh_files.find_meshes(args.meshes) if args.meshes else ()
     paths = skies.find_environments(args.environments or BUNDLED)
     pictures = textures.find_textures(args.textures) if args.textures else ()
-    assets = scenes.split_assets(args.split, files, tuple(paths), pictures)
+    assets = split_assets(args.split, files, tuple(paths), pictures)
     for option, found, kept in (
         ("meshes", files, assets.meshes),
         ("environments", paths, assets.environments),
@@ -182,24 +176,20 @@ def files_digest(files: Iterable[str]) -> str:
 
 
 def prepare(output: Path, settings: Settings, todo: Sequence[Job]) -> None:
-    """Copy the environments and check the meshes and pictures that the jobs need, or all for very many jobs.
-
-    Raises:
-      InputError: a file is unusable.
-    """
+    """Copy the environments and check the meshes and pictures that the jobs need, or all for very many jobs."""
     assets = settings.assets
     environments, files = set(assets.environments), {*assets.meshes, *assets.textures}
     if len(todo) < MANY_JOBS:
         planned = tqdm(todo, desc="planning", unit="scene", disable=not todo)
-        drawn = [(scene_of(settings, index), light) for index, light in planned]
+        drawn = [(settings.scene(index), light) for index, light in planned]
         environments = {scene.lights[light].environment for scene, light in drawn}
-        files = set().union(*(used_files(scene) for scene, _ in drawn))
+        files = set().union(*(scene.files for scene, _ in drawn))
     for path in tqdm(sorted(files), desc="assets", disable=not files):
         if Path(path).suffix.lower() in mesh_files.MESH_SUFFIXES:
             mesh_files.mesh_outline(path)
         else:
-            read_image(path)
-    for name in sorted(environments - GENERATED.keys()):
+            textures.PictureMaterial(path, 0).maps(TILE)  # reads its other maps too
+    for name in sorted(environments - skies.GENERATED.keys()):
         copy = output / ENVIRONMENTS / f"{name}.exr"
         if not copy.exists():
             skies.copy_environment(Path(settings.paths[name]), copy)
@@ -214,10 +204,6 @@ def write_credits(output: Path, folders: Sequence[str | Path]) -> None:
         write_text(output / CREDITS, "\n".join(texts))
 
 
-def scene_of(settings: Settings, index: int) -> Scene:
-    return random_scene(settings.seed, settings.split, index, settings.assets, settings.layouts)
-
-
 def clip_name(index: int, light: int) -> str:
     return f"{index:05d}" + "b" * light
 
@@ -225,33 +211,31 @@ def clip_name(index: int, light: int) -> str:
 # --- One clip ---
 
 
-def _start(output: str, settings: Settings) -> Callable[[Job], None]:
-    """Set up a worker process and return the function that makes a clip."""
+@functools.cache
+def tracer_of(size: tuple[int, int], spp: int) -> Tracer:
+    """Return the tracer of a worker process, which compiles its kernels once."""
     jax.config.update("jax_platforms", "cpu")
-    tracer = Tracer(settings.size, settings.spp)
-    return lambda job: make_clip(tracer, Path(output), settings, *job)
+    return Tracer(size, spp)
 
 
-def make_clip(tracer: Tracer, output: Path, settings: Settings, index: int, light: int) -> None:
+def make_clip(output: Path, settings: Settings, job: Job) -> None:
     """Render the folder of a clip under one of its lights; the folder appears when it is complete."""
-    scene = scene_of(settings, index)
-    environment = scene.lights[light].environment
+    index, light = job
+    scene, tracer = settings.scene(index), tracer_of(settings.size, settings.spp)
+    drawn = scene.lights[light]
     with atomic_dir(output / clip_name(index, light), False, lambda _: False) as folder:
-        if environment in GENERATED:
-            name = "environment.exr"
-            path = folder / name
-            write_hdr(path, GENERATED[environment](scene.lights[light].seed))
-        else:
-            name = f"../{ENVIRONMENTS}/{environment}.exr"
-            path = output / ENVIRONMENTS / f"{environment}.exr"
+        environment = f"../{ENVIRONMENTS}/{drawn.environment}.exr"
+        if drawn.environment in skies.GENERATED:
+            environment = "environment.exr"
+            write_hdr(folder / environment, skies.GENERATED[drawn.environment](drawn.seed))
         seeds = np.random.SeedSequence([settings.seed, index, light]).generate_state(settings.frames).tolist()
-        result = render_clip(tracer, scene, light, path, name, seeds)
-        for label, images in result.images.items():
-            for number, image in enumerate(images):
+        images, recorded, (near, far) = render_clip(tracer, scene, drawn, folder, environment, seeds)
+        for label, frames in images.items():
+            for number, image in enumerate(frames):
                 write_png(frame_path(folder, 0, number, label), image)
-        write_light(folder, result.light)
+        write_light(folder, recorded)
         identity = {"seed": settings.seed, "split": settings.split, "clip": index, "light": light}
-        camera = {"fov": result.fov, "near": result.near, "far": result.far}
+        camera = {"fov": scene.camera.fov, "near": near, "far": far}
         description = identity | {"other_light": clip_name(index, 1 - light)} | camera | dataclasses.asdict(scene)
         (folder / "scene.json").write_text(json.dumps(description, indent=1) + "\n")
 

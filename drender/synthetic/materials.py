@@ -11,13 +11,8 @@ from jaxtyping import Float32
 
 from drender.media.color import srgb_to_linear
 
-METAL_TINTS = (  # linear basecolor
-    (0.95, 0.93, 0.9),
-    (1.0, 0.78, 0.34),
-    (0.95, 0.64, 0.54),
-    (0.56, 0.57, 0.58),
-    (0.91, 0.92, 0.92),
-)
+# Linear basecolors.
+METAL_TINTS = ((0.95, 0.93, 0.9), (1.0, 0.78, 0.34), (0.95, 0.64, 0.54), (0.56, 0.57, 0.58), (0.91, 0.92, 0.92))
 
 
 @dataclass(frozen=True)
@@ -60,22 +55,21 @@ def random_material(rng: np.random.Generator, frequency: int = 1) -> MaterialMix
         second = Material(second.basecolor, first.roughness, first.metallic)
     elif change < 0.7:  # the same color, scratched or polished
         second = Material(first.basecolor, second.roughness, first.metallic)
-    grain = float(rng.uniform(0, 0.5)) if rng.random() < 0.3 else 0.0
+    grain = rng.uniform(0, 0.5) if rng.random() < 0.3 else 0.0
     return MaterialMix(first, second, kind, frequency * int(rng.integers(2, 7)), int(rng.integers(2**31)), grain)
 
 
 def _random_uniform(rng: np.random.Generator) -> Material:
     metallic = rng.random() < 0.3
-    roughness = float(rng.uniform(0.05, 1) if rng.random() < 0.8 else rng.uniform(0.05, 0.3))
+    roughness = rng.uniform(0.05, 1) if rng.random() < 0.8 else rng.uniform(0.05, 0.3)
     if metallic and rng.random() < 0.6:
         color = np.array(METAL_TINTS[rng.integers(len(METAL_TINTS))]) * rng.uniform(0.7, 1)
     else:
         # Draw evenly in sRGB, so that dark colors are as frequent as light ones; a fifth are grays.
         saturation = rng.beta(1.5, 1.5) if rng.random() < 0.8 else rng.uniform(0, 0.1)
         value = rng.uniform(0.5 if metallic else 0.08, 0.98)
-        encoded = np.array(colorsys.hsv_to_rgb(rng.random(), saturation, value))
-        color = srgb_to_linear(encoded)
-    return Material(tuple(float(c) for c in color), roughness, float(metallic))
+        color = srgb_to_linear(np.array(colorsys.hsv_to_rgb(rng.random(), saturation, value)))
+    return Material(tuple(color.tolist()), roughness, float(metallic))
 
 
 # --- Patterns ---
@@ -151,12 +145,6 @@ def _cells(u, v, frequency, rng):
 
 
 PATTERNS = {
-    "clouds": _clouds,
-    "spots": _spots,
-    "checker": _checker,
-    "stripes": _stripes,
-    "dots": _dots,
-    "marble": _marble,
-    "bricks": _bricks,
-    "cells": _cells,
+    draw.__name__.removeprefix("_"): draw
+    for draw in (_clouds, _spots, _checker, _stripes, _dots, _marble, _bricks, _cells)
 }

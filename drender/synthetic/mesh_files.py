@@ -1,21 +1,24 @@
 """Read users' meshes with their textures and one material per part: glTF, GLB and OBJ; PLY has geometry alone."""
 
+import contextlib
 import functools
 import json
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
 from jaxtyping import Float, Float32
+from PIL import Image
 
 from drender.errors import InputError, first_line
 from drender.files import find_files
 from drender.media.color import srgb_to_linear
 from drender.synthetic.atlas import TILE, Surface
-from drender.synthetic.meshes import Mesh, box_projection, centered, face_normals, triangle_mesh
+from drender.synthetic.meshes import Mesh, Vector, box_projection, centered, face_normals, triangle_mesh
 from drender.synthetic.named_materials import named_material, phong_roughness
 
 MESH_SUFFIXES = (".ply", ".obj", ".gltf", ".glb")
@@ -30,22 +33,14 @@ METAL_LUMINANCE = 0.2  # below it, a metal's color is in the specular color of a
 
 @dataclass(frozen=True)
 class Part:
-    """The material of a part of a mesh.
+    """The material of a part of a mesh."""
 
-    Attributes:
-      name: name of the material in the file, from which missing values are guessed.
-      basecolor: linear texture, or one color.
-      roughness, metallic: texture or one value; None if the file has none.
-      exponent: specular exponent of a Phong material; None if the file has none.
-      specular: specular color of a Phong material.
-    """
-
-    name: str
-    basecolor: Float32[np.ndarray, "h w 3"]
-    roughness: Float32[np.ndarray, "_h _w 1"] | None = None
-    metallic: Float32[np.ndarray, "_h _w 1"] | None = None
-    exponent: float | None = None
-    specular: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    name: str  # in the file, from which missing values are guessed
+    basecolor: Float32[np.ndarray, "h w 3"]  # linear texture, or one color
+    roughness: Float32[np.ndarray, "_h _w 1"] | None = None  # texture or one value; None if the file has none
+    metallic: Float32[np.ndarray, "_h _w 1"] | None = None  # likewise
+    exponent: float | None = None  # specular exponent and color of a Phong material
+    specular: Vector = (0.0, 0.0, 0.0)
 
     def surface(self, rng: np.random.Generator) -> Surface:
         """Return basecolor, roughness and metallic as a texture of TILE pixels, or as one value if all are constant."""
@@ -53,11 +48,8 @@ class Part:
         basecolor = self.basecolor
         if metallic and self.metallic is None and basecolor.mean() < METAL_LUMINANCE < np.mean(self.specular):
             basecolor = np.float32([[self.specular]])
-        maps = [
-            basecolor,
-            np.float32([[[roughness]]]) if self.roughness is None else self.roughness,
-            np.float32([[[metallic]]]) if self.metallic is None else self.metallic,
-        ]
+        scalars = ((self.roughness, roughness), (self.metallic, metallic))
+        maps = [basecolor, *(np.float32([[[guess]]]) if stated is None else stated for stated, guess in scalars)]
         if all(image.shape[:2] == (1, 1) for image in maps):
             return np.concatenate(maps, axis=-1)[0, 0]
         return np.concatenate([np.broadcast_to(image, (TILE, TILE, image.shape[-1])) for image in maps], axis=-1)
@@ -65,20 +57,17 @@ class Part:
     def _unnamed_roughness(self, rng: np.random.Generator) -> float:
         if self.exponent is not None and np.mean(self.specular) > 0.02:
             return float(np.clip(phong_roughness(self.exponent) + rng.uniform(-0.1, 0.1), 0.05, 1))
-        return float(rng.uniform(0.4, 1))
+        return rng.uniform(0.4, 1)
 
 
 @dataclass(frozen=True)
 class MeshFile:
-    """A mesh scaled to the unit ball, the materials of its parts (or none), and its radius in the file's units.
-
-    `files` are the mesh's own and those that it names: materials and textures.
-    """
+    """A mesh scaled to the unit ball, with the materials of its parts."""
 
     mesh: Mesh
-    parts: tuple[Part, ...]
-    radius: float
-    files: tuple[Path, ...]
+    parts: tuple[Part, ...]  # empty if the file has no materials
+    radius: float  # in the file's units
+    files: tuple[Path, ...]  # the mesh's own and those that it names: materials and textures
 
 
 def find_meshes(folder: str | Path) -> tuple[str, ...]:
@@ -99,9 +88,9 @@ def read_mesh(path: str | Path) -> MeshFile:
     except ImportError as error:
         raise InputError(f'{path}: reading meshes needs trimesh; pip install "drender[data]"') from error
     try:
-        files = _companions(path)
+        files = _Companions(path)
         scene, header = trimesh.load_scene(path, resolver=files, process=False), _gltf_header(Path(path))
-        pieces = [piece for name in scene.graph.nodes_geometry if (piece := _piece(scene, name)) is not None]
+        pieces = list(_pieces(scene))
         solid = [piece for piece in pieces if np.linalg.norm(face_normals(piece[0]), axis=-1).any()]
         materials = list({id(material): material for _, _, material in solid}.values())
         parts = () if materials == [None] else tuple(_part(material) for material in materials)
@@ -109,46 +98,41 @@ def read_mesh(path: str | Path) -> MeshFile:
         raise InputError(f"{path}: not a readable mesh ({first_line(error)}); remove it or export it again") from error
     if (count := sum(len(corners) for corners, _, _ in pieces)) > MAX_FACES:
         raise InputError(f"{path}: expected at most {MAX_FACES} triangles, got {count}; simplify it")
-    if not (pieces := solid):
+    if not solid:
         required = ", ".join(header.get("extensionsRequired", ()))  # such as Draco's compression, without its package
         remedy = f"export it without {required}" if required else "remove it"
         raise InputError(f"{path}: no opaque triangle has an area; {remedy}")
     _warn_of_unread(path, scene, header, materials, files.missing)
     index = {id(material): i for i, material in enumerate(materials)}
-    corners = np.concatenate([corners for corners, _, _ in pieces])
-    part = np.repeat([index[id(material)] for _, _, material in pieces], [len(corners) for corners, _, _ in pieces])
+    part = np.concatenate([np.full(len(corners), index[id(material)]) for corners, _, material in solid])
+    corners, uv = (np.concatenate(arrays) for arrays in list(zip(*solid, strict=True))[:2])
     radius = float(np.linalg.norm(np.ptp(corners.reshape(-1, 3), axis=0)) / 2)
     corners = centered(corners)
-    own_uv = [np.full((len(c), 3, 2), np.nan) if uv is None else uv for c, uv, _ in pieces]
-    uv = np.concatenate(own_uv)
     uv = np.where(np.isfinite(uv).all(axis=(1, 2), keepdims=True), uv, box_projection(corners))
     return MeshFile(triangle_mesh(corners, uv, part), parts, radius, (Path(path), *files.found))
 
 
-def _companions(path: str | Path):
-    """Return trimesh's resolver of the files that a mesh names, which lists those `found` and those `missing`."""
-    from PIL import Image
-    from trimesh.resolvers import FilePathResolver
+class _Companions:
+    """Read the files that a mesh names for trimesh, and list those `found` and those `missing` or unreadable."""
 
-    class Companions(FilePathResolver):
-        found, missing = (), ()
+    def __init__(self, path: str | Path):
+        self.folder, self.file_name = os.path.split(os.path.abspath(path))
+        self.found: list[Path] = []
+        self.missing: list[str] = []
 
-        def get(self, name: str) -> bytes:
-            plain = unquote(name).replace("\\", "/").strip()  # names in glTF are URIs; Windows has other separators
-            for candidate in (name.strip(), plain, Path(plain).name):
-                file = Path(self.parent, candidate)
-                if file.is_file():
-                    try:
-                        if file.suffix.lower() not in (".mtl", ".bin"):
-                            Image.open(file).close()
-                    except OSError:
-                        break
-                    self.found = (*self.found, file)
-                    return file.read_bytes()
-            self.missing = (*self.missing, name)
-            raise FileNotFoundError(name)
+    def get(self, name: str) -> bytes:
+        plain = unquote(name).replace("\\", "/").strip()  # names in glTF are URIs; Windows has other separators
+        candidates = (Path(self.folder, candidate) for candidate in (name.strip(), plain, Path(plain).name))
+        with contextlib.suppress(OSError):
+            if (file := next(filter(Path.is_file, candidates), None)) is not None:
+                if file.suffix.lower() not in (".mtl", ".bin"):
+                    Image.open(file).close()
+                self.found.append(file)
+                return file.read_bytes()
+        self.missing.append(name)
+        raise FileNotFoundError(name)
 
-    return Companions(str(path))
+    __getitem__ = get
 
 
 def _gltf_header(path: Path) -> dict:
@@ -170,38 +154,37 @@ def _warn_of_unread(path: str | Path, scene, header: dict, materials: Sequence, 
     if any(texture.get("texCoord") for values in physical for texture in values.values() if isinstance(texture, dict)):
         unread.append("a second set of texture coordinates")
     primitives = [primitive["attributes"] for mesh in header.get("meshes", ()) for primitive in mesh["primitives"]]
-    read = (
-        header["accessors"][named[name]] for named in primitives for name in ("POSITION", "TEXCOORD_0") if name in named
-    )
-    if any(accessor.get("normalized") or "sparse" in accessor for accessor in read):
+    used = {index for named in primitives for name, index in named.items() if name in ("POSITION", "TEXCOORD_0")}
+    accessors = [header["accessors"][index] for index in used]
+    if any(accessor.get("normalized") or "sparse" in accessor for accessor in accessors):
         unread.append("quantized or sparse coordinates, so that texture or place is wrong")
     unread += [name for name in UNREAD_MAPS if any(name in getattr(m, "kwargs", ()) for m in materials)]
     visuals = [geometry.visual for geometry in scene.geometry.values() if hasattr(geometry, "faces")]
     if any(x.kind in ("vertex", "face") or "color" in getattr(x, "vertex_attributes", ()) for x in visuals):
         unread.append("colors of vertices")
     if unread:
-        warnings.warn(
-            f"{path}: not read: {', '.join(unread)}; bake that into glTF textures, or export without", stacklevel=3
-        )
+        remedy = "bake that into glTF textures, or export without"
+        warnings.warn(f"{path}: not read: {', '.join(unread)}; {remedy}", stacklevel=3)
 
 
-def _piece(scene, node: str) -> tuple[Float[np.ndarray, "f 3 3"], Float[np.ndarray, "f 3 2"] | None, object] | None:
-    """Return the triangles of a node in the scene's axes, their texture coordinates and trimesh's material."""
-    transform, name = scene.graph[node]
-    geometry = scene.geometry[name]
-    faces = getattr(geometry, "faces", None)
-    if faces is None or len(faces) == 0:
-        return None
-    material = getattr(geometry.visual, "material", None)
-    uv = getattr(geometry.visual, "uv", None)
-    if material is not None and _transparent(material):
-        return None
-    corners = np.asarray(geometry.vertices, np.float64)[faces] @ transform[:3, :3].T + transform[:3, 3]
-    uv = None if uv is None else np.asarray(uv, np.float64)[faces] * [1, -1] + [0, 1]  # trimesh's v runs upward
-    finite = np.isfinite(corners).all(axis=(1, 2))
-    if np.linalg.det(transform[:3, :3]) < 0:  # a mirrored node reverses the order of the corners
-        corners, uv = corners[:, ::-1], None if uv is None else uv[:, ::-1]
-    return corners[finite], None if uv is None else uv[finite], material
+def _pieces(scene) -> Iterator[tuple[Float[np.ndarray, "f 3 3"], Float[np.ndarray, "f 3 2"], object]]:
+    """Yield the opaque triangles of each node in the scene's axes, their uv (NaN if missing) and trimesh's material."""
+    for node in scene.graph.nodes_geometry:
+        transform, name = scene.graph[node]
+        geometry = scene.geometry[name]
+        if len(faces := getattr(geometry, "faces", ())) == 0:
+            continue
+        material = getattr(geometry.visual, "material", None)
+        if material is not None and _transparent(material):
+            continue
+        corners = np.asarray(geometry.vertices, np.float64)[faces] @ transform[:3, :3].T + transform[:3, 3]
+        uv = getattr(geometry.visual, "uv", None)
+        uv = np.full((len(geometry.vertices), 2), np.nan) if uv is None else np.asarray(uv, np.float64)
+        uv = uv[faces] * [1, -1] + [0, 1]  # trimesh's v runs upward
+        if np.linalg.det(transform[:3, :3]) < 0:  # a mirrored node reverses the order of the corners
+            corners, uv = corners[:, ::-1], uv[:, ::-1]
+        finite = np.isfinite(corners).all(axis=(1, 2))
+        yield corners[finite], uv[finite], material
 
 
 def _transparent(material) -> bool:
@@ -247,8 +230,6 @@ def _part(material) -> Part:
 
 def _pixels(image, mode: str) -> Float[np.ndarray, "h w c"]:
     """Return a Pillow image in [0, 1], averaged to TILE pixels."""
-    from PIL import Image
-
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     return np.asarray(image.convert(mode).resize((TILE, TILE), Image.Resampling.BOX), np.float64) / 255

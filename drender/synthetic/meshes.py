@@ -11,8 +11,6 @@ from einops import rearrange
 from jaxtyping import Float, Float32, Int
 
 CREASE = np.cos(np.deg2rad(40))  # cosine of the largest angle between faces that is smoothed
-
-
 Vector = tuple[float, float, float]
 
 

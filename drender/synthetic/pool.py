@@ -10,15 +10,10 @@ from typing import Any
 from drender.errors import InputError
 
 
-def run(start: Callable[[], Callable[[Any], None]], jobs: Sequence[Any], processes: int) -> Iterator[Any]:
-    """Run every job once and yield it when it is done.
+def run(work: Callable[[Any], None], jobs: Sequence[Any], processes: int) -> Iterator[Any]:
+    """Run `work` on every job in that many worker processes, and yield a job when it is done; all must be picklable.
 
     However the iteration ends, all processes have ended, and unfinished jobs have left through their context managers.
-
-    Args:
-      start: called once per process; returns the function that runs a job. Must be picklable, as must the jobs.
-      jobs: arguments of that function.
-      processes: number of worker processes.
 
     Raises:
       InputError: raised by a job, or a process died.
@@ -28,7 +23,7 @@ def run(start: Callable[[], Callable[[Any], None]], jobs: Sequence[Any], process
     try:
         for i in range(min(processes, len(jobs))):
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_work, args=(start, jobs[i::processes], sender))
+            process = context.Process(target=_run_jobs, args=(work, jobs[i::processes], sender))
             process.start()
             sender.close()
             running[receiver] = process
@@ -52,13 +47,12 @@ def run(start: Callable[[], Callable[[Any], None]], jobs: Sequence[Any], process
             process.join()
 
 
-def _work(start: Callable[[], Callable[[Any], None]], jobs: Sequence[Any], connection: Connection) -> None:
+def _run_jobs(work: Callable[[Any], None], jobs: Sequence[Any], connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which terminates the workers
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        run_job = start()
         for job in jobs:
-            run_job(job)
+            work(job)
             connection.send(("done", job))
     except InputError as error:
         connection.send(("error", str(error)))

@@ -1,7 +1,8 @@
 """Render a synthetic scene to the images of a clip: place objects, set the light, trace, expose and encode."""
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -12,74 +13,54 @@ from drender.lighting.latlong import load_latlong, mean_luminance
 from drender.lighting.light_file import Light
 from drender.media.color import LUMINANCE, linear_to_srgb_jnp
 from drender.media.encodings import encode_normal
+from drender.synthetic import scene as scenes
 from drender.synthetic import shapes
 from drender.synthetic.atlas import TILE, Surface
 from drender.synthetic.mesh_files import load_mesh, part_surfaces
-from drender.synthetic.meshes import Mesh, rectangle
+from drender.synthetic.meshes import Mesh
 from drender.synthetic.scene import Scene, SceneObject
 from drender.synthetic.tracer import Frame, Tracer
 
 
-@dataclass(frozen=True)
-class RenderedClip:
-    """The images of a clip by label, encoded in [0, 1] as in `media/encodings.py`, and their settings."""
-
-    images: dict[str, Float32[np.ndarray, "f h w 3"]]
-    light: Light
-    fov: float  # vertical field of view in radians
-    near: float  # distance along the optical axis at which depth is 0
-    far: float  # distance at which depth is 1
-
-
 def render_clip(
-    tracer: Tracer, scene: Scene, light_index: int, environment: Path, name: str, seeds: Sequence[int]
-) -> RenderedClip:
+    tracer: Tracer, scene: Scene, light: scenes.Light, folder: Path, environment: str, seeds: Sequence[int]
+) -> tuple[dict[str, Float32[np.ndarray, "f h w 3"]], Light, tuple[float, float]]:
     """Render a scene under one of its lights.
 
     Args:
-      tracer: path tracer of the clip's size.
-      scene: description of the clip.
-      light_index: index into the scene's lights.
-      environment: file of that light's environment map.
-      name: path of that file for light.json.
+      light: one of the scene's.
+      environment: path of its map from the clip's `folder`.
       seeds: seed of the path tracer for each frame; frames are evenly spaced in time from 0 to 1.
+    Returns:
+      The images by label, encoded in [0, 1] as in `media/encodings.py`; the content of light.json; and the distances
+      along the optical axis at which depth is 0 and 1.
     """
-    light = scene.lights[light_index]
     times = np.linspace(0, 1, len(seeds))
-    unscaled = load_latlong(environment)
+    source = (folder / environment).resolve()
+    unscaled = load_latlong(source)
     width = unscaled.shape[1]
     # `load_latlong` truncates the rotation to whole columns, so aim at the middle of one.
     rotation = 360 * (int(light.turn * width) + 0.5) / width
     strength = 1 / mean_luminance(unscaled)  # the tracer clamps samples relative to a mean of 1
-    image = load_latlong(environment, rotation, light.flip, strength)
-    angles = [float(time * light.spin) for time in times]
-    poses = [scene.camera.pose(float(time)) for time in times]
+    image = load_latlong(source, rotation, light.flip, strength)
+    angles = tuple(float(time * light.spin) for time in times)
+    poses = [scene.camera.pose(time) for time in times]
 
-    fixed = _fixed_surfaces(scene)
+    fixed = [surface.mesh() for surface in scene.surroundings]
     objects = [(item, *_object_mesh(item)) for item in scene.objects]
     # The atlas averages the last textures if there are too many, so floors and walls come first.
-    tracer.set_materials(
-        [material for _, material in fixed] + [surface for _, _, surfaces in objects for surface in surfaces]
-    )
+    surfaces = [surface.material.maps(TILE) for surface in scene.surroundings]
+    tracer.set_materials([*surfaces, *itertools.chain.from_iterable(surfaces for _, _, surfaces in objects)])
     traced = []
     for time, angle, pose, seed in zip(times, angles, poses, seeds, strict=True):
-        placed = (_place_object(item, mesh, float(time), scene.plane is not None) for item, mesh, _ in objects)
-        tracer.set_objects([*(mesh for mesh, _ in fixed), *placed])
+        placed = (_place_object(item, mesh, time, scene.plane is not None) for item, mesh, _ in objects)
+        tracer.set_objects([*fixed, *placed])
         tracer.set_light(image, angle)
         traced.append(tracer.trace(pose, scene.camera.fov, seed))
     exposure = light.exposure * _exposure(traced)
-    images, near, far = _encode(traced, exposure)
-    poses = tuple(tuple(tuple(float(x) for x in row) for row in pose) for pose in poses)
-    light = Light(name, rotation, light.flip, strength * exposure, tuple(angles), poses)
-    return RenderedClip(images, light, scene.camera.fov, near, far)
-
-
-def _fixed_surfaces(scene: Scene) -> list[tuple[Mesh, Surface]]:
-    """Return the meshes and materials of the ground and the walls."""
-    meshes = [(rectangle(wall.corner, wall.across, wall.up, wall.repeat), wall.material) for wall in scene.walls]
-    if (plane := scene.plane) is not None:
-        meshes.insert(0, (shapes.plane(plane.half, plane.round, plane.repeat), plane.material))
-    return [(mesh, material.maps(TILE)) for mesh, material in meshes]
+    images, depths = _encode(traced, exposure)
+    rows = tuple(tuple(map(tuple, pose.tolist())) for pose in poses)
+    return images, Light(environment, rotation, light.flip, strength * exposure, angles, rows), depths
 
 
 def _object_mesh(item: SceneObject) -> tuple[Mesh, list[Surface]]:
@@ -111,22 +92,28 @@ def _exposure(frames: list[Frame]) -> float:
     return float(0.55 / max(np.percentile(lit, 90), 1e-3)) ** 0.65
 
 
-def _encode(frames: list[Frame], exposure: float) -> tuple[dict[str, Float32[np.ndarray, "f h w 3"]], float, float]:
+def _encode(
+    frames: list[Frame], exposure: float
+) -> tuple[dict[str, Float32[np.ndarray, "f h w 3"]], tuple[float, float]]:
     """Return the encoded images by label, and the depths that are encoded as 0 and 1."""
     near, far = min(frame.near for frame in frames), max(frame.far for frame in frames)
     if near >= far:  # the frames are empty, or all at one depth
         near, far = far - 1e-3, far
-    coverage = _stack(frames, "coverage")
+
+    def stack(name: str) -> np.ndarray:
+        return np.stack([getattr(frame, name) for frame in frames])
+
+    coverage = stack("coverage")
 
     def over(name: str, background) -> np.ndarray:
-        return _stack(frames, name) + (1 - coverage) * np.float32(background)
+        return stack(name) + (1 - coverage) * np.float32(background)
 
     def srgb(linear: np.ndarray) -> np.ndarray:
         return np.asarray(linear_to_srgb_jnp(jnp.asarray(linear.clip(0, 1))))
 
     normal = over("normal", (0, 0, 1))
     images = {
-        "rgb": srgb(_stack(frames, "rgb") * np.float32(exposure)),
+        "rgb": srgb(stack("rgb") * np.float32(exposure)),
         "basecolor": srgb(over("basecolor", 0)),
         "normal": encode_normal(normal / np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-6)),
         "depth": (over("depth", far) - near) / (far - near),
@@ -134,8 +121,5 @@ def _encode(frames: list[Frame], exposure: float) -> tuple[dict[str, Float32[np.
         "metallic": over("metallic", 0),
         "mask": coverage,
     }
-    return {label: np.broadcast_to(x, (*x.shape[:3], 3)).astype(np.float32) for label, x in images.items()}, near, far
-
-
-def _stack(frames: list[Frame], name: str) -> Float32[np.ndarray, "f h w _c"]:
-    return np.stack([getattr(frame, name) for frame in frames])
+    images = {label: np.broadcast_to(x, (*x.shape[:3], 3)).astype(np.float32) for label, x in images.items()}
+    return images, (near, far)

@@ -6,22 +6,23 @@ motion, and two lights; `layouts.py` draws scenes of everyday objects. World axe
 radians.
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Float32
+from numpy.random import Generator
 from scipy.spatial.transform import Rotation
 
 from drender.synthetic import environments as skies
 from drender.synthetic import shapes
 from drender.synthetic.materials import MaterialMix, random_material
+from drender.synthetic.meshes import Mesh, Vector, rectangle
 from drender.synthetic.textures import PictureMaterial
 
 MOTIONS = ("orbit", "oscillation", "light", "rotation", "translation")
 SPLITS = ("all", "train", "test")
-SUNSKY = "sunsky"  # environment name: generate a sky of Mitsuba from the light's seed
-PROCEDURAL = "procedural"  # environment name: generate the map from the light's seed
 GAP = 0.04  # least distance between the bounding balls of objects
 
 
@@ -32,7 +33,7 @@ class AssetSplit:
     families: tuple[str, ...]
     meshes: tuple[str, ...]
     environments: tuple[str, ...]
-    textures: tuple[str, ...] = ()
+    textures: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ class SceneObject:
     seed: int  # selects the member of the family
     material: MaterialMix
     radius: float
-    position: tuple[float, float, float]
-    tilt: tuple[float, float]  # about x, then z
-    yaw: float
-    spin: float  # yaw added by the last frame
-    shift: tuple[float, float, float]  # translation from the first frame to the last
+    position: Vector = (0.0, 0.0, 0.0)
+    tilt: tuple[float, float] = (0.0, 0.0)  # about x, then z
+    yaw: float = 0.0
+    spin: float = 0.0  # yaw added by the last frame
+    shift: Vector = (0.0, 0.0, 0.0)  # translation from the first frame to the last
     own_material: bool = False  # use the materials of the mesh file, if it has any, instead of `material`
 
     def center(self, time: float) -> Float[np.ndarray, "3"]:
@@ -66,16 +67,22 @@ class Plane:
     material: MaterialMix | PictureMaterial
     repeat: float = 1.0  # repetitions of the texture
 
+    def mesh(self) -> Mesh:
+        return shapes.plane(self.half, self.round, self.repeat)
+
 
 @dataclass(frozen=True)
 class Wall:
     """A rectangle from `corner` along two edges."""
 
-    corner: tuple[float, float, float]
-    across: tuple[float, float, float]
-    up: tuple[float, float, float]
+    corner: Vector
+    across: Vector
+    up: Vector
     material: MaterialMix | PictureMaterial
     repeat: float  # repetitions of the texture along the longer edge
+
+    def mesh(self) -> Mesh:
+        return rectangle(self.corner, self.across, self.up, self.repeat)
 
 
 @dataclass(frozen=True)
@@ -83,12 +90,12 @@ class Camera:
     """A camera that looks at `target` from `distance`, `azimuth` (0: from +z) and `elevation` above the horizon."""
 
     fov: float  # vertical field of view
-    target: tuple[float, float, float]
+    target: Vector
     distance: float
     azimuth: float
     elevation: float
-    sweep: float  # azimuth added by the last frame of an orbit
-    swing: tuple[float, float, float]  # of an oscillation: amplitude of azimuth and of elevation, periods
+    sweep: float = 0.0  # azimuth added by the last frame of an orbit
+    swing: Vector = (0.0, 0.0, 0.0)  # of an oscillation: amplitude of azimuth and of elevation, periods
 
     def pose(self, time: float) -> Float32[np.ndarray, "4 4"]:
         """Return the camera-to-world matrix with OpenGL axes: x right, y up, z backward."""
@@ -104,8 +111,8 @@ class Camera:
 class Light:
     """The settings of an environment, as for `environment.load_environment`, and its motion."""
 
-    environment: str  # name of an asset, or PROCEDURAL
-    seed: int
+    environment: str  # name of an asset, or of `environments.GENERATED`
+    seed: int  # of a generated environment
     turn: float  # rotation as a fraction of a whole turn
     flip: bool
     exposure: float  # factor on the automatic exposure
@@ -124,9 +131,21 @@ class Scene:
     layout: str = "solids"
     walls: tuple[Wall, ...] = ()
 
+    @property
+    def surroundings(self) -> tuple[Plane | Wall, ...]:
+        """The ground, if there is one, and the walls."""
+        return self.walls if self.plane is None else (self.plane, *self.walls)
+
+    @property
+    def files(self) -> set[str]:
+        """The paths of its meshes and textures."""
+        materials = [surface.material for surface in self.surroundings]
+        pictures = {material.path for material in materials if isinstance(material, PictureMaterial)}
+        return pictures | {str(Path(item.shape)) for item in self.objects if item.shape not in shapes.FAMILIES}
+
 
 def split_assets(
-    split: str, meshes: tuple[str, ...], environments: tuple[str, ...], textures: tuple[str, ...] = ()
+    split: str, meshes: Sequence[str], environments: Sequence[str], textures: Sequence[str] = ()
 ) -> AssetSplit:
     """Select the assets of a split by their names alone, so that other files do not move them.
 
@@ -136,20 +155,18 @@ def split_assets(
 
     Args:
       split: one of SPLITS.
-      meshes: paths of mesh files.
-      environments: names of environments.
-      textures: paths of basecolor pictures.
+      meshes, environments, textures: paths of meshes, names of environments, and paths of basecolor pictures.
     """
 
-    def keep(held_out: bool) -> bool:
-        return split == "all" or held_out == (split == "test")
+    def keep(names: Iterable[str], is_held_out: Callable[[str], bool]) -> tuple[str, ...]:
+        return tuple(name for name in names if split == "all" or is_held_out(name) == (split == "test"))
 
-    return AssetSplit(
-        tuple(name for name in shapes.FAMILIES if keep(name in shapes.HELD_OUT)),
-        tuple(path for path in meshes if keep(skies.is_held_out(Path(path).name))),
-        tuple(name for name in environments if keep(skies.is_held_out(name))),
-        tuple(path for path in textures if keep(skies.is_held_out(Path(path).name))),
-    )
+    families = keep(shapes.FAMILIES, lambda name: name in shapes.HELD_OUT)
+    files = (keep(paths, lambda path: skies.is_held_out(Path(path).name)) for paths in (meshes, environments, textures))
+    return AssetSplit(families, *files)
+
+
+# --- Scenes of solids ---
 
 
 def random_solids(seed: int, split: str, index: int, assets: AssetSplit) -> Scene:
@@ -159,16 +176,17 @@ def random_solids(seed: int, split: str, index: int, assets: AssetSplit) -> Scen
     on_plane = rng.random() < 0.8
     objects = _random_objects(rng, assets, on_plane, motion)
     reach = max(np.hypot(*item.center(time)[[0, 2]]) + item.radius for item in objects for time in (0.0, 1.0))
-    plane = Plane(float(reach + rng.uniform(0.2, 4)), bool(rng.random() < 0.3), random_material(rng, frequency=2))
+    plane = Plane(reach + rng.uniform(0.2, 4), rng.random() < 0.3, random_material(rng, frequency=2))
     camera = _random_camera(rng, objects, on_plane, motion)
-    spin = random_sign_uniform(rng, 0.8, 2 * np.pi) if motion == "light" else 0.0
-    lights = _random_light(rng, assets, spin), _random_light(rng, assets, spin)
-    return Scene(objects, plane if on_plane else None, camera, motion, lights)
+
+    def environment() -> str:
+        names = assets.environments if assets.environments and rng.random() < 0.6 else ("procedural",)
+        return str(rng.choice(names))
+
+    return Scene(objects, plane if on_plane else None, camera, motion, random_lights(rng, motion, environment))
 
 
-def _random_objects(
-    rng: np.random.Generator, assets: AssetSplit, on_plane: bool, motion: str
-) -> tuple[SceneObject, ...]:
+def _random_objects(rng: Generator, assets: AssetSplit, on_plane: bool, motion: str) -> tuple[SceneObject, ...]:
     """Draw and place objects; those after the first that find no free place are dropped."""
     num_objects, num_primitives = int(rng.integers(1, 4)), int(rng.integers(0, 4))
     primitives = tuple(name for name in assets.families if name in shapes.PRIMITIVES) or assets.families
@@ -178,25 +196,19 @@ def _random_objects(
         names = assets.families if main else primitives
         if main and assets.meshes and rng.random() < 0.7:
             names = assets.meshes
-        radius = float(rng.uniform(0.6, 1) if main else rng.uniform(0.2, 0.5))
+        radius = rng.uniform(0.6, 1) if main else rng.uniform(0.2, 0.5)
         upright = rng.random() < 0.7
-        candidate = SceneObject(
-            shape=str(rng.choice(names)),
-            seed=(seed := int(rng.integers(2**31))),
-            material=random_material(rng),
-            own_material=seed % 5 > 0,
-            radius=radius,
-            position=(0.0, 0.0, 0.0),
-            tilt=(0.0, 0.0) if upright else tuple(rng.uniform(0, 2 * np.pi, 2).tolist()),
-            yaw=float(rng.uniform(0, 2 * np.pi)),
-            spin=random_sign_uniform(rng, 0.5, 2 * np.pi) if motion == "rotation" else 0.0,
-            shift=_random_shift(rng, on_plane) if motion == "translation" else (0.0, 0.0, 0.0),
-        )
+        item = random_object(rng, str(rng.choice(names)), int(rng.integers(2**31)), radius, upright, motion)
+        item = replace(item, own_material=item.seed % 5 > 0)
+        if motion == "translation":
+            angle, length = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 1.5)
+            rise = 0.0 if on_plane else rng.uniform(-0.5, 0.5)
+            item = replace(item, shift=(length * np.sin(angle), rise, length * np.cos(angle)))
         for attempt in range(30):
             spread = 0.3 + 0.07 * attempt
             x, z = rng.normal(0, spread, 2)
             y = 0.0 if on_plane else rng.normal(0, 0.7 * spread)
-            placed = replace(candidate, position=(float(x), float(y), float(z)))
+            placed = replace(item, position=(x, y, z))
             if all(clearance(placed, other) > GAP for other in objects):
                 objects.append(placed)
                 break
@@ -214,13 +226,7 @@ def clearance(a: SceneObject, b: SceneObject) -> float:
     return float(np.linalg.norm(start + nearest * shift) - a.radius - b.radius)
 
 
-def _random_shift(rng: np.random.Generator, on_plane: bool) -> tuple[float, float, float]:
-    angle, length = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 1.5)
-    rise = 0.0 if on_plane else rng.uniform(-0.5, 0.5)
-    return float(length * np.sin(angle)), float(rise), float(length * np.cos(angle))
-
-
-def _random_camera(rng: np.random.Generator, objects: tuple[SceneObject, ...], on_plane: bool, motion: str) -> Camera:
+def _random_camera(rng: Generator, objects: tuple[SceneObject, ...], on_plane: bool, motion: str) -> Camera:
     """Draw a camera so far away that the bounding balls, over their whole motion, about fill the image."""
     radii = np.array([item.radius for item in objects] * 3)
     centers = np.stack([item.center(time) for time in (0.0, 0.5, 1.0) for item in objects])
@@ -230,34 +236,39 @@ def _random_camera(rng: np.random.Generator, objects: tuple[SceneObject, ...], o
     fov = np.deg2rad(rng.uniform(25, 60))
     lowest, highest = np.deg2rad((4, 60) if on_plane else (-40, 60))
     elevation = rng.triangular(lowest, np.deg2rad(20), highest)
-    swing = (rng.uniform(0.1, 0.6), rng.uniform(0, 0.8) * min(elevation - lowest + 0.02, 0.25), rng.uniform(0.5, 1.5))
-    return Camera(
-        fov=float(fov),
-        target=tuple(target.tolist()),
-        distance=float(extent / np.sin(fov / 2) * rng.uniform(0.6, 1.0)),
-        azimuth=float(rng.uniform(0, 2 * np.pi)),
-        elevation=float(elevation),
-        sweep=random_sign_uniform(rng, 0.4, 2 * np.pi) if motion == "orbit" else 0.0,
-        swing=tuple(float(x) for x in swing) if motion == "oscillation" else (0.0, 0.0, 0.0),
-    )
+    swing = rng.uniform(0.1, 0.6), rng.uniform(0, 0.8) * min(elevation - lowest + 0.02, 0.25), rng.uniform(0.5, 1.5)
+    distance = extent / np.sin(fov / 2) * rng.uniform(0.6, 1.0)
+    camera = Camera(fov, tuple(target), distance, rng.uniform(0, 2 * np.pi), elevation)
+    if motion == "orbit":
+        return replace(camera, sweep=random_sign_uniform(rng, 0.4, 2 * np.pi))
+    return replace(camera, swing=swing) if motion == "oscillation" else camera
 
 
-def _random_light(rng: np.random.Generator, assets: AssetSplit, spin: float) -> Light:
-    names = assets.environments if assets.environments and rng.random() < 0.6 else (PROCEDURAL,)
-    return light_of(rng, str(rng.choice(names)), spin)
+# --- What all scenes draw alike ---
 
 
-def light_of(rng: np.random.Generator, environment: str, spin: float) -> Light:
-    """Draw the settings of an environment."""
-    return Light(
-        environment=environment,
-        seed=int(rng.integers(2**31)),
-        turn=float(rng.random()),
-        flip=bool(rng.random() < 0.5),
-        exposure=float(2 ** rng.normal(0, 0.35)),
-        spin=spin,
-    )
+def random_object(rng: Generator, shape: str, seed: int, radius: float, upright: bool, motion: str) -> SceneObject:
+    """Draw the material and orientation of an object at the origin, which turns if "rotation" is its motion."""
+    return SceneObject(
+        shape, seed, random_material(rng), radius,
+        tilt=(0.0, 0.0) if upright else tuple(rng.uniform(0, 2 * np.pi, 2)),
+        yaw=rng.uniform(0, 2 * np.pi),
+        spin=random_sign_uniform(rng, 0.5, 2 * np.pi) if motion == "rotation" else 0.0,
+    )  # fmt: skip
 
 
-def random_sign_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    return float(rng.uniform(low, high) * rng.choice([-1, 1]))
+def random_lights(rng: Generator, motion: str, environment: Callable[[], str]) -> tuple[Light, Light]:
+    """Draw two lights of environments that `environment` draws; both turn alike if "light" is the clip's motion."""
+    spin = random_sign_uniform(rng, 0.8, 2 * np.pi) if motion == "light" else 0.0
+
+    def light() -> Light:
+        return Light(
+            environment(), int(rng.integers(2**31)), turn=rng.random(), flip=rng.random() < 0.5,
+            exposure=2 ** rng.normal(0, 0.35), spin=spin,
+        )  # fmt: skip
+
+    return light(), light()
+
+
+def random_sign_uniform(rng: Generator, low: float, high: float) -> float:
+    return rng.uniform(low, high) * rng.choice([-1, 1])

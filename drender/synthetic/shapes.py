@@ -60,21 +60,20 @@ def _grid_mesh(points: Float[np.ndarray, "v u 3"]) -> Mesh:
     """Return the surface through a grid of points; u and v follow arc length, level faces are projected from above."""
     points = centered(points)
     uv = np.stack([_arc_length(points, axis=1), _arc_length(points, axis=0)], axis=-1)
-    corners, uvs = (
-        np.concatenate(
-            [
-                np.stack([a[:-1, :-1], a[:-1, 1:], a[1:, 1:]], axis=-2).reshape(-1, 3, a.shape[-1]),
-                np.stack([a[:-1, :-1], a[1:, 1:], a[1:, :-1]], axis=-2).reshape(-1, 3, a.shape[-1]),
-            ]
-        )
-        for a in (points, uv)
-    )
+    corners, uvs = _triangles(points), _triangles(uv)
     level = np.ptp(corners[..., 1], axis=1, keepdims=True)[..., None] < 1e-6
     uvs = np.where(level, corners[..., [0, 2]] / 2 + 0.5, uvs)
     six_volumes = np.einsum("fi,fi->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2]))
     if six_volumes < 0:  # inside out
         corners, uvs = corners[:, ::-1], uvs[:, ::-1]
     return triangle_mesh(corners, uvs)
+
+
+def _triangles(grid: Float[np.ndarray, "v u c"]) -> Float[np.ndarray, "f 3 c"]:
+    """Return the corners of two triangles per cell of a grid."""
+    a, b, c, d = grid[:-1, :-1], grid[:-1, 1:], grid[1:, 1:], grid[1:, :-1]
+    halves = np.stack([np.stack([a, b, c], axis=-2), np.stack([a, c, d], axis=-2)])
+    return halves.reshape(-1, 3, grid.shape[-1])
 
 
 def _arc_length(points: Float[np.ndarray, "v u 3"], axis: int) -> Float[np.ndarray, "v u"]:
@@ -182,18 +181,13 @@ def _helix(rng: np.random.Generator) -> Mesh:
 
 def _pebble(rng: np.random.Generator) -> Mesh:
     """Return a ball dented by a few plane waves."""
-    ball = np.stack(np.broadcast_arrays(*_ball(48, 96)), axis=-1)
+    polar, azimuth = np.linspace(np.pi, 0, 49)[:, None], np.linspace(0, 2 * np.pi, 97)
+    ring = np.sin(polar)
+    ring[[0, -1]], azimuth[-1] = 0, 0  # close the poles and the seam exactly, not to within 1e-16
+    ball = np.stack(np.broadcast_arrays(ring * np.sin(azimuth), np.cos(polar), ring * np.cos(azimuth)), axis=-1)
     waves, phases = rng.normal(0, 2.2, (6, 3)), rng.uniform(0, 2 * np.pi, 6)
     dents = np.sin(np.einsum("vuc,kc->vuk", ball, waves) + phases).mean(axis=-1)
     return _grid_mesh(ball * (1 + rng.uniform(0.2, 0.7) * dents[..., None]) * rng.uniform(0.6, 1, 3))
-
-
-def _ball(rows: int, columns: int) -> tuple[np.ndarray, ...]:
-    polar, azimuth = np.linspace(np.pi, 0, rows + 1)[:, None], np.linspace(0, 2 * np.pi, columns + 1)
-    ring = np.sin(polar)
-    ring[[0, -1]] = 0
-    azimuth[-1] = 0  # close the seam exactly, not to within 1e-16
-    return ring * np.sin(azimuth), np.cos(polar), ring * np.cos(azimuth)
 
 
 def _knot(rng: np.random.Generator) -> Mesh:
@@ -243,23 +237,11 @@ def _cross(rng: np.random.Generator) -> Mesh:
 
 
 FAMILIES: dict[str, Callable[[np.random.Generator], Mesh]] = {
-    "cube": _cube,
-    "sphere": _sphere,
-    "cylinder": _cylinder,
-    "cone": _cone,
-    "torus": _torus,
-    "superellipsoid": _superellipsoid,
-    "prism": _prism,
-    "star": _star,
-    "vase": _vase,
-    "helix": _helix,
-    "pebble": _pebble,
-    "knot": _knot,
-    "gear": _gear,
-    "goblet": _goblet,
-    "column": _column,
-    "capsule": _capsule,
-    "cross": _cross,
-}
+    build.__name__.removeprefix("_"): build
+    for build in (
+        _cube, _sphere, _cylinder, _cone, _torus, _superellipsoid, _prism, _star, _vase, _helix, _pebble, _knot, _gear,
+        _goblet, _column, _capsule, _cross,
+    )
+}  # fmt: skip
 PRIMITIVES = ("cube", "sphere", "cylinder")
 HELD_OUT = ("knot", "gear", "goblet", "column", "capsule", "cross")  # families of the test split

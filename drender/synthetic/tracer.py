@@ -16,7 +16,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float, Float32
 
 from drender.errors import InputError
-from drender.synthetic.atlas import BORDERED, COLUMNS, ROWS, Place, Surface, encode_uv, pack, register_atlas
+from drender.synthetic.atlas import BORDERED, COLUMNS, ROWS, Surface, encode_uv, pack, register_atlas
 from drender.synthetic.meshes import Mesh
 
 BUFFERS = 4  # G-buffer rays per pixel and axis
@@ -45,11 +45,7 @@ class Frame:
 
 
 class Tracer:
-    """A path tracer of frames of (height, width) = `size` with `spp` paths per pixel.
-
-    Raises:
-      InputError: Mitsuba, its denoiser or LLVM is not installed.
-    """
+    """A path tracer of frames of (height, width) = `size` with `spp` paths per pixel; see also `load_mitsuba`."""
 
     def __init__(self, size: tuple[int, int], spp: int):
         self.size, self.paths = size, max(1, round(spp / DENOISED**2))
@@ -63,7 +59,7 @@ class Tracer:
         sky = {"type": "envmap", "bitmap": mi.Bitmap(np.ones((64, 128, 3), np.float32))}
         self._scene = mi.load_dict({"type": "scene", "objects": mesh, "sky": sky})
         self._parameters = mi.traverse(self._scene)
-        self._places: list[Place] = []
+        self._places = np.empty((0, 4))
         self.set_objects([])
         self._parameters.update()
         self._integrator = mi.load_dict({"type": "path", "max_depth": MAX_DEPTH, "rr_depth": 4})
@@ -84,10 +80,7 @@ class Tracer:
     def set_objects(self, meshes: Sequence[Mesh]) -> None:
         """Set the objects, in world space and in the order of their materials."""
         first_part = np.cumsum([0, *(mesh.num_parts for mesh in meshes)])
-        uv = [
-            encode_uv(mesh, self._places[first : first + mesh.num_parts])
-            for mesh, first in zip(meshes, first_part, strict=False)
-        ]
+        uv = (encode_uv(mesh, self._places[first:]) for mesh, first in zip(meshes, first_part, strict=False))
         # Mitsuba ends shadow rays at the scene bounds of the previous frame, so a degenerate triangle fixes the bounds.
         bounds = np.array([[-EXTENT] * 3, [EXTENT] * 3, [EXTENT] * 3])
         corners = {
@@ -122,20 +115,23 @@ class Tracer:
         self._dr.eval(radiance)  # evaluate all channels together; otherwise each sum would trace the paths again
         rgb = _image([self._dr.block_sum(channel, self.paths) / self.paths for channel in radiance], height, width)
         surfaces = self._surfaces(pose, fov)
-        near, far = _depths(surfaces)
         means = {name: _mean(samples, (height, width)) for name, samples in surfaces.items()}
         # Noise-free surface attributes keep the denoiser from blurring edges and textures.
         rgb = self._denoise(rgb, albedo=means["basecolor"], normal=means["normal"], hdr=True, clean_aux=True)
-        means = {name: _mean(samples, self.size) for name, samples in means.items()}
-        return Frame(_mean(np.maximum(rgb, 0), self.size), **means, near=near, far=far)
+        return self._frame(np.maximum(rgb, 0), means, surfaces)
 
     def surfaces(self, pose: Float32[np.ndarray, "4 4"], fov: float) -> Frame:
         """Return the frame of `trace` with black `rgb`, at a fraction of the time."""
         self._parameters.update()
         surfaces = self._surfaces(pose, fov)
-        near, far = _depths(surfaces)
-        means = {name: _mean(samples, self.size) for name, samples in surfaces.items()}
-        return Frame(np.zeros((*self.size, 3), np.float32), **means, near=near, far=far)
+        return self._frame(np.zeros((*self.size, 3), np.float32), surfaces, surfaces)
+
+    def _frame(self, rgb: np.ndarray, means: dict[str, np.ndarray], surfaces: dict[str, np.ndarray]) -> Frame:
+        """Average `rgb` and `means` over the pixels; the range of depths is that of the samples, `surfaces`."""
+        hit, depth = surfaces["coverage"] > 0, surfaces["depth"]
+        near, far = float(depth.min(initial=np.inf, where=hit)), float(depth.max(initial=0, where=hit))
+        means = {name: _mean(image, self.size) for name, image in means.items()}
+        return Frame(_mean(rgb, self.size), **means, near=near, far=far)
 
     def _surfaces(self, pose: Float32[np.ndarray, "4 4"], fov: float) -> dict[str, Float32[np.ndarray, "H W _c"]]:
         """Return the attributes hit by BUFFERS×BUFFERS rays per pixel, one sample each; 0 without a hit."""
@@ -174,12 +170,6 @@ class Tracer:
         y = (height - (mi.Float(pixel // width) + offset.y) * 2) / height * extent
         direction = [pose[4 * i] * x + pose[4 * i + 1] * y - pose[4 * i + 2] for i in range(3)]
         return mi.Ray3f(mi.Point3f(pose[3], pose[7], pose[11]), dr.normalize(mi.Vector3f(*direction)))
-
-
-def _depths(surfaces: dict[str, Float32[np.ndarray, "H W _c"]]) -> tuple[float, float]:
-    """Return the least and greatest depth; (inf, 0) without a hit."""
-    hit, depth = surfaces["coverage"] > 0, surfaces["depth"]
-    return float(depth.min(initial=np.inf, where=hit)), float(depth.max(initial=0, where=hit))
 
 
 def _image(channels: list, height: int, width: int) -> Float32[np.ndarray, "h w c"]:

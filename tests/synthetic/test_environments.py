@@ -51,6 +51,9 @@ def test_unusable_environments_are_named(tmp_path):
     (tmp_path / "night.hdr").write_bytes(b"")
     with pytest.raises(InputError, match=r"night\.exr and night\.hdr have the same stem"):
         environments.find_environments(tmp_path)
+    (tmp_path / "night.hdr").rename(tmp_path / "sunsky.hdr")
+    with pytest.raises(InputError, match=r"sunsky\.hdr: generated environments have the name 'sunsky'; rename"):
+        environments.find_environments(tmp_path)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mitsuba") is None, reason="Mitsuba is not installed")

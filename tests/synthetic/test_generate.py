@@ -17,9 +17,8 @@ from drender.errors import InputError
 from drender.lighting.projection import ldr_curve
 from drender.locks import PREFIX, lock_folder
 from drender.media.color import srgb_to_linear
-from drender.media.images import read_image
+from drender.media.images import read_image, write_png
 from drender.synthetic import environments, generate, pool
-from drender.synthetic import scene as scenes
 from drender.synthetic.atlas import TILE
 from drender.synthetic.tracer import Frame, Tracer
 
@@ -60,14 +59,13 @@ def command(monkeypatch):
     def run(*words):
         done = []
 
-        def here(start, jobs, processes):
-            do = start()
+        def here(work, jobs, processes):
             for job in jobs:
-                do(job)
+                work(job)
                 done.append(job)
                 yield job
 
-        monkeypatch.setattr(generate, "Tracer", GreyTracer)
+        monkeypatch.setattr(generate, "tracer_of", GreyTracer)
         monkeypatch.setattr(pool, "run", here)
         monkeypatch.setattr(sys, "argv", ["synthetic", *map(str, words)])
         generate.main()
@@ -123,7 +121,7 @@ def test_clips_follow_layout_and_encodings(command, tmp_path):
 @pytest.mark.slow
 def test_everyday_scenes_resume_to_equal_bytes(command, tmp_path, monkeypatch):
     pytest.importorskip("trimesh")
-    monkeypatch.setitem(generate.GENERATED, scenes.SUNSKY, environments.procedural)
+    monkeypatch.setitem(environments.GENERATED, "sunsky", environments.procedural)
     for i, size in enumerate(((1, 1, 1), (0.2, 0.3, 0.2), (2, 0.8, 0.9))):
         write_box(tmp_path / "assets" / "objects" / f"box{i}.obj", size)
     (tmp_path / "assets" / "CREDITS.md").write_text("# Credits\n")
@@ -167,6 +165,16 @@ def test_foreign_folders_and_unusable_meshes_are_rejected(command, tmp_path):
     with pytest.raises(InputError, match=r"broken\.obj: "):
         command(tmp_path / "clips", "--clips", 5, "--meshes", tmp_path / "meshes")
     command(tmp_path / "clips", "--clips", 1, "--frames", 1, "--size", 4, 4)  # nothing was made: other options will do
+
+
+def test_every_map_of_a_texture_is_checked_before_the_first_clip(command, tmp_path):
+    pictures = tmp_path / "pictures"
+    write_png(pictures / "wood.png", np.full((8, 8, 3), 0.5, np.float32))
+    (pictures / "wood_roughness.png").write_bytes(b"PNG")
+    floors = ("--textures", pictures, "--layouts", "floor", "--frames", 1, "--size", 4, 4)
+    with pytest.raises(InputError, match=r"wood_roughness\.png"):
+        command(tmp_path / "clips", "--clips", 4, *floors)
+    assert not (tmp_path / "clips" / "00000").exists()
 
 
 def test_all_assets_are_checked_before_very_many_clips(command, tmp_path, monkeypatch):

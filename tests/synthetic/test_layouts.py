@@ -70,18 +70,7 @@ def test_scene_depends_only_on_its_arguments(assets):
     assert draw(0, "all", 5).layout != "solids" or draw(0, "all", 5) == scenes.random_solids(0, "all", 5, assets)
 
 
-def test_splits_share_no_object_texture_or_map(tmp_path):
-    files = tuple(str(tmp_path / f"thing{i}.glb") for i in range(100))
-    pictures = tuple(str(tmp_path / f"wood{i}.jpg") for i in range(100))
-    maps = ("sunset", "park", *(f"map{i}" for i in range(50)))
-    train, test = (scenes.split_assets(split, files, maps, pictures) for split in ("train", "test"))
-    for name in ("families", "meshes", "environments", "textures"):
-        ours, held_out = set(getattr(train, name)), set(getattr(test, name))
-        assert ours and held_out and not ours & held_out
-    assert "sunset" in test.environments and "park" in train.environments  # as with the bundled maps
-
-
 def test_used_files_are_meshes_and_pictures(assets):
     for index in range(30):
         scene = layouts.random_scene(0, "all", index, assets, ("corner",))
-        assert layouts.used_files(scene) <= {*assets.meshes, *assets.textures}
+        assert scene.files <= {*assets.meshes, *assets.textures}

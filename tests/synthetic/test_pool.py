@@ -8,19 +8,16 @@ from drender.errors import InputError
 from drender.synthetic import pool
 
 
-def start_worker():
-    def do(job):
-        if job == 3:
-            raise InputError("three will not do")
-        if job == 4:
-            os._exit(7)
-
-    return do
+def work(job):
+    if job == 3:
+        raise InputError("three will not do")
+    if job == 4:
+        os._exit(7)
 
 
 def test_workers_run_jobs_and_report_errors():
-    assert sorted(pool.run(start_worker, [0, 1, 2], 2)) == [0, 1, 2]
+    assert sorted(pool.run(work, [0, 1, 2], 2)) == [0, 1, 2]
     with pytest.raises(InputError, match="three will not do"):
-        list(pool.run(start_worker, [3], 1))
+        list(pool.run(work, [3], 1))
     with pytest.raises(InputError, match=r"a worker process died \(exit code 7"):
-        list(pool.run(start_worker, [4], 1))
+        list(pool.run(work, [4], 1))

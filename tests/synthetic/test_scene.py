@@ -52,22 +52,15 @@ def test_exactly_one_motion_per_clip():
     assert seen == set(scenes.MOTIONS)
 
 
-def test_scene_depends_only_on_seed_split_and_index():
-    scene = scenes.random_solids(0, "all", 7, EVERYTHING)
-    assert scene == scenes.random_solids(0, "all", 7, EVERYTHING)
-    others = [(1, "all", 7), (0, "train", 7), (0, "all", 8)]
-    assert all(scene != scenes.random_solids(*other, EVERYTHING) for other in others)
-
-
-def test_splits_share_no_shape_mesh_or_map():
+def test_splits_share_no_asset():
     files = tuple(f"mesh{i}.ply" for i in range(200))
-    train, test = (scenes.split_assets(split, files, EVERYTHING.environments) for split in ("train", "test"))
-    for name in ("families", "meshes", "environments"):
+    pictures = tuple(f"wood{i}.jpg" for i in range(100))
+    train, test = (scenes.split_assets(split, files, EVERYTHING.environments, pictures) for split in ("train", "test"))
+    for name in ("families", "meshes", "environments", "textures"):
         ours, held_out = set(getattr(train, name)), set(getattr(test, name))
         assert ours and held_out and not ours & held_out
-    assert set(train.families) | set(test.families) == set(shapes.FAMILIES) and set(test.families) == set(
-        shapes.HELD_OUT
-    )
+    assert set(train.families) | set(test.families) == set(shapes.FAMILIES)
+    assert set(test.families) == set(shapes.HELD_OUT)
     assert 5 < len(test.meshes) < 40
     moved = tuple(f"elsewhere/{path}" for path in files)
     assert len(scenes.split_assets("test", moved, ()).meshes) == len(test.meshes)
