@@ -7,6 +7,7 @@ import importlib.util
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -48,9 +49,23 @@ hypothesis.settings.load_profile("drender")
 import jax  # noqa: E402
 from helpers import tiny  # noqa: E402
 
+from drender import cli  # noqa: E402
 from drender.checkpoints import convert  # noqa: E402
 from drender.lighting import projection  # noqa: E402
 from drender.locks import lock  # noqa: E402
+
+
+@pytest.fixture
+def run_main(monkeypatch, capsys):
+    """run_main(main, *words) -> (exit code, stdout, stderr) of a script with this command line, in this process."""
+
+    def call(main: Callable[[], None], *words) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", list(map(str, words)))
+        with pytest.raises(SystemExit) as stopped:
+            cli.run(main)
+        return (stopped.value.code, *capsys.readouterr())
+
+    return call
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,6 +1,7 @@
 """The commands `edit` and `insert`: options to jobs."""
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -81,9 +82,9 @@ def add_commands(add: Callable[..., cli.Parser]) -> None:
     for name, options, build in (("edit", EditOptions, build_edit), ("insert", InsertOptions, build_insert)):
         command = add(name, help=options.__doc__.rstrip("."))
         add_options(command, options)
-        command.set_defaults(run=lambda args, build=build: run(args, build))
-        for word, arguments in (OPTIONS_OF_EDITS if name == "edit" else {}).items():
-            command.add_argument(word, action=OfEdit, default=argparse.SUPPRESS, **arguments)
+        command.set_defaults(run=functools.partial(run, build=build))
+        if name == "edit":
+            add_edit_options(command)
 
 
 def run(args: Any, build: Callable[..., EditingJob]) -> None:
@@ -129,31 +130,22 @@ class OfEdit(argparse.Action):
             edits[-1][self.dest] = True if self.nargs == 0 else values
 
 
-# Arguments of `add_argument` for the options that `OfEdit` collects.
-OPTIONS_OF_EDITS = {
-    "--set": {
-        "nargs": "+", "metavar": ("NAME", "VALUE"),
-        "help": "new value of basecolor, roughness or metallic: #rrggbb, or numbers 0 to 1",
-    },
-    "--scale": {
-        "nargs": "+", "metavar": ("NAME", "FACTOR"), "help": "factor on a buffer, for a basecolor on linear light",
-    },
-    "--replace": {
-        "nargs": "+", "metavar": ("NAME", "PATH"), "help": "image or clip in a buffer's place",
-    },
-    "--mask": {
-        "type": cli.path, "metavar": "PATH", "help": "area of the edit: an image, or a clip of as many frames",
-    },
-    "--color-range": {
-        "nargs": "+", "metavar": ("COLOR", "DISTANCE"), "help": "area: basecolors within a distance of a color",
-    },
-    "--depth-range": {
-        "type": float, "nargs": 2, "metavar": ("NEAR", "FAR"), "help": "area: depths in a range, 0 to 1",
-    },
-    "--invert": {"nargs": 0, "help": "edit the area outside of the masks instead"},
-    "--feather": {"type": float, "metavar": "PIXELS", "help": "half width of soft edges of the area, in pixels"},
-    "--then": {"nargs": 0, "help": "begin another edit, with masks of its own"},
-}  # fmt: skip
+def add_edit_options(command: cli.Parser) -> None:
+    """Add the options that `OfEdit` collects."""
+    add = functools.partial(command.add_argument, action=OfEdit, default=argparse.SUPPRESS)
+    value = "new value of basecolor, roughness or metallic: #rrggbb, or numbers 0 to 1"
+    add("--set", nargs="+", metavar=("NAME", "VALUE"), help=value)
+    factor = "factor on a buffer, for a basecolor on linear light"
+    add("--scale", nargs="+", metavar=("NAME", "FACTOR"), help=factor)
+    add("--replace", nargs="+", metavar=("NAME", "PATH"), help="image or clip in a buffer's place")
+    mask = "area of the edit: an image, or a clip of as many frames"
+    add("--mask", type=cli.path, metavar="PATH", help=mask)
+    colors = "area: basecolors within a distance of a color"
+    add("--color-range", nargs="+", metavar=("COLOR", "DISTANCE"), help=colors)
+    add("--depth-range", type=float, nargs=2, metavar=("NEAR", "FAR"), help="area: depths in a range, 0 to 1")
+    add("--invert", nargs=0, help="edit the area outside of the masks instead")
+    add("--feather", type=float, metavar="PIXELS", help="half width of soft edges of the area, in pixels")
+    add("--then", nargs=0, help="begin another edit, with masks of its own")
 
 
 def build_edit(config: RunConfig, args: Any, encoding: InputEncoding, cameras: np.ndarray | None) -> EditJob:

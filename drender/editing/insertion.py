@@ -43,15 +43,10 @@ GUIDE_LIGHT, GUIDE_AMBIENT = np.array([0.3, 0.8, 0.52], np.float32), 0.35
 
 @dataclass(frozen=True)
 class Layer:
-    """One frame of an object.
+    """One frame of an object."""
 
-    Attributes:
-      images: stored image `h w 3` by label, of the object alone: edge pixels are not mixed with a background.
-      coverage: share of each pixel that the object covers, in [0, 1].
-    """
-
-    images: Mapping[str, Image]
-    coverage: Mask
+    images: Mapping[str, Image]  # as stored, of the object alone: edge pixels are not mixed with a background
+    coverage: Mask  # share of each pixel that the object covers, in [0, 1]
 
     @classmethod
     def from_mask(cls, images: Mapping[str, Image], coverage: Mask) -> "Layer":
@@ -72,7 +67,7 @@ class Layer:
 def insert(
     buffers: Mapping[str, Image], layer: Layer, own: tuple[float, float], place: tuple[float, float]
 ) -> tuple[dict[str, Image], Mask]:
-    """Composite an object into the buffers of a frame.
+    """Composite an object into the buffers of a frame; return them, and the visible share of the object in each pixel.
 
     Surfaces in front of the object by more than OCCLUSION_SOFTNESS hide it. Edges mix by coverage: colors in linear
     light, normals as vectors that are renormalized. Where the object is invisible, every buffer keeps its bits.
@@ -80,10 +75,6 @@ def insert(
     Args:
       own: near and far depth of the object that are mapped to `place`.
       place: near and far depth in the clip, in [0, 1].
-
-    Returns:
-      The buffers, and the visible share of the object in each pixel.
-
     Raises:
       InputError: the object lacks a buffer of the clip, or the clip has no depth.
     """
@@ -129,12 +120,10 @@ def place_depth(layer: Layer, depth: Image, place: tuple[float, ...] | None) -> 
     """Return the near and far depth in the clip for an object's least and greatest depth.
 
     Args:
-      layer: a frame in which the object is visible.
-      depth: depth of the clip in that frame.
+      layer, depth: the object and the depth of the clip in a frame in which the object is visible.
       place: (near, far), or (middle,): the depth of the object's center, which is the far depth of a convex object; its
         front is nearer by half its height in units of the picture's height. None: the middle is the clip's depth behind
         the lowest row of the mask, so that the object stands on the surface there.
-
     Raises:
       InputError: the object is not visible in the frame.
     """
@@ -159,7 +148,6 @@ class FileObject:
       frame: frame to hold. None: an object of one frame is static; otherwise it has as many frames as the clip.
       encoding: of files that do not state theirs.
       cameras: camera-to-world rotations of the frames of the object, for normals in world space.
-
     Raises:
       InputError: `path` holds no readable G-buffers.
     """
@@ -191,7 +179,8 @@ class FileObject:
         """Return the object for frame `index` of the clip `name`, at (height, width) = `size`."""
         clip = self._clip(name)
         index = self.frame if self.frame is not None else index if clip.num_frames > 1 else 0
-        camera, images = None if self.cameras is None else self.cameras[index], {}
+        camera = None if self.cameras is None else self.cameras[index]
+        images = {}
         for label, paths in clip.paths.items():
             image = read_labeled(paths[index], label, clip.encoding(label), camera=camera)
             if not same_aspect(image.shape[:2], size):
@@ -217,7 +206,6 @@ class RenderedObject:
       height: height of the bounding ball, in units of the picture's height.
       turn: yaw about the vertical, pitch and roll in degrees; (0, 0, 0) shows the side that faces +z.
       fov: vertical field of view in degrees.
-
     Raises:
       InputError: a value is out of range, the mesh is unreadable, or the extra `data` is not installed.
     """
@@ -266,19 +254,18 @@ class RenderedObject:
 
         tracer, (height, width) = Tracer(size, spp=1), size
         extent = np.tan(self.fov / 2) * CAMERA_DISTANCE  # half the picture's height in world units at the object
-        radius = ball_radius(self.height, self.fov)
         x, y = (2 * self.position[0] - 1) * extent * width / height, (1 - 2 * self.position[1]) * extent
         rotation = Rotation.from_euler("YXZ", self.turn, degrees=True).as_matrix()
+        placed = self._mesh.placed(rotation, ball_radius(self.height, self.fov), np.array([x, y, -CAMERA_DISTANCE]))
         tracer.set_materials(self._surfaces)
-        tracer.set_objects([self._mesh.placed(rotation, radius, np.array([x, y, -CAMERA_DISTANCE]))])
+        tracer.set_objects([placed])
         frame = tracer.surfaces(np.eye(4, dtype=np.float32), self.fov)
         alone = {name: getattr(frame, name) / np.maximum(frame.coverage, 1e-6) for name in RENDERED}
         alone["normal"] = renormalize_normals(encode_normal(alone["normal"]))
         alone["basecolor"] = to_stored("basecolor", alone["basecolor"].clip(0, 1))
-        far = max(frame.far, 1e-6)
-        alone["depth"] = alone["depth"] / far
-        full = {label: np.broadcast_to(image, (height, width, 3)) for label, image in alone.items()}
-        return Layer({label: image.astype(np.float32) for label, image in full.items()}, frame.coverage)
+        alone["depth"] = alone["depth"] / max(frame.far, 1e-6)
+        images = {label: np.broadcast_to(x, (height, width, 3)).astype(np.float32) for label, x in alone.items()}
+        return Layer(images, frame.coverage)
 
 
 def ball_radius(height: float, fov: float) -> float:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from drender.config import DOMAINS
 from drender.editing.insertion import FileObject, Layer, RenderedObject, add_diffuse_albedo, guide, insert, place_depth
-from drender.editing.materials import check_labels, edit, set_to
+from drender.editing.materials import edit, set_to
 from drender.editing.steps import EditStep
 from drender.errors import InputError, extent, say
 from drender.files import list_dir, map_collecting_errors
@@ -50,18 +50,12 @@ class Change:
 
 @dataclass(frozen=True)
 class EditingJob(ClipJob):
-    """A job whose unchanged images keep their values, and their bits where `bits` is None.
-
-    Attributes:
-      bits: of the PNG files, 8 or 16; None: those of each label in the input.
-      encoding: of input files that do not state theirs.
-      cameras: camera-to-world rotations of the frames, for normals in world space.
-    """
+    """A job whose unchanged images keep their values, and their bits where `bits` is None."""
 
     run: RunConfig
-    bits: int | None = None
-    encoding: InputEncoding = DEFAULT
-    cameras: Cameras = None
+    bits: int | None = None  # of the PNG files, 8 or 16; None: those of each label in the input
+    encoding: InputEncoding = DEFAULT  # of input files that do not state theirs
+    cameras: Cameras = None  # camera-to-world rotations of the frames, for normals in world space
 
     def required_labels(self) -> tuple[str, ...]:
         """Return the labels that a clip must have."""
@@ -98,7 +92,8 @@ class EditingJob(ClipJob):
     def run_chunk(self, change: Change, clip: BufferChunks, chunk: Chunk, outputs, *, progress: bool, stop: Event):
         (output,) = outputs
         change.whole |= chunk is clip.chunks[0]
-        formats = {label: ImageFormat(bits=self.bits or _stored_bits(clip.clip, label)) for label in output.labels}
+        files = clip.clip.paths | {GUIDE: clip.clip.paths.get("rgb", ())}
+        formats = {label: ImageFormat(bits=self.bits or max(map(stored_bits, files[label]))) for label in output.labels}
         for i in tqdm(range(chunk.num_frames), disable=None if progress else True, leave=False, unit="frame"):
             images = {label: clip.read(chunk, i, label) for label in clip.clip.labels}
             _check_one_size(clip.name, images)
@@ -114,10 +109,6 @@ def _recorded_labels(source: Path) -> list[str]:
     folders = [source, *(entry for entry in list_dir(source) if entry.is_dir())] if source.is_dir() else []
     labels = [label for folder in folders for label in read_record(folder / f"{COMMAND}.json").get("labels", [])]
     return [label for label in dict.fromkeys(labels) if label != GUIDE]
-
-
-def _stored_bits(clip: GBufferClip, label: str) -> int:
-    return max(map(stored_bits, clip.paths["rgb" if label == GUIDE else label]))
 
 
 def _check_one_size(clip_name: str, images: Images) -> None:
@@ -142,16 +133,15 @@ class EditJob(EditingJob):
         return tuple(dict.fromkeys(label for step in self.steps for label in step.labels))
 
     def change(self, clip: BufferChunks) -> Change:
-        return _Edits(self.steps, clip.name, clip.num_frames)
+        return _Edits(self.steps, clip)
 
 
 class _Edits(Change):
-    def __init__(self, steps: Sequence[EditStep], clip_name: str, num_frames: int):
+    def __init__(self, steps: Sequence[EditStep], clip: BufferChunks):
+        of_clip = lambda companion: companion.of(clip.name, clip.num_frames)
         self.steps = steps
-        self.masks = [step.mask and step.mask.of(clip_name, num_frames) for step in steps]
-        self.textures = [
-            {label: images.of(clip_name, num_frames) for label, images in step.replace.items()} for step in steps
-        ]
+        self.masks = [step.mask and of_clip(step.mask) for step in steps]
+        self.textures = [{label: of_clip(images) for label, images in step.replace.items()} for step in steps]
         self.without_effect = dict.fromkeys(range(1, len(steps) + 1))  # numbers of edits whose mask was empty so far
 
     def __call__(self, images: Images, index: int) -> Images:
@@ -179,26 +169,17 @@ class _Edits(Change):
 
 @dataclass(frozen=True)
 class InsertJob(EditingJob):
-    """An object put into clips.
-
-    Attributes:
-      inserted: the object.
-      place: its depth in the clip, as for `insertion.place_depth`.
-      material: buffer -> value that the whole object gets, as for `edit`.
-      guide: write a picture of the object over the RGB too.
-      own_light: if given, write the clip's own light, estimated without the object.
-    """
+    """An object put into clips."""
 
     title: ClassVar[str] = "G-buffers with an inserted object"
 
     inserted: FileObject | RenderedObject | None = None
-    place: tuple[float, ...] | None = None
-    material: Mapping[str, str] = field(default_factory=dict)
-    guide: bool = False
-    own_light: Lights | None = None
+    place: tuple[float, ...] | None = None  # its depth in the clip, as for `insertion.place_depth`
+    material: Mapping[str, str] = field(default_factory=dict)  # values of the whole object by label, as for `edit`
+    guide: bool = False  # write a picture of the object over the RGB too
+    own_light: Lights | None = None  # if given, write the clip's own light, estimated without the object
 
     def __post_init__(self):
-        check_labels(list(self.material), list(self.material))
         for label, value in self.material.items():
             set_to(label, value)
         place = self.place or (0.0,)
@@ -227,11 +208,11 @@ class InsertJob(EditingJob):
         super().run_chunk(change, clip, chunk, outputs, **control)
 
 
+@dataclass
 class _Insertion(Change):
+    job: InsertJob
+    clip: BufferChunks
     unseen = "the object is not visible in any frame; give another --position or --depth, or check its mask"
-
-    def __init__(self, job: InsertJob, clip: BufferChunks):
-        self.job, self.clip = job, clip
 
     def __call__(self, images: Images, index: int) -> Images:
         layer = self.layer(index, images["depth"].shape[:2])

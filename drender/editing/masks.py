@@ -27,7 +27,6 @@ class Companion:
       option: name of the option, for error messages.
       path: an image, a video, a folder of frames or of G-buffers, or a folder of these.
       label: image kind to read from folders of G-buffers.
-
     Raises:
       InputError: `path` holds nothing readable.
     """
@@ -65,7 +64,7 @@ class CompanionFrames:
 
     def __init__(self, option: str, clip: Clip):
         self._option, self._clip = option, clip
-        self._next, self._frames, self._image = 0, None, None
+        self._index, self._image, self._frames = -1, None, None  # the last image that was read, and those after it
 
     def at(self, index: int, size: tuple[int, int], crop: bool = False) -> Float32[np.ndarray, "h w 3"]:
         """Return frame `index`, stretched to (height, width) = `size` as renderers stretch to multiples of 64.
@@ -73,11 +72,10 @@ class CompanionFrames:
         With `crop`, an image of another aspect covers the size and is center-cropped; without it, raise InputError.
         """
         index = 0 if self._clip.num_frames == 1 else index
-        if self._image is None or index != self._next - 1:
-            if self._frames is None or index < self._next:  # a video cannot seek: read it again from its first frame
-                self._next, self._frames = index, self._clip.frames(index)
-            while self._next <= index:
-                self._image, self._next = next(self._frames), self._next + 1
+        if index < self._index or self._frames is None:  # a video cannot seek: read it again from its first frame
+            self._index, self._frames = index - 1, self._clip.frames(index)
+        while self._index < index:
+            self._image, self._index = next(self._frames), self._index + 1
         image = self._image
         if same_aspect(image.shape[:2], size):
             return resize(image, size)
@@ -107,6 +105,6 @@ def same_aspect(source: tuple[int, int], size: tuple[int, int]) -> bool:
     Inverse renderers scale frames and round their sides up to multiples of 64, which stretches them. Sizes that are not
     multiples of 64 may differ by one pixel of rounding.
     """
-    below, above = (64, 0) if not any(side % 64 for side in size) else (1, 1)
+    below, above = (1, 1) if any(side % 64 for side in size) else (64, 0)
     scales = [((side - below) / own, (side + above) / own) for own, side in zip(source, size, strict=True)]
     return max(low for low, _ in scales) < min(high for _, high in scales)

@@ -43,7 +43,10 @@ def edit(
     result = {label: np.asarray(image, np.float32) for label, image in buffers.items()}
     changes = [(label, set_to(label, value)) for label, value in (set or {}).items()]
     factors = [(label, scale_by(label, value)) for label, value in (scale or {}).items()]
-    textures = [(label, _texture(label, image)) for label, image in (replace or {}).items()]
+    textures = [
+        (label, image if label in COLORS else image.mean(axis=-1, keepdims=True))
+        for label, image in (replace or {}).items()
+    ]
     check_labels([label for label, _ in (*changes, *factors, *textures)], buffers)
     for label, factor in factors:
         light = to_linear(label, result[label]) * factor
@@ -51,10 +54,6 @@ def edit(
     for label, value in (*changes, *textures):
         result[label] = blend(label, result[label], value, mask)
     return result
-
-
-def _texture(label: str, image: Image) -> Float32[np.ndarray, "*b h w _c"]:
-    return np.asarray(image if label in COLORS else image.mean(axis=-1, keepdims=True), np.float32)
 
 
 def blend(label: str, image: Image, value: np.ndarray, mask: Mask | None) -> Float32[np.ndarray, "*b h w 3"]:
@@ -95,46 +94,34 @@ def check_labels(labels: Sequence[str], buffers: Mapping | Sequence[str]) -> Non
 
 def set_to(label: str, value: Value) -> Float32[np.ndarray, "3"]:
     """Parse a value of `edit`'s `set` to three channels; raise InputError if it is invalid for the buffer."""
-    numbers = color(value) if label in COLORS else _numbers(f"{label} value", value, (1,))
-    if not ((numbers >= 0) & (numbers <= 1)).all():
-        raise InputError(f"{label}: expected values from 0 to 1, got {_format_value(value)}")
-    return np.broadcast_to(numbers, 3)
+    return color(value) if label in COLORS else np.broadcast_to(_numbers(label, value, (1,), 1), 3)
 
 
 def scale_by(label: str, value: Value) -> Float32[np.ndarray, " _n"]:
     """Parse a factor of `edit`'s `scale`, for a color one or three; raise InputError if it is invalid."""
-    numbers = _numbers(f"{label} factor", value, (1, 3) if label in COLORS else (1,))
-    if not (numbers >= 0).all():
-        raise InputError(f"{label}: expected a factor of 0 or more, got {_format_value(value)}")
-    return numbers
+    return _numbers(f"{label} factor", value, (1, 3) if label in COLORS else (1,), np.inf)
 
 
 def color(value: Value) -> Float32[np.ndarray, "3"]:
     """Parse "#rrggbb", one gray or three sRGB-encoded numbers in [0, 1]; raise InputError for anything else."""
     if isinstance(value, str) and re.fullmatch("#[0-9a-fA-F]{6}", value):
         return np.array([int(value[i : i + 2], 16) for i in (1, 3, 5)], np.float32) / 255
-    numbers = np.broadcast_to(_numbers("color", value, (1, 3)), 3)
-    if not ((numbers >= 0) & (numbers <= 1)).all():
-        raise InputError(f"color {_format_value(value)}: its numbers must be from 0 to 1; or write #rrggbb")
-    return numbers
+    return np.broadcast_to(_numbers("color", value, (1, 3), 1), 3)
 
 
-def _numbers(name: str, value: Value, counts: tuple[int, ...]) -> Float32[np.ndarray, " _n"]:
+def _numbers(name: str, value: Value, counts: tuple[int, ...], most: Number) -> Float32[np.ndarray, " _n"]:
+    """Parse finite numbers from 0 to `most`, of one of the counts; raise InputError for anything else."""
     words = value.split() if isinstance(value, str) else np.atleast_1d(value)
-    expected = "one number" if counts == (1,) else "one or three numbers"
-    expected += " or #rrggbb" if name == "color" else ""
-    error = InputError(f"{name}: expected {expected}, got {_format_value(value)}")
     try:
         numbers = np.array([float(word) for word in words], np.float32)
     except (TypeError, ValueError):
-        raise error from None
-    if len(numbers) not in counts or not np.isfinite(numbers).all():
-        raise error
+        numbers = np.array([np.nan])
+    if len(numbers) not in counts or not ((numbers >= 0) & (numbers <= most) & np.isfinite(numbers)).all():
+        expected = "#rrggbb, or " if name == "color" else ""
+        expected += "one number" if counts == (1,) else "one or three numbers"
+        expected += " of 0 or more" if most == np.inf else f" from 0 to {most}"
+        raise InputError(f"{name}: expected {expected}, got {' '.join(map(str, words))}")
     return numbers
-
-
-def _format_value(value: Value) -> str:
-    return value if isinstance(value, str) else " ".join(f"{x}" for x in np.atleast_1d(value))
 
 
 # --- Masks ---

@@ -15,24 +15,16 @@ MAX_FEATHER = 1000  # pixels
 
 @dataclass(frozen=True)
 class EditStep:
-    """One edit: what changes, and where. Without any kind of mask it applies everywhere.
+    """One edit: what changes, and where. Without any kind of mask it applies everywhere, else where all agree."""
 
-    Attributes:
-      set, scale: as for `edit`.
-      replace: label -> images that take the buffer's place.
-      mask, colors, depths: the edit applies where all that are given agree; (color, distance) and (near, far).
-      invert: apply it everywhere else instead.
-      feather: half width of soft edges, in pixels.
-    """
-
-    set: Mapping[str, str]
+    set: Mapping[str, str]  # this and the next as for `edit`
     scale: Mapping[str, str]
-    replace: Mapping[str, Companion]
+    replace: Mapping[str, Companion]  # images that take the buffer's place
     mask: Companion | None = None
-    colors: tuple[str, float] | None = None
-    depths: tuple[float, float] | None = None
-    invert: bool = False
-    feather: float = 0.0
+    colors: tuple[str, float] | None = None  # color, distance
+    depths: tuple[float, float] | None = None  # near, far
+    invert: bool = False  # apply it everywhere else instead
+    feather: float = 0.0  # half width of soft edges, in pixels
 
     @classmethod
     def parse(
@@ -90,13 +82,13 @@ def _label_and_value(option: str, words: Sequence[str]) -> tuple[str, str]:
 def _color_range(words: Sequence[str]) -> tuple[str, float]:
     """Return the color, of one word or three, and the distance from it."""
     where = f"--color-range {' '.join(words)}"
-    words = " ".join(words).split()  # which may have been quoted together
-    center = " ".join(words[:-1])
+    *center, last = " ".join(words).split() or [""]  # which may have been quoted together
+    center = " ".join(center)
     try:
-        distance = float(words[-1]) if center else None
+        distance = float(last)
     except ValueError:
-        distance = None
-    if distance is None:
+        center = ""
+    if not center:
         raise InputError(f"{where}: give a color and a distance, such as '#c03020 0.2'")
     with naming(where):
         materials.color_range(np.zeros((1, 1, 3), np.float32), center, distance)  # raises InputError

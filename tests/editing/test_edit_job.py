@@ -2,15 +2,14 @@
 
 import functools
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import OpenImageIO as oiio
 import pytest
+from helpers.runs import contents
 
 import sample
-from drender import cli
 from drender.config import CONDITIONS
 from drender.editing.materials import feather
 from drender.media.color import linear_to_srgb
@@ -21,16 +20,8 @@ LABELS = ("rgb", *CONDITIONS)
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """run("edit", …) -> (exit code, stdout, stderr), in this process."""
-
-    def call(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.run(sample.main)
-        return (stopped.value.code, *capsys.readouterr())
-
-    return call
+def run(run_main):
+    return functools.partial(run_main, sample.main, "sample.py")
 
 
 def stored(path: Path) -> np.ndarray:
@@ -49,10 +40,6 @@ def write_gbuffers(folder: Path, chunks=(3,), labels=LABELS, bits=8, size=(8, 8)
         whole = {"settings": record, "labels": list(labels), "chunks": list(range(len(chunks))), "finished": True}
         (folder / "inverse.json").write_text(json.dumps(whole))
     return folder
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.parametrize("bits", [8, 16])
@@ -262,7 +249,7 @@ def test_empty_mask_warns(run, tmp_path):
         ),
         (
             ("--set", "roughness", "1", "--color-range", "red", "1"),
-            "--color-range red 1: color: expected one or three numbers or #rrggbb, got red",
+            "--color-range red 1: color: expected #rrggbb, or one or three numbers from 0 to 1, got red",
         ),
         (
             ("--set", "roughness", "1", "--depth-range", "1", "0"),

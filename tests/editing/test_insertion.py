@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import sample
-from drender import ForwardRenderer, cli, environment_maps
+from drender import ForwardRenderer, environment_maps
 from drender.assets import GBUFFERS
 from drender.config import CONDITIONS
 from drender.editing.insertion import (
@@ -148,16 +148,8 @@ def test_guide_equals_picture_outside_object():
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """run(*arguments) -> (exit code, stdout, stderr) of `sample.py insert`, in this process."""
-
-    def call(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sample.py", "insert", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.run(sample.main)
-        return (stopped.value.code, *capsys.readouterr())
-
-    return call
+def run(run_main):
+    return functools.partial(run_main, sample.main, "sample.py", "insert")
 
 
 def write_scene(folder: Path, frames: int = 2, labels=(*CONDITIONS, "rgb"), size=(32, 32)) -> Path:
@@ -245,7 +237,7 @@ def test_objects_that_do_not_fit_are_one_line(run, tmp_path):
         (clip, ("--object", fewer), "has no basecolor, no metallic, no roughness, which clip 'scene' has"),
         (clip, ("--object", wide), "expected basecolor of the clip's aspect ratio, 32x32, got 48x32"),
         (clip, ("--object", good, "--depth", 0.5, 0.4), "--depth 0.5 0.4: must be one depth, or NEAR FAR"),
-        (clip, ("--object", good, "--metallic", 2), "metallic: expected values from 0 to 1, got 2"),
+        (clip, ("--object", good, "--metallic", 2), "metallic: expected one number from 0 to 1, got 2"),
         (clip, ("--object", good, "--height", 0.3), "--height is for meshes and shapes"),
         (clip, ("--object", "sphere", "--object-frame", 0), "--object-frame is for folders of G-buffers"),
         (flat_clip, ("--object", good, "--guide"), "clip 'flat' has no 'rgb'"),
