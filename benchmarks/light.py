@@ -17,7 +17,7 @@ import numpy as np
 from drender import ForwardRenderer, InverseRenderer, cli, environment_maps
 from drender.config import DEFAULT_PASSES
 from drender.data.clips import LabeledClip, open_clips
-from drender.lighting import estimate_environment
+from drender.lighting.estimation import estimate_environment
 from drender.lighting.latlong import load_latlong
 from drender.lighting.latlong_grid import pixel_directions, resize_latlong
 from drender.media.color import LUMINANCE

@@ -3,17 +3,14 @@
 import numpy as np
 from jaxtyping import Float, Float32
 
+Points = Float[np.ndarray, "p 3"]
 MIN_ROUGHNESS = 0.2  # sharper highlights would fall between the directions of a coarse grid
 
 
 def light_kernels(
-    normals: Float[np.ndarray, "p 3"],
-    views: Float[np.ndarray, "p 3"],
-    basecolor: Float[np.ndarray, "p 3"],
-    roughness: Float[np.ndarray, "p 1"],
-    metallic: Float[np.ndarray, "p 1"],
-    directions: Float[np.ndarray, "j 3"],
-) -> Float32[np.ndarray, "3 p j"]:
+    normals: Points, views: Points, basecolor: Points, roughness: Float[np.ndarray, "p 1"],
+    metallic: Float[np.ndarray, "p 1"], directions: Float[np.ndarray, "j 3"],
+) -> Float32[np.ndarray, "3 p j"]:  # fmt: skip
     """Return BRDF times cosine, for red, green and blue, of light from each direction at each surface point.
 
     Args:

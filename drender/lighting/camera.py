@@ -79,14 +79,12 @@ def light_orientation(yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -
 
 
 def read_poses(path: str | Path, relative: bool = False) -> Float32[np.ndarray, "f 4 4"]:
-    """Read the camera-to-world matrices `frames[i].transform_matrix` of a transforms.json (OpenGL axes).
+    """Return the camera-to-world matrices `frames[i].transform_matrix` of a transforms.json (OpenGL axes).
 
-    Args:
-      relative: return inverse(first) · pose, so that the light is upright for the first camera, whatever the vertical
-        axis of the file's world.
-    Returns:
-      Poses in natural order of `file_path`, as the frames of a clip, or in file order unless every frame has one;
-      without the scale that cameras inherit in Blender.
+    They are in natural order of `file_path`, as the frames of a clip, or in file order unless every frame has one. The
+    scale that cameras inherit in Blender is taken off. `relative` returns inverse(first) · pose, so that the light is
+    upright for the first camera, whatever the vertical axis of the file's world.
+
     Raises:
       InputError: unreadable file, missing key, or a matrix that is no rigid transform.
     """
@@ -102,13 +100,16 @@ def read_poses(path: str | Path, relative: bool = False) -> Float32[np.ndarray, 
         raise InputError(f"{path} holds no list of poses ({error}); {EXPECTED}") from error
     if poses.shape[1:] != (4, 4) or not np.isfinite(poses).all():
         raise InputError(f"{path}: every transform_matrix must be 4x4 and finite, found shape {poses.shape[1:]}")
-    for index, pose in enumerate(poses):
-        if not _is_rigid(pose):
-            raise InputError(
-                f"{path}: transform_matrix {index} is not a camera pose; expected a rotation with columns "
-                "right, up and backward, a position, and a last row 0 0 0 1"
-            )
-    poses[:, :3, :3] /= np.cbrt(np.linalg.det(poses[:, :3, :3]))[:, None, None]
+    rotations = poses[:, :3, :3]
+    with np.errstate(all="ignore"):  # of huge numbers
+        scales = np.cbrt(np.linalg.det(rotations))[:, None, None]  # not positive if a pose mirrors
+        squares = rotations @ rotations.swapaxes(1, 2) / scales**2  # not the identity if it shears
+        turned = (scales > 0) & np.isclose(squares, np.eye(3), atol=0.01)
+    rigid = turned.all(axis=(1, 2)) & (poses[:, 3] == [0, 0, 0, 1]).all(axis=1)
+    if not rigid.all():
+        expected = "a rotation with columns right, up and backward, a position, and a last row 0 0 0 1"
+        raise InputError(f"{path}: transform_matrix {np.argmin(rigid)} is not a camera pose; expected {expected}")
+    rotations /= scales
     if relative:
         poses = np.linalg.inv(poses[0]) @ poses
     return poses.astype(np.float32)
@@ -118,12 +119,3 @@ def require_poses(subject: str, num_frames: int, poses: Sized | None) -> None:
     """Raise InputError if there are poses, but fewer than frames; `subject` begins the message."""
     if poses is not None and len(poses) < num_frames:
         raise InputError(f"{subject} has {num_frames} frames, but --poses only {len(poses)}; give one for each")
-
-
-def _is_rigid(pose: np.ndarray) -> bool:
-    """Return whether a 4×4 matrix only rotates, translates and scales uniformly: no mirror, no shear."""
-    rotation = pose[:3, :3]
-    with np.errstate(all="ignore"):  # of huge numbers
-        scale = np.cbrt(np.linalg.det(rotation))
-        rigid = scale > 0 and np.allclose(rotation @ rotation.T / scale**2, np.eye(3), atol=0.01)
-    return bool(rigid and (pose[3] == [0, 0, 0, 1]).all())

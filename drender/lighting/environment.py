@@ -9,32 +9,15 @@ from jaxtyping import Array, ArrayLike, Float32, Int
 
 from drender.errors import InputError
 from drender.lighting.camera import camera_rotations, light_angles, light_orientation
-from drender.lighting.latlong import (
-    automatic_exposure,
-    blur_sphere,
-    box_downsample,
-    list_map_files,
-    load_latlong,
-    range_warning,
-)
-from drender.lighting.projection import CUBE_SIZE, check_projection, latlong_to_cube, project
+from drender.lighting.latlong import automatic_exposure, list_map_files, load_latlong, range_warning
+from drender.lighting.projection import check_projection, latlong_to_cube, prefiltered, project
 
 
 def environment_maps(
-    source: str | Path | ArrayLike,
-    num_frames: int = 24,
-    size: tuple[int, int] = (512, 512),
-    rotation: float = 180.0,
-    flip: bool = False,
-    strength: float = 1.0,
-    rotate_light: bool = False,
-    elevation: float = 0.0,
-    poses: ArrayLike | None = None,
-    projection: str = "frame",
-    *,
-    elevation_sign: str = "released",
-    **options,
-) -> dict[str, Float32[Array, "f H W 3"]]:
+    source: str | Path | ArrayLike, num_frames: int = 24, size: tuple[int, int] = (512, 512), rotation: float = 180.0,
+    flip: bool = False, strength: float = 1.0, rotate_light: bool = False, elevation: float = 0.0,
+    poses: ArrayLike | None = None, projection: str = "frame", *, elevation_sign: str = "released", **options,
+) -> dict[str, Float32[Array, "f H W 3"]]:  # fmt: skip
     """Return the maps `env_ldr`, `env_log`, `env_nrm` of a clip, with f = `num_frames` and (H, W) = `size`.
 
     Args:
@@ -65,20 +48,6 @@ def load_environment(
     return latlong_to_cube(load_latlong(source, rotation, flip, strength), light_orientation())
 
 
-def prefiltered(image: Float32[np.ndarray, "h w 3"], size: tuple[int, int]) -> Float32[np.ndarray, "_h _w 3"]:
-    """Average a map over the pixels of images of `size` (height, width), unless it is as coarse as they are.
-
-    A source of light smaller than a pixel then keeps its energy wherever it lies between pixel centers, so it does not
-    flicker as it turns. The filter's standard deviation is half a pixel of the images or the cube map.
-    """
-    pitch = max(180 / size[0], 360 / size[1], 90 / CUBE_SIZE)
-    height = image.shape[0]
-    if height * pitch <= 180:
-        return image
-    averaged = box_downsample(image.astype(np.float64), int(pitch / 4 * height / 180))
-    return blur_sphere(averaged.astype(np.float32), pitch / 2)
-
-
 class Environment:
     """The light of a clip: one lat-long map for all frames, or one per frame, of which one is in memory at a time.
 
@@ -99,12 +68,11 @@ class Environment:
         exposure: float | str = 0.0, blur: float = 0.0, yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0,
         prefilter: bool = False,
     ):  # fmt: skip
-        self.name = str(source) if isinstance(source, str | Path) else "array"
         if isinstance(source, str | Path):
-            self.per_frame = Path(source).is_dir()
+            self.name, self.per_frame = str(source), Path(source).is_dir()
             self._sources = list_map_files(source) if self.per_frame else [source]
         else:
-            self.per_frame = np.ndim(source) == 4
+            self.name, self.per_frame = "array", np.ndim(source) == 4
             self._sources = source if self.per_frame else [source]
         if not len(self._sources):
             raise InputError("environment array holds no maps; give at least one")
@@ -120,10 +88,8 @@ class Environment:
     def require(self, num_frames: int, clip: str) -> None:
         """Raise InputError if there is one map per frame, but fewer than the `num_frames` of `clip`."""
         if self.per_frame and len(self._sources) < num_frames:
-            raise InputError(
-                f"{clip} has {num_frames} frames, but environment {self.name} only {len(self._sources)} maps; "
-                "give one for each, or one file for all"
-            )
+            maps = f"environment {self.name} only {len(self._sources)} maps"
+            raise InputError(f"{clip} has {num_frames} frames, but {maps}; give one for each, or one file for all")
 
     def cube(self, frame: int, size: tuple[int, int]) -> Float32[Array, "6 n n 3"]:
         """Return the cube map that lights a frame, for images of this (height, width)."""
@@ -135,13 +101,9 @@ class Environment:
         return cube
 
     def maps(
-        self,
-        frames: Int[np.ndarray, " f"],
-        size: tuple[int, int],
-        rotations: Float32[np.ndarray, "f 3 3"],
-        angles: Float32[np.ndarray, " f"],
-        projection: str = "frame",
-    ) -> dict[str, Float32[Array, "f H W 3"]]:
+        self, frames: Int[np.ndarray, " f"], size: tuple[int, int], rotations: Float32[np.ndarray, "f 3 3"],
+        angles: Float32[np.ndarray, " f"], projection: str = "frame",
+    ) -> dict[str, Float32[Array, "f H W 3"]]:  # fmt: skip
         """Return the maps of `project` for these frames, with one camera rotation and one light angle per frame."""
         if not self.per_frame:
             return project(self.cube(0, size), size, rotations, angles, projection)
@@ -158,7 +120,6 @@ class Environment:
             image = prefiltered(image, size)
         if not self._warned and (size is not None or not self._prefilter) and (problem := range_warning(image)):
             self._warned = True
-            warnings.warn(
-                f"environment {source if isinstance(source, str | Path) else 'array'} {problem}", stacklevel=2
-            )
+            name = source if isinstance(source, str | Path) else "array"
+            warnings.warn(f"environment {name} {problem}", stacklevel=2)
         return latlong_to_cube(image, self._orientation)

@@ -20,7 +20,7 @@ from drender.errors import InputError
 from drender.lighting.brdf import light_kernels
 from drender.lighting.camera import camera_rotations
 from drender.lighting.latlong_grid import pixel_directions, pixel_index, resize_latlong, smoothness_matrix
-from drender.lighting.visibility import find_blockers, nearest_distance
+from drender.lighting.visibility import Frame, find_blockers, nearest_distance
 from drender.media.color import LUMINANCE, linear_to_srgb, srgb_to_linear
 from drender.media.encodings import check_values, decode_normal
 
@@ -42,12 +42,9 @@ SLOPE = 0.9  # of the prior: the zenith has 1 + SLOPE, the nadir 1 − SLOPE
 
 
 def estimate_environment(
-    rgb: Float[np.ndarray, "f h w 3"],
-    buffers: Mapping[str, Float[np.ndarray, "f _h _w 3"]],
-    fov: float | None = None,
-    poses: ArrayLike | None = None,
-    size: tuple[int, int] = (32, 64),
-) -> Float32[np.ndarray, "H W 3"]:
+    rgb: Float[np.ndarray, "f h w 3"], buffers: Mapping[str, Float[np.ndarray, "f _h _w 3"]], fov: float | None = None,
+    poses: ArrayLike | None = None, size: tuple[int, int] = (32, 64),
+) -> Float32[np.ndarray, "H W 3"]:  # fmt: skip
     """Return the distant light of a clip as a lat-long map of linear radiance.
 
     `environment_maps(result, poses=poses)` lights the G-buffers as the clip is lit. The light stands still in the world
@@ -68,21 +65,19 @@ def estimate_environment(
     if min(size) < 1:
         raise InputError(f"environment size {size[0]}x{size[1]} is not positive")
     rng = np.random.default_rng(0)
-    sampled = zip(*(_sample(frame, MAX_PIXELS // len(frames), rng) for frame in frames), strict=True)
-    surface, background = (type(parts[0])(*map(np.concatenate, zip(*parts, strict=True))) for parts in sampled)
-    if not len(surface.seen):
+    parts = zip(*(_sample(frame, MAX_PIXELS // len(frames), rng) for frame in frames), strict=True)
+    samples = _Samples(*map(np.concatenate, parts))
+    if not len(samples.seen):
         raise InputError("no pixel shows a surface (depth below 1); give a clip with a foreground, or its right depth")
-    if (surface.seen >= SATURATED).all():
+    if (samples.seen >= SATURATED).all():
         raise InputError("all pixels of the surfaces are saturated; give a clip with a lower exposure")
-    return resize_latlong(_solve(surface, background), size)
+    return resize_latlong(_solve(samples), size)
 
 
 def shade(
-    light: Float[np.ndarray, "_H _W 3"],
-    buffers: Mapping[str, Float[np.ndarray, "f _h _w 3"]],
-    fov: float | None = None,
-    poses: ArrayLike | None = None,
-) -> Float32[np.ndarray, "f _ _ 3"]:
+    light: Float[np.ndarray, "_H _W 3"], buffers: Mapping[str, Float[np.ndarray, "f _h _w 3"]],
+    fov: float | None = None, poses: ArrayLike | None = None,
+) -> Float32[np.ndarray, "f _ _ 3"]:  # fmt: skip
     """Return sRGB frames of G-buffers under a light of `estimate_environment`, to judge it by eye.
 
     Shadows are missing. Of more than MAX_FRAMES frames some are shown, and more than MAX_SIDE pixels are subsampled.
@@ -90,20 +85,17 @@ def shade(
     Args:
       light, buffers, fov, poses: as for `estimate_environment`.
     """
-    light = resize_latlong(np.asarray(light, np.float32), GRIDS[-1])
+    light = resize_latlong(np.asarray(light, np.float32), GRIDS[-1]).reshape(-1, 3)
     directions, solid_angles = pixel_directions(*GRIDS[-1])
-    power = light.reshape(-1, 3) * solid_angles[:, None]
+    power = light * solid_angles[:, None]
     images = []
     for frame in _read_frames(buffers["basecolor"], buffers, fov, poses):
-        views = -frame.rays / np.linalg.norm(frame.rays, axis=-1, keepdims=True)
-        turned, rows = frame.rotation.T, []
-        for row in range(len(views)):  # to bound memory
-            kernels = light_kernels(
-                frame.normals[row] @ turned, views[row] @ turned, frame.basecolor[row], frame.roughness[row],
-                frame.metallic[row], directions,
-            )  # fmt: skip
+        rows = []
+        for row in range(len(frame.views)):  # to bound memory
+            surface = frame.surface(row)
+            kernels = light_kernels(*surface, directions)
             lit = np.stack([kernel @ power[:, c] for c, kernel in enumerate(kernels)], axis=-1)
-            shown = light.reshape(-1, 3)[pixel_index(-views[row] @ turned, GRIDS[-1])]
+            shown = light[pixel_index(-surface[1], GRIDS[-1])]
             rows.append(np.where(frame.empty[row, :, None], shown, lit))
         images.append(linear_to_srgb(np.stack(rows)))
     return np.stack(images)
@@ -118,42 +110,22 @@ def check_fov(fov: float | None) -> None:
 # --- pixels -----------------------------------------------------------------------------------------------------------
 
 
-class _Frame(NamedTuple):
-    """A frame in camera axes, with linear colors; `empty` pixels have no surface; the rotation is camera-to-world."""
-
-    seen: np.ndarray
-    normals: np.ndarray
-    depth: np.ndarray
-    empty: np.ndarray
-    basecolor: np.ndarray
-    roughness: np.ndarray
-    metallic: np.ndarray
-    rays: np.ndarray
-    rotation: np.ndarray
-    nearest: float | None
-
-
-class _Surface(NamedTuple):
-    """Sampled pixels with a surface [p …], in world axes, with linear colors; the last two as from `find_blockers`."""
+class _Samples(NamedTuple):
+    """Pixels with a surface [p …], and those without [q 3], in world axes, with linear colors."""
 
     normals: np.ndarray
-    views: np.ndarray  # to the camera
+    views: np.ndarray
     basecolor: np.ndarray
     roughness: np.ndarray
     metallic: np.ndarray
     seen: np.ndarray
-    visible: np.ndarray
+    visible: np.ndarray  # this and the next as from `find_blockers`
     bounced: np.ndarray
+    directions: np.ndarray  # of the pixels without a surface
+    background: np.ndarray  # their radiance
 
 
-class _Background(NamedTuple):
-    """Pixels without a surface [p 3]: unit directions in world axes, and linear radiance."""
-
-    directions: np.ndarray
-    seen: np.ndarray
-
-
-def _read_frames(rgb, buffers, fov, poses) -> list[_Frame]:
+def _read_frames(rgb, buffers, fov, poses) -> list[Frame]:
     """Return the frames that are used, subsampled; raise InputError as `estimate_environment`."""
     if missing := [name for name in ("basecolor", "normal") if name not in buffers]:
         raise InputError(f"buffer {' and '.join(missing)} is missing, without which no light can be estimated; add it")
@@ -178,15 +150,11 @@ def _read_frames(rgb, buffers, fov, poses) -> list[_Frame]:
     depth = images.get("depth", constant(0.0))[..., 0]
     empty = (depth >= BACKGROUND_DEPTH) & (normals[..., 2] > 0.95)  # as far as depth goes, with normals to the camera
     rays = camera_rays(height, width, DEFAULT_FOV if fov is None else fov)[subsampled]
+    views = -rays / np.linalg.norm(rays, axis=-1, keepdims=True)
     nearest = nearest_distance(depth, normals, rays, empty)
     seen, basecolor = srgb_to_linear(images["rgb"]), srgb_to_linear(images["basecolor"])
-    return [
-        _Frame(
-            seen[i], normals[i], depth[i], empty[i], basecolor[i], roughness[i, ..., :1], metallic[i, ..., :1],
-            rays, rotations[frame], nearest,
-        )
-        for i, frame in enumerate(chosen)
-    ]  # fmt: skip
+    stacks = (seen, normals, depth, empty, basecolor, roughness[..., :1], metallic[..., :1], rotations[chosen])
+    return [Frame(*frame, rays, views, nearest) for frame in zip(*stacks, strict=True)]
 
 
 def camera_rays(height: int, width: int, fov: float) -> Float32[np.ndarray, "h w 3"]:
@@ -196,10 +164,9 @@ def camera_rays(height: int, width: int, fov: float) -> Float32[np.ndarray, "h w
     return np.stack([x * tangent, y * tangent, np.full(x.shape, -1.0)], axis=-1).astype(np.float32)
 
 
-def _sample(frame: _Frame, count: int, rng: np.random.Generator) -> tuple[_Surface, _Background]:
+def _sample(frame: Frame, count: int, rng: np.random.Generator) -> _Samples:
     """Return the background, and up to `count` pixels with a surface, of which rare normals are drawn more often."""
-    views = -frame.rays / np.linalg.norm(frame.rays, axis=-1, keepdims=True)
-    empty, facing = frame.empty, (frame.normals * views).sum(-1) > 0.05
+    empty, facing = frame.empty, (frame.normals * frame.views).sum(-1) > 0.05
     # The pixels next to the background show a part of it.
     rows, columns = np.nonzero(facing & ~binary_dilation(empty, np.ones((3, 3))))
     if not len(rows):
@@ -211,58 +178,44 @@ def _sample(frame: _Frame, count: int, rng: np.random.Generator) -> tuple[_Surfa
         drawn = rng.choice(len(rows), min(count, len(rows)), replace=False, p=share / share.sum())
         rows, columns = rows[drawn], columns[drawn]
     directions = pixel_directions(*GRIDS[0])[0] @ frame.rotation
-    free, blocker = find_blockers(
-        frame.depth, frame.normals, frame.rays, frame.seen, empty, rows, columns, directions, frame.nearest
-    )
-    at = lambda image: image[rows, columns]
-    turned = frame.rotation.T
-    surface = _Surface(
-        at(frame.normals) @ turned, at(views) @ turned, at(frame.basecolor), at(frame.roughness), at(frame.metallic),
-        at(frame.seen), free, blocker,
-    )  # fmt: skip
-    return surface, _Background(-views[empty] @ turned, frame.seen[empty])
+    blockers = find_blockers(frame, rows, columns, directions)
+    background = -frame.views[empty] @ frame.rotation.T, frame.seen[empty]
+    return _Samples(*frame.surface((rows, columns)), frame.seen[rows, columns], *blockers, *background)
 
 
 # --- solution ---------------------------------------------------------------------------------------------------------
 
 
-def _solve(surface: _Surface, background: _Background) -> Float32[np.ndarray, "H W 3"]:
+def _solve(samples: _Samples) -> Float32[np.ndarray, "H W 3"]:
     """Return the light on the last of GRIDS."""
-    scale = float((surface.seen @ LUMINANCE).mean()) + 1e-6  # the weights of the terms suppose a mean of 1
+    scale = float((samples.seen @ LUMINANCE).mean()) + 1e-6  # the weights of the terms suppose a mean of 1
     light, bounced = np.ones((*GRIDS[0], 3), np.float32), None
     for grid, rounds in zip(GRIDS, ROUNDS, strict=True):
         directions, solid_angles = pixel_directions(*grid)
-        kernels = light_kernels(*surface[:5], directions) * solid_angles
+        kernels = light_kernels(*samples[:5], directions) * solid_angles
         if bounced is None:  # light of known radiance
-            bounced = np.einsum("cpj,pjc->pc", kernels, surface.bounced)
-        kernels *= resize_latlong(surface.visible.T.reshape(*GRIDS[0], -1), grid).reshape(len(directions), -1).T
-        pixels = _Pixels(kernels, (surface.seen - bounced) / scale, surface.seen >= SATURATED)
-        shown = _shown_background(background, grid, scale)
+            bounced = np.einsum("cpj,pjc->pc", kernels, samples.bounced)
+        kernels *= resize_latlong(samples.visible.T.reshape(*GRIDS[0], -1), grid).reshape(len(directions), -1).T
+        pixels = kernels, (samples.seen - bounced) / scale, samples.seen >= SATURATED
+        background = _average_background(samples, grid, scale)
         light = resize_latlong(light, grid).reshape(-1, 3)
         for _ in range(rounds):
-            light = _improve(light, grid, pixels, shown)
+            light = _improve(light, grid, pixels, background)
         light = light.reshape(*grid, 3)
     return light * scale
 
 
-class _Pixels(NamedTuple):
-    """The equations of the pixels: kernels [3 p j] times the light give the target [p 3], or more where saturated."""
+def _improve(
+    light: Float32[np.ndarray, "j 3"], grid: tuple[int, int], pixels: tuple[np.ndarray, ...], background: tuple
+) -> Float32[np.ndarray, "j 3"]:
+    """Return a better light: weigh every equation by how the present light fulfills it, and solve.
 
-    kernels: np.ndarray
-    target: np.ndarray
-    saturated: np.ndarray
-
-
-class _Shown(NamedTuple):
-    """The background by direction: its share of all background pixels [j 1], mean [j 3], and whether it saturates."""
-
-    share: np.ndarray
-    radiance: np.ndarray
-    saturated: np.ndarray
-
-
-def _improve(light: Float32[np.ndarray, "j 3"], grid: tuple[int, int], pixels: _Pixels, shown: _Shown):
-    """Return a better light: weigh every equation by how the present light fulfills it, and solve."""
+    Args:
+      pixels: kernels [3 p j] that times the light give the target [p 3], or more where it is saturated [p 3].
+      background: of `_average_background`.
+    """
+    kernels, target, saturated = pixels
+    background_share, radiance, clipped = background
     directions, solid_angles = pixel_directions(*grid)
     share, luminance = solid_angles / solid_angles.sum(), light @ LUMINANCE
     mean = share @ luminance + 1e-6
@@ -270,16 +223,16 @@ def _improve(light: Float32[np.ndarray, "j 3"], grid: tuple[int, int], pixels: _
     prior = (1 + SLOPE * directions[:, 1]) * mean
     prior_weight, color_weight = PRIOR * share / (prior + 0.05), COLOR * share / (luminance + 0.05)
     smoothness = SMOOTHNESS * smoothness_matrix(grid, luminance)
-    residual = np.einsum("cpj,jc->pc", pixels.kernels, light) - pixels.target
-    weights = _robust_weights(residual @ LUMINANCE)[:, None] * ~(pixels.saturated & (residual > 0))
-    shown_weights = BACKGROUND * shown.share * ~(shown.saturated & (light > shown.radiance))
+    residual = np.einsum("cpj,jc->pc", kernels, light) - target
+    weights = _robust_weights(residual @ LUMINANCE)[:, None] * ~(saturated & (residual > 0))
+    shown_weights = BACKGROUND * background_share * ~(clipped & (light > radiance))
     result = np.empty_like(light)
     for c in range(3):
         root = np.sqrt(weights[:, c] / len(weights))
-        kernel = pixels.kernels[c] * root[:, None]
+        kernel = kernels[c] * root[:, None]
         matrix = kernel.T @ kernel + smoothness
         matrix[np.diag_indices(len(matrix))] += prior_weight + color_weight + shown_weights[:, c]
-        vector = kernel.T @ (root * pixels.target[:, c]) + shown_weights[:, c] * shown.radiance[:, c]
+        vector = kernel.T @ (root * target[:, c]) + shown_weights[:, c] * radiance[:, c]
         vector += (prior_weight * prior + color_weight * luminance) * tint[c]
         result[:, c] = _minimize(matrix, vector, light[:, c])
     return result
@@ -311,8 +264,9 @@ def _minimize(
     return x * unit
 
 
-def _shown_background(background: _Background, grid: tuple[int, int], scale: float) -> _Shown:
-    index = pixel_index(background.directions, grid)
+def _average_background(samples: _Samples, grid: tuple[int, int], scale: float) -> tuple[np.ndarray, ...]:
+    """Return, by direction, the share of the background pixels [j 1], their mean [j 3], and if most saturate [j 3]."""
+    index = pixel_index(samples.directions, grid)
 
     def total(values):
         sums = np.zeros((grid[0] * grid[1], values.shape[1]), np.float32)
@@ -321,5 +275,5 @@ def _shown_background(background: _Background, grid: tuple[int, int], scale: flo
 
     counts = total(np.ones((len(index), 1), np.float32))
     mean = lambda values: total(values) / np.maximum(counts, 1)
-    saturated = mean((background.seen >= SATURATED).astype(np.float32)) > 0.5
-    return _Shown(counts / max(len(index), 1), mean(background.seen / scale), saturated)
+    saturated = mean((samples.background >= SATURATED).astype(np.float32)) > 0.5
+    return counts / max(len(index), 1), mean(samples.background / scale), saturated

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, Float32
 
 from drender.errors import InputError
-from drender.files import list_dir, readable
+from drender.files import find_files
 from drender.media.color import LUMINANCE
 from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES, read_hdr
 
@@ -30,14 +30,9 @@ MIN_BLURRED_ROWS = 128
 
 
 def load_latlong(
-    source: str | Path | ArrayLike,
-    rotation: float = 180.0,
-    flip: bool = False,
-    strength: float = 1.0,
-    exposure: float = 0.0,
-    blur: float = 0.0,
-    warn: bool = True,
-) -> Float32[np.ndarray, "h w 3"]:
+    source: str | Path | ArrayLike, rotation: float = 180.0, flip: bool = False, strength: float = 1.0,
+    exposure: float = 0.0, blur: float = 0.0, warn: bool = True,
+) -> Float32[np.ndarray, "h w 3"]:  # fmt: skip
     """Return the radiance of a lat-long file or array `h w 3`, ready to become a cube map.
 
     In this order it is scaled, cleared of NaN, clipped to [0, MAX_RADIANCE], mirrored, rotated and blurred.
@@ -67,10 +62,8 @@ def load_latlong(
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise InputError(f"environment array has shape {image.shape}; it must be (height, width, 3)")
     height, width, _ = image.shape
-    problems = {
-        f"is {width}x{height}, not 2:1; is it a lat-long image?": width != 2 * height,
-        "contains NaN, taken as black": np.isnan(image).any(),
-    }
+    problems = {f"is {width}x{height}, not 2:1; is it a lat-long image?": width != 2 * height}
+    problems["contains NaN, taken as black"] = np.isnan(image).any()
     with np.errstate(over="ignore", invalid="ignore"):  # suns are often infinite in half floats
         image = image.astype(np.float32) * np.float32(strength * 2.0**exposure)
         image = np.nan_to_num(image, nan=0.0).clip(0, MAX_RADIANCE)
@@ -87,12 +80,8 @@ def list_map_files(folder: str | Path) -> list[Path]:
 
     Images of other formats next to .hdr or .exr files count as previews and are skipped. InputError if there is no map.
     """
-    with readable(Path(folder)):
-        entries = list_dir(Path(folder))
-    for suffixes in (HDR_SUFFIXES, IMAGE_SUFFIXES):
-        if found := [entry for entry in entries if entry.suffix.lower() in suffixes and entry.is_file()]:
-            return found
-    raise InputError(f"{folder}: no environment maps found; known suffixes: {' '.join(HDR_SUFFIXES + IMAGE_SUFFIXES)}")
+    files = find_files(folder, HDR_SUFFIXES + IMAGE_SUFFIXES, "environment maps")
+    return [path for path in files if path.suffix.lower() in HDR_SUFFIXES] or files
 
 
 # --- Measuring ---

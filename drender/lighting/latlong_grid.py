@@ -9,9 +9,8 @@ from drender.lighting.latlong import sphere_weights
 
 def pixel_directions(height: int, width: int) -> tuple[Float32[np.ndarray, "j 3"], Float32[np.ndarray, " j"]]:
     """Return the directions in world axes of a map's pixels, under the default rotation of 180°, and solid angles."""
-    azimuth, polar = np.meshgrid(
-        2 * np.pi * (np.arange(width) + 0.5) / width, np.pi * (np.arange(height) + 0.5) / height
-    )
+    azimuth = 2 * np.pi * (np.arange(width) + 0.5) / width
+    azimuth, polar = np.meshgrid(azimuth, np.pi * (np.arange(height) + 0.5) / height)
     directions = np.stack([np.sin(polar) * np.sin(azimuth), np.cos(polar), -np.sin(polar) * np.cos(azimuth)], axis=-1)
     solid_angles = np.repeat(4 * np.pi * sphere_weights(height, width), width)
     return directions.reshape(-1, 3).astype(np.float32), solid_angles.astype(np.float32)

@@ -17,21 +17,15 @@ LIGHT_FILE = "light.json"
 
 @dataclass(frozen=True)
 class Light:
-    """The light of a clip: the keys of its `light.json`.
+    """The light of a clip: the keys of its `light.json`."""
 
-    Attributes:
-      environment: lat-long HDR file; a relative path begins at the clip's folder.
-      rotation, flip, strength: as `load_environment` takes them; the exposure of `rgb` is part of the strength.
-      angles: the light's turn in every frame, as from `light_angles`; None: it stands still.
-      poses: the camera-to-world matrix of every frame; None: a fixed camera that looks along −z.
-    """
-
-    environment: str
+    environment: str  # lat-long HDR file; a relative path begins at the clip's folder
+    # These three as `load_environment` takes them; the exposure of `rgb` is part of the strength.
     rotation: float = bounded(180.0)
     flip: bool = False
     strength: float = bounded(1.0, at_least=0)
-    angles: tuple[float, ...] | None = bounded(None)
-    poses: tuple[tuple[tuple[float, ...], ...], ...] | None = None
+    angles: tuple[float, ...] | None = bounded(None)  # turn in every frame, of `light_angles`; None: it stands still
+    poses: tuple[tuple[tuple[float, ...], ...], ...] | None = None  # camera-to-world matrices; None: fixed, along −z
 
     def __post_init__(self):
         check_ranges(self)

@@ -13,11 +13,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange, repeat
+import numpy as np
+from einops import repeat
 from jaxtyping import Array, ArrayLike, Float, Float32, Int
 
 from drender.errors import InputError, unknown_name_error
-from drender.lighting.latlong import LDR_WHITE, LOG_WHITE
+from drender.lighting.latlong import LDR_WHITE, LOG_WHITE, blur_sphere, box_downsample
 from drender.media.color import linear_to_srgb_jnp
 
 CUBE_SIZE = 512
@@ -27,15 +28,25 @@ PROJECTIONS = ("frame", "ball")
 # --- Cube map ---
 
 
+def prefiltered(image: Float32[np.ndarray, "h w 3"], size: tuple[int, int]) -> Float32[np.ndarray, "_h _w 3"]:
+    """Average a map over the pixels of images of `size` (height, width), unless it is as coarse as they are.
+
+    A source of light smaller than a pixel then keeps its energy wherever it lies between pixel centers, so it does not
+    flicker as it turns. The filter's standard deviation is half a pixel of the images or the cube map.
+    """
+    pitch = max(180 / size[0], 360 / size[1], 90 / CUBE_SIZE)
+    height = image.shape[0]
+    if height * pitch <= 180:
+        return image
+    averaged = box_downsample(image.astype(np.float64), int(pitch / 4 * height / 180))
+    return blur_sphere(averaged.astype(np.float32), pitch / 2)
+
+
 @jax.jit
 def latlong_to_cube(
     image: Float32[ArrayLike, "h w 3"], orientation: Float32[ArrayLike, "3 3"]
 ) -> Float32[Array, "6 n n 3"]:
-    """Resample a lat-long map, turned by `orientation`, to a cube map: bilinear, no prefilter, both axes wrap.
-
-    Args:
-      orientation: from `light_orientation`.
-    """
+    """Resample a map, turned by a `light_orientation`, to a cube map: bilinear, no prefilter, both axes wrap."""
     image = jnp.asarray(image)
     height, width, _ = image.shape
     # Row vectors times the matrix: the inverse rotation, from world to map.
@@ -108,19 +119,15 @@ def check_projection(size: tuple[int, int], projection: str) -> None:
 
 @partial(jax.jit, static_argnames=("size", "projection"))
 def project(
-    cube: Float32[Array, "6 n n 3"],
-    size: tuple[int, int],
-    rotations: Float32[ArrayLike, "f 3 3"],
-    angles: Float32[ArrayLike, " f"],
-    projection: str = "frame",
-) -> dict[str, Float32[Array, "f H W 3"]]:
+    cube: Float32[Array, "6 n n 3"], size: tuple[int, int], rotations: Float32[ArrayLike, "f 3 3"],
+    angles: Float32[ArrayLike, " f"], projection: str = "frame",
+) -> dict[str, Float32[Array, "f H W 3"]]:  # fmt: skip
     """Return the maps `env_ldr`, `env_log`, `env_nrm` of f frames in [0, 1].
 
     Args:
       cube: from `latlong_to_cube`.
       size: (H, W).
-      rotations: of the camera (`camera_rotations`).
-      angles: of the light (`light_angles`).
+      rotations, angles: of the camera (`camera_rotations`) and of the light (`light_angles`).
       projection: "frame" unrolls all directions of camera space (x right, y up, z backward): +z in the center, +x right
         of it, +y at the top. "ball" shows them mirrored in a ball.
     Returns:
@@ -136,7 +143,9 @@ def project(
         rotation, angle = camera_and_light
         # From camera to world, and on to the cube, which holds the light as it is before its turn. The light turns by
         # −angle about y, so that light from ahead moves to the right; a lookup applies the inverse, +angle.
-        to_cube = jnp.matmul(_rotation_y(angle), rotation, precision="highest")
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        turn = jnp.array([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]])
+        to_cube = jnp.matmul(turn, rotation, precision="highest")
         face, t, s = _cube_coordinates(jnp.matmul(directions, to_cube.T, precision="highest"))
         # From [−1, 1] to texels: half a texel back to their centers, one forward for the border.
         light = _bilinear(lambda i, j: faces[face, i, j], (t + 1) * n / 2 + 0.5, (s + 1) * n / 2 + 0.5)
@@ -165,12 +174,6 @@ def _ball_directions(height: int, width: int) -> Float32[Array, "h w 3"]:
     z2 = 1 - x**2 - y**2
     normal = jnp.stack([x, y, jnp.sqrt(jnp.maximum(z2, 0))], axis=-1) * (z2 >= 0)[..., None]
     return 2 * normal[..., 2:] * normal - jnp.array([0.0, 0.0, 1.0])
-
-
-def _rotation_y(angle: Float32[Array, ""]) -> Float32[Array, "3 3"]:
-    """Return the rotation by `angle` radians about y."""
-    c, s, zero, one = jnp.cos(angle), jnp.sin(angle), jnp.zeros_like(angle), jnp.ones_like(angle)
-    return rearrange(jnp.stack([c, zero, s, zero, one, zero, -s, zero, c]), "(i j) -> i j", i=3)
 
 
 # --- Tone curves of linear radiance x ≥ 0 ---

@@ -11,8 +11,8 @@ import pytest
 from drender.errors import InputError
 from drender.lighting import projection
 from drender.lighting.camera import camera_rotations, light_angles
-from drender.lighting.environment import Environment, environment_maps, load_environment, prefiltered
-from drender.lighting.projection import project
+from drender.lighting.environment import Environment, environment_maps, load_environment
+from drender.lighting.projection import prefiltered, project
 from drender.media import color
 from drender.media.color import srgb_to_linear
 from drender.media.images import write_png

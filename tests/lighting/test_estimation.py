@@ -9,7 +9,7 @@ from drender.lighting.environment import environment_maps
 from drender.lighting.estimation import estimate_environment
 from drender.lighting.latlong import sphere_weights
 from drender.lighting.latlong_grid import pixel_directions, pixel_index, resize_latlong
-from drender.lighting.visibility import find_blockers, nearest_distance
+from drender.lighting.visibility import Frame, find_blockers, nearest_distance
 from drender.media.color import LUMINANCE, linear_to_srgb, srgb_to_linear
 from drender.media.encodings import decode_normal, encode_normal
 
@@ -228,6 +228,20 @@ def test_normals_reveal_the_distance_of_the_nearest_depth():
     assert distance_of(room()) == pytest.approx(1.5 / 2.5, rel=0.03)
 
 
+def frame_of(scene, seen) -> Frame:
+    """The frame of a scene, without what blocks no light."""
+    return Frame(
+        **scene,
+        seen=seen,
+        nearest=0.6,
+        views=-scene["rays"],
+        basecolor=seen,
+        roughness=seen[..., :1],
+        metallic=seen[..., :1],
+        rotation=AHEAD,
+    )
+
+
 def distance_of(scene) -> float | None:
     stacked = {name: scene[name][None] for name in ("depth", "normals", "empty")}
     return nearest_distance(**stacked, rays=scene["rays"])
@@ -246,7 +260,7 @@ def test_wall_blocks_light_from_behind_it_and_shines_back():
     rows, columns = np.array([SIDE - 8]), np.array([SIDE // 2])  # on the floor, in front of the wall
     directions = np.array([[0, 0.3, -1], [0, 1, 0.2], [0, 0.2, 1]], np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    free, blocker = find_blockers(**scene, seen=seen, rows=rows, columns=columns, directions=directions, nearest=0.6)
+    free, blocker = find_blockers(frame_of(scene, seen), rows, columns, directions)
     np.testing.assert_array_equal(free, [[0, 1, 1]])
     np.testing.assert_allclose(blocker[0], [[0.8, 0.2, 0.2], [0, 0, 0], [0, 0, 0]])
 
@@ -257,6 +271,6 @@ def test_wall_continues_beyond_the_edge_of_the_picture():
     rows, columns = np.array([SIDE - 7]), np.array([1])  # on the floor, at the left edge
     directions = np.array([[-1, 0.2, -0.8], [-1, 0.2, 0.8]], np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    free, blocker = find_blockers(**scene, seen=seen, rows=rows, columns=columns, directions=directions, nearest=0.6)
+    free, blocker = find_blockers(frame_of(scene, seen), rows, columns, directions)
     np.testing.assert_array_equal(free, [[0, 1]])
     np.testing.assert_allclose(blocker[0], [[0.5, 0.5, 0.5], [0, 0, 0]])

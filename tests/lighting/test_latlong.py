@@ -154,7 +154,7 @@ def test_map_files_in_natural_order_without_previews(tmp_path):
         (tmp_path / name).write_text("")
     assert [path.name for path in list_map_files(tmp_path)] == ["a.hdr", "b.EXR"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"empty: no environment maps found; known suffixes: \.hdr"):
+    with pytest.raises(InputError, match=r"empty: no environment maps found; expected files \.hdr"):
         list_map_files(tmp_path / "empty")
 
 
