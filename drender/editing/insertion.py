@@ -17,15 +17,7 @@ from drender.editing.masks import mask_weights, same_aspect, select_clip
 from drender.editing.materials import blend, to_linear, to_stored
 from drender.errors import InputError, extent, naming, unknown_name_error
 from drender.lighting.camera import require_poses
-from drender.media.encodings import (
-    DEFAULT,
-    Cameras,
-    InputEncoding,
-    decode_normal,
-    encode_normal,
-    read_labeled,
-    renormalize_normals,
-)
+from drender.media.encodings import DEFAULT, Cameras, InputEncoding, decode_normal, encode_normal, read_labeled
 from drender.media.gbuffers import GBufferClip, find_gbuffer_clips
 from drender.media.resize import resize
 
@@ -261,7 +253,7 @@ class RenderedObject:
         tracer.set_objects([placed])
         frame = tracer.surfaces(np.eye(4, dtype=np.float32), self.fov)
         alone = {name: getattr(frame, name) / np.maximum(frame.coverage, 1e-6) for name in RENDERED}
-        alone["normal"] = renormalize_normals(encode_normal(alone["normal"]))
+        alone["normal"] = encode_normal(decode_normal(encode_normal(alone["normal"])))  # of unit length again
         alone["basecolor"] = to_stored("basecolor", alone["basecolor"].clip(0, 1))
         alone["depth"] = alone["depth"] / max(frame.far, 1e-6)
         images = {label: np.broadcast_to(x, (height, width, 3)).astype(np.float32) for label, x in alone.items()}

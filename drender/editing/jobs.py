@@ -77,9 +77,7 @@ class EditingJob(ClipJob):
 
         labels = (*PASSED_ON, *_recorded_labels(self.run.input))
         self.encoding.check_labels((*labels, *DOMAINS))
-        clips = find_gbuffer_clips(
-            self.run.input, self.required_labels(), on_failure, labels=labels, assumed=self.encoding
-        )
+        clips = find_gbuffer_clips(self.run.input, self.required_labels(), on_failure, labels, assumed=self.encoding)
         self.run.check_separate({clip.name: clip.folder for clip in clips})
         return map_collecting_errors(plan, clips, on_failure)
 

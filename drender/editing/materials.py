@@ -23,12 +23,9 @@ Value = str | Number | Sequence[Number]  # "#rrggbb", one number, or three numbe
 
 
 def edit(
-    buffers: Mapping[str, Image],
-    mask: Mask | None = None,
-    set: Mapping[str, Value] | None = None,
-    scale: Mapping[str, Value] | None = None,
-    replace: Mapping[str, Image] | None = None,
-) -> dict[str, Float32[np.ndarray, "*b h w 3"]]:
+    buffers: Mapping[str, Image], mask: Mask | None = None, set: Mapping[str, Value] | None = None,
+    scale: Mapping[str, Value] | None = None, replace: Mapping[str, Image] | None = None,
+) -> dict[str, Float32[np.ndarray, "*b h w 3"]]:  # fmt: skip
     """Return the buffers, with those of EDITABLE changed that `set`, `scale` or `replace` name.
 
     Args:
@@ -43,10 +40,7 @@ def edit(
     result = {label: np.asarray(image, np.float32) for label, image in buffers.items()}
     changes = [(label, set_to(label, value)) for label, value in (set or {}).items()]
     factors = [(label, scale_by(label, value)) for label, value in (scale or {}).items()]
-    textures = [
-        (label, image if label in COLORS else image.mean(axis=-1, keepdims=True))
-        for label, image in (replace or {}).items()
-    ]
+    textures = [(label, x if label in COLORS else x.mean(-1, keepdims=True)) for label, x in (replace or {}).items()]
     check_labels([label for label, _ in (*changes, *factors, *textures)], buffers)
     for label, factor in factors:
         light = to_linear(label, result[label]) * factor

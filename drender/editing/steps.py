@@ -31,10 +31,8 @@ class EditStep:
         cls, set=(), scale=(), replace=(), mask=None, color_range=None, depth_range=None, invert=False, feather=0.0
     ) -> "EditStep":
         """Return the edit that command-line words describe; raise InputError if it is invalid or changes nothing."""
-        named = {
-            option: [_label_and_value(option, words) for words in given]
-            for option, given in (("--set", set), ("--scale", scale), ("--replace", replace))
-        }
+        given = {"--set": set, "--scale": scale, "--replace": replace}
+        named = {option: [_label_and_value(option, words) for words in given[option]] for option in given}
         labels = [label for pairs in named.values() for label, _ in pairs]
         if not labels:
             raise InputError("an edit changes nothing; give it --set, --scale or --replace")
