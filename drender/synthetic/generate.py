@@ -20,6 +20,7 @@ import json
 import os
 import shutil
 import time
+import warnings
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from drender.assets import ENVIRONMENTS as BUNDLED
 from drender.data.clips import open_clips
 from drender.errors import InputError, say
 from drender.files import atomic_dir, list_dir, read_json, remove_partial, write_text
+from drender.lighting.latlong import load_latlong
 from drender.lighting.light_file import write_light
 from drender.locks import lock_folder
 from drender.media.gbuffers import frame_path
@@ -146,6 +148,8 @@ def read_settings(args) -> Settings:
             raise InputError(f"--{option}: none of the {len(found)} files is in --split {args.split}; add more files")
     environments = {name: str(paths[name]) for name in assets.environments}
     layouts = tuple(dict.fromkeys(args.layouts or (LAYOUTS if files else LAYOUTS[:1])))
+    if pictures and layouts == ("solids",):
+        warnings.warn("--textures: scenes of solids have none; name other --layouts, or give --meshes", stacklevel=2)
     return Settings(args.frames, tuple(args.size), args.spp, args.seed, args.split, layouts, assets, environments)
 
 
@@ -193,6 +197,7 @@ def prepare(output: Path, settings: Settings, todo: Sequence[Job]) -> None:
         copy = output / ENVIRONMENTS / f"{name}.exr"
         if not copy.exists():
             skies.copy_environment(Path(settings.paths[name]), copy)
+        load_latlong(copy)  # warns of a suspicious map
 
 
 def write_credits(output: Path, folders: Sequence[str | Path]) -> None:

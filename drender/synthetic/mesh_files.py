@@ -209,7 +209,7 @@ def _part(material) -> Part:
         return Part("", np.float32([[[0.6, 0.6, 0.6]]]))
     name = str(material.name or "")
     if not hasattr(material, "baseColorFactor"):
-        color = _pixels(material.image, "RGB") if material.image is not None else material.diffuse[None, None, :3] / 255
+        color = _pixels(material.image) if material.image is not None else material.diffuse[None, None, :3] / 255
         specular = tuple(float(x) for x in srgb_to_linear(material.specular[:3] / 255))
         exponent = None if material.glossiness is None else float(material.glossiness)
         stated = [material.kwargs.get(key) for key in ("pr", "pm")]  # Wavefront's PBR extension
@@ -217,22 +217,20 @@ def _part(material) -> Part:
         return Part(name, srgb_to_linear(color).astype(np.float32), *physical, exponent, specular)
     factor = np.array([255] * 4 if material.baseColorFactor is None else material.baseColorFactor)[:3] / 255
     texture = material.baseColorTexture
-    color = srgb_to_linear(_pixels(texture, "RGB")) if texture is not None else np.ones((1, 1, 3))
-    roughness, metallic = (
-        np.full((1, 1, 1), 1.0 if x is None else x, np.float32)
-        for x in (material.roughnessFactor, material.metallicFactor)
-    )
+    color = srgb_to_linear(_pixels(texture)) if texture is not None else np.ones((1, 1, 3))
+    factors = (material.roughnessFactor, material.metallicFactor)
+    roughness, metallic = (np.full((1, 1, 1), 1.0 if x is None else x, np.float32) for x in factors)
     if material.metallicRoughnessTexture is not None:  # roughness in green, metallic in blue
-        packed = _pixels(material.metallicRoughnessTexture, "RGB").astype(np.float32)
+        packed = _pixels(material.metallicRoughnessTexture).astype(np.float32)
         roughness, metallic = roughness * packed[..., 1:2], metallic * packed[..., 2:]
     return Part(name, (color * factor).astype(np.float32), roughness, metallic)
 
 
-def _pixels(image, mode: str) -> Float[np.ndarray, "h w c"]:
-    """Return a Pillow image in [0, 1], averaged to TILE pixels."""
+def _pixels(image) -> Float[np.ndarray, "h w c"]:
+    """Return the colors of a Pillow image in [0, 1], averaged to TILE pixels."""
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    return np.asarray(image.convert(mode).resize((TILE, TILE), Image.Resampling.BOX), np.float64) / 255
+    return np.asarray(image.convert("RGB").resize((TILE, TILE), Image.Resampling.BOX), np.float64) / 255
 
 
 def part_surfaces(parts: Sequence[Part], seed: int) -> list[Surface]:

@@ -3,6 +3,7 @@
 import multiprocessing
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -50,6 +51,7 @@ def run(work: Callable[[Any], None], jobs: Sequence[Any], processes: int) -> Ite
 def _run_jobs(work: Callable[[Any], None], jobs: Sequence[Any], connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which terminates the workers
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    warnings.simplefilter("ignore")  # the parent warns once, of the same files
     try:
         for job in jobs:
             work(job)

@@ -17,7 +17,7 @@ from drender.errors import InputError
 from drender.lighting.projection import ldr_curve
 from drender.locks import PREFIX, lock_folder
 from drender.media.color import srgb_to_linear
-from drender.media.images import read_image, write_png
+from drender.media.images import read_image, write_hdr, write_png
 from drender.synthetic import environments, generate, pool
 from drender.synthetic.atlas import TILE
 from drender.synthetic.tracer import Frame, Tracer
@@ -167,6 +167,14 @@ def test_foreign_folders_and_unusable_meshes_are_rejected(command, tmp_path):
     command(tmp_path / "clips", "--clips", 1, "--frames", 1, "--size", 4, 4)  # nothing was made: other options will do
 
 
+def test_suspicious_environments_are_warned_of_before_the_first_clip(command, tmp_path):
+    write_hdr(tmp_path / "maps" / "square.exr", np.ones((8, 8, 3), np.float32))
+    options = ("--environments", tmp_path / "maps", "--frames", 1, "--size", 4, 4)
+    with pytest.raises(UserWarning, match=r"square\.exr is 8x8, not 2:1"):
+        command(tmp_path / "clips", "--clips", 3, *options)
+    assert not (tmp_path / "clips" / "00000").exists()
+
+
 def test_every_map_of_a_texture_is_checked_before_the_first_clip(command, tmp_path):
     pictures = tmp_path / "pictures"
     write_png(pictures / "wood.png", np.full((8, 8, 3), 0.5, np.float32))
@@ -181,9 +189,10 @@ def test_all_assets_are_checked_before_very_many_clips(command, tmp_path, monkey
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "broken.png").write_bytes(b"PNG")
     solids = ("--textures", tmp_path / "pictures", "--layouts", "solids", "--frames", 1, "--size", 4, 4)
-    command(tmp_path / "clips", "--clips", 2, *solids)  # solids have no pictures
+    with pytest.warns(UserWarning, match="--textures: scenes of solids have none; name other --layouts"):
+        command(tmp_path / "clips", "--clips", 2, *solids)
     monkeypatch.setattr(generate, "MANY_JOBS", 3)
-    with pytest.raises(InputError, match=r"broken\.png"):
+    with pytest.warns(UserWarning, match="--textures"), pytest.raises(InputError, match=r"broken\.png"):
         command(tmp_path / "clips", "--clips", 5, *solids)
 
 
