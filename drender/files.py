@@ -64,10 +64,8 @@ def find_files(folder: str | Path, suffixes: Collection[str], kind: str, nested:
             elif entry.suffix.lower() in suffixes and entry.is_file():
                 yield entry
 
-    try:
+    with readable(folder):
         files = list(walk(folder))
-    except OSError as error:
-        raise InputError(f"cannot read {folder}: {error.strerror}") from error
     if not files:
         raise InputError(f"{folder}: no {kind} found; expected files {' '.join(suffixes)}")
     return files
