@@ -137,8 +137,8 @@ def denoising_loss(
     conditions, target = latents[:, :-1], latents[:, -1]
     keep, keep_light = condition_keep_mask(loss, dropout_key, conditions.shape[:2])
     conditions = conditions * keep[..., None, None, None, None]
-    # Attention over zeros equals the sampler's unconditional branch, whose cross-attention adds its output's bias only.
-    tokens = jax.tree.map(lambda level: level * keep_light[:, None, None, None], tokens)
+    if isinstance(tokens, list):  # of light: attention over zeros equals the sampler's unconditional branch
+        tokens = [level * keep_light[:, None, None, None] for level in tokens]
     x0 = target * config.vae.scaling_factor
     if config.scale_cond_latents:
         conditions = conditions * config.vae.scaling_factor
