@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 
 class InputError(ValueError):
@@ -16,6 +16,9 @@ class InputError(ValueError):
 
     def __init__(self, message: str, details: Iterable[str] = ()):
         super().__init__("\n  ".join(printable(line) for line in (message, *details)))
+
+
+OnFailure = Callable[[InputError], None]  # takes the errors of single clips among several
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from drender.errors import InputError, first_line
+from drender.errors import InputError, OnFailure, first_line
 from drender.locks import lock
 
 S, T = TypeVar("S"), TypeVar("T")
@@ -40,11 +40,6 @@ def list_dir(folder: Path) -> list[Path]:
     """Return the entries of `folder` that are not hidden, in natural order."""
     entries = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
     return sorted(entries, key=lambda entry: natural_order(entry.name))
-
-
-def list_files(folder: Path) -> list[Path]:
-    """Return all files below a folder, at any depth, sorted; links to folders are not followed."""
-    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def find_files(folder: str | Path, suffixes: Collection[str], kind: str, nested: bool = False) -> list[Path]:
@@ -128,9 +123,7 @@ def content_hash(file: Path, size: int, mtime_ns: int) -> str:
     return digest.hexdigest()
 
 
-def map_collecting_errors(
-    function: Callable[[S], T], items: Sequence[S], failed: Callable[[InputError], None] | None
-) -> list[T]:
+def map_collecting_errors(function: Callable[[S], T], items: Sequence[S], failed: OnFailure | None) -> list[T]:
     """Call `function` with each item, and return the results of the calls that succeed.
 
     The InputErrors of several calls go to `failed`. They are raised if it is None, or of a single call.

@@ -16,12 +16,12 @@ from drender.config import DOMAINS
 from drender.editing.insertion import FileObject, Layer, RenderedObject, add_diffuse_albedo, guide, insert, place_depth
 from drender.editing.materials import edit, set_to
 from drender.editing.steps import EditStep
-from drender.errors import InputError, extent, say
+from drender.errors import InputError, OnFailure, extent, say
 from drender.files import list_dir, map_collecting_errors
 from drender.media.encodings import DEFAULT, Cameras, ImageFormat, InputEncoding
 from drender.media.gbuffers import GBufferClip, find_gbuffer_clips
 from drender.media.images import stored_bits
-from drender.sampling.base import ClipJob, OnFailure
+from drender.sampling.base import ClipJob
 from drender.sampling.inputs import BufferChunks, Chunk
 from drender.sampling.lights import Lights, require_for_own_light
 from drender.sampling.outputs import ClipOutput, RunConfig

@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32
 from PIL import Image
 
 from drender.errors import InputError, first_line
 from drender.files import require_file
+from drender.media.color import Pixels
 from drender.media.encodings import InputEncoding, read_labeled
 from drender.media.images import MAX_PIXELS, count_pages, open_image
 from drender.media.loaded import LoadedImage
@@ -53,9 +53,7 @@ def probe_animation(path: Path) -> tuple[float | None, int]:
     return count / seconds, count
 
 
-def read_animation(
-    path: Path, start: int, stop: int, label: str, assumed: InputEncoding
-) -> Iterator[Float32[np.ndarray, "h w 3"]]:
+def read_animation(path: Path, start: int, stop: int, label: str, assumed: InputEncoding) -> Iterator[Pixels]:
     """Yield images start to stop − 1, composited on black; InputError if damaged."""
     if path.suffix.lower() in TIFF_SUFFIXES:
         yield from (read_labeled(path, label, assumed, page) for page in range(start, stop))

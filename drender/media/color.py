@@ -11,6 +11,8 @@ from PIL import Image, ImageCms
 
 from drender.errors import InputError
 
+Pixels = Float32[np.ndarray, "h w 3"]  # an image, in whatever encoding
+
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)  # weights of linear BT.709 red, green and blue
 OCIO_CONFIG = "ocio://studio-config-latest"  # built into OpenColorIO
 HDR_SPACES = {"pq": "Rec.2100-PQ - Display", "hlg": "Rec.2100-HLG - Display"}
@@ -42,7 +44,7 @@ def linear_to_srgb_jnp(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
 # --- wide gamut and HDR ---
 
 
-def profile_to_srgb(image: Float32[np.ndarray, "h w 3"], profile: bytes) -> Float32[np.ndarray, "h w 3"]:
+def profile_to_srgb(image: Pixels, profile: bytes) -> Pixels:
     """Convert an image from the color space of an ICC profile to sRGB.
 
     Pillow's LittleCMS converts 8 bits only. So it converts a rounded copy, and the image gets the change of that copy:
@@ -55,16 +57,14 @@ def profile_to_srgb(image: Float32[np.ndarray, "h w 3"], profile: bytes) -> Floa
     return np.clip(image + change, 0, 1)
 
 
-def to_srgb_gamut(image: Float32[np.ndarray, "h w 3"], primaries: str) -> Float32[np.ndarray, "h w 3"]:
+def to_srgb_gamut(image: Pixels, primaries: str) -> Pixels:
     """Convert an image with sRGB's curve from "rec709" (unchanged), "rec2020" or "p3" primaries to sRGB, clipped."""
     if primaries == "rec709":
         return image
     return linear_to_srgb(srgb_to_linear(image) @ _to_rec709(primaries))
 
 
-def hdr_to_srgb(
-    signal: UInt16[np.ndarray, "h w 3"], transfer: str, primaries: str = "rec2020"
-) -> Float32[np.ndarray, "h w 3"]:
+def hdr_to_srgb(signal: UInt16[np.ndarray, "h w 3"], transfer: str, primaries: str = "rec2020") -> Pixels:
     """Convert a "pq" or "hlg" signal to sRGB, with diffuse white (203 nits) at 1 and brighter light rolled off.
 
     The signal is R'G'B' in 16 bits, full range, with "rec2020" or "p3" primaries.
@@ -76,7 +76,7 @@ def hdr_to_srgb(
     return linear_to_srgb(np.where(peak > KNEE, linear * (rolled / np.maximum(peak, KNEE)), linear))
 
 
-def space_to_srgb(image: Float32[np.ndarray, "h w 3"], space: str) -> Float32[np.ndarray, "h w 3"]:
+def space_to_srgb(image: Pixels, space: str) -> Pixels:
     """Convert an image of a color space that OpenImageIO names, such as "pq_rec2020_display", to sRGB, clipped.
 
     An unknown space raises InputError, here and in `space_to_rec709`.
@@ -88,7 +88,7 @@ def space_to_srgb(image: Float32[np.ndarray, "h w 3"], space: str) -> Float32[np
     return linear_to_srgb(space_to_rec709(image, space))
 
 
-def space_to_rec709(image: Float32[np.ndarray, "h w 3"], space: str) -> Float32[np.ndarray, "h w 3"]:
+def space_to_rec709(image: Pixels, space: str) -> Pixels:
     """Convert an image of a color space that OpenImageIO names to linear light with Rec. 709 primaries."""
     return image if space == LINEAR_SPACE else _ocio_convert(image, space, LINEAR_SPACE)
 
@@ -139,7 +139,7 @@ def _to_rec709(primaries: str) -> Float32[np.ndarray, "3 3"]:
     return _ocio_convert(np.eye(3, dtype=np.float32)[None], LINEAR_SPACES[primaries], LINEAR_SPACES["rec709"])[0]
 
 
-def _ocio_convert(image: Float32[np.ndarray, "h w 3"], source: str, target: str) -> Float32[np.ndarray, "h w 3"]:
+def _ocio_convert(image: Pixels, source: str, target: str) -> Pixels:
     """Convert an image between color spaces of OpenColorIO's built-in configuration."""
     converted = oiio.ImageBufAlgo.colorconvert(oiio.ImageBuf(image), source, target, colorconfig=OCIO_CONFIG)
     if not converted.initialized or converted.has_error:

@@ -19,7 +19,7 @@ from jaxtyping import Float32, Shaped
 
 from drender.errors import InputError
 from drender.files import require_file
-from drender.media.color import hdr_to_srgb, to_srgb_gamut
+from drender.media.color import Pixels, hdr_to_srgb, to_srgb_gamut
 from drender.media.geometry import square_size, turned
 
 # PyAV 18 raises UnicodeDecodeError on metadata that are not UTF-8 unless it replaces them; PyAV 19 always does.
@@ -35,7 +35,7 @@ UNKNOWN = {
     "primaries": ("BT470M", "FILM", "SMPTE428", "V_GAMUT"),
 }
 DOLBY_TAGS = ("dvh1", "dvhe", "dva1", "dvav", "dav1")  # of Dolby Vision streams that are nothing else
-ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders skip the alpha of WebM
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # instead of FFmpeg's own, which skip alpha
 UNSPECIFIED = 2  # FFmpeg's number for an unspecified color matrix, transfer or primaries
 
 
@@ -87,7 +87,7 @@ def _mean_rate(times: list[int | None], time_base: Fraction, rate: Fraction | No
     return float(rate or DEFAULT_FPS)
 
 
-def decode(path: Path, start: int, stop: int) -> Iterator[Float32[np.ndarray, "h w 3"]]:
+def decode(path: Path, start: int, stop: int) -> Iterator[Pixels]:
     """Yield frames start to stop − 1 of a video, sRGB-encoded in [0, 1]; InputError if it is damaged or has fewer."""
     count, orientation = 0, None
     with open_video(path) as (container, stream):
@@ -132,7 +132,10 @@ def _decode(path: Path, packets: Iterable[av.Packet], stream: av.VideoStream) ->
     """Yield the frames that can be shown; packets before the first keyframe, as of a recording, may be undecodable."""
     begun, decoder = False, stream.codec_context
     if stream.metadata.get("alpha_mode") == "1" and decoder.name in ALPHA_DECODERS:
-        decoder = _alpha_decoder(path, decoder)
+        try:
+            decoder = av.codec.CodecContext.create(ALPHA_DECODERS[decoder.name], "r")
+        except (av.FFmpegError, ValueError):
+            warnings.warn(f"{path}: its alpha is ignored; convert the video to ProRes 4444 or PNG frames", stacklevel=2)
     for packet in packets:
         begun |= packet.is_keyframe
         try:
@@ -142,15 +145,6 @@ def _decode(path: Path, packets: Iterable[av.Packet], stream: av.VideoStream) ->
                 raise
             continue
         yield from frames
-
-
-def _alpha_decoder(path: Path, decoder: av.VideoCodecContext) -> av.VideoCodecContext:
-    """Return a decoder of WebM with alpha, or the given one, with a warning, if FFmpeg was built without it."""
-    try:
-        return av.codec.CodecContext.create(ALPHA_DECODERS[decoder.name], "r")
-    except (av.FFmpegError, ValueError):
-        warnings.warn(f"{path}: its alpha is ignored; convert the video to ProRes 4444 or PNG frames", stacklevel=2)
-        return decoder
 
 
 # --- geometry ---
@@ -222,7 +216,7 @@ def _name(kind: type, number: int) -> str:
     return next((member.name for member in kind if member.value == int(number)), "")
 
 
-def _to_rgb(frame: av.VideoFrame, size: tuple[int, int]) -> Float32[np.ndarray, "h w 3"]:
+def _to_rgb(frame: av.VideoFrame, size: tuple[int, int]) -> Pixels:
     """Convert a decoded frame to sRGB-encoded RGB at this size, composited on black."""
     options = {"height": size[0], "width": size[1]}
     transfer = HDR_TRANSFERS.get(frame.color_trc)

@@ -21,11 +21,11 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from drender.errors import InputError, unknown_name_error
-from drender.media.color import linear_to_srgb, srgb_to_linear
+from drender.media.color import Pixels, linear_to_srgb, srgb_to_linear
 from drender.media.images import load_image, write_exr, write_png
 from drender.media.loaded import LoadedImage
 
-Image, Camera = Float32[np.ndarray, "h w 3"], Float32[np.ndarray, "3 3"] | None
+Camera = Float32[np.ndarray, "3 3"] | None
 Cameras = Float32[np.ndarray, "f 3 3"] | None  # of every frame of a clip
 KINDS = ("png", "exr")
 TRANSFERS = ("linear", "srgb")
@@ -89,7 +89,7 @@ class ImageFormat:
     transfer: str | None = None  # of colors, "linear" (Rec. 709 primaries) or "srgb"; None: linear in EXR, sRGB in PNG
     normals: str = "opengl"  # or "directx" with y down
 
-    def write(self, path: Path, image: Float32[np.ndarray, "h w 3"], label: str) -> None:
+    def write(self, path: Path, image: Pixels, label: str) -> None:
         """Write an image to `path`, whose suffix is the kind; InputError as in `write_png`."""
         transfer = (self.transfer or {"exr": "linear", "png": "srgb"}[self.kind]) if is_color(label) else None
         attributes = {"ImageDescription": self.description(label, transfer)}
@@ -125,22 +125,16 @@ class ImageFormat:
 class InputEncoding:
     """The encoding assumed for files whose metadata do not name it.
 
-    Attributes:
-      transfer: of colors, "linear" or "srgb"; None: linear in files of floats, sRGB in those of integers.
-      normals: "opengl", "directx", or "world" (axes of the camera poses).
-      depth: "relative" (0 near, 1 far), "metric" (distances in any unit) or "inverse" (their reciprocals); None:
-        relative, or metric if the first frame is out of range.
-      layers: (label, name) of layers of EXR files, or of channels of any image, that hold a label.
-      depth_range: nearest and farthest distance in a clip, from `resolve_encoding`; None: depth is relative.
-      packed_normals: normals in files of floats are n·½ + ½, from `resolve_encoding`.
+    Depth is "relative" (0 near, 1 far), "metric" (distances in any unit) or "inverse" (their reciprocals); None:
+    relative, or metric if the first frame is out of range. `resolve_encoding` finds out the last two fields.
     """
 
-    transfer: Literal[*TRANSFERS] | None = None
-    normals: Literal[*INPUT_NORMALS] = "opengl"
+    transfer: Literal[*TRANSFERS] | None = None  # of colors; None: linear in files of floats, sRGB in those of integers
+    normals: Literal[*INPUT_NORMALS] = "opengl"  # "world": axes of the camera poses
     depth: Literal[*DEPTHS] | None = None
-    layers: tuple[tuple[str, str], ...] = ()
-    depth_range: tuple[float, float] | None = None
-    packed_normals: bool = False
+    layers: tuple[tuple[str, str], ...] = ()  # (label, name) of EXR layers, or of channels of any image, that hold it
+    depth_range: tuple[float, float] | None = None  # nearest and farthest distance in a clip; None: depth is relative
+    packed_normals: bool = False  # normals in files of floats are n·½ + ½
 
     def layer(self, label: str) -> str | None:
         """Return the name of the layer or channel that holds a label, if the user gave one."""
@@ -163,7 +157,7 @@ DEFAULT = InputEncoding()
 
 def read_labeled(
     path: Path, label: str, assumed: InputEncoding = DEFAULT, page: int = 0, camera: Camera = None, finite: bool = True
-) -> Image:
+) -> Pixels:
     """Read the image at `path` as the label requires, whatever its format.
 
     Normals in a file of floats are vectors in [−1, 1], from the channels X, Y, Z if present; depth is Z if present.
@@ -192,7 +186,7 @@ def read_labeled(
     return np.where(invalid, np.float32(np.nan), _decode(path, label, filled, assumed, camera))
 
 
-def _decode(path: Path, label: str, still: LoadedImage, assumed: InputEncoding, camera: Camera) -> Image:
+def _decode(path: Path, label: str, still: LoadedImage, assumed: InputEncoding, camera: Camera) -> Pixels:
     """Return a finite image as the label requires."""
     image = still.image
     if is_color(label):
@@ -206,7 +200,7 @@ def _decode(path: Path, label: str, still: LoadedImage, assumed: InputEncoding, 
     return image
 
 
-def _read_normal(path: Path, still: LoadedImage, assumed: InputEncoding, camera: Camera) -> Image:
+def _read_normal(path: Path, still: LoadedImage, assumed: InputEncoding, camera: Camera) -> Pixels:
     """Return normals as stored colors in camera space with OpenGL's axes."""
     image = still.image
     is_background = ~(image.any(axis=-1, keepdims=True) | still.is_float)
@@ -261,6 +255,6 @@ def distances(still: LoadedImage, kind: str | None) -> Float32[np.ndarray, "h w"
         return np.where((depth > 0) & (depth <= FAR), depth, np.inf)
 
 
-def _flip(normal: Image) -> Image:
+def _flip(normal: Pixels) -> Pixels:
     """Return stored normals with y negated."""
     return np.stack([normal[..., 0], 1 - normal[..., 1], normal[..., 2]], axis=-1)

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from drender.config import CONDITIONS, DOMAINS
-from drender.errors import InputError, extent
+from drender.errors import InputError, OnFailure, extent
 from drender.fields import read_config
 from drender.files import expand_home, list_dir, map_collecting_errors, natural_order, readable
-from drender.media.encodings import DEFAULT, Camera, Image, InputEncoding, read_labeled
+from drender.media.color import Pixels
+from drender.media.encodings import DEFAULT, Camera, InputEncoding, read_labeled
 from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES, image_size, open_image
 from drender.media.layers import find_layer
 from drender.media.ranges import resolve_encoding
@@ -48,7 +49,7 @@ class GBufferClip:
     def num_frames(self) -> int:
         return sum(self.chunks.values())
 
-    def frames(self, label: str) -> Iterator[Image]:
+    def frames(self, label: str) -> Iterator[Pixels]:
         """Yield the frames of one buffer, as `read_frames` does."""
         return read_frames(self.paths[label], label, self.encoding(label))
 
@@ -79,7 +80,7 @@ def read_encoding(path: str | Path) -> InputEncoding:
 
 def read_frames(
     paths: Sequence[Path], label: str, assumed: InputEncoding = DEFAULT, cameras: Iterable[Camera] = ()
-) -> Iterator[Image]:
+) -> Iterator[Pixels]:
     """Yield the images of a clip, whatever their format; InputError if one is unreadable or differs in size.
 
     The `cameras` are the camera-to-world rotation of every frame, which normals in world space need.
@@ -95,13 +96,9 @@ def read_frames(
 
 
 def find_gbuffer_clips(
-    path: str | Path,
-    required: Sequence[str] = CONDITIONS,
-    failed: Callable[[InputError], None] | None = None,
-    labels: Sequence[str] = (),
-    check: Callable[[str, Path], None] = lambda name, folder: None,
-    assumed: InputEncoding = DEFAULT,
-) -> list[GBufferClip]:
+    path: str | Path, required: Sequence[str] = CONDITIONS, failed: OnFailure | None = None, labels: Sequence[str] = (),
+    check: Callable[[str, Path], None] = lambda name, folder: None, assumed: InputEncoding = DEFAULT,
+) -> list[GBufferClip]:  # fmt: skip
     """Return the clips at `path`, the folder of one clip or a folder of such folders, in natural order.
 
     A clip's folder holds `{chunk:04d}.{frame:04d}.{label}.png` (the released layout), `{stem}.{label}.png` (webdataset
@@ -218,12 +215,10 @@ def _clip(
     numbered = all(RELEASED_STEM.fullmatch(stem) for stem in ordered)
     chunks = Counter(int(stem.partition(".")[0]) if numbered else 0 for stem in ordered)
     paths = {label: tuple(files[label][stem] for stem in ordered) for label in labels}
-    packed = {
-        label: channel
-        for label, channel in PACKED_CHANNELS.items()
-        if label in labels and {paths[label][0].parent.name, paths[label][0].stem.rpartition(".")[2]} & {*PACKED}
-    }
-    layers = tuple((packed | dict(assumed.layers)).items())
+    first = {label: images[0] for label, images in paths.items()}
+    packed = [label for label, path in first.items() if {path.parent.name, path.stem.rpartition(".")[2]} & {*PACKED}]
+    channels = {label: PACKED_CHANNELS[label] for label in packed if label in PACKED_CHANNELS}
+    layers = tuple((channels | dict(assumed.layers)).items())
     return GBufferClip(name, paths, dict(chunks), replace(assumed, layers=layers), incomplete)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import OpenImageIO as oiio
 from jaxtyping import Float32
 
+from drender.media.color import Pixels
 from drender.media.loaded import warn_once
 
 MAX_ASPECT = 8  # of pixels; more is damage
@@ -40,7 +41,7 @@ def shown_size(path: str | Path, spec: "oiio.ImageSpec") -> tuple[int, int]:
     return size
 
 
-def resample(image: Float32[np.ndarray, "h w 3"], size: tuple[int, int], label: str) -> Float32[np.ndarray, "H W 3"]:
+def resample(image: Pixels, size: tuple[int, int], label: str) -> Float32[np.ndarray, "H W 3"]:
     """Stretch an image of oblong pixels: bilinear, and depth to the nearest, whose background is not to be mixed."""
     if image.shape[:2] == size:
         return image
@@ -49,9 +50,7 @@ def resample(image: Float32[np.ndarray, "h w 3"], size: tuple[int, int], label: 
     return resampled.get_pixels(oiio.FLOAT)
 
 
-def in_display_window(
-    image: Float32[np.ndarray, "h w 3"], spec: "oiio.ImageSpec", background: float
-) -> Float32[np.ndarray, "H W 3"]:
+def in_display_window(image: Pixels, spec: "oiio.ImageSpec", background: float) -> Float32[np.ndarray, "H W 3"]:
     """Place the data window of an EXR in its display window: `background` outside, overscan cropped."""
     size, top, left = (spec.full_height, spec.full_width), spec.y - spec.full_y, spec.x - spec.full_x
     if 0 in size or (size == image.shape[:2] and (top, left) == (0, 0)):
@@ -62,14 +61,12 @@ def in_display_window(
     return placed
 
 
-def upright(image: Float32[np.ndarray, "h w 3"], orientation: int) -> Float32[np.ndarray, "H W 3"]:
+def upright(image: Pixels, orientation: int) -> Float32[np.ndarray, "H W 3"]:
     """Apply EXIF's orientation, 1 to 8."""
     return turned(image, orientation >= 5, orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7))
 
 
-def turned(
-    image: Float32[np.ndarray, "h w 3"], transposed: bool, bottom_up: bool, right_to_left: bool
-) -> Float32[np.ndarray, "H W 3"]:
+def turned(image: Pixels, transposed: bool, bottom_up: bool, right_to_left: bool) -> Float32[np.ndarray, "H W 3"]:
     """Return an image upright that is stored so: with its columns as rows, then from the bottom or from the right."""
     image = image.swapaxes(0, 1) if transposed else image
     return np.ascontiguousarray(image[:: -1 if bottom_up else 1, :: -1 if right_to_left else 1])

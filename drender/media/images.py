@@ -17,7 +17,7 @@ from jaxtyping import Float, Float32, UInt8
 
 from drender.errors import InputError, first_line
 from drender.files import atomic_write, require_file
-from drender.media.color import LINEAR_SPACE, SRGB_SPACES, srgb_to_linear
+from drender.media.color import LINEAR_SPACE, SRGB_SPACES, Pixels, srgb_to_linear
 from drender.media.geometry import in_display_window, resample, shown_size, square_size, upright
 from drender.media.layers import find_layer
 from drender.media.loaded import LoadedImage, warn_once
@@ -33,10 +33,11 @@ MAX_PIXELS_PER_BYTE, SMALL = 2**14, 2**24
 MAX_CHANNELS = 256
 ROUGH_MODELS = ("CMYK", "YCCK", "CIELAB", "ICCLAB", "ITULAB")  # OpenImageIO's names of color models
 LINEAR_PROFILE = re.compile("linear|g10", re.IGNORECASE)  # in the names of ICC profiles
+Attributes = Mapping[str, str]  # of a header
 PREFERRED_CHANNELS = {"normal": "XYZ", "depth": "Z"}  # of an EXR, over R, G and B
 
 
-def read_image(path: str | Path) -> Float32[np.ndarray, "h w 3"]:
+def read_image(path: str | Path) -> Pixels:
     """Read the image at `path` as stored, integers mapped to [0, 1] (sRGB-encoded; .hdr and .exr are linear).
 
     Gray becomes three equal channels, alpha is composited on black, EXIF orientation is applied, EXR's data window is
@@ -49,7 +50,7 @@ def read_image(path: str | Path) -> Float32[np.ndarray, "h w 3"]:
     return still.as_linear(path) if still.is_float else still.as_srgb(path)
 
 
-def read_hdr(path: str | Path, warn: bool = True) -> Float32[np.ndarray, "h w 3"]:
+def read_hdr(path: str | Path, warn: bool = True) -> Pixels:
     """Read the image at `path` in linear light, unbounded, with NaN and infinities; InputError as in `read_image`.
 
     An image of integers (PNG, JPEG, …) is decoded from sRGB, if `warn` with a UserWarning: it holds no light above 1.
@@ -67,7 +68,7 @@ def write_png(
     path: str | Path,
     image: Float[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w 3"],
     bits: int = 8,
-    attributes: Mapping[str, str] | None = None,
+    attributes: Attributes | None = None,
 ) -> None:
     """Write a PNG of 8 or 16 bits, and its folder if missing.
 
@@ -83,7 +84,7 @@ def write_png(
 
 
 def write_exr(
-    path: str | Path, channels: Mapping[str, Float[np.ndarray, "h w"]], attributes: Mapping[str, str] | None = None
+    path: str | Path, channels: Mapping[str, Float[np.ndarray, "h w"]], attributes: Attributes | None = None
 ) -> None:
     """Write an OpenEXR file, ZIP-compressed, in half float except for the channel Z, which is float.
 
@@ -98,14 +99,12 @@ def write_exr(
     _write(path, "exr", spec, pixels, attributes or {})
 
 
-def write_hdr(path: str | Path, image: Float[np.ndarray, "h w 3"], attributes: Mapping[str, str] | None = None) -> None:
+def write_hdr(path: str | Path, image: Float[np.ndarray, "h w 3"], attributes: Attributes | None = None) -> None:
     """Write linear light as an OpenEXR file, as `write_exr` does."""
     write_exr(path, dict(zip("RGB", np.moveaxis(image, -1, 0), strict=True)), attributes)
 
 
-def _write(
-    path: str | Path, kind: str, spec: "oiio.ImageSpec", pixels: np.ndarray, attributes: Mapping[str, str]
-) -> None:
+def _write(path: str | Path, kind: str, spec: "oiio.ImageSpec", pixels: np.ndarray, attributes: Attributes) -> None:
     for name, value in attributes.items():
         spec.attribute(name, value)
     is_complete = {"png": _is_complete_png, "exr": _is_complete_exr}[kind]
@@ -185,7 +184,7 @@ def load_image(
     return _with_metadata(path, image, spec)
 
 
-def _with_metadata(path: str | Path, image: Float32[np.ndarray, "h w 3"], spec: "oiio.ImageSpec") -> LoadedImage:
+def _with_metadata(path: str | Path, image: Pixels, spec: "oiio.ImageSpec") -> LoadedImage:
     """Return an image with what its header states about the colors; warn of what is not honored."""
     is_float = str(spec.format) in ("half", "float", "double")
     strings = (item for item in spec.extra_attribs if str(item.type) == "string")
@@ -286,9 +285,7 @@ def _text(read: Callable[[], str]) -> str:
         return error.object.decode(errors="replace")
 
 
-def _gather(
-    pixels: Float32[np.ndarray, "h w c"], chosen: list[int], alpha: int | None, background: float
-) -> Float32[np.ndarray, "h w 3"]:
+def _gather(pixels: Float32[np.ndarray, "h w c"], chosen: list[int], alpha: int | None, background: float) -> Pixels:
     """Return three channels, over `background` if `alpha` is a channel, in the memory of `pixels` if they fit."""
     height, width, count = pixels.shape
     if chosen == list(range(count)):

@@ -5,27 +5,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from jaxtyping import Float32
 from PIL import ImageCms
 
 from drender.errors import InputError, first_line
-from drender.media.color import primaries_to_rec709, profile_to_srgb, space_to_rec709, space_to_srgb
-
-Image = Float32[np.ndarray, "h w 3"]
+from drender.media.color import Pixels, primaries_to_rec709, profile_to_srgb, space_to_rec709, space_to_srgb
 
 
 class LoadedImage(NamedTuple):
     """An image with its metadata."""
 
-    image: Float32[np.ndarray, "h w 3"]  # upright, composited on black
+    image: Pixels  # upright, composited on black
     is_float: bool  # linear light unless the attributes contradict
     attributes: dict[str, str]  # strings of the header
     profile: bytes | None = None  # ICC profile of RGB integers, unless it names sRGB
     space: str | None = None  # OpenImageIO's name of the color space, unless sRGB
     chromaticities: tuple[float, ...] | None = None  # of red, green, blue and white in an EXR
 
-    def as_srgb(self, path: str | Path) -> Image:
+    def as_srgb(self, path: str | Path) -> Pixels:
         """Return an image of integers converted from its ICC profile or color space to sRGB.
 
         A profile or space that cannot be converted gives a warning that names `path`.
@@ -36,7 +32,7 @@ class LoadedImage(NamedTuple):
             return self._converted(path, "color space", space_to_srgb, self.space)
         return self.image
 
-    def as_linear(self, path: str | Path) -> Image:
+    def as_linear(self, path: str | Path) -> Pixels:
         """Return an image of linear light converted to Rec. 709 primaries; warn as `as_srgb` does."""
         if self.chromaticities is not None:
             convert = lambda image, chromaticities: image @ primaries_to_rec709(chromaticities)
@@ -45,7 +41,7 @@ class LoadedImage(NamedTuple):
             return self._converted(path, "color space", space_to_rec709, self.space)
         return self.image
 
-    def _converted(self, path: str | Path, kind: str, convert: Callable[[Image, Any], Image], source: Any) -> Image:
+    def _converted(self, path: str | Path, kind: str, convert: Callable[[Pixels, Any], Pixels], source: Any) -> Pixels:
         try:
             return convert(self.image, source)
         except (InputError, ImageCms.PyCMSError, OSError) as error:

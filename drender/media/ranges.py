@@ -7,16 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from drender.media.encodings import (
-    ATTRIBUTE_PREFIX,
-    FAR,
-    SLACK,
-    Image,
-    InputEncoding,
-    distances,
-    is_color,
-    read_labeled,
-)
+from drender.media.color import Pixels
+from drender.media.encodings import ATTRIBUTE_PREFIX, FAR, SLACK, InputEncoding, distances, is_color, read_labeled
 from drender.media.loaded import LoadedImage
 
 MAX_AWAY = 0.25  # share of normals that point away from the camera; in camera space only grazing ones do
@@ -67,7 +59,7 @@ def _are_packed(path: Path, first: LoadedImage) -> bool:
     return True
 
 
-def _warn_of_axes(path: Path, stored: Image) -> None:
+def _warn_of_axes(path: Path, stored: Pixels) -> None:
     """Warn of normals that visible surfaces cannot have in camera space."""
     vectors = stored * 2 - 1
     is_unit = np.abs(np.linalg.norm(vectors, axis=-1) - 1) < 0.05

@@ -83,7 +83,7 @@ class ResizeConfig:
             inner = outer = cover_size(source if self.mode == "cover" else target, target)
             if self.mode == "cover" and math.prod(inner) > MAX_GROWTH * math.prod(cover_size(target, target)):
                 problem = f"{extent(source)} pixels become {extent(inner)} to cover {extent(target)}"
-                raise InputError(f"{problem}, too many; crop the images, or give --fit contain or stretch")
+                raise InputError(f"{problem}, too many; crop the images to a squarer shape")
         return ResizePlan(inner, outer, source if self.output == "source" else inner)
 
 

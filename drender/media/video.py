@@ -6,19 +6,19 @@ Frames are float32 `h w 3` in [0, 1], sRGB-encoded.
 import collections
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
-from jaxtyping import Float32
 
 from drender.config import DOMAINS
-from drender.errors import InputError, extent
+from drender.errors import InputError, OnFailure, extent
 from drender.files import atomic_write, list_dir, map_collecting_errors, readable, require_file
 from drender.media.animation import TIFF_SUFFIXES, is_animated, probe_animation, read_animation
+from drender.media.color import Pixels
 from drender.media.decoding import DEFAULT_FPS, decode, probe
 from drender.media.encodings import DEFAULT, InputEncoding, read_labeled
 from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES, image_size, stated_rate, to_integers
@@ -100,7 +100,7 @@ class Clip:
         """Return (height, width) by reading the first frame."""
         return next(self.frames(0, 1)).shape[:2]
 
-    def frames(self, start: int = 0, stop: int | None = None) -> Iterator[Float32[np.ndarray, "h w 3"]]:
+    def frames(self, start: int = 0, stop: int | None = None) -> Iterator[Pixels]:
         """Yield frames start to stop − 1 (by default to the end), each in [0, 1]; InputError if a file is damaged.
 
         Every call decodes a video from its beginning, so read a long one through a single iterator.
@@ -116,10 +116,7 @@ class Clip:
 
 
 def find_clips(
-    path: str | Path,
-    failed: Callable[[InputError], None] | None = None,
-    label: str = "rgb",
-    assumed: InputEncoding = DEFAULT,
+    path: str | Path, failed: OnFailure | None = None, label: str = "rgb", assumed: InputEncoding = DEFAULT
 ) -> list[Clip]:
     """Return the clips at `path` in natural order: an image, a video, a folder of frames, or a folder of these.
 

@@ -2,14 +2,14 @@
 
 import abc
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from threading import Event
 from typing import Any, ClassVar
 
 import numpy as np
 from tqdm import tqdm
 
-from drender.errors import InputError, say
+from drender.errors import OnFailure, say
 from drender.files import remove_partial
 from drender.locks import lock_folder
 from drender.media.images import write_png
@@ -18,8 +18,6 @@ from drender.sampling.inputs import Chunk, ChunkedClip, Frame
 from drender.sampling.lights import Lights
 from drender.sampling.outputs import ClipOutput, RunConfig
 from drender.sampling.report import PageClip, Reader, write_page
-
-OnFailure = Callable[[InputError], None]
 
 
 class Job(abc.ABC):

@@ -42,12 +42,7 @@ from drender.sampling.options import (
 )
 from drender.sampling.outputs import RunConfig
 
-COMMANDS = {
-    "relight": RelightOptions,
-    "inverse": InverseOptions,
-    "forward": ForwardOptions,
-    "light": EstimateOptions,
-}
+COMMANDS = {"relight": RelightOptions, "inverse": InverseOptions, "forward": ForwardOptions, "light": EstimateOptions}
 # Options that change where and how fast a run works, but not its results.
 NOT_RECORDED = {"command", "run", "output", "devices", "process", "overwrite", "video", "quality", "html"}
 

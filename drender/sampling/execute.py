@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from drender.errors import Failures, InputError, oom_guard, say
-from drender.sampling.base import Job, OnFailure
+from drender.errors import Failures, InputError, OnFailure, oom_guard, say
+from drender.sampling.base import Job
 from drender.sampling.inputs import ChunkedClip
 from drender.sharding import check_process
 

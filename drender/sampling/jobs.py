@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from drender.config import Sampling
+from drender.errors import OnFailure
 from drender.files import map_collecting_errors
 from drender.media.encodings import DEFAULT, Cameras, InputEncoding
 from drender.media.gbuffers import GBufferClip, find_gbuffer_clips
@@ -19,7 +20,7 @@ from drender.media.video import find_clips
 from drender.renderers.base import Renderer
 from drender.renderers.forward import ForwardRenderer
 from drender.renderers.inverse import InverseRenderer
-from drender.sampling.base import ClipJob, OnFailure
+from drender.sampling.base import ClipJob
 from drender.sampling.inputs import BufferChunks, Chunk, ChunkedClip, RgbChunks, require_finished
 from drender.sampling.lights import Lights, require_for_own_light
 from drender.sampling.outputs import ClipOutput, RunConfig

@@ -9,7 +9,7 @@ from threading import Event
 
 import numpy as np
 
-from drender.errors import InputError
+from drender.errors import InputError, OnFailure
 from drender.files import map_collecting_errors
 from drender.lighting.environment import environment_maps
 from drender.lighting.estimation import shade
@@ -21,7 +21,7 @@ from drender.media.montage import contact_sheet
 from drender.media.resize import resize
 from drender.media.video import find_clips
 from drender.renderers.inverse import InverseRenderer
-from drender.sampling.base import Job, OnFailure
+from drender.sampling.base import Job
 from drender.sampling.inputs import BufferChunks, ChunkedClip, RgbChunks, require_finished
 from drender.sampling.lights import ESTIMATED_FROM, Lights, OwnLight, require_for_own_light
 from drender.sampling.outputs import RunConfig

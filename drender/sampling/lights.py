@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import ArrayLike, Float, Float32, Int
@@ -14,6 +14,7 @@ from drender.lighting.camera import camera_rotations, light_angles, require_pose
 from drender.lighting.environment import Environment
 from drender.lighting.estimation import MAX_FRAMES, check_fov, estimate_environment
 from drender.lighting.projection import check_projection
+from drender.media.color import Pixels
 from drender.media.resize import fit_cover
 from drender.renderers.forward import ForwardRenderer
 from drender.sampling.inputs import READ_BATCH, Chunk
@@ -22,8 +23,8 @@ from drender.sampling.report import PageLight
 
 OWN_LIGHT = "clip"  # the name of the light that a clip was taken in
 ESTIMATED_FROM = ("basecolor", "normal", "depth", "roughness", "metallic")  # the first two are necessary
-Image, Latents = Float32[np.ndarray, "h w 3"], Float[np.ndarray, "1 f h w c"]
-Read = Callable[[int, str], Image]
+Latents = Float[np.ndarray, "1 f h w c"]
+Read = Callable[[int, str], Pixels]
 
 
 class OwnLight(NamedTuple):
@@ -51,17 +52,10 @@ class Lights:
     """
 
     def __init__(
-        self,
-        sources: Sequence[str | Path],
-        rotate_light: bool = False,
-        elevation: float = 0.0,
-        elevation_sign: str = "released",
-        poses: ArrayLike | None = None,
-        projection: str = "frame",
-        size: tuple[int, int] | None = None,
-        fov: float | None = None,
-        **options,
-    ):
+        self, sources: Sequence[str | Path], rotate_light: bool = False, elevation: float = 0.0,
+        elevation_sign: str = "released", poses: ArrayLike | None = None, projection: str = "frame",
+        size: tuple[int, int] | None = None, fov: float | None = None, **options: Any,
+    ):  # fmt: skip
         check_projection(size or (1, 1), projection)
         camera_rotations(1 if poses is None else len(poses), elevation, poses, elevation_sign)  # raises InputError
         if fov is not None and OWN_LIGHT not in sources:
@@ -73,7 +67,7 @@ class Lights:
         self.elevation, self.elevation_sign = elevation, elevation_sign
         self.projection, self.size = projection, size
 
-    def _load(self, own: Image) -> None:
+    def _load(self, own: Pixels) -> None:
         sources = (own if source == OWN_LIGHT else source for source in self._sources)
         self.environments = [Environment(source, **self._options) for source in sources]
         self._displayed = lru_cache(maxsize=32)(self._compute_displayed)
@@ -83,7 +77,7 @@ class Lights:
         """Return whether a clip's own light is among the environments."""
         return OWN_LIGHT in self._sources
 
-    def with_own(self, light: Image) -> "Lights":
+    def with_own(self, light: Pixels) -> "Lights":
         """Return these environments for the clip whose own light this is."""
         lights = copy.copy(self)
         lights._load(light)
@@ -126,15 +120,13 @@ class Lights:
             environment.require(num_frames, f"clip {clip_name!r}")
 
     def maps(self, index: int, frames: Int[np.ndarray, " f"], num_frames: int, size: tuple[int, int]) -> dict:
-        """Return environment `index` for these frames of a clip of `num_frames`; one frame if all are lit alike."""
-        environment = self.environments[index]
-        frames = frames if self.moves(index) else frames[:1]
+        """Return environment `index` for these frames of a clip of `num_frames`."""
         rotations = self._rotations(num_frames)[frames]
         angles = light_angles(num_frames, self.rotate_light)[frames]
-        return environment.maps(frames, size, rotations, angles, self.projection)
+        return self.environments[index].maps(frames, size, rotations, angles, self.projection)
 
     def latents(self, index: int, forward: ForwardRenderer, chunk: Chunk, num_frames: int) -> Latents:
-        """Return environment `index` encoded for a chunk of a clip of `num_frames`."""
+        """Return environment `index` encoded for a chunk of a clip of `num_frames`; one frame if all are lit alike."""
         frames = np.minimum(np.arange(chunk.start, chunk.start + chunk.length), chunk.stop - 1)
         frames = frames if self.moves(index) else frames[:1]
         size = self.size or forward.environment_size
@@ -142,14 +134,14 @@ class Lights:
         maps = (self.maps(index, batch, num_frames, size) for batch in batches)
         return np.concatenate([forward.encode_environment(batch) for batch in maps], axis=1)
 
-    def displayed(self, index: int, frame: int, num_frames: int, size: tuple[int, int]) -> Image:
+    def displayed(self, index: int, frame: int, num_frames: int, size: tuple[int, int]) -> Pixels:
         """Return the LDR map of environment `index` at a frame, computed once if all frames are lit alike."""
         return self._displayed(index, frame if self.moves(index) else 0, num_frames, size)
 
     def _compute_displayed(self, index: int, frame: int, num_frames: int, size: tuple[int, int]) -> np.ndarray:
         return np.asarray(self.maps(index, np.array([frame]), num_frames, size)["env_ldr"][0])
 
-    def inset(self, image: Image, index: int, frame: int, num_frames: int) -> Image:
+    def inset(self, image: Pixels, index: int, frame: int, num_frames: int) -> Pixels:
         """Return a relit frame with its environment in the lower left corner."""
         image, side = image.copy(), max(1, min(image.shape[:2]) // 4)
         image[-side:, :side] = self.displayed(index, frame, num_frames, (side, side))

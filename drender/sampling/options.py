@@ -111,11 +111,8 @@ class EncodingOptions:
     )
     input_layers: tuple[tuple[str, str], ...] = option(
         "EXR layers or channels that hold a label: basecolor=DiffCol roughness=G",
-        (),
-        "LABEL=NAME",
-        nargs="+",
-        type=layer,
-    )
+        (), "LABEL=NAME", nargs="+", type=layer,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

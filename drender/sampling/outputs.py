@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 
 from drender.errors import InputError, say
 from drender.fields import bounded, check_ranges
 from drender.files import atomic_write, remove_partial, write_text
+from drender.media.color import Pixels
 from drender.media.encodings import KINDS, ImageFormat, read_labeled
 from drender.media.gbuffers import frame_path
 from drender.media.images import IMAGE_SUFFIXES, read_hdr, write_hdr
@@ -168,11 +169,11 @@ class ClipOutput:
 
     # --- estimated light ---
 
-    def load_light(self) -> Float32[np.ndarray, "h w 3"] | None:
+    def load_light(self) -> Pixels | None:
         """Return the clip's own light that was saved for these results, or None."""
         return read_hdr(self.light, False) if self._continued and self.light.exists() else None
 
-    def save_light(self, light: Float32[np.ndarray, "h w 3"]) -> None:
+    def save_light(self, light: Pixels) -> None:
         """Save the clip's own light, as a map that other runs can take."""
         self._begin()
         write_hdr(self.light, light)

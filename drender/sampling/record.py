@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from drender.errors import InputError
-from drender.files import content_hash, list_files, read_json, size_and_time
+from drender.files import content_hash, read_json, size_and_time
 
 FIELD_TYPES = {"settings": dict, "labels": list, "chunks": list, "finished": bool}
 LABEL = re.compile(r"\w+")  # labels become glob patterns of the files that are deleted
@@ -44,7 +44,8 @@ class InputFiles:
         self._files = []  # and their names, which for files in folders are relative to these
         for path in map(Path, paths):
             if path.is_dir():
-                self._files += [(file, str(file.relative_to(path))) for file in list_files(path)]
+                files = sorted(file for file in path.rglob("*") if file.is_file())
+                self._files += [(file, str(file.relative_to(path))) for file in files]
             else:
                 self._files.append((path, path.name))
 
