@@ -33,12 +33,8 @@ class EditingOptions(FileOptions, BufferEncodingOptions):
 
     input: str | None = option(GBUFFERS, metavar="PATH")
     bits: int | None = option("bits per channel of the PNG files (those of the input)", choices=(8, 16))
-    overlap: int | None = option(
-        f"frames that neighboring chunks share, where no record gives it ({DEFAULT_OVERLAP})", metavar="N"
-    )
-    poses: str | None = option(
-        "transforms.json with a camera-to-world pose per frame, for --input-normals world", metavar="JSON"
-    )
+    overlap: int | None = option(f"frames that chunks share, where no record gives it ({DEFAULT_OVERLAP})", metavar="N")
+    poses: str | None = option("transforms.json with camera-to-world poses, for --input-normals world", metavar="JSON")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +89,9 @@ def run(args: Any, build: Callable[..., EditingJob]) -> None:
     args.input = args.input or str(assets.GBUFFERS)
     args.output = args.output or str(Path("outputs") / args.command)
     settings = {name: value for name, value in sorted(vars(args).items()) if name not in NOT_RECORDED}
-    overlap = DEFAULT_OVERLAP if args.overlap is None else args.overlap
     config = RunConfig(
         Path(args.input), Path(args.output), {"command": args.command, **settings}, dependencies=dependencies(args),
-        chunks=ChunkConfig(sys.maxsize, overlap, "all"),  # chunks as they are
+        chunks=ChunkConfig(sys.maxsize, DEFAULT_OVERLAP if args.overlap is None else args.overlap, "all"),  # unchanged
         video=args.video, quality=args.quality, overwrite=args.overwrite, html=args.html,
     )  # fmt: skip
     options = EditingOptions(**select(EditingOptions, args))

@@ -63,12 +63,10 @@ def insert(
 
     Surfaces in front of the object by more than OCCLUSION_SOFTNESS hide it. Edges mix by coverage: colors in linear
     light, normals as vectors that are renormalized. Where the object is invisible, every buffer keeps its bits.
+    InputError if the object lacks a buffer of the clip, or the clip has no depth.
 
     Args:
-      own: near and far depth of the object that are mapped to `place`.
-      place: near and far depth in the clip, in [0, 1].
-    Raises:
-      InputError: the object lacks a buffer of the clip, or the clip has no depth.
+      own, place: near and far depth of the object, and the depths in the clip, in [0, 1], that they are mapped to.
     """
     if missing := [label for label in buffers if label not in layer.images and label not in ("rgb", "mask")]:
         raise InputError(f"the object has no {', no '.join(missing)}, which the clip has; add it to the object's files")
@@ -112,12 +110,10 @@ def place_depth(layer: Layer, depth: Image, place: tuple[float, ...] | None) -> 
     """Return the near and far depth in the clip for an object's least and greatest depth.
 
     Args:
-      layer, depth: the object and the depth of the clip in a frame in which the object is visible.
+      layer, depth: the object and the clip's depth in a frame; InputError if the object is not visible there.
       place: (near, far), or (middle,): the depth of the object's center, which is the far depth of a convex object; its
         front is nearer by half its height in units of the picture's height. None: the middle is the clip's depth behind
         the lowest row of the mask, so that the object stands on the surface there.
-    Raises:
-      InputError: the object is not visible in the frame.
     """
     if place is not None and len(place) == 2:
         return place
@@ -133,15 +129,13 @@ def place_depth(layer: Layer, depth: Image, place: tuple[float, ...] | None) -> 
 
 
 class FileObject:
-    """An object read from G-buffers with a mask.
+    """An object read from G-buffers with a mask; InputError if there are none.
 
     Args:
       path: folder of a clip, or of several clips that are matched to the input's clips by name.
       frame: frame to hold. None: an object of one frame is static; otherwise it has as many frames as the clip.
       encoding: of files that do not state theirs.
       cameras: camera-to-world rotations of the frames of the object, for normals in world space.
-    Raises:
-      InputError: `path` holds no readable G-buffers.
     """
 
     def __init__(
@@ -171,8 +165,7 @@ class FileObject:
         """Return the object for frame `index` of the clip `name`, at (height, width) = `size`."""
         clip = self._clip(name)
         index = self.frame if self.frame is not None else index if clip.num_frames > 1 else 0
-        camera = None if self.cameras is None else self.cameras[index]
-        images = {}
+        camera, images = None if self.cameras is None else self.cameras[index], {}
         for label, paths in clip.paths.items():
             image = read_labeled(paths[index], label, clip.encoding(label), camera=camera)
             if not same_aspect(image.shape[:2], size):

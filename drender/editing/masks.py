@@ -25,10 +25,8 @@ class Companion:
 
     Args:
       option: name of the option, for error messages.
-      path: an image, a video, a folder of frames or of G-buffers, or a folder of these.
+      path: an image, a video, a folder of frames or of G-buffers, or a folder of these; InputError if unreadable.
       label: image kind to read from folders of G-buffers.
-    Raises:
-      InputError: `path` holds nothing readable.
     """
 
     def __init__(self, option: str, path: str | Path, label: str):
@@ -88,8 +86,7 @@ class CompanionFrames:
 def mask_weights(source: str, mask: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w 1"]:
     """Return the weight of each pixel of a mask; warn, naming `source`, if it holds labels from 0 up.
 
-    Raises:
-      InputError: the mask is colored, as a picture with alpha or with a color per object.
+    InputError if it is colored, as a picture with alpha or with a color per object.
     """
     if np.ptp(mask, axis=-1).max() > MAX_TINT:
         raise InputError(f"{source}: expected a mask, white inside, got colors; save the area or alpha as a gray image")

@@ -33,7 +33,6 @@ def edit(
       set: label -> stored value in [0, 1]; for a color also "#rrggbb" or three sRGB-encoded numbers.
       scale: label -> factor ≥ 0 of linear light, for a color one or three; the product is clipped at 1.
       replace: label -> stored images in [0, 1] that replace the buffer; roughness and metallic take their channel mean.
-
     Raises:
       InputError: a buffer is missing, not editable or changed twice, or a value is out of range.
     """

@@ -15,8 +15,7 @@ def light_kernels(
 
     Args:
       normals, views, directions: unit vectors; views point to the camera, directions to the light.
-      basecolor: linear.
-      roughness: at least MIN_ROUGHNESS is used.
+      basecolor, roughness: linear; at least MIN_ROUGHNESS is used.
     """
     n_l = normals @ directions.T
     n_v = np.maximum((normals * views).sum(-1, keepdims=True), 1e-3)

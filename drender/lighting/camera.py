@@ -22,7 +22,7 @@ EXPECTED = "expected frames[i].transform_matrix"
 def camera_rotations(
     num_frames: int, elevation: float = 0.0, poses: ArrayLike | None = None, elevation_sign: str = "released"
 ) -> Float32[np.ndarray, "f 3 3"]:
-    """Return the camera-to-world rotation of every frame, of `poses` or of a fixed camera.
+    """Return the camera-to-world rotation of every frame, of `poses` or of a fixed camera; InputError for bad values.
 
     Args:
       num_frames: f, at least 1.
@@ -31,8 +31,6 @@ def camera_rotations(
       elevation_sign: "up" is that camera, rotated by −elevation about x. "released" is rotated by +elevation: the
         released code passes its world-to-camera rotation where camera-to-world belongs, so a raised camera sees the
         surroundings of a lowered one.
-    Raises:
-      InputError: value out of range, or poses of another shape.
     """
     if num_frames < 1:
         raise InputError(f"number of frames {num_frames} is less than 1; give at least one")
@@ -67,10 +65,7 @@ def light_orientation(yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -
     vertical. As seen by a camera without pose, a positive yaw moves light from ahead to the right (as a greater
     `rotation` of the map does, by the same angle), a positive pitch moves it from ahead upward, and a positive roll
     moves it from above to the right, clockwise. The center of `env_ldr` lies behind the camera, so there yaw moves
-    everything to the left, pitch lowers the center, and roll lowers the right half.
-
-    Raises:
-      InputError: non-finite angle.
+    everything to the left, pitch lowers the center, and roll lowers the right half. InputError for a non-finite angle.
     """
     for name, angle in {"yaw": yaw, "pitch": pitch, "roll": roll}.items():
         if not np.isfinite(angle):
@@ -83,10 +78,8 @@ def read_poses(path: str | Path, relative: bool = False) -> Float32[np.ndarray, 
 
     They are in natural order of `file_path`, as the frames of a clip, or in file order unless every frame has one. The
     scale that cameras inherit in Blender is taken off. `relative` returns inverse(first) · pose, so that the light is
-    upright for the first camera, whatever the vertical axis of the file's world.
-
-    Raises:
-      InputError: unreadable file, missing key, or a matrix that is no rigid transform.
+    upright for the first camera, whatever the vertical axis of the file's world. InputError if the file is unreadable,
+    lacks a key, or has a matrix that is no rigid transform.
     """
     content = read_json(path, EXPECTED)
     try:

@@ -18,7 +18,9 @@ def environment_maps(
     flip: bool = False, strength: float = 1.0, rotate_light: bool = False, elevation: float = 0.0,
     poses: ArrayLike | None = None, projection: str = "frame", *, elevation_sign: str = "released", **options,
 ) -> dict[str, Float32[Array, "f H W 3"]]:  # fmt: skip
-    """Return the maps `env_ldr`, `env_log`, `env_nrm` of a clip, with f = `num_frames` and (H, W) = `size`.
+    """Return the maps `env_ldr`, `env_log`, `env_nrm` of a clip in [0, 1]; f is `num_frames` and (H, W) is `size`.
+
+    InputError for an unreadable map or a value out of range.
 
     Args:
       source: lat-long image: a .hdr, .exr or (with a warning) LDR file, or an array `h w 3` of linear radiance; or one
@@ -28,10 +30,6 @@ def environment_maps(
       rotate_light: of `light_angles`.
       elevation, elevation_sign, poses: of `camera_rotations`.
       projection: of `project`.
-    Returns:
-      Values in [0, 1].
-    Raises:
-      InputError: unreadable map or value out of range.
     """
     check_projection(size, projection)
     rotations = camera_rotations(num_frames, elevation, poses, elevation_sign)
@@ -51,7 +49,8 @@ def load_environment(
 class Environment:
     """The light of a clip: one lat-long map for all frames, or one per frame, of which one is in memory at a time.
 
-    Warns once if `env_ldr` and `env_log` cannot represent the light: see `range_warning`.
+    Warns once if `env_ldr` and `env_log` cannot represent the light: see `range_warning`. InputError for a value out of
+    range, or an unreadable map (of several, the first; the others once they are needed).
 
     Args:
       source: as for `environment_maps`.
@@ -59,8 +58,6 @@ class Environment:
       exposure: in stops, as for `load_latlong`, or "auto", see `automatic_exposure`.
       yaw, pitch, roll: of the light, in degrees, as for `light_orientation`.
       prefilter: average maps that are finer than the images over the images' pixels, see `prefiltered`.
-    Raises:
-      InputError: value out of range, or unreadable map (of several, the first; the others once they are needed).
     """
 
     def __init__(

@@ -48,7 +48,8 @@ def estimate_environment(
     """Return the distant light of a clip as a lat-long map of linear radiance.
 
     `environment_maps(result, poses=poses)` lights the G-buffers as the clip is lit. The light stands still in the world
-    axes of `poses`; without them camera and light stand still.
+    axes of `poses`; without them camera and light stand still. InputError if a buffer is missing or has another shape,
+    an argument is out of range, no pixel shows a surface, or all of those are saturated.
 
     Args:
       rgb: sRGB in [0, 1].
@@ -57,9 +58,6 @@ def estimate_environment(
       fov: vertical field of view in degrees; None: 50.
       poses: camera-to-world matrices, OpenGL axes.
       size: height and width of the result. Details finer than 32×64 are not resolved.
-    Raises:
-      InputError: a buffer is missing or has another shape, an argument is out of range, no pixel shows a surface, or
-        all of those are saturated.
     """
     frames = _read_frames(rgb, buffers, fov, poses)
     if min(size) < 1:
@@ -81,9 +79,6 @@ def shade(
     """Return sRGB frames of G-buffers under a light of `estimate_environment`, to judge it by eye.
 
     Shadows are missing. Of more than MAX_FRAMES frames some are shown, and more than MAX_SIDE pixels are subsampled.
-
-    Args:
-      light, buffers, fov, poses: as for `estimate_environment`.
     """
     light = resize_latlong(np.asarray(light, np.float32), GRIDS[-1]).reshape(-1, 3)
     directions, solid_angles = pixel_directions(*GRIDS[-1])

@@ -16,12 +16,9 @@ from drender.media.color import LUMINANCE
 from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES, read_hdr
 
 MAX_RADIANCE = 65504.0  # the largest half float
-# Radiance that `env_ldr` and `env_log` show as white; they cannot tell apart anything brighter.
-LDR_WHITE, LOG_WHITE = 16.0, 10000.0
-# Mean luminance whose `env_ldr` is nearly black: about 0.1.
-DARK = 0.01
-# Mean luminance after automatic exposure: about the geometric mean of the built-in maps.
-MEAN_LUMINANCE = 0.6
+LDR_WHITE, LOG_WHITE = 16.0, 10000.0  # radiance that `env_ldr` and `env_log` show as white, like anything brighter
+DARK = 0.01  # mean luminance whose `env_ldr` is nearly black: about 0.1
+MEAN_LUMINANCE = 0.6  # after automatic exposure: about the geometric mean of the built-in maps
 # A blurred map keeps at least this many rows: lookups within half a pixel of a pole blend the first row with the last.
 MIN_BLURRED_ROWS = 128
 
@@ -35,17 +32,14 @@ def load_latlong(
 ) -> Float32[np.ndarray, "h w 3"]:  # fmt: skip
     """Return the radiance of a lat-long file or array `h w 3`, ready to become a cube map.
 
-    In this order it is scaled, cleared of NaN, clipped to [0, MAX_RADIANCE], mirrored, rotated and blurred.
+    In this order it is scaled, cleared of NaN, clipped to [0, MAX_RADIANCE], mirrored, rotated and blurred. InputError
+    for an unreadable file or a value out of range.
 
     Args:
-      rotation: degrees by which the map is shifted to the right, by whole columns (truncated), after `flip`.
-      flip: mirror the map.
-      strength: factor on the radiance, at least 0.
-      exposure: in stops: 2^exposure is another factor.
+      rotation: degrees by which the map is shifted to the right, by whole columns (truncated), after `flip` mirrors it.
+      strength, exposure: a factor on the radiance, at least 0; another one in stops, 2^exposure.
       blur: degrees, as for `blur_sphere`.
       warn: warn of suspicious maps: with NaN (taken as black), not 2:1, not HDR, or entirely black.
-    Raises:
-      InputError: unreadable file or value out of range.
     """
     if not (np.isfinite(strength) and strength >= 0):
         raise InputError(f"environment strength {strength} must be finite and at least 0")

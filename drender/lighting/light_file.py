@@ -32,16 +32,11 @@ class Light:
 
     def rotations(self, num_frames: int) -> Float32[np.ndarray, "f 3 3"]:
         """Return the camera's rotation in every frame; InputError unless there is one finite 4x4 pose for each."""
-        poses = None if self.poses is None else np.array(self.poses, np.float32)
-        return camera_rotations(num_frames, poses=poses)
+        return camera_rotations(num_frames, poses=None if self.poses is None else np.array(self.poses, np.float32))
 
 
 def read_light(folder: Path, num_frames: int) -> Light:
-    """Read and check the `light.json` of the clip in `folder`, which has `num_frames` frames.
-
-    Raises:
-      InputError: the file is missing, unreadable or inconsistent, or its environment does not exist.
-    """
+    """Return the checked `light.json` of a clip's folder; raise InputError if missing, damaged or inconsistent."""
     path = folder / LIGHT_FILE
     if not path.exists():
         raise InputError(f"clip {folder.resolve().name!r} has no {LIGHT_FILE}, which names its environment; add it")

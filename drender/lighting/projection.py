@@ -126,14 +126,12 @@ def project(
 
     Args:
       cube: from `latlong_to_cube`.
-      size: (H, W).
+      size: (H, W); see `check_projection`.
       rotations, angles: of the camera (`camera_rotations`) and of the light (`light_angles`).
       projection: "frame" unrolls all directions of camera space (x right, y up, z backward): +z in the center, +x right
         of it, +y at the top. "ball" shows them mirrored in a ball.
     Returns:
       `env_nrm` is n·½ + ½ of the directions n of "frame", the same in every frame, whatever the projection.
-    Raises:
-      InputError: see `check_projection`.
     """
     check_projection(size, projection)
     directions = _frame_directions(*size) if projection == "frame" else _ball_directions(*size)

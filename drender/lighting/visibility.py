@@ -39,11 +39,9 @@ def find_blockers(
 ) -> tuple[Float32[np.ndarray, "p j"], Float32[np.ndarray, "p j 3"]]:
     """March in some directions, in camera axes, from pixels through the depth buffer (screen-space ray tracing).
 
+    Return 1 where a direction is free and 0 where it is blocked; and the radiance of the blocking surface, elsewhere 0.
     Beyond an edge of the picture the nearest pixel's surface continues as a plane, as floors and walls do. Nothing is
     blocked if the distance of the nearest depth is unknown.
-
-    Returns:
-      1 where a direction is free and 0 where it is blocked; and the radiance of the blocking surface, elsewhere 0.
     """
     free = np.ones((len(rows), len(directions)), np.float32)
     blocker = np.zeros((len(rows), len(directions), 3), np.float32)

@@ -22,8 +22,7 @@ from drender.media.sequences import RELEASED_STEM
 from drender.metrics.image import Scores, evaluate
 from drender.metrics.lpips import LPIPS
 
-# Labels of relit frames.
-RELIT = re.compile(r"env\d{4,}")
+RELIT = re.compile(r"env\d{4,}")  # labels of relit frames
 
 
 @dataclass(frozen=True)
@@ -61,18 +60,15 @@ def _read(files: Sequence[Path], label: str, assumed: InputEncoding) -> Float32[
 def compare(
     predicted: str | Path, truth: str | Path, pairs: Sequence[tuple[str, str]] = (), mask: str | None = None
 ) -> list[Comparison]:
-    """Match two folders of clips, in the layouts of `find_gbuffer_clips`.
+    """Match two folders of clips, in the layouts of `find_gbuffer_clips`; return a comparison per clip and label.
 
     Clips are matched by name, unless both folders are those of a single clip. Frames are matched by name, or by order
-    where only one side has the released names.
+    where only one side has the released names. InputError if there is nothing to compare, or if one side lacks a clip,
+    a label of a clip or a frame.
 
     Args:
       pairs: labels to compare, (predicted, truth), besides all that both sides have.
       mask: the label of the truth's masks, white where pixels count.
-    Returns:
-      one comparison per clip and label.
-    Raises:
-      InputError: nothing to compare, or a clip, a label of a clip or a frame that one side lacks.
     """
     known = tuple(dict.fromkeys((*DOMAINS, "rgb", *_other_labels(predicted), *_other_labels(truth))))
     predicted_clips = _find(predicted, (*known, *(label for label, _ in pairs)))

@@ -111,7 +111,7 @@ def evaluate(
     """Return the published metrics for images of this kind, of one clip.
 
     Those named `scaled_` are of the prediction times its `least_squares_scale`, not clipped. Frames whose mask is empty
-    do not count.
+    do not count. InputError if the mask is empty, or images are too small for SSIM or LPIPS.
 
     Args:
       label: a G-buffer; any other is a picture: `rgb`, `env0000`, ….
@@ -124,8 +124,6 @@ def evaluate(
       normal: angular_mean and angular_median in degrees, and under_11.25, the share of pixels with a smaller error.
       roughness, metallic: rmse.
       depth: rmse, correlation.
-    Raises:
-      InputError: an empty mask, or images too small for SSIM or LPIPS.
     """
     if mask is not None:
         counted = mask.any((-2, -1))

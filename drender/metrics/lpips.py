@@ -45,10 +45,7 @@ class LPIPS:
     def __call__(
         self, first: Float[np.ndarray, "*b h w 3"], second: Float[np.ndarray, "*b h w 3"]
     ) -> Float[np.ndarray, "*b"]:
-        """Return the distance of images in [0, 1]: 0 for equal ones, about 1 for very different ones.
-
-        InputError if they are too small for the network.
-        """
+        """Return the distance of images in [0, 1], about 1 for very different ones; InputError if too small."""
         *batch, h, w, _ = first.shape
         if min(h, w) < self.smallest:
             size = f"images of {w}x{h} pixels"

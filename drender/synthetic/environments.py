@@ -23,11 +23,7 @@ HEIGHT, WIDTH = 64, 128  # pixels of generated environments
 
 
 def find_environments(folder: str | Path = ENVIRONMENTS) -> dict[str, Path]:
-    """Return the .hdr and .exr files of a folder by stem.
-
-    Raises:
-      InputError: there are none, two share a stem, or one has the name of a generated environment.
-    """
+    """Return the .hdr and .exr files of a folder by stem; raise InputError if there are none, or a stem is taken."""
     files: dict[str, Path] = {}
     for path in find_files(folder, HDR_SUFFIXES, "environments"):
         if path.stem in GENERATED:

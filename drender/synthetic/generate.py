@@ -51,7 +51,6 @@ from drender.synthetic.render import render_clip
 from drender.synthetic.scene import SPLITS, AssetSplit, Scene, split_assets
 from drender.synthetic.tracer import Tracer
 
-RECORD = "synthetic.json"
 ENVIRONMENTS = "environments"
 CONTACT = "contact.png"
 CREDITS = "CREDITS.md"
@@ -139,13 +138,10 @@ def read_settings(args) -> Settings:
     paths = skies.find_environments(args.environments or BUNDLED)
     pictures = textures.find_textures(args.textures) if args.textures else ()
     assets = split_assets(args.split, files, tuple(paths), pictures)
-    for option, found, kept in (
-        ("meshes", files, assets.meshes),
-        ("environments", paths, assets.environments),
-        ("textures", pictures, assets.textures),
-    ):
-        if found and not kept:
-            raise InputError(f"--{option}: none of the {len(found)} files is in --split {args.split}; add more files")
+    found = {"meshes": files, "environments": paths, "textures": pictures}
+    for option, given in found.items():
+        if given and not getattr(assets, option):
+            raise InputError(f"--{option}: none of the {len(given)} files is in --split {args.split}; add more files")
     environments = {name: str(paths[name]) for name in assets.environments}
     layouts = tuple(dict.fromkeys(args.layouts or (LAYOUTS if files else LAYOUTS[:1])))
     if pictures and layouts == ("solids",):
@@ -156,13 +152,10 @@ def read_settings(args) -> Settings:
 def check_record(output: Path, settings: Settings) -> None:
     """Write the settings of a folder; raise InputError if it holds clips of other settings."""
     record = {name: getattr(settings, name) for name in ("frames", "size", "spp", "seed", "split", "layouts")}
-    record |= {
-        "families": settings.assets.families,
-        "meshes": files_digest(settings.assets.meshes),
-        "environments": files_digest(settings.paths.values()),
-        "textures": files_digest(settings.assets.textures),
-    }
-    file = output / RECORD
+    assets = settings.assets
+    files = {"meshes": assets.meshes, "environments": settings.paths.values(), "textures": assets.textures}
+    record |= {"families": assets.families} | {kind: files_digest(paths) for kind, paths in files.items()}
+    file = output / "synthetic.json"
     if not file.exists() and list_dir(output):
         raise InputError(f"{output}: expected a new folder or one of synthetic clips; give another one")
     if any(output.glob("[0-9]*")):
@@ -239,10 +232,9 @@ def make_clip(output: Path, settings: Settings, job: Job) -> None:
             for number, image in enumerate(frames):
                 write_png(frame_path(folder, 0, number, label), image)
         write_light(folder, recorded)
-        identity = {"seed": settings.seed, "split": settings.split, "clip": index, "light": light}
-        camera = {"fov": scene.camera.fov, "near": near, "far": far}
-        description = identity | {"other_light": clip_name(index, 1 - light)} | camera | dataclasses.asdict(scene)
-        (folder / "scene.json").write_text(json.dumps(description, indent=1) + "\n")
+        facts = {"seed": settings.seed, "split": settings.split, "clip": index, "light": light}
+        facts |= {"other_light": clip_name(index, 1 - light), "fov": scene.camera.fov, "near": near, "far": far}
+        (folder / "scene.json").write_text(json.dumps(facts | dataclasses.asdict(scene), indent=1) + "\n")
 
 
 # --- Contact sheet ---
@@ -250,13 +242,12 @@ def make_clip(output: Path, settings: Settings, job: Job) -> None:
 
 def make_sheet(output: Path, names: Sequence[str]) -> Float32[np.ndarray, "h w 3"]:
     """Draw one clip per row: first and last frame, then the G-buffers and environment (env_ldr) of the last."""
-    chosen = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, SHOWN_CLIPS).astype(int))]
-    return contact_sheet([sheet_row(output / name) for name in chosen])
-
-
-def sheet_row(folder: Path) -> list[Float32[np.ndarray, "h w 3"]]:
-    (clip,) = open_clips(folder, ("rgb", *SHOWN, "env_ldr"))
-    size, last = image_size(frame_path(folder, 0, 0, "rgb")), clip.num_frames - 1
-    labels = [("rgb", 0), ("rgb", last), *((label, last) for label in SHOWN)]
-    env_ldr = clip.environment(size, [last])["env_ldr"]
-    return [*(clip.read(label, [frame], size)[0] for label, frame in labels), env_ldr[0]]
+    rows = []
+    for index in np.unique(np.linspace(0, len(names) - 1, SHOWN_CLIPS).astype(int)):
+        folder = output / names[index]
+        (clip,) = open_clips(folder, ("rgb", *SHOWN, "env_ldr"))
+        size, last = image_size(frame_path(folder, 0, 0, "rgb")), clip.num_frames - 1
+        shown = [("rgb", 0), ("rgb", last), *((label, last) for label in SHOWN)]
+        images = [clip.read(label, [frame], size)[0] for label, frame in shown]
+        rows.append([*images, clip.environment(size, [last])["env_ldr"][0]])
+    return contact_sheet(rows)

@@ -32,8 +32,8 @@ from drender.synthetic.scene import (
 )
 from drender.synthetic.textures import PictureMaterial
 
-LAYOUTS = ("solids", "floor", "wall", "corner", "air")
-WEIGHTS = {"solids": 0.25, "floor": 0.3, "wall": 0.15, "corner": 0.2, "air": 0.1}
+WEIGHTS = {"solids": 0.25, "floor": 0.3, "wall": 0.15, "corner": 0.2, "air": 0.1}  # of the layouts
+LAYOUTS = tuple(WEIGHTS)
 GAP = 0.02  # least distance between the bounding boxes of objects, and from walls
 SIZES = (0.03, 2.0)  # range of radii in meters of the objects in corners
 FURNITURE = 0.3  # radius in meters from which an object of a corner stands along a wall
@@ -95,8 +95,7 @@ def _random_object(rng: Generator, layout: str, assets: AssetSplit, motion: str)
     upright = rng.random() < (0.2 if layout == "air" else 0.9)
     angle, length = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 1.2)
     rise = rng.uniform(-0.4, 0.4) if layout == "air" else 0.0
-    item = random_object(rng, shape, seed, radius, upright, motion)
-    item = replace(item, own_material=rng.random() < 0.85)
+    item = replace(random_object(rng, shape, seed, radius, upright, motion), own_material=rng.random() < 0.85)
     if motion == "translation":
         item = replace(item, shift=(length * np.sin(angle), rise, length * np.cos(angle)))
     return item, points

@@ -18,8 +18,8 @@ from drender.errors import InputError, first_line
 from drender.files import find_files
 from drender.media.color import srgb_to_linear
 from drender.synthetic.atlas import TILE, Surface
+from drender.synthetic.materials import named_material, phong_roughness
 from drender.synthetic.meshes import Mesh, Vector, box_projection, centered, face_normals, triangle_mesh
-from drender.synthetic.named_materials import named_material, phong_roughness
 
 MESH_SUFFIXES = (".ply", ".obj", ".gltf", ".glb")
 MAX_FACES = 200_000  # per file: the tracer rebuilds its acceleration structure every frame
@@ -79,9 +79,7 @@ def read_mesh(path: str | Path) -> MeshFile:
     """Read a PLY, OBJ or glTF file, taken as y up, with the materials of its opaque parts.
 
     Faces without texture coordinates get box-projected ones. Warns of what the file states and this does not read.
-
-    Raises:
-      InputError: the file is unreadable, has no opaque triangle with an area, or more than MAX_FACES triangles.
+    InputError if the file is unreadable, has no opaque triangle with an area, or more than MAX_FACES triangles.
     """
     try:
         import trimesh

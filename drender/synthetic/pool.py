@@ -15,9 +15,7 @@ def run(work: Callable[[Any], None], jobs: Sequence[Any], processes: int) -> Ite
     """Run `work` on every job in that many worker processes, and yield a job when it is done; all must be picklable.
 
     However the iteration ends, all processes have ended, and unfinished jobs have left through their context managers.
-
-    Raises:
-      InputError: raised by a job, or a process died.
+    InputError of a job, or if a process died.
     """
     context = multiprocessing.get_context("spawn")  # a fork would share the state of threaded libraries
     running = {}
@@ -31,16 +29,16 @@ def run(work: Callable[[Any], None], jobs: Sequence[Any], processes: int) -> Ite
         while running:
             for connection in wait(list(running)):
                 try:
-                    kind, value = connection.recv()
+                    result = connection.recv()
                 except EOFError:
                     process = running.pop(connection)
                     process.join()
                     if process.exitcode:
                         raise InputError(f"a worker process died ({_cause(process.exitcode)})") from None
                     continue
-                if kind == "error":
-                    raise InputError(value)
-                yield value
+                if isinstance(result, InputError):
+                    raise result
+                yield result
     finally:
         for process in running.values():
             process.terminate()
@@ -55,9 +53,9 @@ def _run_jobs(work: Callable[[Any], None], jobs: Sequence[Any], connection: Conn
     try:
         for job in jobs:
             work(job)
-            connection.send(("done", job))
+            connection.send(job)
     except InputError as error:
-        connection.send(("error", str(error)))
+        connection.send(error)
     except BrokenPipeError:
         pass  # the parent has exited
 

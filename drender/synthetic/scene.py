@@ -151,11 +151,7 @@ def split_assets(
 
     "test" has the shape families of `shapes.HELD_OUT`, the bundled environments of `environments.HELD_OUT` (at any
     resolution), and a tenth of all other files by a hash of their names; "train" has the rest. Procedural skies and
-    materials are in both splits, with different seeds.
-
-    Args:
-      split: one of SPLITS.
-      meshes, environments, textures: paths of meshes, names of environments, and paths of basecolor pictures.
+    materials are in both splits, with different seeds. `meshes` and `textures` are paths, `environments` names.
     """
 
     def keep(names: Iterable[str], is_held_out: Callable[[str], bool]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from drender.files import find_files
 from drender.media.color import srgb_to_linear
 from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES, read_image
 from drender.media.resize import resize
-from drender.synthetic.named_materials import named_material
+from drender.synthetic.materials import named_material
 
 # Suffixes of maps, as of Substance, ambientCG, and Poly Haven, whose short words come before a resolution (`_1k`).
 MAP = re.compile(

@@ -6,7 +6,7 @@ from PIL import Image
 
 from drender.errors import InputError
 from drender.media.images import write_hdr, write_png
-from drender.synthetic.named_materials import named_material, phong_roughness
+from drender.synthetic.materials import named_material, phong_roughness
 from drender.synthetic.textures import PictureMaterial, find_textures
 
 
