@@ -69,17 +69,11 @@ def check_process(process: tuple[int, int]) -> None:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Layout of the devices: their number is data × fsdp × frames.
+    """Layout of the devices: their number is data × fsdp × frames."""
 
-    Attributes:
-      data: number of replicas of all parameters.
-      fsdp: devices that share parameters, EMA and optimizer state; None: all that are left.
-      frames: devices that share the frames of a row.
-    """
-
-    data: int = bounded(1, at_least=1)
-    fsdp: int | None = bounded(None, at_least=1)
-    frames: int = bounded(1, at_least=1)
+    data: int = bounded(1, at_least=1)  # number of replicas of all parameters
+    fsdp: int | None = bounded(None, at_least=1)  # devices that share parameters and optimizer; None: all that are left
+    frames: int = bounded(1, at_least=1)  # devices that share the frames of a row
 
 
 def make_mesh(config: MeshConfig, batch: int, grad_accum_steps: int, devices: list[jax.Device] | None = None) -> Mesh:

@@ -17,21 +17,13 @@ CLIPPED = 1 - 1 / 510
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One change of a clip.
+    """One change of a clip."""
 
-    Attributes:
-      mirrored: flip the world from left to right; normals negate their x.
-      exposure: factor on the radiance of light and image.
-      light_turn: degrees by which the light alone is turned, because the light of real footage is only an estimate.
-      side: height and width of the crop, relative to the frame's.
-      place: of the crop in the frame, 0 at the top or left to 1 at the bottom or right.
-    """
-
-    mirrored: bool = False
-    exposure: float = 1.0
-    light_turn: float = 0.0
-    side: float = 1.0
-    place: tuple[float, float] = (0.5, 0.5)
+    mirrored: bool = False  # flip the world from left to right; normals negate their x
+    exposure: float = 1.0  # factor on the radiance of light and image
+    light_turn: float = 0.0  # degrees of the light alone, because the light of real footage is only an estimate
+    side: float = 1.0  # height and width of the crop, relative to the frame's
+    place: tuple[float, float] = (0.5, 0.5)  # of the crop, from 0 at the top or left to 1 at the bottom or right
 
     def crop(self, image: Float32[np.ndarray, "h w 3"], smallest: tuple[int, int]) -> Float32[np.ndarray, "_h _w 3"]:
         """Crop a frame, to no less than `smallest`, so that nothing is enlarged that was not before."""
@@ -58,19 +50,12 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """The distribution of augmentations.
+    """The distribution of augmentations."""
 
-    Attributes:
-      flip: probability of mirroring.
-      exposure_range: lowest and highest exposure, drawn log-uniformly.
-      rotation: largest turn of the light in degrees, in either direction.
-      crop: smallest side of a crop, relative to the frame's.
-    """
-
-    flip: float = bounded(0.0, at_least=0, at_most=1)
-    exposure_range: tuple[float, float] = bounded((1.0, 1.0), above=0)
-    rotation: float = bounded(0.0, at_least=0)
-    crop: float = bounded(1.0, above=0, at_most=1)
+    flip: float = bounded(0.0, at_least=0, at_most=1)  # probability of mirroring
+    exposure_range: tuple[float, float] = bounded((1.0, 1.0), above=0)  # lowest and highest, drawn log-uniformly
+    rotation: float = bounded(0.0, at_least=0)  # largest turn of the light in degrees, in either direction
+    crop: float = bounded(1.0, above=0, at_most=1)  # smallest side of a crop, relative to the frame's
 
     def __post_init__(self):
         check_ranges(self)

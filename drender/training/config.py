@@ -58,77 +58,49 @@ class LoraConfig:
 
     Trained together with other weights they act on rows of sources marked `real` only, as published. Trained alone
     (`trainable: [lora]`) they act on all rows.
-
-    Attributes:
-      rank: of the factors.
-      alpha: the correction is scaled by alpha/rank; None: the rank, for a factor of 1.
-      targets: names of the adapted layers.
     """
 
-    rank: int = bounded(16, at_least=1)
-    alpha: float | None = bounded(None)
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out")
+    rank: int = bounded(16, at_least=1)  # of the factors
+    alpha: float | None = bounded(None)  # the correction is scaled by alpha/rank; None: the rank, for a factor of 1
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out")  # names of the adapted layers
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter 2019) in float32; defaults within the range of published related work.
+    """AdamW (Loshchilov & Hutter 2019) in float32; defaults within the range of published related work."""
 
-    Attributes:
-      steps: number of steps of the whole run.
-      learning_rate: peak, reached after the warm-up.
-      warmup: steps of linear warm-up.
-      lr_schedule: shape of the learning rate after the warm-up; `linear` and `cosine` end at 0.
-      betas: decay rates of the moments.
-      weight_decay: on kernels and LoRA factors only.
-      max_grad_norm: global norm that gradients are clipped to.
-      ema_decay: decay of the EMA of the weights, which is evaluated and exported. It is warmed up, so that the average
-        never reaches back beyond the run's beginning.
-      grad_accum_steps: microbatches per step.
-    """
-
-    steps: int = bounded(20_000, at_least=1)
-    learning_rate: float = bounded(3e-5, above=0)
-    warmup: int = bounded(1000, at_least=0)
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    betas: tuple[float, float] = bounded((0.9, 0.999), at_least=0, below=1)
-    weight_decay: float = bounded(1e-2, at_least=0)
-    max_grad_norm: float = bounded(1.0, above=0)
+    steps: int = bounded(20_000, at_least=1)  # of the whole run
+    learning_rate: float = bounded(3e-5, above=0)  # the peak, reached after the warm-up
+    warmup: int = bounded(1000, at_least=0)  # steps of linear warm-up
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"  # after the warm-up; the others end at 0
+    betas: tuple[float, float] = bounded((0.9, 0.999), at_least=0, below=1)  # decay rates of the moments
+    weight_decay: float = bounded(1e-2, at_least=0)  # on kernels and LoRA factors only
+    max_grad_norm: float = bounded(1.0, above=0)  # global norm that gradients are clipped to
+    # Decay of the EMA of the weights, which is evaluated and exported. It is warmed up, so that the average never
+    # reaches back beyond the run's beginning.
     ema_decay: float = bounded(0.9999, at_least=0, at_most=1)
-    grad_accum_steps: int = bounded(1, at_least=1)
+    grad_accum_steps: int = bounded(1, at_least=1)  # microbatches per step
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Periodic evaluation on held-out clips with the EMA weights: the loss, and the metrics of samples.
+    """Periodic evaluation on held-out clips with the EMA weights: the loss, and the metrics of samples."""
 
-    Attributes:
-      path: a folder of clips; None: no evaluation.
-      every: steps between evaluations.
-      clips: largest number of clips, taken in order.
-      sigmas: fixed noise levels of the validation loss, about the quantiles 1/6, 1/2 and 5/6 of the default training
-        distribution; a one-step model has its own level. Empty: no validation loss.
-      num_steps: sampler steps; ignored by a one-step model.
-      lora_scale: scale of the merged LoRA factors: 1 as on real sources, 0 as on synthetic ones.
-    """
-
-    path: str | None = None
-    every: int = bounded(1000, at_least=1)
-    clips: int = bounded(4, at_least=1)
+    path: str | None = None  # a folder of clips; None: no evaluation
+    every: int = bounded(1000, at_least=1)  # steps between evaluations
+    clips: int = bounded(4, at_least=1)  # largest number of clips, taken in order
+    # Fixed noise levels of the validation loss, about the quantiles 1/6, 1/2 and 5/6 of the default training
+    # distribution; a one-step model has its own level. Empty: no validation loss.
     sigmas: tuple[float, ...] = bounded((0.4, 2.0, 10.0), above=0)
-    num_steps: int = bounded(20, at_least=1)
-    lora_scale: float = bounded(1.0)
+    num_steps: int = bounded(20, at_least=1)  # sampler steps; ignored by a one-step model
+    lora_scale: float = bounded(1.0)  # of the merged LoRA factors: 1 as on real sources, 0 as on synthetic ones
 
 
 @dataclass(frozen=True)
 class ProfileConfig:
-    """A trace of some steps by `jax.profiler`, in `profile/` of the run, for XProf or Perfetto.
+    """A trace of some steps by `jax.profiler`, in `profile/` of the run, for XProf or Perfetto."""
 
-    Attributes:
-      steps: the first and the last step to trace, counted from 1; None: no trace.
-    """
-
-    steps: tuple[int, int] | None = bounded(None, at_least=1)
+    steps: tuple[int, int] | None = bounded(None, at_least=1)  # first and last to trace, counted from 1; None: no trace
 
 
 @dataclass(frozen=True)
