@@ -58,39 +58,47 @@ def forward_batch(random, b=2, f=2, side=16):
     }
 
 
+def cached(random, batch):
+    """Return the batch with random latents for its images, as a cached set would hold it."""
+    draw = lambda x: jnp.asarray(random.standard_normal((*x.shape[:-3], 8, 8, 4)), jnp.float32)
+    return {name: draw(x) if x.ndim > 4 else x for name, x in batch.items()}
+
+
+PROGRAMS = {}  # that tests share
+
+
 def loss_of(objective, model, params, batch, key=KEY):
-    return jax.jit(lambda batch, key: OBJECTIVES[objective].loss(model, params, batch, key))(batch, key)
+    loss = jax.jit(lambda params, batch, key: OBJECTIVES[objective].loss(model, params, batch, key))
+    return PROGRAMS.setdefault((objective, model.latent, model.loss), loss)(params, batch, key)
 
 
-def with_weights(params, scale):
-    """The UNet with its last layer scaled; by 0 it predicts 0."""
-    last = jax.tree.map(lambda x: x * scale, params["unet"]["conv_out"])
-    return params | {"unet": params["unet"] | {"conv_out": last}}
+# --- the arithmetic, with a network of one layer ---------------------------------------------------------------------
 
 
-def as_latents(model, params, batch, names):
-    """The batch as a cached set would hold it."""
-    encode = jax.jit(lambda x: model.network(params, "vae").encode(x.reshape(-1, 1, *x.shape[-3:]) * 2 - 1))
-    return batch | {name: encode(batch[name]).reshape(*batch[name].shape[:-3], 8, 8, 4) for name in names}
+@pytest.fixture
+def silent(inverse, monkeypatch):
+    """A model of cached latents whose UNet is one linear layer that predicts 0, and its parameters."""
+    layer = lambda context, params, name: lambda x, *_: x @ params[name]["kernel"] + params[name]["bias"]
+    monkeypatch.setattr(LossContext, "network", layer)
+    params = {"unet": {"kernel": jnp.zeros((8, 4)), "bias": jnp.zeros(4)}}
+    return dataclasses.replace(inverse[0], latent=True), params
 
 
-@pytest.mark.slow
-def test_loss_of_a_zero_network_is_the_energy_of_the_target(inverse, random):
-    model, params = inverse
-    batch = as_latents(model, params, inverse_batch(random), ["rgb", "buffer"])
-    value, _ = loss_of("inverse", dataclasses.replace(model, latent=True), with_weights(params, 0), batch)
+def test_loss_of_a_zero_network_is_the_energy_of_the_target(silent, random):
+    model, params = silent
+    batch = cached(random, inverse_batch(random))
+    value, _ = losses.inverse_loss(model, params, batch, KEY)
     np.testing.assert_allclose(value, np.mean((batch["buffer"] * 0.18215) ** 2), rtol=1e-6)
 
 
-@pytest.mark.slow
-def test_masked_pixels_do_not_enter_the_loss(inverse, random):
+def test_masked_pixels_do_not_enter_the_loss(silent, random):
     """The oracle is the energy of the target inside the mask, which is the error of a network that predicts 0."""
-    model, params = inverse
-    model = dataclasses.replace(model, latent=True, loss=dataclasses.replace(EXACT, temporal_gradient=3.0))
-    batch = as_latents(model, params, inverse_batch(random), ["rgb", "buffer"])
+    model, params = silent
+    model = dataclasses.replace(model, loss=dataclasses.replace(EXACT, temporal_gradient=3.0))
+    batch = cached(random, inverse_batch(random))
     valid = random.random((2, 2, 8, 8, 1)) < 0.5
     batch["valid"] = jnp.asarray(valid)
-    loss = jax.jit(lambda x: losses.inverse_loss(model, with_weights(params, 0), batch | {"buffer": x}, KEY)[0])
+    loss = jax.jit(lambda x: losses.inverse_loss(model, params, batch | {"buffer": x}, KEY)[0])
     target, weight = np.asarray(batch["buffer"]) * 0.18215, valid * np.ones(4)
     both = weight[:, 1:] * weight[:, :-1]
     flicker = np.sum((target[:, 1:] - target[:, :-1]) ** 2 * both) / both.sum()
@@ -99,7 +107,7 @@ def test_masked_pixels_do_not_enter_the_loss(inverse, random):
     gradient = np.asarray(jax.grad(loss)(batch["buffer"]))
     assert (gradient[weight == 0] == 0).all() and (gradient[weight > 0] != 0).all()
     batch["valid"] = jnp.zeros_like(batch["valid"])
-    assert losses.inverse_loss(model, with_weights(params, 0), batch, KEY)[0] == 0
+    assert losses.inverse_loss(model, params, batch, KEY)[0] == 0
 
 
 def test_pixels_are_valid_by_whole_latents(inverse):
@@ -109,50 +117,43 @@ def test_pixels_are_valid_by_whole_latents(inverse):
     np.testing.assert_array_equal(mask[0, ..., 0], [[[1, 1], [1, 1]], [[1, 0], [1, 1]]])
 
 
-@pytest.mark.slow
-def test_temporal_gradient_penalizes_changes_of_the_error(inverse, random):
-    model, params = inverse
-    model = dataclasses.replace(model, latent=True, loss=dataclasses.replace(EXACT, temporal_gradient=3.0))
-    batch = as_latents(model, params, inverse_batch(random, f=3), ["rgb", "buffer"])
-    target, silent = np.asarray(batch["buffer"]) * 0.18215, with_weights(params, 0)  # the error is the target
-    value, metrics = loss_of("inverse", model, silent, batch)
+def test_temporal_gradient_penalizes_changes_of_the_error(silent, random):
+    model, params = silent
+    model = dataclasses.replace(model, loss=dataclasses.replace(EXACT, temporal_gradient=3.0))
+    batch = cached(random, inverse_batch(random, f=3))
+    target = np.asarray(batch["buffer"]) * 0.18215  # the error is the target
+    value, metrics = losses.inverse_loss(model, params, batch, KEY)
     flicker = np.mean((target[:, 1:] - target[:, :-1]) ** 2)
     np.testing.assert_allclose(metrics["flicker"], flicker, rtol=1e-5)
     np.testing.assert_allclose(value, np.mean(target**2) + 3 * flicker, rtol=1e-5)
     # Frames that are unrelated images have nothing to agree on.
-    _, metrics = loss_of("inverse", model, silent, batch | {"image_only": jnp.asarray([True, False])})
+    _, metrics = losses.inverse_loss(model, params, batch | {"image_only": jnp.asarray([True, False])}, KEY)
     np.testing.assert_allclose(metrics["flicker"], np.mean((target[1, 1:] - target[1, :-1]) ** 2) / 2, rtol=1e-5)
 
 
-@pytest.mark.slow
-def test_noise_levels_are_log_normal(inverse, random):
+def test_noise_levels_are_log_normal(silent, random):
     # With x₀ = 0, v is ε/√(σ²+1): its mean square over rows is the mean of 1/(σ²+1).
-    model, params = inverse
-    model = dataclasses.replace(model, latent=True, loss=LossConfig(log_sigma_mean=-1.0, log_sigma_std=0.5))
-    batch = as_latents(model, params, inverse_batch(random), ["rgb", "buffer"])
+    model, params = silent
+    model = dataclasses.replace(model, loss=LossConfig(log_sigma_mean=-1.0, log_sigma_std=0.5))
+    batch = cached(random, inverse_batch(random))
     batch["buffer"] *= 0
-    loss = jax.jit(lambda key: losses.inverse_loss(model, with_weights(params, 0), batch, key)[0])
+    loss = jax.jit(lambda key: losses.inverse_loss(model, params, batch, key)[0])
     values = [loss(jax.random.key(seed)) for seed in range(100)]
     sigma = np.exp(-1 + 0.5 * np.random.default_rng(0).standard_normal(100_000))
     np.testing.assert_allclose(np.mean(values), np.mean(1 / (sigma**2 + 1)), rtol=0.02)
 
 
-@pytest.mark.slow
-def test_consistency_leads_to_the_estimate_at_less_noise(inverse, random):
+def test_consistency_leads_to_the_estimate_at_less_noise(silent, random):
     # With x₀ = 0 and F = 0, x̂₀ is σε/(σ²+1) and v is ε/√(σ²+1). Towards x̂₀ at level rσ, v is 1 − r(σ²+1)/(r²σ²+1)
     # times as large. So is the gradient, as none flows through that estimate.
-    model, params = inverse
-    batch = as_latents(model, params, inverse_batch(random), ["rgb", "buffer"])
+    model, params = silent
+    batch = cached(random, inverse_batch(random))
     batch |= {"buffer": batch["buffer"] * 0, "sigma": jnp.full(2, 0.5)}
-    unet = with_weights(params, 0)["unet"]
 
     def value_and_gradient(ratio):
-        context = dataclasses.replace(model, latent=True, loss=LossConfig(consistency=ratio, condition_dropout=0.0))
-
-        def loss(last):
-            return losses.inverse_loss(context, params | {"unet": unet | {"conv_out": last}}, batch, KEY)[0]
-
-        return jax.jit(jax.value_and_grad(loss))(unet["conv_out"])
+        context = dataclasses.replace(model, loss=LossConfig(consistency=ratio, condition_dropout=0.0))
+        loss = lambda unet: losses.inverse_loss(context, {"unet": unet}, batch, KEY)[0]
+        return jax.jit(jax.value_and_grad(loss))(params["unet"])
 
     (value, gradient), (plain, plain_gradient) = map(value_and_gradient, (0.8, 0.0))
     factor = 1 - 0.8 * (0.5**2 + 1) / (0.4**2 + 1)
@@ -162,28 +163,32 @@ def test_consistency_leads_to_the_estimate_at_less_noise(inverse, random):
         np.testing.assert_allclose(gradient[name], factor * plain_gradient[name], rtol=1e-4, atol=1e-7)
 
 
+# --- through the networks --------------------------------------------------------------------------------------------
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["inverse", "forward"])
 def test_cached_latents_give_the_loss_of_their_pixels(objective, request, random):
     model, params = request.getfixturevalue(objective)
     model = dataclasses.replace(model, loss=LossConfig())
     batch = {"inverse": inverse_batch, "forward": forward_batch}[objective](random)
-    names = [name for name, x in batch.items() if x.ndim > 4]
     of_pixels, _ = loss_of(objective, model, params, batch)
-    cached = dataclasses.replace(model, latent=True)
-    of_latents, _ = loss_of(objective, cached, params, as_latents(model, params, batch, names))
+    stacked = {name: x.reshape(-1, 1, *x.shape[-3:]) for name, x in batch.items() if x.ndim > 4}
+    means = jax.jit(model.network(params, "vae").encode)(jnp.concatenate(list(stacked.values())) * 2 - 1)
+    parts = jnp.split(means, np.cumsum([len(x) for x in stacked.values()])[:-1])
+    latents = {name: x.reshape(*batch[name].shape[:-3], 8, 8, 4) for name, x in zip(stacked, parts, strict=True)}
+    of_latents, _ = loss_of(objective, dataclasses.replace(model, latent=True), params, batch | latents)
     np.testing.assert_allclose(of_latents, of_pixels, rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_one_step_loss_is_that_of_the_one_step_sampler(inverse, random):
     model, params = inverse
-    batch = inverse_batch(random)
-    value, _ = loss_of("inverse", model, params, batch)
+    latents = cached(random, inverse_batch(random))
+    value, _ = loss_of("inverse", dataclasses.replace(model, latent=True), params, latents)
     renderer = InverseRenderer(model.config, params)
-    latents = as_latents(model, params, batch, ["rgb", "buffer"])
     sampled = []
-    for row, domain in enumerate(batch["domain"]):
+    for row, domain in enumerate(latents["domain"]):
         options = renderer.sampling({"deterministic": True})
         context = jnp.zeros((1, 1, 1, 24))
         noise = jnp.zeros((1, *latents["rgb"].shape[1:]))
@@ -205,10 +210,10 @@ def test_condition_dropout_frequencies():
 @pytest.mark.slow
 def test_dropped_light_equals_the_unconditional_branch(forward, random):
     model, params = forward
-    batch = forward_batch(random)
-    dark = dataclasses.replace(EXACT, condition_dropout=1.0)
-    value, _ = loss_of("forward", dataclasses.replace(model, loss=dark), params, batch)
-    latents = as_latents(model, params, batch, ["rgb"])["rgb"] * 0.18215
+    batch = cached(random, forward_batch(random))
+    dark = dataclasses.replace(model, latent=True, loss=dataclasses.replace(EXACT, condition_dropout=1.0))
+    value, _ = loss_of("forward", dark, params, batch)
+    latents = batch["rgb"] * 0.18215
     # The sampler's way: fewer rows of context than of latents, here none but one that is not looked at.
     rows = jnp.concatenate([jnp.zeros_like(latents), jnp.zeros((*latents.shape[:-1], 20))], axis=-1)
     rows = jnp.concatenate([rows[:1], rows])
@@ -230,12 +235,15 @@ def test_condition_noise_has_the_returned_deviation():
 
 
 @pytest.mark.slow
-def test_lora_acts_on_real_rows_only(inverse, random):
-    model, params = inverse
-    batch = inverse_batch(random)
+def test_lora_acts_on_real_rows_only_unless_trained_alone(inverse, random):
+    model, params = dataclasses.replace(inverse[0], latent=True), inverse[1]
+    batch = cached(random, inverse_batch(random))
     factors = lora.init(abstract_module(*network_of(model.config, "unet"))[1], 2, ("to_q", "to_out"), 0)
     factors = jax.tree.map(lambda x: jnp.asarray(x) + 0.1, factors)
-    loss = lambda factors, real: losses.inverse_loss(model, params | {"lora": factors}, batch | {"real": real}, KEY)[0]
+
+    def loss(factors, real, model=model):
+        return losses.inverse_loss(model, params | {"lora": factors}, batch | {"real": real}, KEY)[0]
+
     without, _ = loss_of("inverse", model, params, batch)
     value_and_gradient = jax.jit(jax.value_and_grad(loss))
     (synthetic, synthetic_gradient), (real, real_gradient) = (
@@ -246,16 +254,11 @@ def test_lora_acts_on_real_rows_only(inverse, random):
     norm = lambda tree: max(float(jnp.abs(x).max()) for x in jax.tree.leaves(tree))
     assert norm(synthetic_gradient) == 0 < norm(real_gradient)
 
-
-@pytest.mark.slow
-def test_lora_trained_alone_acts_on_all_rows(inverse, random):
-    model, params = inverse
-    batch = inverse_batch(random)
-    factors = lora.init(abstract_module(*network_of(model.config, "unet"))[1], 2, ("to_q", "to_out"), 0)
-    params = params | {"lora": jax.tree.map(lambda x: jnp.asarray(x) + 0.1, factors)}
-    on_real, _ = loss_of("inverse", model, params, batch | {"real": jnp.ones(2, bool)})
-    on_all, _ = loss_of("inverse", dataclasses.replace(model, lora_on_all_rows=True), params, batch)
-    assert on_all == on_real
+    alone = dataclasses.replace(model, lora_on_all_rows=True)
+    both = jax.jit(lambda factors: (loss(factors, jnp.ones(2, bool)), loss(factors, jnp.zeros(2, bool), alone)))
+    on_real, on_all = both(factors)
+    assert on_real == on_all
+    np.testing.assert_allclose(on_real, real, rtol=1e-6)
 
 
 @pytest.mark.slow
