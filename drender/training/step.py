@@ -19,7 +19,7 @@ from drender.training.losses import OBJECTIVES, Batch, LossContext
 from drender.training.run_dir import TrainState
 
 # By dotted name. Shapes suffice where nothing is computed.
-Arrays = Mapping[str, Array | jax.ShapeDtypeStruct]
+Arrays = Mapping[str, Array | np.ndarray | jax.ShapeDtypeStruct]
 Metrics = Mapping[str, Array]
 
 
@@ -129,7 +129,7 @@ def make_step(context: LossContext, config: TrainConfig, optimizer: optax.Gradie
 # --- on the mesh -----------------------------------------------------------------------------------------------------
 
 
-def init_state(params: Mapping[str, np.ndarray], optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def init_state(params: Arrays, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Return the state before the first step, sharded: the EMA is a copy, the optimizer's moments are zero."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(params, optimizer, mesh))
     init = jax.jit(lambda x: TrainState(x, jax.tree.map(jnp.copy, x), optimizer.init(x)), out_shardings=shardings)
