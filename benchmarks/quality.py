@@ -1,7 +1,7 @@
 """Evaluate renderers on held-out synthetic clips beside untrained baselines; print tables for docs/quality.md.
 
     python -m drender.synthetic data/held-out --split test --clips 64 --lights 2 --seed 1
-    python benchmarks/quality.py data/held-out [--inverse C] [--forward C] [--inverse-sampled C] [--json FILE]
+    python benchmarks/quality.py data/held-out [--inverse C] [--forward C] [--size H W] [--json FILE]
 
 All predictions use the public interface. Every clip exists under two lights. The constant baseline is the mean of the
 evaluated clips, so no other constant is better. Image-based lighting is `shading.py` with the true field of view.
@@ -33,7 +33,8 @@ def main() -> None:
     forward = ForwardRenderer.load(args.forward, lora_scale=0.0)
     sampled = InverseRenderer.load(args.inverse_sampled) if args.inverse_sampled else None
     clips = open_clips(args.clips, ("rgb", *DEFAULT_PASSES, *ENVIRONMENT_LABELS, "mask"))[: args.count]
-    images = [read(clip, inverse.config.size, forward.environment_size) for clip in tqdm(clips, desc="reading")]
+    size = args.size or inverse.config.size
+    images = [read(clip, size, forward.environment_size) for clip in tqdm(clips, desc="reading")]
     tables: Tables = {}
     nearer, changes = [], {}
     constant = {
@@ -146,6 +147,7 @@ def parser() -> cli.Parser:
     top.add_argument(
         "--inverse-sampled", type=cli.path, metavar="C", help="checkpoint to sample in 20 steps, for comparison"
     )
+    top.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="pixels; the inverse renderer's by default")
     top.add_argument("--count", type=int, metavar="N", help="number of clips; all by default")
     top.add_argument("--json", type=cli.path, metavar="FILE", help="output file of the results")
     return top

@@ -126,7 +126,7 @@ class Weights:
         trained = {key: leaf for leaves in shapes.values() for key, leaf in leaves.items() if self.trains(key)}
         has_rows = self.only_lora_trains or any(source.real for source in self.config.data.sources)
         if any(key.startswith("lora.") for key in trained) and not has_rows:
-            problem = "trained with other weights, its factors see sources with `real: true` only, and none is"
+            problem = "trained with others, the factors see only sources with `real: true`, but data.sources has none"
             remedy = "mark one as real, train the factors alone (trainable='[lora]'), or remove lora"
             raise InputError(f"lora: {problem}; {remedy}")
         frozen = {}

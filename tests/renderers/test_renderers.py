@@ -20,7 +20,7 @@ from drender.renderers import stages
 
 def test_programs_for_many_shapes_do_not_pile_up_on_a_cpu(monkeypatch):
     monkeypatch.setattr(stages, "MAX_CPU_PROGRAMS", 3)
-    stage = stages.Stage("double", "vae", jax.jit(lambda params, x, split: 2 * x, static_argnames="split"), False)
+    stage = stages.Stage("double", "vae", jax.jit(lambda params, x, split: 2 * x, static_argnames="split"))
     for frames in range(1, 9):
         np.testing.assert_array_equal(stages.run_stage(stage, {}, jnp.ones((1, frames))), np.full((1, frames), 2.0))
         assert 1 <= stage.fn._cache_size() <= 3
