@@ -94,12 +94,10 @@ def test_weight_adds_the_distance_to_the_loss(weights, lpips_of_frames):
     params["unet"]["conv_out"] = jax.tree.map(jnp.zeros_like, params["unet"]["conv_out"])
     params |= {"vae": weights[0], "lpips": weights[1]}
     target = latents(3, frames=1)
-    batch = {"image_only": jnp.ones(2, bool), "real": jnp.zeros(2, bool)}
+    batch = {"image_only": jnp.ones(2, bool), "real": jnp.zeros(2, bool), "domain": jnp.arange(2)}
     tokens = jnp.zeros((2, 1, 1, 24))
     value, metrics = jax.jit(
-        lambda: denoising_loss(
-            context, params, target, latents(4, 1)[:, None], tokens, jnp.arange(2), jnp.zeros(2), batch, KEY
-        )
+        lambda: denoising_loss(context, params, latents(4, 1)[:, None], target, tokens, batch, KEY)
     )()
     expected = np.mean([lpips_of_frames(jnp.zeros_like(row), row)[0] for row in target])
     np.testing.assert_allclose(metrics["perceptual"], expected, rtol=1e-4)
