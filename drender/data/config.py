@@ -44,8 +44,8 @@ class DataConfig:
       flip: probability of a horizontal flip of images, normals and light together.
       exposure_range: lowest and highest factor on the radiance of light and image (0.7 to 1.4 in related work).
       rotation: largest angle in degrees by which the estimated light of real sources is turned.
-      crop: smallest side of a random crop, relative to the frame's, which every row draws anew; 1: the whole frame. A
-        crop is at least `size` large, and its depth is normalized anew. The light is that of the whole frame.
+      crop: smallest side of a random crop, relative to the frame's, which is drawn for every row; 1: the whole frame. A
+        crop is at least `size` large, and its depth is normalized by its own range. The light stays the frame's.
       num_workers: threads that read ahead.
     """
 
