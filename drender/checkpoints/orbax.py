@@ -19,6 +19,7 @@ from drender.errors import InputError, first_line, naming
 from drender.fields import read_config, to_dict
 from drender.files import expand_home
 from drender.models.params import flatten, unflatten
+from drender.models.registry import NETWORKS
 
 COMPONENTS = ("unet", "vae", "env_encoder", "lora")
 CONFIG = "config.json"
@@ -66,19 +67,22 @@ def _save_arrays(path: str | Path, folder: Path, arrays: dict[str, Any]) -> None
         raise OSError(first_line(error)) from error
 
 
-def load(path: str | Path, component: str, abstract: dict | None = None, dtype: Any = None) -> dict:
+def load(
+    path: str | Path, component: str, abstract: dict | None = None, dtype: Any = None, stored: dict | None = None
+) -> dict:
     """Load the parameters of one component as a nested dict of jax arrays.
 
     Args:
       abstract: nested dict of `jax.ShapeDtypeStruct` that the parameters must match in shape. Leaves with a sharding
         are placed by it, others on the default device. None accepts any parameters.
       dtype: to cast to while loading; None keeps the stored one.
+      stored: result of `stored_arrays`, if it was read before.
     Raises:
       InputError: the checkpoint or component is missing or damaged, or parameters have other shapes.
     """
     load_config(path)
     folder = _component(path, component)
-    stored = stored_arrays(folder)
+    stored = stored or stored_arrays(folder)
     abstract = unflatten(stored) if abstract is None else abstract
     leaves = flatten(abstract)
     _check_shapes(folder, leaves, stored)
@@ -145,19 +149,24 @@ def load_config(path: str | Path) -> RendererConfig:
     return read_config(RendererConfig, file, "convert the weights again")
 
 
-def check_config(path: str | Path, config: RendererConfig) -> None:
+def check_config(path: str | Path, config: RendererConfig) -> dict[str, dict[str, Any]]:
     """Check a checkpoint's configuration before its networks are traced, which takes as long as they are deep.
 
+    Returns:
+      `stored_arrays` of each network.
     Raises:
       InputError: a network is missing or has more layers than arrays, or the networks do not fit together.
     """
     file = expand_home(path) / CONFIG
     with naming(file):
         check_parts(config)
-    for name, part in (("unet", config.unet), ("vae", config.vae), ("env_encoder", config.env_encoder)):
-        if part is not None and part.num_layers > (stored := len(stored_arrays(_component(path, name)))):
-            problem = f"{name} has {part.num_layers} layers or more, but {stored} arrays are stored"
+    networks = {name: part for name in NETWORKS if (part := getattr(config, name)) is not None}
+    stored = {name: stored_arrays(_component(path, name)) for name in networks}
+    for name, part in networks.items():
+        if part.num_layers > len(stored[name]):
+            problem = f"{name} has {part.num_layers} layers or more, but {len(stored[name])} arrays are stored"
             raise InputError(f"{file}: {problem}; convert the weights again")
+    return stored
 
 
 def components(path: str | Path) -> list[str]:

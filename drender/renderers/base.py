@@ -3,6 +3,7 @@
 Everything between the networks is float32. A device holds the pixels of a batch of frames, and the latents of a window.
 """
 
+import copy
 import functools
 import math
 import threading
@@ -29,7 +30,7 @@ from drender.models import lora
 from drender.models.registry import abstract_params
 from drender.renderers.batches import ENCODE_BATCH, batched, halve_to_fit, map_in_batches, map_in_windows
 from drender.renderers.denoiser import denoise_clip
-from drender.renderers.stages import compile_stages, run_stage
+from drender.renderers.stages import compile_stage, compile_stages, run_stage
 from drender.renderers.windows import (
     WindowedLatents,
     cross_fade,
@@ -112,8 +113,15 @@ class Renderer:
 
     @classmethod
     def _load_params(cls, path: str | Path, config: RendererConfig, dtype: str) -> dict[str, dict]:
-        orbax.check_config(path, config)
-        return {name: orbax.load(path, name, shapes, dtype) for name, shapes in abstract_params(config).items()}
+        stored = orbax.check_config(path, config)
+        networks = abstract_params(config).items()
+        return {name: orbax.load(path, name, shapes, dtype, stored[name]) for name, shapes in networks}
+
+    def compiling(self) -> "Renderer":
+        """Return a renderer that compiles the stages it is asked to run, for this one, and gives zeros as results."""
+        renderer = copy.copy(self)
+        renderer.run_stage = compile_stage
+        return renderer
 
     # --- sampling options --------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from drender.config import RendererConfig
@@ -66,7 +67,15 @@ def run_stage(stage: Stage, params: Mapping, *arrays: Any, split: jax.sharding.N
     """Call a compiled stage. On CPUs, forget its programs first if there are too many."""
     if jax.default_backend() == "cpu" and stage.fn._cache_size() >= MAX_CPU_PROGRAMS:
         stage.fn.clear_cache()
-    first, *others = arrays
-    if stage.network != "unet":  # which makes its own rows, see `denoiser.denoise`; else send each device its part only
-        first = constrain(first, split)
-    return stage.fn(params, first, *others, split=split)
+    return stage.fn(params, *_placed(stage, arrays, split), split=split)
+
+
+def compile_stage(stage: Stage, params: Mapping, *arrays: Any, split: jax.sharding.NamedSharding | None = None) -> Any:
+    """Compile a stage for these arrays, for `run_stage` to use later, and return zeros in place of its results."""
+    compiled = stage.fn.lower(params, *_placed(stage, arrays, split), split=split).compile()
+    return jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), compiled.out_info)
+
+
+def _placed(stage: Stage, arrays: tuple, split: jax.sharding.NamedSharding | None) -> tuple:
+    """Send each device its part of the first array only. The UNet makes its own rows, see `denoiser.denoise`."""
+    return arrays if stage.network == "unet" else (constrain(arrays[0], split), *arrays[1:])

@@ -2,11 +2,13 @@
 
 import collections
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -139,6 +141,15 @@ class ForwardJob(ClipJob):
                 latents = output.save_latents(chunk, label, latents)
             consume(output.write(chunk, label, forward.decode(latents, sampling), resize))
 
+    def compile(self, forward: ForwardRenderer, clip: ChunkedClip, chunk: Chunk) -> None:
+        """Compile what `render` runs under the first environment, without running it."""
+        forward, sampling = forward.compiling(), forward.sampling(self.run.sampling)
+        chunk = replace(chunk, length=min(chunk.length, sampling.frames + 1))  # all windows have the same length
+        h, w = (side // forward.config.vae.downscale for side in self.run.resize.place(clip.size).outer)
+        noise = np.zeros((1, chunk.length, h, w, forward.config.vae.latent_channels), np.float32)
+        light = None if "environment" in self.drop else self.lights.latents(0, forward, chunk, clip.num_frames)
+        forward.render({}, light, sampling, noise, progress=False)
+
     def lights_of(self, outputs: list[ClipOutput]) -> Lights:
         return self.lights.with_own(outputs[-1].load_light()) if self.lights.has_own else self.lights
 
@@ -192,7 +203,13 @@ class RelightJob(ClipJob):
         inverse, forward = renderers
         gbuffers, relit = outputs
         # A generator: each G-buffer is decoded and written while it is encoded again.
-        encoded = self.forward.encode(forward, self.inverse.estimate(inverse, clip, chunk, gbuffers, **control))
+        estimated = self.inverse.estimate(inverse, clip, chunk, gbuffers, **control)
+        with ThreadPoolExecutor(1) as pool:
+            if jax.default_backend() == "cpu" and chunk.index == clip.chunks[0].index and not relit.has(chunk):
+                # Half of the first command is compiling, half runs on one core. On GPUs XLA times kernels while it
+                # compiles, which estimating would disturb. What fails here fails again, and is raised, in `render`.
+                pool.submit(self.forward.compile, forward, clip, chunk)
+            encoded = self.forward.encode(forward, estimated)
         self.forward.lights.keep_own(relit, partial(gbuffers.read, chunk), gbuffers.labels, chunk, clip.num_frames)
         self.forward.render(forward, encoded, clip, chunk, relit, **control)
 

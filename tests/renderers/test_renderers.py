@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 import threading
 
 import jax
@@ -64,6 +65,31 @@ def test_forward_stages_compile_once(clip):
 def test_renderers_of_one_configuration_share_compiled_stages():
     first, second = (small.renderer(InverseRenderer, small.inverse_config()) for _ in range(2))
     assert all(first.compiled[name].fn is second.compiled[name].fn for name in first.compiled)
+
+
+@pytest.mark.parametrize("frames", [2, 3])
+def test_what_is_compiled_ahead_is_not_compiled_again(clip, caplog, frames):
+    """One window, and two; the stages then run as ever."""
+    renderer = small.renderer(ForwardRenderer, small.forward_config())
+    buffers = {name: np.resize(images[..., :8, :], (1, frames, 16, 8, 3)) for name, images in clip[1].items()}
+    options = {"num_steps": 1, "frames": 2, "progress": False}
+
+    def call(renderer: ForwardRenderer) -> tuple[np.ndarray, list[str]]:
+        caplog.clear()
+        with jax.log_compiles():
+            images = renderer(buffers, clip[2], drop=["environment"], **options)
+        return images, re.findall(r"Compiling jit\((method|denoise)\)", caplog.text)
+
+    stages._compiled.cache_clear()  # which other tests share
+    expected, needed = call(small.renderer(ForwardRenderer, small.forward_config()))
+    stages._compiled.cache_clear()
+    renderer = small.renderer(ForwardRenderer, small.forward_config())
+    zeros, compiled = call(renderer.compiling())
+    assert "denoise" in compiled and sorted(compiled) == sorted(needed)
+    assert (zeros == 0.5).all()  # of latents and outputs that are zero
+    images, compiled = call(renderer)
+    assert compiled == []
+    np.testing.assert_array_equal(images, expected)
 
 
 # --- windows ---------------------------------------------------------------------------------------------------------

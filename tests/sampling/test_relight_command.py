@@ -38,6 +38,14 @@ def test_defaults_are_the_built_in_models_and_clip(run, monkeypatch, tmp_path):
     assert read_image(tmp_path / "outputs/relight/capsules.contact.png").shape == (3 * 128, 9 * 128, 3)
 
 
+def test_the_forward_renderer_compiles_while_gbuffers_are_estimated(networks, relight, tmp_path, caplog):
+    frames = write_frames(tmp_path / "walk", 3, width=192)  # a shape of its own
+    with jax.log_compiles():  # of this thread
+        assert relight("--input", frames, "--output", tmp_path / "out")[0] == 0
+    # The inverse renderer's. Without the other thread it is followed by the forward renderer's.
+    assert [record.args[0] for record in caplog.records if "Compiling" in record.msg].count("jit(denoise)") == 1
+
+
 @pytest.mark.slow
 def test_relight_equals_inverse_then_forward(networks, relight, models, sky, tmp_path):
     write_frames(tmp_path / "walk", 3)
