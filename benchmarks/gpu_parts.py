@@ -56,7 +56,7 @@ def training(scale: str, steps: int = 5) -> None:
     config = read_config(ROOT / "configs/inverse.yaml", ["mesh.fsdp=1", "data.batch=1", *clip])
     if scale == "tiny":
         # plan.tiny is as deep as the full networks: 70,000 operations to trace, and minutes to compile on a CPU.
-        networks = small.inverse_config(small.UNET)
+        networks = small.inverse_config()
         model = {name: dataclasses.asdict(getattr(networks, name)) for name in ("unet", "vae")}
         config = dataclasses.replace(config, model=model)
     config, context, trained, frozen, batch = train_cost.abstract_inputs(config, "here", False)
