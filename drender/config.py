@@ -171,7 +171,7 @@ class RendererConfig:
     # The row of the context embedding per G-buffer.
     domains: dict[str, int] = bounded(DOMAINS, items=1024, at_least=0, below=MAX_SIZE)  # noqa: RUF009 (copied)
     conditions: tuple[str, ...] = bounded(CONDITIONS, items=64)  # in the order of the forward UNet's input channels
-    size: tuple[int, int] = _size((512, 512))  # height and width of the training images
+    size: tuple[int, int] = _size((512, 512))  # default height and width of frames
     frames: int = _size(24)  # of a training clip
     environment_size: tuple[int, int] = _size((512, 512))  # height and width of the environment maps
     deterministic: bool = False  # trained as a one-step model, which is also how it is sampled by default

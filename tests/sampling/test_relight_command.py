@@ -24,18 +24,16 @@ def test_defaults_are_the_built_in_models_and_clip(run, monkeypatch, tmp_path):
     for command in ("inverse", "forward", "relight"):
         code, out, err = run(command)
         assert (code, err) == (0, "")
-        assert f"outputs/{command}" in out and f"outputs/{command}/capsules.contact.png" in out
+        assert f"outputs/{command}" in out and f"outputs/{command}/brewer.contact.png" in out
     shown = {f"env{index:04d}" for index in range(len(assets.LIGHTS))}
     assert (
-        labels(tmp_path / "outputs/inverse/capsules")
-        == labels(tmp_path / "outputs/relight/gbuffers/capsules")
-        == PNG_NAMES
+        labels(tmp_path / "outputs/inverse/brewer") == labels(tmp_path / "outputs/relight/gbuffers/brewer") == PNG_NAMES
     )
-    assert labels(tmp_path / "outputs/forward/capsules") == labels(tmp_path / "outputs/relight/relit/capsules") == shown
-    (clip,) = find_clips(tmp_path / "outputs/relight/relit/capsules.viz.mp4")
-    assert clip.num_frames == 16
-    # Of three frames: the input, five buffers and three lights, twice as large.
-    assert read_image(tmp_path / "outputs/relight/capsules.contact.png").shape == (3 * 128, 9 * 128, 3)
+    assert labels(tmp_path / "outputs/forward/brewer") == labels(tmp_path / "outputs/relight/relit/brewer") == shown
+    (clip,) = find_clips(tmp_path / "outputs/relight/relit/brewer.viz.mp4")
+    assert clip.num_frames == 8
+    # Of three frames: the input, five buffers and three lights.
+    assert read_image(tmp_path / "outputs/relight/brewer.contact.png").shape == (3 * 128, 9 * 128, 3)
 
 
 def test_the_forward_renderer_compiles_while_gbuffers_are_estimated(networks, relight, tmp_path, caplog):
