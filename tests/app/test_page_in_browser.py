@@ -99,7 +99,7 @@ def test_a_clip_is_relit_and_downloaded(browser, served, tmp_path, width):
     visitor.click("#download")
     visitor.wait(lambda: list(tmp_path.glob("*.relit.png")), "file")
     time.sleep(0.5)
-    assert read_image(next(tmp_path.glob("*.relit.png"))).shape == (64, 64, 3)
+    assert read_image(next(tmp_path.glob("*.relit.png"))).shape == (128, 128, 3)
     assert not list(folder.rglob("walk.png"))  # the upload, whose frames are in memory
 
 
