@@ -19,9 +19,9 @@ from drender.config import EnvEncoderConfig
 from drender.errors import InputError
 from drender.models.attention import Attention
 from drender.models.env_encoder import EnvEncoder
-from drender.models.layers import Conv, GroupNorm, LayerNorm, Linear, ResnetBlock, Upsample, maybe_remat
+from drender.models.layers import Conv, GroupNorm, LayerNorm, Linear, Upsample, maybe_remat
 from drender.models.transformer import FeedForward
-from drender.models.vae import EPS
+from drender.models.vae import EPS, image_level
 
 DIRECTIONS = "env_nrm"
 HEAD_SIZE = 64
@@ -38,11 +38,10 @@ def latent_channels(config: EnvEncoderConfig) -> int:
 class DirectionEncoder(EnvEncoder):
     """E_dir: the environment encoder on one latent, with a SiLU after its first convolution."""
 
+    silu_after_stem = True
+
     def __init__(self, config: EnvEncoderConfig):
         super().__init__(dataclasses.replace(config, in_channels=latent_channels(config)))
-
-    def stem(self, x: Float[Array, "rows h w c"]) -> Float[Array, "rows h w c2"]:
-        return jax.nn.silu(self.conv_in(x))
 
 
 class LightTransformer(nnx.Module):
@@ -69,23 +68,6 @@ class LightTransformer(nnx.Module):
         return directions + rearrange(self.proj_out(y), "rows (h w) c -> rows h w c", h=directions.shape[1])
 
 
-class UpBlock(nnx.Module):
-    """Residual blocks, then the grid of the next finer level if `upsample`."""
-
-    def __init__(self, inputs: int, outputs: int, config: EnvEncoderConfig, upsample: bool):
-        channels = [inputs] + [outputs] * (config.num_res_blocks - 1)
-        groups = config.norm_num_groups
-        self.resnets = nnx.List([ResnetBlock(c, outputs, None, groups, EPS) for c in channels])
-        self.upsamplers = nnx.List([Upsample(outputs)] if upsample else [])
-
-    def __call__(self, x: Float[Array, "rows h w c"], size: tuple[int, int], remat: bool) -> Float[Array, "rows _ _ _"]:
-        for resnet in self.resnets:
-            x = maybe_remat(resnet, remat)(x)
-        for upsample in self.upsamplers:
-            x = upsample(x, size)
-        return x
-
-
 class EnvDecoder(nnx.Module):
     """D: the light from each direction, added up from the coarsest level to the finest."""
 
@@ -94,8 +76,8 @@ class EnvDecoder(nnx.Module):
         self.transformers = nnx.List([LightTransformer(c, groups) for c in channels])
         blocks = []
         for inputs, outputs in zip(channels, [*channels[1:], channels[-1]], strict=True):
-            is_finest = len(blocks) == len(channels) - 1
-            blocks.append(UpBlock(inputs, outputs, config, upsample=not is_finest))
+            upsamplers = [Upsample(outputs)] if len(blocks) < len(channels) - 1 else []
+            blocks.append(image_level(inputs, outputs, config.num_res_blocks, groups, upsamplers=upsamplers))
         self.up_blocks = nnx.List(blocks)
         self.conv_1 = Conv(channels[-1], channels[-1])
         num_images = sum(label != DIRECTIONS for label in config.in_labels)
@@ -110,13 +92,14 @@ class EnvDecoder(nnx.Module):
           light, directions: `features` of E and of E_dir, from the finest level to the coarsest.
         """
         f = light[0].shape[1]
-        sizes = [level.shape[2:4] for level in light]
-        frames = "b f h w c -> (b f) h w c"
+        frames = lambda x: rearrange(x, "b f h w c -> (b f) h w c")
         coarse_to_fine = reversed(range(len(light)))
         x = 0
         for transformer, block, level in zip(self.transformers, self.up_blocks, coarse_to_fine, strict=True):
-            queries, context = rearrange(directions[level], frames), rearrange(light[level], frames)
-            attended = maybe_remat(transformer, remat)(queries, context)
-            x = block(x + attended, sizes[max(level - 1, 0)], remat)
+            x = x + maybe_remat(transformer, remat)(frames(directions[level]), frames(light[level]))
+            for resnet in block.resnets:
+                x = maybe_remat(resnet, remat)(x)
+            for upsample in block.upsamplers:
+                x = upsample(x, light[level - 1].shape[2:4])
         x = self.conv_out(jax.nn.silu(self.conv_1(x)))
         return rearrange(x, "(b f) h w c -> b f h w c", f=f).astype(jnp.float32)

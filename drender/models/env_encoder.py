@@ -11,8 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from drender.config import EnvEncoderConfig
-from drender.models.layers import Conv
-from drender.models.vae import DownEncoderBlock
+from drender.models.layers import Conv, Downsample, maybe_remat
+from drender.models.vae import image_level
 
 STEM_CHANNELS = (16, 32, 96, 256)
 
@@ -35,10 +35,12 @@ class PixelStem(nnx.Module):
 
 
 class EnvEncoder(nnx.Module):
-    """A convolution, then one `DownEncoderBlock` per level, whose output is that level's context.
+    """A convolution, then residual blocks per level, whose output is that level's context.
 
     Unlike the VAE's, these blocks pad on all sides when they downsample, and the first level does not downsample.
     """
+
+    silu_after_stem = False
 
     def __init__(self, config: EnvEncoderConfig):
         self.config = config
@@ -47,8 +49,8 @@ class EnvEncoder(nnx.Module):
         self.conv_in = stem(config.in_channels, channels[0])
         blocks = []
         for i, outputs in enumerate(channels):
-            inputs, downsample = channels[max(i - 1, 0)], i > 0
-            blocks.append(DownEncoderBlock(inputs, outputs, config.num_res_blocks, groups, downsample, one_sided=False))
+            inputs, downsamplers = channels[max(i - 1, 0)], [Downsample(outputs)] if i else []
+            blocks.append(image_level(inputs, outputs, config.num_res_blocks, groups, downsamplers=downsamplers))
         self.down_blocks = nnx.List(blocks)
 
     def __call__(self, x: Float[Array, "b f h w c"], remat: bool = False) -> list[Float[Array, "b f u e"]]:
@@ -64,13 +66,11 @@ class EnvEncoder(nnx.Module):
         """Return feature maps per level, as `__call__` but not flattened to tokens."""
         f = x.shape[1]
         x = rearrange(x.astype(self.down_blocks[0].resnets[0].conv1.kernel[...].dtype), "b f h w c -> (b f) h w c")
-        x = self.stem(x)
+        x = self.conv_in(x)
+        x = jax.nn.silu(x) if self.silu_after_stem else x
         levels = []
         for block in self.down_blocks:
-            x = block(x, remat)
+            for layer in (*block.resnets, *block.downsamplers):
+                x = maybe_remat(layer, remat)(x)
             levels.append(rearrange(x, "(b f) h w c -> b f h w c", f=f))
         return levels
-
-    def stem(self, x: Float[Array, "rows h w c"]) -> Float[Array, "rows h2 w2 c2"]:
-        """Apply the layers before the first block; a subclass adds to them."""
-        return self.conv_in(x)

@@ -1,6 +1,6 @@
 """Layers that the networks share: convolutions, norms, embeddings, and residual blocks over space and time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -229,3 +229,17 @@ class SpatioTemporalResBlock(nnx.Module):
         x = rearrange(x, "(b f) h w c -> b f (h w) c", f=f)
         x = self.time_mixer(x, self.temporal_res_block(x, time), image_only)
         return rearrange(x, "b f (h w) c -> b f h w c", h=h)
+
+
+class Level(nnx.Module):
+    """The layers of one grid size under their released names. The `__call__` of a network runs them."""
+
+    def __init__(
+        self,
+        resnets: Sequence[nnx.Module],
+        attentions: Sequence[nnx.Module] = (),
+        downsamplers: Sequence[Downsample] = (),
+        upsamplers: Sequence[Upsample] = (),
+    ):
+        self.resnets, self.attentions = nnx.List(resnets), nnx.List(attentions)
+        self.downsamplers, self.upsamplers = nnx.List(downsamplers), nnx.List(upsamplers)

@@ -15,6 +15,7 @@ from drender.models.layers import (
     Conv,
     Downsample,
     GroupNorm,
+    Level,
     ResnetBlock,
     SpatioTemporalResBlock,
     Upsample,
@@ -37,40 +38,10 @@ class FrameAttention(Attention):
         return x + rearrange(out, "rows (h w) c -> rows h w c", h=x.shape[1])
 
 
-def _output(norm: GroupNorm, conv_out: Conv, x: Float[Array, "rows h w c"]) -> Float[Array, "rows h w c2"]:
-    return conv_out(jax.nn.silu(norm(x)))
-
-
-# --- encoder ---------------------------------------------------------------------------------------------------------
-
-
-class DownEncoderBlock(nnx.Module):
-    """Residual blocks; then the grid is halved if `downsample`; `one_sided` as in `Conv`."""
-
-    def __init__(
-        self, inputs: int, outputs: int, num_layers: int, groups: int, downsample: bool, one_sided: bool = True
-    ):
-        channels = [inputs] + [outputs] * (num_layers - 1)
-        self.resnets = nnx.List([ResnetBlock(c, outputs, None, groups, EPS) for c in channels])
-        self.downsamplers = nnx.List([Downsample(outputs, one_sided)] if downsample else [])
-
-    def __call__(self, x: Float[Array, "rows h w c"], remat: bool = False) -> Float[Array, "rows h2 w2 c2"]:
-        for layer in (*self.resnets, *self.downsamplers):
-            x = maybe_remat(layer, remat)(x)
-        return x
-
-
-class EncoderMidBlock(nnx.Module):
-    """Residual block, attention, residual block, on the coarsest grid."""
-
-    def __init__(self, channels: int, groups: int):
-        self.attentions = nnx.List([FrameAttention(channels, groups)])
-        self.resnets = nnx.List([ResnetBlock(channels, channels, None, groups, EPS) for _ in range(2)])
-
-    def __call__(self, x: Float[Array, "rows h w c"], remat: bool) -> Float[Array, "rows h w c"]:
-        for layer in (self.resnets[0], self.attentions[0], self.resnets[1]):
-            x = maybe_remat(layer, remat)(x)
-        return x
+def image_level(inputs: int, outputs: int, num_layers: int, groups: int, **others: list) -> Level:
+    """Return residual blocks over images, of which the first changes the channels, with `others` of `Level`."""
+    channels = [inputs] + [outputs] * (num_layers - 1)
+    return Level([ResnetBlock(c, outputs, None, groups, EPS) for c in channels], **others)
 
 
 class Encoder(nnx.Module):
@@ -81,65 +52,20 @@ class Encoder(nnx.Module):
         self.conv_in = Conv(config.in_channels, levels[0])
         blocks = []
         for i, outputs in enumerate(levels):
-            inputs, downsample = levels[max(i - 1, 0)], i < len(levels) - 1
-            blocks.append(DownEncoderBlock(inputs, outputs, config.layers_per_block, groups, downsample))
+            downsamplers = [Downsample(outputs, one_sided=True)] if i < len(levels) - 1 else []
+            inputs = levels[max(i - 1, 0)]
+            blocks.append(image_level(inputs, outputs, config.layers_per_block, groups, downsamplers=downsamplers))
         self.down_blocks = nnx.List(blocks)
-        self.mid_block = EncoderMidBlock(levels[-1], groups)
+        self.mid_block = image_level(levels[-1], levels[-1], 2, groups, attentions=[FrameAttention(levels[-1], groups)])
         self.conv_norm_out = GroupNorm(levels[-1], groups, EPS)
         self.conv_out = Conv(levels[-1], 2 * config.latent_channels)
 
     def __call__(self, x: Float[Array, "rows h w c"], remat: bool) -> Float[Array, "rows h2 w2 c2"]:
+        mid, output = self.mid_block, lambda x: self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
+        layers = [layer for block in self.down_blocks for layer in (*block.resnets, *block.downsamplers)]
         x = self.conv_in(x)
-        for block in self.down_blocks:
-            x = block(x, remat)
-        x = self.mid_block(x, remat)
-        return maybe_remat(_output, remat)(self.conv_norm_out, self.conv_out, x)
-
-
-# --- decoder ---------------------------------------------------------------------------------------------------------
-
-
-class DecoderResBlock(SpatioTemporalResBlock):
-    """A residual block of the temporal decoder; `image_only` marks all frames as unrelated images."""
-
-    def __init__(self, inputs: int, outputs: int, groups: int):
-        super().__init__(inputs, outputs, None, groups, EPS, TEMPORAL_EPS, weighs_temporal=True)
-
-    def __call__(self, x: Float[Array, "b f h w c"], remat: bool, image_only: bool) -> Float[Array, "b f h w c2"]:
-        forward = super().__call__
-        return maybe_remat(lambda x: forward(x, image_only=image_only or None), remat)(x)
-
-
-class UpDecoderBlock(nnx.Module):
-    """Residual blocks; then the grid is doubled if `upsample`."""
-
-    def __init__(self, inputs: int, outputs: int, num_layers: int, groups: int, upsample: bool):
-        channels = [inputs] + [outputs] * (num_layers - 1)
-        self.resnets = nnx.List([DecoderResBlock(c, outputs, groups) for c in channels])
-        self.upsamplers = nnx.List([Upsample(outputs)] if upsample else [])
-
-    def __call__(self, x: Float[Array, "b f h w c"], remat: bool, image_only: bool) -> Float[Array, "b f h2 w2 c2"]:
-        for resnet in self.resnets:
-            x = resnet(x, remat, image_only)
-        for upsample in self.upsamplers:
-            x = maybe_remat(upsample, remat)(x)
-        return x
-
-
-class DecoderMidBlock(nnx.Module):
-    """Residual block, attention within each frame, residual block, on the coarsest grid."""
-
-    def __init__(self, channels: int, num_layers: int, groups: int):
-        self.attentions = nnx.List([FrameAttention(channels, groups)])
-        self.resnets = nnx.List([DecoderResBlock(channels, channels, groups) for _ in range(num_layers)])
-
-    def __call__(self, x: Float[Array, "b f h w c"], remat: bool, image_only: bool) -> Float[Array, "b f h w c"]:
-        f = x.shape[1]
-        x = self.resnets[0](x, remat, image_only)
-        # SVD's decoder zips its one attention with the residual blocks after the first: those beyond two are unused.
-        if len(self.resnets) > 1:
-            x = maybe_remat(self.attentions[0], remat)(rearrange(x, "b f h w c -> (b f) h w c"))
-            x = self.resnets[1](rearrange(x, "(b f) h w c -> b f h w c", f=f), remat, image_only)
+        for layer in (*layers, mid.resnets[0], mid.attentions[0], mid.resnets[1], output):
+            x = maybe_remat(layer, remat)(x)
         return x
 
 
@@ -148,25 +74,39 @@ class TemporalDecoder(nnx.Module):
 
     def __init__(self, config: VAEConfig):
         levels, groups, num_layers = config.block_out_channels[::-1], config.norm_num_groups, config.layers_per_block
+
+        def resnet(inputs: int, outputs: int) -> SpatioTemporalResBlock:
+            return SpatioTemporalResBlock(inputs, outputs, None, groups, EPS, TEMPORAL_EPS, weighs_temporal=True)
+
         self.conv_in = Conv(config.latent_channels, levels[0])
-        self.mid_block = DecoderMidBlock(levels[0], num_layers, groups)
+        mid_resnets = [resnet(levels[0], levels[0]) for _ in range(num_layers)]
+        self.mid_block = Level(mid_resnets, [FrameAttention(levels[0], groups)])
         blocks = []
         for i, outputs in enumerate(levels):
-            inputs, upsample = levels[max(i - 1, 0)], i < len(levels) - 1
-            blocks.append(UpDecoderBlock(inputs, outputs, num_layers + 1, groups, upsample))
+            resnets = [resnet(c, outputs) for c in [levels[max(i - 1, 0)]] + [outputs] * num_layers]
+            blocks.append(Level(resnets, upsamplers=[Upsample(outputs)] if i < len(levels) - 1 else []))
         self.up_blocks = nnx.List(blocks)
         self.conv_norm_out = GroupNorm(levels[-1], groups, EPS)
         self.conv_out = Conv(levels[-1], config.out_channels)
         self.time_conv_out = Conv(config.out_channels, config.out_channels, (3, 1))
 
     def __call__(self, z: Float[Array, "b f h w c"], remat: bool, image_only: bool) -> Float[Array, "b f h2 w2 c2"]:
-        f = z.shape[1]
-        x = self.mid_block(self.conv_in(z), remat, image_only)
+        f, mid = z.shape[1], self.mid_block
+        resnet = maybe_remat(lambda layer, x: layer(x, image_only=image_only or None), remat)
+        apply = maybe_remat(lambda layer, x: layer(x), remat)
+        x = resnet(mid.resnets[0], self.conv_in(z))
+        # As in SVD, the one attention is zipped with the residual blocks after the first: those beyond two are unused.
+        for attention, layer in zip(mid.attentions, mid.resnets[1:], strict=False):
+            x = apply(attention, rearrange(x, "b f h w c -> (b f) h w c"))
+            x = resnet(layer, rearrange(x, "(b f) h w c -> b f h w c", f=f))
         for block in self.up_blocks:
-            x = block(x, remat, image_only)
+            for layer in block.resnets:
+                x = resnet(layer, x)
+            for layer in block.upsamplers:
+                x = apply(layer, x)
         h = x.shape[2]
         x = rearrange(x, "b f h w c -> (b f) h w c")
-        x = maybe_remat(_output, remat)(self.conv_norm_out, self.conv_out, x)
+        x = maybe_remat(lambda x: self.conv_out(jax.nn.silu(self.conv_norm_out(x))), remat)(x)
         # Unrelated images are clips of one frame each.
         x = self.time_conv_out(rearrange(x, "(clips f) h w c -> clips f (h w) c", f=1 if image_only else f))
         return rearrange(x, "(b r) f (h w) c -> b (r f) h w c", b=len(z), h=h)
