@@ -48,7 +48,8 @@ from drender.synthetic import mesh_files, pool, textures
 from drender.synthetic.atlas import TILE
 from drender.synthetic.layouts import LAYOUTS, random_scene
 from drender.synthetic.render import render_clip
-from drender.synthetic.scene import SPLITS, AssetSplit, Scene, split_assets
+from drender.synthetic.scene import Scene
+from drender.synthetic.splits import SPLITS, AssetSplit, split_assets
 from drender.synthetic.tracer import Tracer
 
 ENVIRONMENTS = "environments"

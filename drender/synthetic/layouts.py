@@ -16,20 +16,9 @@ from drender.synthetic import shapes
 from drender.synthetic.materials import MaterialMix, random_material
 from drender.synthetic.mesh_files import mesh_outline, outermost
 from drender.synthetic.meshes import unit
-from drender.synthetic.scene import (
-    MOTIONS,
-    SPLITS,
-    AssetSplit,
-    Camera,
-    Plane,
-    Scene,
-    SceneObject,
-    Wall,
-    random_lights,
-    random_object,
-    random_sign_uniform,
-    random_solids,
-)
+from drender.synthetic.scene import MOTIONS, Camera, Plane, Scene, SceneObject, Wall
+from drender.synthetic.solids import random_lights, random_object, random_sign_uniform, random_solids
+from drender.synthetic.splits import SPLITS, AssetSplit
 from drender.synthetic.textures import PictureMaterial
 
 WEIGHTS = {"solids": 0.25, "floor": 0.3, "wall": 0.15, "corner": 0.2, "air": 0.1}  # of the layouts

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from helpers.textured import write_box
 
-from drender.synthetic import layouts
-from drender.synthetic import scene as scenes
+from drender.synthetic import layouts, solids
 from drender.synthetic.mesh_files import mesh_outline, outermost
 from drender.synthetic.shapes import FAMILIES, parametric
+from drender.synthetic.splits import AssetSplit
 
 pytest.importorskip("trimesh")
 SIZES = ((0.3, 0.8, 0.3), (1.8, 0.8, 0.9), (0.1, 0.12, 0.1), (0.5, 1.9, 0.4), (1.2, 0.7, 0.7))
@@ -19,7 +19,7 @@ SIZES = ((0.3, 0.8, 0.3), (1.8, 0.8, 0.9), (0.1, 0.12, 0.1), (0.5, 1.9, 0.4), (1
 def assets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("meshes")
     files = tuple(str(write_box(folder / f"box{i}.obj", size)) for i, size in enumerate(SIZES))
-    return scenes.AssetSplit(("cube", "vase"), files, ("sunset", "park"), ("wood.png",))
+    return AssetSplit(("cube", "vase"), files, ("sunset", "park"), ("wood.png",))
 
 
 def boxes_of(scene, time: float) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -67,7 +67,7 @@ def test_scene_depends_only_on_its_arguments(assets):
     assert draw(0, "all", 3) == draw(0, "all", 3)
     assert len({repr(draw(*key)) for key in ((0, "all", 3), (1, "all", 3), (0, "train", 3), (0, "all", 4))}) == 4
     assert {draw(0, "all", index).layout for index in range(60)} == set(layouts.LAYOUTS)
-    assert draw(0, "all", 5).layout != "solids" or draw(0, "all", 5) == scenes.random_solids(0, "all", 5, assets)
+    assert draw(0, "all", 5).layout != "solids" or draw(0, "all", 5) == solids.random_solids(0, "all", 5, assets)
 
 
 def test_used_files_are_meshes_and_pictures(assets):

@@ -5,23 +5,24 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from drender.synthetic import environments, shapes
-from drender.synthetic import scene as scenes
+from drender.synthetic import environments, shapes, solids
+from drender.synthetic.scene import MOTIONS
+from drender.synthetic.splits import split_assets
 
-EVERYTHING = scenes.split_assets("all", (), tuple(environments.find_environments()))
+EVERYTHING = split_assets("all", (), tuple(environments.find_environments()))
 
 
 @pytest.mark.slow
 @settings(max_examples=60)
 @given(st.integers(0, 2**31))
 def test_objects_never_meet_and_camera_stays_outside(index):
-    scene = scenes.random_solids(0, "all", index, EVERYTHING)
+    scene = solids.random_solids(0, "all", index, EVERYTHING)
     assert 1 <= len(scene.objects) <= 6
     for time in np.linspace(0, 1, 9):
         centers = np.stack([item.center(time) for item in scene.objects])
         radii = np.array([item.radius for item in scene.objects])
         gaps = np.linalg.norm(centers[:, None] - centers, axis=-1) - radii[:, None] - radii
-        assert (gaps[~np.eye(len(radii), dtype=bool)] > 0.99 * scenes.GAP).all()
+        assert (gaps[~np.eye(len(radii), dtype=bool)] > 0.99 * solids.GAP).all()
         pose = scene.camera.pose(float(time))
         eye = pose[:3, 3]
         if scene.plane is None:
@@ -39,7 +40,7 @@ def test_objects_never_meet_and_camera_stays_outside(index):
 def test_exactly_one_motion_per_clip():
     seen = set()
     for index in range(60):
-        scene = scenes.random_solids(0, "all", index, EVERYTHING)
+        scene = solids.random_solids(0, "all", index, EVERYTHING)
         moving = {
             "orbit": scene.camera.sweep != 0,
             "oscillation": scene.camera.swing[0] > 0,
@@ -49,13 +50,13 @@ def test_exactly_one_motion_per_clip():
         }
         assert [name for name, moves in moving.items() if moves] == [scene.motion]
         seen.add(scene.motion)
-    assert seen == set(scenes.MOTIONS)
+    assert seen == set(MOTIONS)
 
 
 def test_splits_share_no_asset():
     files = tuple(f"mesh{i}.ply" for i in range(200))
     pictures = tuple(f"wood{i}.jpg" for i in range(100))
-    train, test = (scenes.split_assets(split, files, EVERYTHING.environments, pictures) for split in ("train", "test"))
+    train, test = (split_assets(split, files, EVERYTHING.environments, pictures) for split in ("train", "test"))
     for name in ("families", "meshes", "environments", "textures"):
         ours, held_out = set(getattr(train, name)), set(getattr(test, name))
         assert ours and held_out and not ours & held_out
@@ -63,6 +64,6 @@ def test_splits_share_no_asset():
     assert set(test.families) == set(shapes.HELD_OUT)
     assert 5 < len(test.meshes) < 40
     moved = tuple(f"elsewhere/{path}" for path in files)
-    assert len(scenes.split_assets("test", moved, ()).meshes) == len(test.meshes)
-    shown = {item.shape for i in range(40) for item in scenes.random_solids(0, "test", i, test).objects}
+    assert len(split_assets("test", moved, ()).meshes) == len(test.meshes)
+    shown = {item.shape for i in range(40) for item in solids.random_solids(0, "test", i, test).objects}
     assert shown <= set(test.families) | set(test.meshes)
