@@ -54,31 +54,22 @@ def apply_cfg(unconditional: ArrayLike, conditional: ArrayLike, scale: ArrayLike
     return unconditional + scale * (conditional - unconditional)
 
 
-def guidance_scales(guidance: tuple[float, float], num_frames: int) -> Float[np.ndarray, " f"]:
-    """Return a guidance scale per frame, linear from the first number to the second."""
-    return np.linspace(*guidance, num_frames).astype(np.float32)
-
-
-def cosine_guidance(scales: ArrayLike, step: int, num_steps: int) -> ArrayLike:
-    """Return the scales of guidance that grows over the steps, from 1 to almost 2g − 1, as released.
-
-    The scale is (1 − cos(π i / n))·(g − 1) + 1 at step i of n.
-    """
-    return (1 - np.cos(np.pi * step / num_steps)) * (scales - 1) + 1
-
-
 def guidance_schedule(
     guidance: tuple[float, float], num_steps: int, num_frames: int, dynamic: bool
 ) -> Float[np.ndarray, "n f"] | None:
-    """Return the guidance scale per step and frame, or None if no scale exceeds 1.
+    """Return the guidance scale per step and frame, linear from the first frame to the last; None if none exceeds 1.
 
     Args:
-      dynamic: let the scales grow over the steps (`cosine_guidance`).
+      dynamic: let a scale g grow over the steps from 1 to almost 2g − 1, as released: 1 + (1 − cos(π i / n))·(g − 1) at
+        step i of n.
     """
     if max(guidance) <= 1:
         return None
-    scales = guidance_scales(guidance, num_frames)
-    return np.stack([cosine_guidance(scales, i, num_steps) if dynamic else scales for i in range(num_steps)])
+    scales = np.linspace(*guidance, num_frames, dtype=np.float32)
+    if not dynamic:
+        return np.tile(scales, (num_steps, 1))
+    growth = 1 - np.cos(np.pi * np.arange(num_steps) / num_steps)
+    return 1 + growth[:, None] * (scales - 1)
 
 
 # --- samplers --------------------------------------------------------------------------------------------------------
