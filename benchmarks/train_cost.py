@@ -34,14 +34,8 @@ from drender.training import config as training_config
 from drender.training import flops, loop
 from drender.training.config import TrainConfig
 from drender.training.losses import OBJECTIVES, LossContext
-from drender.training.step import (
-    abstract_state,
-    compile_step,
-    init_state,
-    make_optimizer,
-    make_step,
-    trace_gradient,
-)
+from drender.training.step import abstract_state, compile_step, init_state, make_optimizer, make_step
+from drender.training.trace import trace_gradient
 from drender.training.weights import Weights, resolve_weights
 
 # Target description for compiling without the GPU: an H100 SXM of 80 GB, of which 79.1 GiB are usable.

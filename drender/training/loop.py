@@ -18,16 +18,8 @@ from drender.training.evaluation import Evaluation
 from drender.training.losses import Batch, LossContext
 from drender.training.progress import MetricLogger, PreemptionGuard, log
 from drender.training.run_dir import RunFolder, TrainState, failure_as_warning
-from drender.training.step import (
-    Arrays,
-    abstract_state,
-    compile_step,
-    init_state,
-    make_optimizer,
-    make_step,
-    trace_gradient,
-    unreached,
-)
+from drender.training.step import Arrays, abstract_state, compile_step, init_state, make_optimizer, make_step
+from drender.training.trace import trace_gradient, unreached
 from drender.training.weights import Weights, resolve_weights
 
 # What comes after a finished run.

@@ -1,14 +1,12 @@
 """One training step: gradient, AdamW and EMA, jitted over the mesh with the state donated."""
 
-import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.extend import core
 from jax.sharding import Mesh
 from jaxtyping import Array
 
@@ -62,27 +60,6 @@ def gradient(
 
     (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params)
     return sharding.constrain_params(gradients, context.mesh), metrics
-
-
-def trace_gradient(
-    context: LossContext, config: TrainConfig, params: Arrays, frozen: Arrays, batch: Arrays, remat: bool = False
-) -> core.Jaxpr:
-    """Return the jaxpr of a step's gradient over all processes, without microbatches."""
-    context = dataclasses.replace(context, remat=remat, mesh=None)
-    rows = {name: x for name, x in batch.items() if name != "stop"}
-    abstract = lambda arrays: {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in arrays.items()}
-    arguments = *map(abstract, (params, frozen, rows)), jax.eval_shape(jax.random.key, 0)
-    return jax.make_jaxpr(functools.partial(gradient, context, config))(*arguments).jaxpr
-
-
-def unreached(jaxpr: core.Jaxpr, parameters: Iterable[str]) -> set[str]:
-    """Return the trained parameters whose gradient, by `trace_gradient`, is zero whatever the rows are."""
-    computed = set(jaxpr.invars)
-    for eqn in jaxpr.eqns:
-        if not computed.isdisjoint(x for x in eqn.invars if isinstance(x, core.Var)):
-            computed.update(eqn.outvars)
-    gradients = zip(sorted(parameters), jaxpr.outvars, strict=False)  # metrics follow
-    return {name for name, x in gradients if isinstance(x, core.Literal) or x not in computed}
 
 
 def make_step(context: LossContext, config: TrainConfig, optimizer: optax.GradientTransformation) -> Callable:

@@ -15,7 +15,7 @@ from drender.media.images import write_png
 from drender.models.params import flatten
 from drender.training import loop
 from drender.training.export import export
-from drender.training.step import trace_gradient, unreached
+from drender.training.trace import trace_gradient, unreached
 from drender.training.weights import _require_same_shapes, resolve_weights
 
 
