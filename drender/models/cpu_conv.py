@@ -1,9 +1,9 @@
 """2-D convolution, computed in the way that is fastest for its shape and device.
 
 A kernel of one tap is a matrix product, and so is a convolution over few positions. XLA's convolution does the rest,
-except on a CPU. There, kernels of three taps use minimal filtering: F(2, 3) computes two neighboring outputs from four
-products instead of six, and from 16 instead of 36 along both axes (Winograd 1980; Lavin & Gray 2016, "Fast Algorithms
-for Convolutional Neural Networks", section 4.1). In float32 it is as exact as the direct sum.
+except on a CPU. There, wide kernels of 3×3 taps use minimal filtering: F(2×2, 3×3) computes four neighboring outputs
+from 16 products instead of 36 (Winograd 1980; Lavin & Gray 2016, "Fast Algorithms for Convolutional Neural Networks",
+section 4.1). In float32 it is as exact as the direct sum.
 """
 
 import math
@@ -18,11 +18,9 @@ from jaxtyping import Array, Float
 # Below this many positions, reading the kernel dominates. XLA's CPU convolution would first copy it into another
 # layout, and filtering it takes as long, so use a matrix product.
 FEW_POSITIONS = 512
-# With fewer input or output channels, the additions of filtering cost more than the products that it saves.
-FEW_CHANNELS = 64
-# With fewer channels and positions, filtering is no faster and takes several times as long to compile.
-MANY_CHANNELS, MANY_POSITIONS = 256, 2**17
-# Input elements that are filtered at a time: 8 MiB in float32, so that they stay in a CPU's cache.
+# With fewer input or output channels, filtering is hardly faster and takes several times as long to compile.
+MANY_CHANNELS = 256
+# Input elements that are filtered at a time, or one image: 8 MiB in float32, so that they stay in a CPU's cache.
 CHUNK_SIZE = 2**21
 
 Padding = Sequence[tuple[int, int]]
@@ -41,11 +39,10 @@ def conv2d(
         kernel, padding = _crop_to_grid(kernel, x.shape[1:3])
     if kernel.shape[:2] == (1, 1):
         return x @ kernel[0, 0]
-    positions, channels, taps = math.prod(x.shape[:3]), min(kernel.shape[2:]), set(kernel.shape[:2])
-    if positions < FEW_POSITIONS * stride**2:
+    if math.prod(x.shape[:3]) < FEW_POSITIONS * stride**2:
         return _conv_by_product(x, kernel, padding, stride)
-    large = channels >= MANY_CHANNELS or (channels >= FEW_CHANNELS and positions >= MANY_POSITIONS)
-    if large and stride == 1 and 3 in taps <= {1, 3} and x.dtype == jnp.float32:
+    is_wide = kernel.shape[:2] == (3, 3) and min(kernel.shape[2:]) >= MANY_CHANNELS
+    if is_wide and stride == 1 and x.dtype == jnp.float32:
         return _conv_filtered_on_cpu(x, kernel)
     return _conv_by_xla(x, kernel, padding, stride)
 
@@ -79,8 +76,8 @@ def _conv_by_product(x, kernel, padding: Padding, stride: int):
 
 
 @jax.custom_jvp
-def _conv_filtered_on_cpu(x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c c2"]) -> Float[Array, "n h w c2"]:
-    """Convolve with a kernel that is three long along one axis or both; by minimal filtering on CPUs alone."""
+def _conv_filtered_on_cpu(x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c c2"]) -> Float[Array, "n h w c2"]:
+    """Convolve and keep the grid's size; by minimal filtering on CPUs alone."""
     return lax.platform_dependent(x, kernel, cpu=_conv_filtered, default=_conv_same)
 
 
@@ -92,49 +89,24 @@ def _conv_filtered_jvp(primals, tangents):
 
 
 def _conv_same(x, kernel):
-    return _conv_by_xla(x, kernel, [(k // 2, k // 2) for k in kernel.shape[:2]])
+    return _conv_by_xla(x, kernel, [(1, 1), (1, 1)])
 
 
 def _conv_filtered(x, kernel):
-    """Compute Aᵀ[(G g) ⊙ (Bᵀ d)] for tiles d of the input, along each axis on which the kernel g is three long."""
+    """Compute Aᵀ[(G g Gᵀ) ⊙ (Bᵀ d B)]A for tiles d of 4×4 inputs, which give 2×2 outputs each."""
     n, h, w, _ = x.shape
-    axes = [axis for axis in (1, 2) if kernel.shape[axis - 1] == 3]
-    kernels = [kernel]
-    for axis in axes:
-        kernels = [part for k in kernels for part in _filter_kernel(k, axis - 1)]
+    kernels = [part for rows in _filter_kernel(kernel, 0) for part in _filter_kernel(rows, 1)]
 
     def convolve(x):
-        parts = [x]
-        for axis in axes:
-            parts = [part for p in parts for part in _filter_input(p, axis)]
+        parts = [part for rows in _filter_input(x, 1) for part in _filter_input(rows, 2)]
         products = [part @ k[0, 0] for part, k in zip(parts, kernels, strict=True)]
-        for axis in reversed(axes):
-            products = [_filter_output(*products[i : i + 4], axis) for i in range(0, len(products), 4)]
-        return products[0]
+        rows = [_filter_output(*products[i : i + 4], axis=2) for i in range(0, 16, 4)]
+        return _filter_output(*rows, axis=1)
 
-    bands = _cut_into_bands(x, axes)
-    num_bands = len(bands) // n
-    chunk = max(1, CHUNK_SIZE // math.prod(bands.shape[1:]))
-    if len(bands) <= chunk:
-        y = convolve(bands)
-    else:
-        y = lax.map(lambda band: convolve(band[None])[0], bands, batch_size=chunk)
-    return rearrange(y, "(n bands) h w c -> n (bands h) w c", bands=num_bands)[:, :h, :w]
-
-
-def _cut_into_bands(x: Float[Array, "n h w c"], axes: list[int]) -> Float[Array, "rows h2 w2 c"]:
-    """Pad the filtered axes to whole tiles, and cut images above `CHUNK_SIZE` into bands of rows.
-
-    Tiles are two outputs wide and see one input more on each side, so bands overlap by two rows.
-    """
-    h, w = x.shape[1:3]
-    tile = 2 if 1 in axes else 1
-    num_bands = min(math.ceil(math.prod(x.shape[1:]) / CHUNK_SIZE), math.ceil(h / tile))
-    height = tile * math.ceil(h / tile / num_bands)
-    padding = {1: (1, num_bands * height - h + 1), 2: (1, w % 2 + 1)}
-    x = jnp.pad(x, [padding[axis] if axis in axes else (0, 0) for axis in range(4)])
-    bands = [x[:, i * height : (i + 1) * height + 2 * (tile - 1)] for i in range(num_bands)]
-    return rearrange(bands, "bands n h w c -> (n bands) h w c")
+    x = jnp.pad(x, [(0, 0), (1, h % 2 + 1), (1, w % 2 + 1), (0, 0)])  # to whole tiles
+    chunk = max(1, CHUNK_SIZE // math.prod(x.shape[1:]))
+    y = convolve(x) if n <= chunk else lax.map(lambda image: convolve(image[None])[0], x, batch_size=chunk)
+    return y[:, :h, :w]
 
 
 def _filter_input(x, axis: int) -> list[Array]:

@@ -35,18 +35,14 @@ def test_convolutions_of_every_grid_equal_torch(n, h, w, kernel):
 
 
 @pytest.mark.parametrize("chunk_size", [2**30, 2**16, 1])
-@pytest.mark.parametrize(
-    ("shape", "kernel"),
-    [((2, 17, 31), (3, 3)), ((3, 16, 16), (3, 3)), ((1, 5, 128), (3, 1)), ((2, 2, 200), (3, 1)), ((1, 90, 7), (1, 3))],
-)
-def test_minimal_filtering_equals_convolution(monkeypatch, shape, kernel, chunk_size):
-    """Odd sides, bands of rows that see each other's edges, grids in one chunk; and gradients."""
+@pytest.mark.parametrize("shape", [(2, 17, 31), (3, 16, 16), (1, 5, 128), (2, 2, 400), (1, 90, 7)])
+def test_minimal_filtering_equals_convolution(monkeypatch, shape, chunk_size):
+    """Odd sides, images in one chunk and one by one; and gradients."""
     monkeypatch.setattr(cpu_conv, "CHUNK_SIZE", chunk_size)
     monkeypatch.setattr(cpu_conv, "MANY_CHANNELS", 64)
     jax.clear_caches()  # drop traces with other chunk sizes
-    x, weights = jnp.asarray(array(*shape, 64)), jnp.asarray(array(*kernel, 64, 72, seed=1)) / 24
-    padding = [(k // 2, k // 2) for k in kernel]
-    filtered = lambda x, weights: cpu_conv.conv2d(x, weights, padding)
+    x, weights = jnp.asarray(array(*shape, 64)), jnp.asarray(array(3, 3, 64, 72, seed=1)) / 24
+    filtered = lambda x, weights: cpu_conv.conv2d(x, weights, [(1, 1), (1, 1)])
     direct = cpu_conv._conv_same
     assert flops.count(cpu_conv._conv_filtered, x, weights) <= 0.8 * flops.count(direct, x, weights)
     np.testing.assert_allclose(filtered(x, weights), direct(x, weights), atol=1e-5)
