@@ -27,15 +27,20 @@ ONE_LEVEL = UNET | {
     "num_attention_heads": (2,),
     "norm_num_groups": 8,  # a channel alone in its group would lose what the time adds to it
 }
+# Compiles quicker again, for tests that need any UNet: attention is in the middle only.
+SMALLEST = ONE_LEVEL | {
+    "down_block_types": UNET["down_block_types"][1:],
+    "up_block_types": UNET["up_block_types"][:1],
+}
 VAE = VAEConfig(block_out_channels=(32, 32), layers_per_block=1)
 
 
-def inverse_config(unet: dict = ONE_LEVEL) -> RendererConfig:
+def inverse_config(unet: dict = SMALLEST) -> RendererConfig:
     context = {"cross_attention_dim": 24, "temporal_cross_attention_dim": 24, "context_embedding_type": "clip"}
     return RendererConfig("inverse", UNetConfig(**unet, **context), VAE)
 
 
-def forward_config(unet: dict = ONE_LEVEL) -> RendererConfig:
+def forward_config(unet: dict = SMALLEST) -> RendererConfig:
     levels = unet["block_out_channels"]
     unet = UNetConfig(
         **unet,
@@ -62,7 +67,11 @@ def random_params(network, config, seed: int = 0) -> dict:
     return jax.tree_util.tree_map_with_path(draw, abstract_module(network, config)[1])
 
 
-def renderer(cls, config: RendererConfig):
+def params_of(config: RendererConfig) -> dict[str, dict]:
+    """Return random parameters of each network."""
     names = [name for name in NETWORKS if getattr(config, name) is not None]
-    params = {name: random_params(NETWORKS[name], getattr(config, name)) for name in names}
-    return cls(config, jax.device_put(params))
+    return {name: random_params(NETWORKS[name], getattr(config, name)) for name in names}
+
+
+def renderer(cls, config: RendererConfig):
+    return cls(config, jax.device_put(params_of(config)))

@@ -14,7 +14,9 @@ from orbax.checkpoint import v1 as ocp
 ROOT = Path(__file__).parents[2]
 DYING = """
 import os, signal, sys
+sys.modules["torch"] = None  # TensorBoard's writer would import it, which takes seconds
 import train
+del sys.modules["torch"]  # SciPy looks there
 from drender import cli, sharding
 from drender.training.loop import MetricLogger
 

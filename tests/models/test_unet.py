@@ -94,7 +94,7 @@ def test_zero_context_may_be_one_token(forward_unet):
 @pytest.fixture(scope="module")
 def inverse_unet():
     """Return the network as a function of (x, time, context, micro, domain, image_only), and inputs of two clips."""
-    config = small.inverse_config().unet
+    config = small.inverse_config(small.ONE_LEVEL).unet
     call = network(UNet, config, small.random_params(UNet, config))
     return call, (
         array(2, 3, 4, 4, 8),
@@ -120,7 +120,7 @@ def test_image_only_frames_do_not_see_each_other(inverse_unet):
 def test_image_only_true_equals_marking_all_clips(inverse_unet):
     """Temporal branches are skipped, also with rematerialization."""
     call, inputs = inverse_unet
-    config = small.inverse_config().unet
+    config = small.inverse_config(small.ONE_LEVEL).unet
     graphdef, params = abstract_module(UNet, config)[0], small.random_params(UNet, config)
     skipping = jax.jit(lambda params, *inputs: nnx.merge(graphdef, params)(*inputs, image_only=True, remat=True))
     np.testing.assert_allclose(skipping(params, *inputs), call(*inputs, np.array([True, True])), atol=1e-5)
@@ -128,7 +128,7 @@ def test_image_only_true_equals_marking_all_clips(inverse_unet):
 
 @pytest.mark.oracle
 def test_long_domain_embeddings_are_scaled_as_in_torch():
-    config = small.inverse_config().unet
+    config = small.inverse_config(small.ONE_LEVEL).unet
     params = small.random_params(UNet, config)
     params["context_embedding"]["embedding"][3] *= 5
     table = torch.nn.Embedding(16, 24, max_norm=10.0)
@@ -143,7 +143,7 @@ def test_long_domain_embeddings_are_scaled_as_in_torch():
 def test_products_compute_in_the_dtype_of_parameters():
     """No product of the network has a float32 operand by accident."""
     dtype = "bfloat16"
-    config = small.inverse_config().unet
+    config = small.inverse_config(small.ONE_LEVEL).unet
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), abstract_module(UNet, config)[1])
     graphdef = abstract_module(UNet, config)[0]
     arguments = [jnp.asarray(x) for x in (array(1, 2, 4, 4, 8), [0.1], np.zeros((1, 1, 1, 24)), array(1, 3), [0])]

@@ -26,7 +26,7 @@ def forward_group(forward):
 
 # Shared by frames, by windows of 4, or by passes, of which a last one is computed twice.
 @pytest.mark.slow
-@pytest.mark.parametrize(("frames", "options"), [(6, {}), (9, {"frames": 4, "overlap": 1}), (1, {})])
+@pytest.mark.parametrize(("frames", "options"), [(8, {}), (9, {"frames": 4, "overlap": 1}), (1, {})])
 def test_inverse_on_two_devices_matches_one(inverse, inverse_group, frames, options):
     rgb = np.random.default_rng(5).random((1, frames, 16, 16, 3), np.float32)
     options = {"num_steps": 2, "decode_chunk_size": 4, **options}

@@ -16,9 +16,9 @@ CUDNN = "__cudnn$fmhaSoftmax"
 VAE = dataclasses.replace(small.VAE, layers_per_block=2)
 # Its one head is wider than cuDNN supports, as in the released VAE.
 WIDE_VAE = dataclasses.replace(VAE, block_out_channels=(32, 160))
-INVERSE = dataclasses.replace(small.inverse_config(), vae=VAE)
+INVERSE = dataclasses.replace(small.inverse_config(small.ONE_LEVEL), vae=VAE)
 GROUP = sharding.DeviceGroup(tuple(jax.devices()))
-FORWARD = dataclasses.replace(small.forward_config(), vae=VAE)
+FORWARD = dataclasses.replace(small.forward_config(small.ONE_LEVEL), vae=VAE)
 
 
 @pytest.fixture(autouse=True)

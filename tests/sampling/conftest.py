@@ -29,9 +29,7 @@ def models(tmp_path_factory) -> dict[str, Path]:
     """Checkpoints of small models; the forward one has LoRA factors."""
     folder = tmp_path_factory.mktemp("models")
     for kind, config in (("inverse", small.inverse_config()), ("forward", small.forward_config())):
-        names = [name for name in small.NETWORKS if getattr(config, name) is not None]
-        params = {name: small.random_params(small.NETWORKS[name], getattr(config, name)) for name in names}
-        orbax.save(folder / kind, config, params)
+        orbax.save(folder / kind, config, small.params_of(config))
     return {"inverse": folder / "inverse", "forward": folder / "forward"}
 
 

@@ -72,7 +72,7 @@ def test_mix_factors_and_domains_are_initialized_as_in_svd():
 
 @pytest.mark.slow
 def test_initial_unet_treats_a_video_as_images():
-    config = small.inverse_config().unet
+    config = small.inverse_config(small.ONE_LEVEL).unet
     params, call = init.init_params(UNet, config, seed=0), method(UNet, config)
     inputs = array(2, 3, 4, 4, 8), array(2), array(2, 1, 1, 24), array(2, 3), np.int32([0, 3])
     assert not np.any(call(params, *inputs, np.array([False, False])))

@@ -236,7 +236,8 @@ def test_condition_noise_has_the_returned_deviation():
 
 @pytest.mark.slow
 def test_lora_acts_on_real_rows_only_unless_trained_alone(inverse, random):
-    model, params = dataclasses.replace(inverse[0], latent=True), inverse[1]
+    config = small.inverse_config(small.ONE_LEVEL)
+    model, params = dataclasses.replace(inverse[0], config=config, latent=True), params_of(config, "unet", "vae")
     batch = cached(random, inverse_batch(random))
     factors = lora.init(abstract_module(*network_of(model.config, "unet"))[1], 2, ("to_q", "to_out"), 0)
     factors = jax.tree.map(lambda x: jnp.asarray(x) + 0.1, factors)

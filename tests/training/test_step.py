@@ -134,7 +134,7 @@ def test_without_warmup_the_first_step_has_the_full_rate():
 # --- devices ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def eight_devices(tmp_path_factory):
     """Where a process with eight devices leaves its results; it works while other tests do."""
     folder = tmp_path_factory.mktemp("eight")

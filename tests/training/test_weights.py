@@ -5,15 +5,18 @@ import contextlib
 import jax
 import numpy as np
 import pytest
-from helpers import smallest
+from helpers import small, smallest
 
 from drender import InputError, InverseRenderer
 from drender.checkpoints import convert, orbax
 from drender.data.latent_cache import fingerprint
 from drender.media.gbuffers import frame_path
 from drender.media.images import write_png
-from drender.models.params import flatten
+from drender.models import lora
+from drender.models.params import abstract_module, flatten
+from drender.models.registry import network_of
 from drender.training import loop
+from drender.training.config import LoraConfig
 from drender.training.export import export
 from drender.training.trace import trace_gradient, unreached
 from drender.training.weights import _require_same_shapes, resolve_weights
@@ -29,6 +32,25 @@ def stored(path, *names) -> dict:
 
 def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+# Loading takes longer the more parameters there are, so these checkpoints have fewer than those of all tests.
+@pytest.fixture(scope="module")
+def inverse_checkpoint(tmp_path_factory):
+    return write_half(tmp_path_factory.mktemp("inverse") / "checkpoint", small.inverse_config(), {})
+
+
+@pytest.fixture(scope="module")
+def forward_checkpoint(tmp_path_factory):
+    config = small.forward_config()
+    factors = lora.init(abstract_module(*network_of(config, "unet"))[1], 4, LoraConfig().targets, seed=0)
+    return write_half(tmp_path_factory.mktemp("forward") / "checkpoint", config, {"lora": factors})
+
+
+def write_half(folder, config, more: dict):
+    half = lambda params: jax.tree.map(lambda x: np.asarray(x, np.float16), params)
+    orbax.save(folder, config, half(small.params_of(config)) | more)
+    return folder
 
 
 # --- init_from -------------------------------------------------------------------------------------------------------
@@ -190,8 +212,8 @@ def test_invalid_init_from_is_refused(inverse_checkpoint, objective, options, me
 
 @pytest.mark.slow
 def test_a_mismatch_names_both_shapes(inverse_checkpoint):
-    model = {"unet": {"block_out_channels": [32, 32, 64, 32]}}
-    with pytest.raises(InputError, match=r"is \(64,\), but the model to train needs \(32,\)") as error:
+    model = {"unet": {"block_out_channels": [64]}}
+    with pytest.raises(InputError, match=r"is \(128,\), but the model to train needs \(256,\)") as error:
         weights(smallest.config("inverse", "", "", init_from=str(inverse_checkpoint), model=model))
     assert "\n" not in str(error.value)
 
