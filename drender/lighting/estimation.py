@@ -32,6 +32,7 @@ GRIDS = ((16, 32), (32, 64))  # rows and columns of the directions, first coarse
 ROUNDS = (10, 1)  # of re-weighting on each grid
 STEPS = 100  # of projected gradient descent in each round
 SATURATED = 0.985  # linear, 253 of 255 in sRGB: from here on pixels are lower bounds of the radiance
+BLACK = 1e-5  # linear mean luminance; 0.0003 is 1 of 255 in sRGB
 BACKGROUND_DEPTH = 0.99
 # Weights of the terms beside the pixels' squared errors, for pixels of mean luminance 1.
 SMOOTHNESS = 3e-3  # squared differences of neighboring directions, relative to their radiance
@@ -49,7 +50,7 @@ def estimate_environment(
 
     `environment_maps(result, poses=poses)` lights the G-buffers as the clip is lit. The light stands still in the world
     axes of `poses`; without them camera and light stand still. InputError if a buffer is missing or has another shape,
-    an argument is out of range, no pixel shows a surface, or all of those are saturated.
+    an argument is out of range, no pixel shows a surface, or all of those are saturated or black.
 
     Args:
       rgb: sRGB in [0, 1].
@@ -69,6 +70,8 @@ def estimate_environment(
         raise InputError("no pixel shows a surface (depth below 1); give a clip with a foreground, or its right depth")
     if (samples.seen >= SATURATED).all():
         raise InputError("all pixels of the surfaces are saturated; give a clip with a lower exposure")
+    if (samples.seen @ LUMINANCE).mean() < BLACK:
+        raise InputError("all pixels of the surfaces are black; give a clip with a higher exposure")
     return resize_latlong(_solve(samples), size)
 
 

@@ -181,6 +181,7 @@ def test_bad_input_is_one_line():
     for images, kinds, options, message in (
         (rgb, empty, {}, "no pixel shows a surface"),
         (np.ones_like(rgb), buffers, {}, "saturated"),
+        (np.zeros_like(rgb), buffers, {}, "black"),
         (rgb[:, :8], buffers, {}, "shape"),
         (rgb * 255, buffers, {}, "rgb: expected finite values"),
         (rgb * np.nan, buffers, {}, "got nan to nan"),
@@ -192,6 +193,13 @@ def test_bad_input_is_one_line():
         with pytest.raises(InputError, match=message) as error:
             estimate_environment(images, kinds, **options)
         assert "\n" not in str(error.value)
+
+
+def test_the_darkest_picture_has_a_dark_light():
+    """One level of 255 is 0.0003 linear; a picture much darker is refused, for its light was infinite."""
+    buffers = spheres()
+    light = estimate_environment(np.full_like(buffers["basecolor"], 1 / 255), buffers, FOV)
+    assert 0 < light.max() < 0.1
 
 
 # --- maps ---
