@@ -14,6 +14,8 @@ from drender.lighting.environment import load_environment
 from drender.lighting.light_file import Light
 from drender.lighting.projection import project
 
+pytestmark = pytest.mark.usefixtures("small_cubes")
+
 RNG = np.random.default_rng(0)
 SIZE = (8, 16)  # of environment images; one size, so that the projection compiles once
 
