@@ -32,6 +32,7 @@ from drender.media.color import LUMINANCE, srgb_to_linear
 from drender.media.encodings import decode_normal, encode_normal
 from drender.media.gbuffers import find_gbuffer_clips, frame_path
 from drender.media.images import read_image, write_png
+from drender.media.resize import fit_cover
 
 with_mitsuba = pytest.mark.skipif(importlib.util.find_spec("mitsuba") is None, reason="mitsuba is not installed")
 IMAGES = hnp.arrays(np.float32, (3, 4, 3), elements=st.floats(0, 1, width=32))
@@ -320,7 +321,7 @@ def test_built_in_model_lights_inserted_sphere_from_lamp_side(material, forward)
     """The mean place of its brightest tenth, where 1 is the sphere's radius. Path tracing puts it at 0.57 to 0.64."""
     (clip,) = find_gbuffer_clips(GBUFFERS)
     layer = ball(centre=(0.55, 0.5), **material)
-    buffers = {label: next(clip.frames(label)) for label in clip.labels}
+    buffers = {label: fit_cover(next(clip.frames(label)), (64, 64)) for label in clip.labels}
     buffers, visible = insert(buffers, layer, layer.depth_range(), (0.0, 0.05))
     inside = visible[..., 0] > 0.95
     y, x = np.mgrid[:64, :64] + 0.5

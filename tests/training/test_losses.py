@@ -69,7 +69,7 @@ PROGRAMS = {}  # that tests share
 
 def loss_of(objective, model, params, batch, key=KEY):
     loss = jax.jit(lambda params, batch, key: OBJECTIVES[objective].loss(model, params, batch, key))
-    return PROGRAMS.setdefault((objective, model.latent, model.loss), loss)(params, batch, key)
+    return PROGRAMS.setdefault((objective, model.latent, model.loss, model.config.unet), loss)(params, batch, key)
 
 
 # --- the arithmetic, with a network of one layer ---------------------------------------------------------------------
