@@ -70,7 +70,6 @@ def test_renderers_of_one_configuration_share_compiled_stages():
 @pytest.mark.parametrize("frames", [2, 3])
 def test_what_is_compiled_ahead_is_not_compiled_again(clip, caplog, frames):
     """One window, and two; the stages then run as ever."""
-    renderer = small.renderer(ForwardRenderer, small.forward_config())
     buffers = {name: np.resize(images[..., :8, :], (1, frames, 16, 8, 3)) for name, images in clip[1].items()}
     options = {"num_steps": 1, "frames": 2, "progress": False}
 
