@@ -1,11 +1,14 @@
 """Evaluate an inverse renderer on photographs of scikit-image, which no model here was trained on.
 
-    python benchmarks/photographs.py [--inverse C] [--size 128 128] [--sheet photographs.png]
+    python benchmarks/photographs.py [FOOTAGE ...] [--inverse C] [--size 128 128] [--sheet photographs.png]
 
 The motorcycle of the Middlebury stereo set has a true disparity, hence metric depth and normals. Scores are over its
 pixels with a disparity, beside baselines that look at nothing: height in the picture as depth, and normals that face
-the camera. The sheet shows every photograph with its estimated G-buffers. Needs scikit-image.
+the camera. The sheet shows every photograph, and the middle frame of any other footage, with its estimated G-buffers.
+Needs scikit-image.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 import skimage.data
@@ -18,6 +21,7 @@ from drender.media.encodings import encode_normal
 from drender.media.images import write_png
 from drender.media.montage import side_by_side
 from drender.media.resize import resize
+from drender.media.video import find_clips
 from drender.metrics.image import angular_error
 
 PHOTOGRAPHS = ("stereo_motorcycle", "coffee", "chelsea", "astronaut", "rocket")
@@ -30,16 +34,26 @@ def main() -> None:
     inverse = InverseRenderer.load(args.inverse)
     size = tuple(args.size or inverse.config.size)
     sheet = []
-    for name in PHOTOGRAPHS:
-        photograph = getattr(skimage.data, name)()
-        rgb, *disparity = photograph if isinstance(photograph, tuple) else (photograph,)
-        image = resize(central_square(rgb[..., :3] / np.float32(255)), size)
+    for rgb, disparity in photographs(args.footage):
+        image = resize(central_square(rgb), size)
         buffers = {label: x[0, 0] for label, x in inverse(image[None, None], progress=False).items()}
         sheet += [image, *(buffers[label] for label in DEFAULT_PASSES)]
-        if disparity:
-            report(buffers, disparity[-1], size)
+        if disparity is not None:
+            report(buffers, disparity, size)
     if args.sheet:
         write_png(args.sheet, side_by_side(sheet, columns=1 + len(DEFAULT_PASSES)))
+
+
+def photographs(footage: list[str]) -> Iterator[tuple[Float[np.ndarray, "h w 3"], Float[np.ndarray, "h w"] | None]]:
+    """Yield scikit-image's photographs in [0, 1], each with its disparity or None, then the footage's middle frames."""
+    for name in PHOTOGRAPHS:
+        photograph = getattr(skimage.data, name)()
+        rgb, *others = photograph if isinstance(photograph, tuple) else (photograph,)
+        yield rgb[..., :3] / np.float32(255), others[-1] if others else None
+    for path in footage:
+        for clip in find_clips(path):
+            middle = clip.num_frames // 2
+            yield next(clip.frames(middle, middle + 1)), None
 
 
 def central_square(image: Float[np.ndarray, "h w *c"]) -> Float[np.ndarray, "s s *c"]:
@@ -86,6 +100,7 @@ def truth(
 
 def parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__)
+    parser.add_argument("footage", nargs="*", metavar="FOOTAGE", help="pictures and videos to show on the sheet too")
     parser.add_argument(
         "--inverse", metavar="C", help="checkpoint of an inverse renderer; the built-in model if absent"
     )

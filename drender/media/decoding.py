@@ -115,7 +115,10 @@ def open_video(path: Path) -> Iterator[tuple[av.container.InputContainer, av.Vid
             if stream is None or stream.codec_context is None:
                 raise InputError(f"{path}: no video that can be decoded in this file; encode it again")
             stream.thread_type = "AUTO"
-            stream.codec_context.options = {"err_detect": "explode"}  # damage is an error, not a smeared frame
+            # Damage is an error, not a smeared frame. FFmpeg's H.264 decoder would refuse harmless faults too, such as
+            # a first frame that some encoders mark wrongly, and finds hardly more damage.
+            if stream.codec_context.name != "h264":
+                stream.codec_context.options = {"err_detect": "explode"}
             yield container, stream
     except av.FFmpegError as error:
         raise InputError(f"{path}: not a video, or truncated or damaged ({error.strerror}); encode it again") from error

@@ -92,6 +92,14 @@ def test_an_ordinary_video_is_opened_once_to_be_probed(tmp_path, monkeypatch):
     assert len(opened) == 1
 
 
+def test_faults_that_players_pass_over_are_not_refused(tmp_path):
+    path = encode(tmp_path / "a.mp4", [NOISE] * 3, "libx264", "yuv420p")
+    data, intact = path.read_bytes(), read(path)[1]
+    start = data.index(b"\x06\x05\xff")  # a message of the encoder, and its size, which is now wrong
+    path.write_bytes(data[: start + 2] + b"\xff" * 4 + data[start + 6 :])
+    np.testing.assert_array_equal(read(path)[1], intact)
+
+
 def test_hidden_frames_are_not_counted(tmp_path):
     frames = [np.roll(NOISE, 2 * k, axis=1) for k in range(24)]
     options = {"auto-alt-ref": "1", "lag-in-frames": "16", "crf": "30", "b": "200k"}
