@@ -36,6 +36,9 @@ UNKNOWN = {
 }
 DOLBY_TAGS = ("dvh1", "dvhe", "dva1", "dvav", "dav1")  # of Dolby Vision streams that are nothing else
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # instead of FFmpeg's own, which skip alpha
+# Color matrices of ITU-T H.273 that FFmpeg's scaler refuses, with words that blame the file.
+REFUSED_MATRICES = {8: "YCgCo", 10: "BT.2020 with constant luminance", 11: "SMPTE 2085", 12: "derived from primaries"}
+REFUSED_MATRICES |= {13: "derived, with constant luminance", 14: "ICtCp", 15: "IPT-C2", 16: "YCgCo", 17: "YCgCo"}
 UNSPECIFIED = 2  # FFmpeg's number for an unspecified color matrix, transfer or primaries
 
 
@@ -96,7 +99,7 @@ def decode(path: Path, start: int, stop: int) -> Iterator[Pixels]:
         for frame in _deinterlace(_decode(path, _packets(path, container, stream), stream)):
             if orientation is None:
                 orientation = _orientation(frame, path)
-                _warn_of_color(frame, stream, path)
+                _check_color(frame, stream, path)
             count += 1
             if count > start:
                 yield turned(_to_rgb(frame, size), *orientation)
@@ -204,8 +207,12 @@ def _orientation(frame: av.VideoFrame, path: Path) -> tuple[bool, bool, bool]:
 # --- color ---
 
 
-def _warn_of_color(frame: av.VideoFrame, stream: av.VideoStream, path: Path) -> None:
-    """Warn of colors that are declared but not honored."""
+def _check_color(frame: av.VideoFrame, stream: av.VideoStream, path: Path) -> None:
+    """Warn of colors that are declared but not honored; InputError for a color matrix that cannot be converted."""
+    if matrix := REFUSED_MATRICES.get(int(frame.colorspace)):
+        raise InputError(
+            f"{path}: its color matrix ({matrix}) is not read; convert the video to Rec. 709, HDR10 or HLG"
+        )
     stated = {"transfer": _name(ColorTrc, frame.color_trc), "primaries": _name(ColorPrimaries, frame.color_primaries)}
     ignored = [f"{kind} {name}" for kind, name in stated.items() if name in UNKNOWN[kind]]
     if stream.codec_context.codec_tag in DOLBY_TAGS and frame.color_trc == UNSPECIFIED:

@@ -6,6 +6,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from helpers.refusals import broken
 
 from drender.media import decoding
 from drender.media.decoding import probe
@@ -311,6 +312,11 @@ def test_unknown_colors_are_named(tmp_path, tags, message, recwarn):
     path = encode(tmp_path / "a.mkv", [integers(QUADRANTS)], **tags)
     np.testing.assert_allclose(quadrant_levels(read(path)[1][0]), COLORS, atol=2)
     assert [str(w.message) for w in recwarn] == ([f"{path}: ignored: {message}; {CONVERT}"] if message else [])
+
+
+def test_a_color_matrix_that_is_not_read_is_named(tmp_path):
+    path = encode(tmp_path / "a.mkv", [integers(QUADRANTS)], colorspace=8)
+    assert broken(read, path) == f"{path}: its color matrix (YCgCo) is not read; {CONVERT}"
 
 
 def test_dolby_vision_without_a_base_layer_is_named(tmp_path):
