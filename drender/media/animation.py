@@ -5,12 +5,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from drender.errors import InputError, first_line
 from drender.files import require_file
 from drender.media.color import Pixels
 from drender.media.encodings import InputEncoding, read_labeled
+from drender.media.geometry import upright
 from drender.media.images import MAX_PIXELS, count_pages, open_image
 from drender.media.loaded import LoadedImage
 
@@ -59,11 +60,12 @@ def read_animation(path: Path, start: int, stop: int, label: str, assumed: Input
         yield from (read_labeled(path, label, assumed, page) for page in range(start, stop))
         return
     with _open(path) as animation:
+        orientation = animation.getexif().get(ExifTags.Base.Orientation, 1)
         for index in range(start, stop):
             animation.seek(index + _num_posters(animation))
             rgba = np.asarray(animation.convert("RGBA"), np.float32) / 255
-            image = LoadedImage(rgba[..., :3] * rgba[..., 3:], False, {}, animation.info.get("icc_profile"))
-            yield image.as_srgb(path)
+            image = upright(rgba[..., :3] * rgba[..., 3:], orientation)
+            yield LoadedImage(image, False, {}, animation.info.get("icc_profile")).as_srgb(path)
 
 
 def _num_posters(animation: Image.Image) -> int:

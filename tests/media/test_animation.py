@@ -50,6 +50,15 @@ def test_alpha_of_an_animation_is_composited_on_black(tmp_path):
     np.testing.assert_allclose(next(clip.frames(3)), FRAMES[3] / 255 * 128 / 255, atol=1e-6)
 
 
+@pytest.mark.parametrize("suffix", ["webp", "png"])
+def test_animation_is_turned_upright(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[0x112] = 6  # stored turned left
+    stored = np.rot90(FRAMES, axes=(1, 2))
+    (clip,) = find_clips(save(tmp_path / f"a.{suffix}", np.ascontiguousarray(stored), exif=exif, lossless=True))
+    np.testing.assert_allclose(np.stack(list(clip.frames())), FRAMES / 255, atol=1e-6)
+
+
 def test_poster_of_a_png_is_no_frame(tmp_path):
     (clip,) = find_clips(save(tmp_path / "a.png", duration=100, default_image=True))
     assert (clip.num_frames, clip.fps) == (4, pytest.approx(10))
