@@ -23,7 +23,7 @@ from jaxtyping import Float, Float32
 from drender.errors import InputError, unknown_name_error
 from drender.media.color import Pixels, linear_to_srgb, srgb_to_linear
 from drender.media.images import load_image, write_exr, write_png
-from drender.media.loaded import LoadedImage
+from drender.media.loaded import LoadedImage, warn_once
 
 Camera = Float32[np.ndarray, "3 3"] | None
 Cameras = Float32[np.ndarray, "f 3 3"] | None  # of every frame of a clip
@@ -35,6 +35,7 @@ DEPTHS = ("relative", "metric", "inverse")
 # Distances that are background: those above FAR, and the largest half float, to which Blender and Unreal clamp the sky.
 FAR, HALF_MAX = 1e9, 65504.0
 SLACK = 0.05  # resampling may overshoot a range by this
+MAX_WHITE = 0.25  # share of a picture above white; highlights and skies are less
 MAX_SPREAD = 0.25  # difference of the channels' means where they hold one value; those of an ORM texture differ more
 SCALAR_LABELS = ("depth", "roughness", "metallic")
 COLOR_LABELS = re.compile(r"rgb|basecolor|diffuse_albedo|env\d{4,}")
@@ -191,8 +192,15 @@ def _decode(path: Path, label: str, still: LoadedImage, assumed: InputEncoding, 
     image = still.image
     if is_color(label):
         default = "linear" if still.is_float else "srgb"
-        linear = still.attributes.get(f"{ATTRIBUTE_PREFIX}transfer", assumed.transfer or default) == "linear"
-        return linear_to_srgb(still.as_linear(path)) if linear else still.as_srgb(path)
+        if still.attributes.get(f"{ATTRIBUTE_PREFIX}transfer", assumed.transfer or default) != "linear":
+            return still.as_srgb(path)
+        linear = still.as_linear(path)
+        if label == "rgb" and (linear.max(axis=-1) > 1 + SLACK).mean() > MAX_WHITE:
+            problem = (
+                f"more than {MAX_WHITE:.0%} of its pixels exceed 1 and are clipped; expected linear light in 0 to 1"
+            )
+            warn_once(path, f"{problem}, so lower its exposure")
+        return linear_to_srgb(linear)
     if label == "normal":
         return _read_normal(path, still, assumed, camera)
     if label in SCALAR_LABELS:

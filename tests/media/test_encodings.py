@@ -15,7 +15,7 @@ from drender.errors import InputError
 from drender.media.color import linear_to_srgb, srgb_to_linear
 from drender.media.encodings import ImageFormat, InputEncoding, decode_normal, encode_normal, is_color, read_labeled
 from drender.media.gbuffers import find_gbuffer_clips, frame_path
-from drender.media.images import write_exr, write_png
+from drender.media.images import write_exr, write_hdr, write_png
 from drender.media.video import find_clips
 
 RNG = np.random.default_rng(0)
@@ -267,6 +267,18 @@ def test_linear_frames_are_clips_of_srgb(tmp_path, kind):
     np.testing.assert_allclose(
         next(clip.frames()), image, atol=0.06 if kind == "hdr" else 2e-3
     )  # RGBE is coarse in the dark
+
+
+def test_pictures_beyond_white_are_named(tmp_path, recwarn):
+    bright = np.full((8, 8, 3), 3, np.float32)
+    for frame in range(2):
+        write_hdr(tmp_path / "clip" / f"{frame}.exr", bright * (frame + 1))
+        write_hdr(tmp_path / "sun" / f"{frame}.exr", np.where(np.arange(8)[:, None] < 2, bright, np.float32(0.5)))
+    for folder in ("clip", "sun"):
+        (clip,) = find_clips(tmp_path / folder)
+        assert len(list(clip.frames())) == 2
+    expected = "more than 25% of its pixels exceed 1 and are clipped; expected linear light in 0 to 1"
+    assert [str(w.message) for w in recwarn] == [f"{tmp_path}/clip/0.exr: {expected}, so lower its exposure"]
 
 
 def test_assumed_transfer_of_a_clip(tmp_path):
