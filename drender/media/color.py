@@ -48,11 +48,16 @@ def profile_to_srgb(image: Pixels, profile: bytes) -> Pixels:
     """Convert an image from the color space of an ICC profile to sRGB.
 
     Pillow's LittleCMS converts 8 bits only. So it converts a rounded copy, and the image gets the change of that copy:
-    16 bits keep their gradation. An invalid profile raises PIL.ImageCms.PyCMSError or OSError.
+    16 bits keep their gradation. An invalid profile raises PIL.ImageCms.PyCMSError or OSError, and a profile of gray
+    for an image of colors InputError.
     """
     rounded = np.floor(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    converted = ImageCms.profileToProfile(Image.fromarray(rounded), source, ImageCms.createProfile("sRGB"))
+    is_gray = source.profile.xcolor_space.strip() == "GRAY"
+    if is_gray and (rounded != rounded[..., :1]).any():
+        raise InputError("it is for gray images")
+    picture = Image.fromarray(rounded[..., 0] if is_gray else rounded)
+    converted = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     change = (np.asarray(converted, np.float32) - rounded.astype(np.float32)) / np.float32(255)
     return np.clip(image + change, 0, 1)
 

@@ -32,6 +32,9 @@ MAX_PIXELS = 2**27  # 16384x8192, the largest environment maps in use: 1.6 GB as
 MAX_PIXELS_PER_BYTE, SMALL = 2**14, 2**24
 MAX_CHANNELS = 256
 ROUGH_MODELS = ("CMYK", "YCCK", "CIELAB", "ICCLAB", "ITULAB")  # OpenImageIO's names of color models
+EXIF_SRGB = 1  # EXIF's number of sRGB
+# Primaries, transfer, matrix and full range of sRGB in a cICP chunk (ITU-T H.273), and what is shown like it.
+SRGB_CICP, SRGB_PRIMARIES, SRGB_TRANSFERS = (1, 13, 0, 1), (1, 2), (1, 2, 4, 6, 13)
 LINEAR_PROFILE = re.compile("linear|g10", re.IGNORECASE)  # in the names of ICC profiles
 Attributes = Mapping[str, str]  # of a header
 PREFERRED_CHANNELS = {"normal": "XYZ", "depth": "Z"}  # of an EXR, over R, G and B
@@ -195,15 +198,27 @@ def _with_metadata(path: str | Path, image: Pixels, spec: "oiio.ImageSpec") -> L
     space, profile = attributes.get("oiio:ColorSpace"), None
     name = attributes.get("ICCProfile:profile_description", "")
     names_srgb = "srgb" in name.lower()
-    if not is_float and not names_srgb and attributes.get("ICCProfile:color_space", "").strip() == "RGB":
-        profile = np.asarray(spec.getattribute("ICCProfile"), np.uint8).tobytes()
+    stored_profile = spec.getattribute("ICCProfile")
+    if not is_float and stored_profile is not None and not names_srgb and model not in ROUGH_MODELS:
+        profile = np.asarray(stored_profile, np.uint8).tobytes()
     elif is_float and names_srgb and not LINEAR_PROFILE.search(name):
         space = SRGB_SPACES[0]
     elif is_float and name and not LINEAR_PROFILE.search(name):
         warn_once(path, f"its ICC profile {name!r} is ignored, as floats are linear Rec. 709; convert it to that")
     if space in (None, "data", "raw", "unknown", *((LINEAR_SPACE,) if is_float else SRGB_SPACES)):
         space = None
-    return LoadedImage(image, is_float, attributes, profile, space, spec.getattribute("chromaticities"))
+    stated = LoadedImage(image, is_float, attributes, profile, space, spec.getattribute("chromaticities"))
+    return stated._replace(ignored=_ignored_colors(spec) if profile is space is None else None)
+
+
+def _ignored_colors(spec: "oiio.ImageSpec") -> str | None:
+    """Return what a header without a profile or color space states of colors beside sRGB, or None."""
+    primaries, transfer, _, is_full = spec.getattribute("CICP") or SRGB_CICP
+    if primaries not in SRGB_PRIMARIES or transfer not in SRGB_TRANSFERS or not is_full:
+        return f"cICP chunk (primaries {primaries}, transfer {transfer}, {'full' if is_full else 'narrow'} range)"
+    if spec.get_int_attribute("Exif:ColorSpace", EXIF_SRGB) not in (EXIF_SRGB, 0):
+        return "EXIF color space, which is not sRGB (Adobe RGB in cameras),"
+    return None
 
 
 def _radiance_header(path: str | Path) -> RadianceHeader | None:

@@ -17,9 +17,10 @@ class LoadedImage(NamedTuple):
     image: Pixels  # upright, composited on black
     is_float: bool  # linear light unless the attributes contradict
     attributes: dict[str, str]  # strings of the header
-    profile: bytes | None = None  # ICC profile of RGB integers, unless it names sRGB
+    profile: bytes | None = None  # ICC profile of RGB or gray integers, unless it names sRGB
     space: str | None = None  # OpenImageIO's name of the color space, unless sRGB
     chromaticities: tuple[float, ...] | None = None  # of red, green, blue and white in an EXR
+    ignored: str | None = None  # what else the file states of colors, which `as_srgb` warns of
 
     def as_srgb(self, path: str | Path) -> Pixels:
         """Return an image of integers converted from its ICC profile or color space to sRGB.
@@ -30,6 +31,8 @@ class LoadedImage(NamedTuple):
             return self._converted(path, "ICC profile", profile_to_srgb, self.profile)
         if self.space is not None:
             return self._converted(path, "color space", space_to_srgb, self.space)
+        if self.ignored is not None:
+            warn_once(path, f"its {self.ignored} is ignored; convert it to sRGB")
         return self.image
 
     def as_linear(self, path: str | Path) -> Pixels:

@@ -258,24 +258,38 @@ QUADRANTS = (
 TO_P3 = np.array([[0.8225, 0.1774, 0.0], [0.0332, 0.9669, 0.0], [0.0171, 0.0724, 0.9108]])  # from Rec. 709
 
 
+def numbers(*values: float) -> bytes:
+    return b"".join(struct.pack(">i", round(value * 65536)) for value in values)
+
+
+def xyz(*values: float) -> bytes:
+    return b"XYZ \0\0\0\0" + numbers(*values)
+
+
 def display_p3() -> bytes:
     """Return an ICC profile with the primaries of Display P3 and sRGB's curve."""
-    number = lambda x: struct.pack(">i", round(x * 65536))
-    xyz = lambda *values: b"XYZ \0\0\0\0" + b"".join(map(number, values))
-    curve = b"para\0\0\0\0\0\3\0\0" + b"".join(map(number, (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)))
+    curve = b"para\0\0\0\0\0\3\0\0" + numbers(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+    primaries = {
+        b"rXYZ": xyz(0.51512, 0.24120, -0.00105), b"gXYZ": xyz(0.29198, 0.69225, 0.04189),
+        b"bXYZ": xyz(0.15710, 0.06657, 0.78407),
+    }  # fmt: skip
+    return icc_profile(b"RGB ", primaries | dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve))
+
+
+def linear_gray() -> bytes:
+    return icc_profile(b"GRAY", {b"kTRC": b"para\0\0\0\0\0\0\0\0" + numbers(1)})
+
+
+def icc_profile(space: bytes, tags: dict[bytes, bytes]) -> bytes:
     text = "test".encode("utf-16-be")
     words = b"mluc\0\0\0\0" + struct.pack(">2I2s2s2I", 1, 12, b"en", b"US", len(text), 28) + text
-    tags = {
-        b"desc": words, b"cprt": words, b"wtpt": xyz(0.9642, 1.0, 0.8249), b"rXYZ": xyz(0.51512, 0.24120, -0.00105),
-        b"gXYZ": xyz(0.29198, 0.69225, 0.04189), b"bXYZ": xyz(0.15710, 0.06657, 0.78407),
-        b"rTRC": curve, b"gTRC": curve, b"bTRC": curve,
-    }  # fmt: skip
+    tags = {b"desc": words, b"cprt": words, b"wtpt": xyz(0.9642, 1.0, 0.8249)} | tags
     table, data = struct.pack(">I", len(tags)), b""
     for name, content in tags.items():
         content += bytes(-len(content) % 4)
         table += name + struct.pack(">2I", 132 + 12 * len(tags) + len(data), len(content))
         data += content
-    head = struct.pack(">I4sI4s4s4s12x4s", 0, b"none", 0x04000000, b"mntr", b"RGB ", b"XYZ ", b"acsp")
+    head = struct.pack(">I4sI4s4s4s12x4s", 0, b"none", 0x04000000, b"mntr", space, b"XYZ ", b"acsp")
     head = head.ljust(68, b"\0") + xyz(0.9642, 1.0, 0.8249)[8:]
     profile = head.ljust(128, b"\0") + table + data
     return struct.pack(">I", len(profile)) + profile[4:]
@@ -290,6 +304,14 @@ def test_icc_profile_is_converted_to_srgb(tmp_path, suffix):
         np.testing.assert_allclose(255 * found, QUADRANTS, atol=4)
     # G-buffers are data: no profile applies.
     np.testing.assert_allclose(255 * load_image(tmp_path / f"a.{suffix}").image, stored, atol=3)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+def test_icc_profile_of_gray_is_converted_to_srgb(tmp_path, suffix):
+    gray = QUADRANTS[..., 0]
+    Image.fromarray(gray).save(tmp_path / f"a.{suffix}", icc_profile=linear_gray(), quality=100, lossless=True)
+    expected = linear_to_srgb(gray[..., None].repeat(3, -1) / 255)
+    np.testing.assert_allclose(255 * read_image(tmp_path / f"a.{suffix}"), 255 * expected, atol=2)
 
 
 @pytest.mark.parametrize(
@@ -345,6 +367,31 @@ def test_color_chunks_of_png_are_honored(tmp_path, kind, content, encode):
     assert np.abs(load_image(path).image - encode(to_linear(QUADRANTS / 255))).max() < 0.01  # data have no curve
 
 
+@pytest.mark.parametrize(
+    ("content", "stated"),
+    [
+        ((9, 14, 0, 1), "(primaries 9, transfer 14, full range)"),
+        ((11, 17, 0, 1), "(primaries 11, transfer 17, full range)"),
+        ((1, 13, 0, 0), "(primaries 1, transfer 13, narrow range)"),
+    ],
+)
+def test_color_chunks_that_are_not_honored_are_named(tmp_path, content, stated, recwarn):
+    path = write_quadrants(tmp_path / "a.png", QUADRANTS / 255, (b"cICP", bytes(content)))
+    np.testing.assert_allclose(255 * read_image(path), QUADRANTS, atol=1)
+    assert [str(w.message) for w in recwarn] == [f"{path}: its cICP chunk {stated} is ignored; convert it to sRGB"]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+def test_adobe_rgb_of_cameras_without_a_profile_is_named(tmp_path, suffix, recwarn):
+    for name, number in (("plain", 1), ("adobe", 65535)):
+        exif = Image.Exif()
+        exif.get_ifd(0x8769)[0xA001] = number
+        Image.fromarray(QUADRANTS).save(tmp_path / f"{name}.{suffix}", exif=exif)
+        read_image(tmp_path / f"{name}.{suffix}")
+    problem = "its EXIF color space, which is not sRGB (Adobe RGB in cameras), is ignored; convert it to sRGB"
+    assert [str(w.message) for w in recwarn] == [f"{tmp_path}/adobe.{suffix}: {problem}"]
+
+
 def test_pq_png_is_tone_mapped_like_video(tmp_path):
     # 203 nits, diffuse white, is 0.58 in PQ (ITU-R BT.2408); a quarter of it 0.443.
     stored = np.full((16, 16, 3), 0.58)
@@ -392,13 +439,13 @@ def test_a_problem_of_all_frames_is_reported_once(tmp_path):
     assert len(caught) == 1
 
 
-def test_invalid_icc_profile_is_ignored_with_a_warning(tmp_path):
-    profile = bytearray(display_p3())
-    profile[132:140] = b"xxxxxxxx"
-    Image.fromarray(QUADRANTS).save(tmp_path / "a.png", icc_profile=bytes(profile)[:200].ljust(200))
-    loaded = load_image(tmp_path / "a.png")._replace(profile=b"damaged")
-    with pytest.warns(UserWarning, match=r"a\.png: its ICC profile is ignored \(.*\); convert it to sRGB, or"):
-        np.testing.assert_array_equal(loaded.as_srgb(tmp_path / "a.png"), loaded.image)
+@pytest.mark.parametrize(("profile", "reason"), [(b"damaged" * 20, "cannot open"), (linear_gray(), "is for gray")])
+def test_invalid_icc_profile_is_ignored_with_a_warning(tmp_path, profile, reason):
+    Image.fromarray(QUADRANTS).save(tmp_path / "a.tif", icc_profile=profile)
+    with pytest.warns(
+        UserWarning, match=rf"a\.tif: its ICC profile is ignored \(.*{reason}.*\); convert it to sRGB, or"
+    ):
+        np.testing.assert_allclose(255 * read_image(tmp_path / "a.tif"), QUADRANTS, atol=0.01)
 
 
 @pytest.mark.parametrize("window", [(2, 3, 4, 5), (-2, -1, 4, 5), (6, 9, 5, 6), (-3, -4, 30, 40), (20, 30, 2, 2)])
