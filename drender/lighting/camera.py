@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from einops import repeat
-from jaxtyping import ArrayLike, Float32
+from jaxtyping import ArrayLike, Float, Float32
 from scipy.spatial.transform import Rotation
 
 from drender.errors import InputError, unknown_name_error
@@ -47,6 +47,7 @@ def camera_rotations(
     poses = np.asarray(poses, np.float32)
     if poses.shape != (num_frames, 4, 4) or not np.isfinite(poses).all():
         raise InputError(f"poses: expected {num_frames} finite 4x4 matrices, one per frame, got shape {poses.shape}")
+    _scales(poses, "pose")
     return poses[:, :3, :3]
 
 
@@ -93,19 +94,24 @@ def read_poses(path: str | Path, relative: bool = False) -> Float32[np.ndarray, 
         raise InputError(f"{path} holds no list of poses ({error}); {EXPECTED}") from error
     if poses.shape[1:] != (4, 4) or not np.isfinite(poses).all():
         raise InputError(f"{path}: every transform_matrix must be 4x4 and finite, found shape {poses.shape[1:]}")
+    poses[:, :3, :3] /= _scales(poses, f"{path}: transform_matrix")
+    if relative:
+        poses = np.linalg.inv(poses[0]) @ poses
+    return poses.astype(np.float32)
+
+
+def _scales(poses: Float[np.ndarray, "f 4 4"], name: str) -> Float[np.ndarray, "f 1 1"]:
+    """Return the scale of every pose; raise InputError, with the name, for one that is no rigid transform besides."""
     rotations = poses[:, :3, :3]
     with np.errstate(all="ignore"):  # of huge numbers
         scales = np.cbrt(np.linalg.det(rotations))[:, None, None]  # not positive if a pose mirrors
         squares = rotations @ rotations.swapaxes(1, 2) / scales**2  # not the identity if it shears
         turned = (scales > 0) & np.isclose(squares, np.eye(3), atol=0.01)
-    rigid = turned.all(axis=(1, 2)) & (poses[:, 3] == [0, 0, 0, 1]).all(axis=1)
+    rigid = turned.all(axis=(1, 2)) & np.isclose(poses[:, 3], [0, 0, 0, 1]).all(axis=1)
     if not rigid.all():
         expected = "a rotation with columns right, up and backward, a position, and a last row 0 0 0 1"
-        raise InputError(f"{path}: transform_matrix {np.argmin(rigid)} is not a camera pose; expected {expected}")
-    rotations /= scales
-    if relative:
-        poses = np.linalg.inv(poses[0]) @ poses
-    return poses.astype(np.float32)
+        raise InputError(f"{name} {np.argmin(rigid)} is not a camera pose; expected {expected}")
+    return scales
 
 
 def require_poses(subject: str, num_frames: int, poses: Sized | None) -> None:

@@ -31,6 +31,7 @@ def environment_maps(
       elevation, elevation_sign, poses: of `camera_rotations`.
       projection: of `project`.
     """
+    size = tuple(size)  # a list cannot be an argument that JAX compiles for
     check_projection(size, projection)
     rotations = camera_rotations(num_frames, elevation, poses, elevation_sign)
     environment = Environment(source, rotation=rotation, flip=flip, strength=strength, **options)

@@ -18,6 +18,7 @@ from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES, read_hdr
 MAX_RADIANCE = 65504.0  # the largest half float
 LDR_WHITE, LOG_WHITE = 16.0, 10000.0  # radiance that `env_ldr` and `env_log` show as white, like anything brighter
 DARK = 0.01  # mean luminance whose `env_ldr` is nearly black: about 0.1
+MAX_NEGATIVE = 0.01  # light below 0, relative to that above; conversions between color spaces leave a little
 MEAN_LUMINANCE = 0.6  # after automatic exposure: about the geometric mean of the built-in maps
 # A blurred map keeps at least this many rows: lookups within half a pixel of a pole blend the first row with the last.
 MIN_BLURRED_ROWS = 128
@@ -39,7 +40,8 @@ def load_latlong(
       rotation: degrees by which the map is shifted to the right, by whole columns (truncated), after `flip` mirrors it.
       strength, exposure: a factor on the radiance, at least 0; another one in stops, 2^exposure.
       blur: degrees, as for `blur_sphere`.
-      warn: warn of suspicious maps: with NaN (taken as black), not 2:1, not HDR, or entirely black.
+      warn: warn of suspicious maps: with NaN or much negative light (taken as black), not 2:1, not HDR, or entirely
+        black.
     """
     if not (np.isfinite(strength) and strength >= 0):
         raise InputError(f"environment strength {strength} must be finite and at least 0")
@@ -58,6 +60,8 @@ def load_latlong(
     height, width, _ = image.shape
     problems = {f"is {width}x{height}, not 2:1; is it a lat-long image?": width != 2 * height}
     problems["contains NaN, taken as black"] = np.isnan(image).any()
+    below, above = (np.sum(image, where=part, dtype=np.float64) for part in (image < 0, image > 0))
+    problems["has negative light, taken as black; is it linear radiance?"] = -below > MAX_NEGATIVE * above
     with np.errstate(over="ignore", invalid="ignore"):  # suns are often infinite in half floats
         image = image.astype(np.float32) * np.float32(strength * 2.0**exposure)
         image = np.nan_to_num(image, nan=0.0).clip(0, MAX_RADIANCE)

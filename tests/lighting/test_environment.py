@@ -259,8 +259,9 @@ def test_tone_curves_at_known_values():
 
 def test_radiance_is_clamped_and_nan_warns():
     image = np.ones((4, 8, 3), np.float32)
-    image[0, 0], image[1, 1], image[2, 2] = np.inf, -np.inf, 1e30
-    cube = load_environment(image, strength=1e20)
+    image[0, 0], image[1, 1], image[2, 2], image[3, 3] = np.inf, -1e-3, 1e30, 0
+    cube = load_environment(image, strength=1e20)  # without a warning: conversions of colors leave a little below 0
+    image[1, 1] = -np.inf
     assert cube.min() >= 0 and cube.max() == pytest.approx(65504)
     image[3, 3] = np.nan
     with pytest.warns(UserWarning, match="NaN"):
@@ -270,6 +271,8 @@ def test_radiance_is_clamped_and_nan_warns():
 def test_warnings_for_black_shape_and_ldr(tmp_path):
     with pytest.warns(UserWarning, match="black"):
         load_environment(np.zeros((2, 4, 3), np.float32))
+    with pytest.warns(UserWarning, match="negative light, taken as black"):
+        load_environment(np.where(np.arange(8)[:, None] < 2, np.float32(-0.2), np.ones((4, 8, 3), np.float32)))
     with pytest.warns(UserWarning, match="5x4, not 2:1"):
         load_environment(np.ones((4, 5, 3), np.float32))
     write_png(tmp_path / "sky.png", np.ones((2, 4, 3), np.float32))
@@ -290,6 +293,8 @@ def test_warnings_for_black_shape_and_ldr(tmp_path):
         ({"num_frames": 0}, "frames 0"),
         ({"poses": np.zeros((3, 4, 4), np.float32)}, r"expected 2 finite .* got shape \(3, 4, 4\)"),
         ({"poses": np.full((2, 4, 4), np.nan, np.float32)}, "finite"),
+        ({"poses": np.stack([np.eye(4), np.zeros((4, 4))])}, "pose 1 is not a camera pose"),
+        ({"poses": np.tile(np.diag([-1, 1, 1, 1]), (2, 1, 1))}, "pose 0 is not a camera pose"),
         ({"poses": np.tile(np.eye(4), (2, 1, 1)), "elevation": 5.0}, "exclude each other"),
         ({"source": np.ones((4, 8), np.float32)}, r"\(4, 8\); it must be"),
         ({"source": "missing.hdr"}, "missing.hdr does not exist"),
