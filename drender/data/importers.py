@@ -253,7 +253,9 @@ def read_blender(path: Path, pose: Float32[np.ndarray, "4 4"]) -> Frame:
     images: dict[str, Any] = {}
     for label, name in BLENDER_LABELS.items():
         if _has_layer(path, name):
-            image = load_image(path, name).image
+            far = 2 * MAX_DEPTH if label == "depth" else 0.0  # where a region that was rendered ends
+            still = load_image(path, name, background=far)
+            image = still.as_linear(path) if is_color(label) else still.image
             images[label] = image[..., 0] if label in SCALAR_LABELS else image
     if "rgb" not in images or len(images) == 1:
         raise InputError(f"{path}: expected the passes Combined and others such as Normal, Depth or DiffCol; add them")

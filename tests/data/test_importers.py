@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import OpenImageIO as oiio
 import pytest
 from helpers.renders import POSE, write_blender
 
@@ -11,11 +12,13 @@ from drender.data import importers
 from drender.data.clips import open_clips
 from drender.data.importers import import_clips, tone_scale
 from drender.errors import InputError
+from drender.media.color import linear_to_srgb
 from drender.media.images import read_image, write_exr
 
 # 0.5 is the 90th percentile, becomes 0.8 ** 2.2 = 0.6120, and 0.8048 by the sRGB curve.
 TONED = 0.8048
 BYTE = 0.5 / 255 + 1e-3
+REC2020_TO_REC709 = np.array([[1.6605, -0.1246, -0.0182], [-0.5876, 1.1329, -0.1006], [-0.0728, -0.0083, 1.1187]])
 
 
 def read(folder: Path, frame: int, label: str) -> np.ndarray:
@@ -152,6 +155,24 @@ def test_blender(tmp_path):
     np.testing.assert_array_equal(read(clip, 0, "metallic")[0, 0], 1)
     labels = {path.name.split(".")[2] for path in clip.iterdir()}
     assert labels == {"rgb", "basecolor", "diffuse_albedo", "normal", "depth", "metallic"}
+
+
+def test_primaries_and_regions_of_blender_are_honored(tmp_path):
+    file = write_blender(tmp_path / "chair") / "0000.exr"
+    source = oiio.ImageInput.open(str(file))
+    pixels, spec = source.read_image("float"), source.spec()
+    spec.full_width, spec.x = 3, 1  # a region without the first column
+    spec.attribute("chromaticities", "float[8]", (0.708, 0.292, 0.170, 0.797, 0.131, 0.046, 0.3127, 0.3290))
+    output = oiio.ImageOutput.create("exr")
+    assert output.open(str(file), spec) and output.write_image(pixels) and output.close()
+    (tmp_path / "chair/transforms.json").write_text(
+        json.dumps({"frames": [{"file_path": "0000", "transform_matrix": POSE}]})
+    )
+    import_clips("blender", tmp_path / "chair", tmp_path / "clips")
+    clip = tmp_path / "clips" / "chair"
+    np.testing.assert_allclose(read(clip, 0, "depth")[..., 0], [[1, 0, 1], [1, 0.5, 1]], atol=2e-5)
+    albedo = np.clip(np.array([0.2140, 0, 1]) @ REC2020_TO_REC709, 0, 1)  # green is out of gamut
+    np.testing.assert_allclose(read(clip, 0, "diffuse_albedo")[0, 1], linear_to_srgb(albedo), atol=0.01)
 
 
 def test_frames_of_blender_are_in_the_order_of_their_names(tmp_path):
