@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -203,10 +204,16 @@ def _layered_files(entries: Sequence[Path], labels: Sequence[str], assumed: Inpu
 def _clip(
     name: str, files: Files, required: Sequence[str], known: Sequence[str], assumed: InputEncoding
 ) -> GBufferClip:
-    """Return the clip of all frames that any `required` buffer has; every required buffer must have all of them."""
+    """Return the clip of all frames that any `required` buffer has; every required buffer must have all of them.
+
+    Warns of frames that only other buffers have.
+    """
     stems = {stem for label in required or files for stem in files.get(label, {})}
     ordered = [stem for sequence in split_sequences(sorted(stems, key=natural_order)) for stem in sequence.stems]
     _require_all(name, files, required, ordered, assumed)
+    if others := sorted({stem for images in files.values() for stem in images} - stems, key=natural_order):
+        problem = f"{len(others)} frames, such as {others[0]}, have no {', '.join(map(repr, required))}"
+        warnings.warn(f"clip {name!r}: {problem}, so they are left out; add the files", stacklevel=2)
     found = [label for label in known if label in files]
     labels = tuple(label for label in found if files[label].keys() >= stems)
     incomplete = tuple(label for label in found if label not in labels and files[label].keys() & stems)

@@ -122,6 +122,17 @@ def test_required_labels(tmp_path):
 # --- Errors ---
 
 
+def test_frames_without_the_required_labels_are_named(tmp_path):
+    folder = write_clip(tmp_path / "walk", labels=("rgb", "depth"), chunks=(4,))
+    for frame in (1, 2):
+        (folder / f"0000.{frame:04d}.rgb.png").unlink()
+    with pytest.warns(UserWarning) as caught:
+        (clip,) = find_gbuffer_clips(tmp_path, ("rgb",), labels=("rgb",))
+    (message,) = (str(warning.message) for warning in caught)
+    assert message == "clip 'walk': 2 frames, such as 0000.0001, have no 'rgb', so they are left out; add the files"
+    assert [path.name for path in clip.paths["depth"]] == ["0000.0000.depth.png", "0000.0003.depth.png"]
+
+
 def test_error_names_missing_frames(tmp_path):
     write_clip(tmp_path / "walk", chunks=(4, 2))
     frame_path(tmp_path / "walk", 0, 3, "depth").unlink()
