@@ -29,17 +29,20 @@ SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 100, 100
 _COMPARISONS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
-def bounded(default: Any = dataclasses.MISSING, *, items: int = 2**16, **limits: int | float) -> Any:
+def bounded(
+    default: Any = dataclasses.MISSING, *, items: int = 2**16, empty: bool = False, **limits: int | float
+) -> Any:
     """Declare the range of a field, which `check_ranges` enforces. None is always allowed.
 
     Args:
       default: of the field; a dict is copied.
-      items: largest number of entries of a tuple or dict, which has at least one.
+      items: largest number of entries of a tuple or dict.
+      empty: a tuple or dict may have no entry.
       limits: of every number in the field: `at_least`, `above`, `at_most` or `below`. Numbers are finite anyway, and
         strings are words: they become names of files.
     """
     factory = {"default_factory": lambda: dict(default)} if isinstance(default, dict) else {"default": default}
-    return field(**factory, metadata={"limits": limits, "items": items})
+    return field(**factory, metadata={"limits": limits, "items": range(int(not empty), items + 1)})
 
 
 def check_ranges(config: Any, prefix: str = "") -> None:
@@ -52,9 +55,9 @@ def check_ranges(config: Any, prefix: str = "") -> None:
             _check_value(name, value, **f.metadata)
 
 
-def _check_value(name: str, value: Any, limits: dict[str, int | float], items: int) -> None:
-    if isinstance(value, (tuple, dict)) and not 1 <= len(value) <= items:
-        raise InputError(f"{name}: expected 1 to {items} entries, got {len(value)}")
+def _check_value(name: str, value: Any, limits: dict[str, int | float], items: range) -> None:
+    if isinstance(value, (tuple, dict)) and len(value) not in items:
+        raise InputError(f"{name}: expected {items[0]} to {items[-1]} entries, got {len(value)}")
     entries = value if isinstance(value, tuple) else [*value, *value.values()] if isinstance(value, dict) else [value]
     for entry in entries:
         if isinstance(entry, str):

@@ -91,7 +91,7 @@ class EvaluationConfig:
     clips: int = bounded(4, at_least=1)  # largest number of clips, taken in order
     # Fixed noise levels of the validation loss, about the quantiles 1/6, 1/2 and 5/6 of the default training
     # distribution; a one-step model has its own level. Empty: no validation loss.
-    sigmas: tuple[float, ...] = bounded((0.4, 2.0, 10.0), above=0)
+    sigmas: tuple[float, ...] = bounded((0.4, 2.0, 10.0), empty=True, above=0)
     num_steps: int = bounded(20, at_least=1)  # sampler steps; ignored by a one-step model
     lora_scale: float = bounded(1.0)  # of the merged LoRA factors: 1 as on real sources, 0 as on synthetic ones
 
@@ -164,6 +164,8 @@ class TrainConfig:
         if loss.consistency and (loss.one_step or not renders):
             problem = f"loss.consistency: expected 0 unless a renderer samples from noise, got {loss.consistency}"
             raise InputError(f"{problem}; remove it, or loss.one_step")
+        if self.trainable == ():
+            raise InputError("trainable: expected patterns of names, got none; leave it out for the usual components")
         if self.lora is not None and not renders:
             raise InputError(f"lora belongs to the UNet, which objective {self.objective!r} does not train; remove it")
         if self.keep_every is not None and self.keep_every % self.save_every:

@@ -94,6 +94,7 @@ def test_a_bad_override_is_named_and_not_the_file(file, override, message):
         ("data.batch=0", "data.batch: expected at least 1, got 0"),
         ("data.flip=2", "data.flip: expected at least 0 and at most 1, got 2.0"),
         ("data.sources=[]", "data.sources: empty; give at least one folder of clips"),
+        ("trainable=[]", "trainable: expected patterns of names, got none; leave it out"),
         ("data.passes=[]", "data.passes: empty; give at least one G-buffer"),
         ("data.sources=[{path: x, weight: 0}]", "data.sources: x: weight: expected above 0, got 0.0"),
     ],

@@ -75,6 +75,12 @@ def test_dropout_and_condition_noise_are_off(make):
     assert all(x.latent for x in seen)
 
 
+@pytest.mark.parametrize("objective", ["inverse", "vae"])
+def test_no_level_gives_no_loss(make, objective):
+    loss = make(objective, lambda context, batch, key: jnp.float32(0), **{"evaluation.sigmas": []})
+    assert not list(loss.scores({}, images("rgb", "depth"), encode, 0)) and not loss.names()
+
+
 def test_a_one_step_model_has_its_own_level(make):
     loss = make("inverse", lambda context, batch, key: batch["sigma"][0], **{"loss.one_step": True})
     assert dict(loss.scores({}, images("rgb", "depth"), encode, 0))["loss/mean"] == 700
