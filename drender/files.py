@@ -74,6 +74,11 @@ def expand_home(path: str | Path) -> Path:
         raise InputError(f"{path}: no such home directory; give the whole path") from error
 
 
+def folder_name(path: str | Path) -> str:
+    """Return the name of a folder as users see it: of a link its own, and of `.` or `..` that of the folder there."""
+    return Path(os.path.abspath(path)).name
+
+
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
     """Turn an OSError into an InputError that names the file or folder that cannot be read: `path`, or one in it."""

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Float32
 from tqdm import tqdm
 
 from drender.errors import Failures, InputError, first_line
-from drender.files import atomic_dir, list_dir, map_collecting_errors, natural_order, read_json
+from drender.files import atomic_dir, folder_name, list_dir, map_collecting_errors, natural_order, read_json
 from drender.lighting.camera import read_poses
 from drender.media.color import linear_to_srgb
 from drender.media.encodings import SCALAR_LABELS, ImageFormat, encode_normal, is_color
@@ -154,7 +154,7 @@ def find_hypersim(source: Path) -> Iterator[SourceClip]:
     """Yield a clip per camera trajectory."""
     pattern = "images/scene_cam_*_final_hdf5"
     for final in sorted([*source.glob(pattern), *source.glob(f"*/{pattern}")]):
-        scene, camera = final.parents[1].resolve().name, final.name.removesuffix("_final_hdf5").removeprefix("scene_")
+        scene, camera = folder_name(final.parents[1]), final.name.removesuffix("_final_hdf5").removeprefix("scene_")
         frames = sorted(file.name.split(".")[1] for file in final.glob("frame.*.color.hdf5"))
         if frames:
             readers = tuple(partial(read_hypersim, final, frame) for frame in frames)
@@ -205,7 +205,7 @@ def find_interiorverse(source: Path) -> Iterator[SourceClip]:
     """Yield a clip of one frame per view, because the views of a scene are unrelated."""
     for file in sorted(source.rglob("*_im.exr")):
         view = file.name.removesuffix("_im.exr")
-        yield SourceClip(f"{file.parent.resolve().name}_{view}", (partial(read_interiorverse, file.parent, view),))
+        yield SourceClip(f"{folder_name(file.parent)}_{view}", (partial(read_interiorverse, file.parent, view),))
 
 
 def read_interiorverse(scene: Path, view: str) -> Frame:
@@ -238,7 +238,7 @@ def find_blender(source: Path) -> Iterator[SourceClip]:
         except (KeyError, AttributeError) as error:
             raise InputError(f"{file}: unreadable ({error}); {remedy}") from None
         readers = tuple(partial(read_blender, folder / path, pose) for path, pose in zip(paths, poses, strict=True))
-        yield SourceClip(folder.resolve().name, readers, tone_maps=False)
+        yield SourceClip(folder_name(folder), readers, tone_maps=False)
 
 
 def read_blender(path: Path, pose: Float32[np.ndarray, "4 4"]) -> Frame:

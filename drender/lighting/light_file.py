@@ -9,7 +9,7 @@ from jaxtyping import Float32
 
 from drender.errors import InputError, naming
 from drender.fields import bounded, check_ranges, read_config, to_dict
-from drender.files import write_text
+from drender.files import folder_name, write_text
 from drender.lighting.camera import camera_rotations
 
 LIGHT_FILE = "light.json"
@@ -39,7 +39,7 @@ def read_light(folder: Path, num_frames: int) -> Light:
     """Return the checked `light.json` of a clip's folder; raise InputError if missing, damaged or inconsistent."""
     path = folder / LIGHT_FILE
     if not path.exists():
-        raise InputError(f"clip {folder.resolve().name!r} has no {LIGHT_FILE}, which names its environment; add it")
+        raise InputError(f"clip {folder_name(folder)!r} has no {LIGHT_FILE}, which names its environment; add it")
     light = read_config(Light, path, "write it again")
     if not (folder / light.environment).is_file():
         raise InputError(f"{path}: its environment {light.environment} does not exist; correct the path")

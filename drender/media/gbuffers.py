@@ -12,7 +12,7 @@ from pathlib import Path
 from drender.config import CONDITIONS, DOMAINS
 from drender.errors import InputError, OnFailure, extent
 from drender.fields import read_config
-from drender.files import expand_home, list_dir, map_collecting_errors, natural_order, readable
+from drender.files import expand_home, folder_name, list_dir, map_collecting_errors, natural_order, readable
 from drender.media.color import Pixels
 from drender.media.encodings import DEFAULT, Camera, InputEncoding, read_labeled
 from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES, image_size, open_image
@@ -148,7 +148,7 @@ def find_images(path: str | Path, labels: Sequence[str], assumed: InputEncoding 
 def _split_clips(folder: Path, files: Files) -> list[tuple[str, Files]]:
     """Return (name, files) of every sequence in a folder."""
     stems = sorted({stem for images in files.values() for stem in images}, key=natural_order)
-    sequences, name, clips = split_sequences(stems), folder.resolve().name, []
+    sequences, name, clips = split_sequences(stems), folder_name(folder), []
     for sequence in sequences:
         sequence.warn_of_gaps(folder)
         own = {}

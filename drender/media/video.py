@@ -5,6 +5,7 @@ Frames are float32 `h w 3` in [0, 1], sRGB-encoded.
 
 import collections
 import itertools
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy as np
 
 from drender.config import DOMAINS
 from drender.errors import InputError, OnFailure, extent
-from drender.files import atomic_write, list_dir, map_collecting_errors, readable, require_file
+from drender.files import atomic_write, folder_name, list_dir, map_collecting_errors, readable, require_file
 from drender.media.animation import TIFF_SUFFIXES, is_animated, probe_animation, read_animation
 from drender.media.color import Pixels
 from drender.media.decoding import DEFAULT_FPS, decode, probe
@@ -204,7 +205,7 @@ def _image_clips(folder: Path, images: list[Path], alone: bool) -> list[tuple[st
     for stem, image in zip(stems, images, strict=True):
         by_suffix.setdefault("" if len({*stems}) == len(stems) else image.suffix, {})[stem] = image
     sequences = [(files, sequence) for files in by_suffix.values() for sequence in split_sequences(list(files))]
-    clips, name = [], folder.resolve().name
+    clips, name = [], folder_name(folder)
     for files, sequence in sequences:
         frames = [files[stem] for stem in sequence.stems]
         if len(frames) > 1 or (alone and len(sequences) == 1):
@@ -221,11 +222,11 @@ def _with_unique_names(clips: list[tuple[str, list[Path]]]) -> list[tuple[str, l
     count = collections.Counter((name, files[0].parent) for name, files in clips)
     suffix = lambda name, file: f"_{file.suffix[1:].lower()}" if count[name, file.parent] > 1 else ""
     names = [name + suffix(name, files[0]) for name, files in clips]
-    for depth in range(max(len(files[0].resolve().parents) for _, files in clips)):
+    parents_of = [[parent.name for parent in Path(os.path.abspath(files[0])).parents] for _, files in clips]
+    for depth in range(max(map(len, parents_of))):
         count = collections.Counter(names)
-        for index, (name, files) in enumerate(clips):
-            parents = [parent.name for parent in files[0].resolve().parents]
-            parents = parents[1:] if name == parents[0] else parents
+        for index, ((name, _), folders) in enumerate(zip(clips, parents_of, strict=True)):
+            parents = folders[name == folders[0] :]
             if count[names[index]] > 1 and depth < len(parents):
                 names[index] = f"{parents[depth]}_{names[index]}"
     named = {}

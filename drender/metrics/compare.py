@@ -13,7 +13,7 @@ from jaxtyping import Float32
 
 from drender.config import DOMAINS
 from drender.errors import InputError, extent, naming
-from drender.files import natural_order, write_text
+from drender.files import folder_name, natural_order, write_text
 from drender.media.encodings import InputEncoding
 from drender.media.gbuffers import Files, find_images, frame_path, read_encoding, read_frames
 from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES
@@ -73,7 +73,7 @@ def compare(
     known = tuple(dict.fromkeys((*DOMAINS, "rgb", *_other_labels(predicted), *_other_labels(truth))))
     predicted_clips = _find(predicted, (*known, *(label for label, _ in pairs)))
     true_clips = _find(truth, (*known, *(label for _, label in pairs), *([] if mask is None else [mask])))
-    if list(predicted_clips) == [Path(predicted).resolve().name] and list(true_clips) == [Path(truth).resolve().name]:
+    if list(predicted_clips) == [folder_name(predicted)] and list(true_clips) == [folder_name(truth)]:
         true_clips = dict(zip(predicted_clips, true_clips.values(), strict=True))
     for name in sorted(predicted_clips.keys() ^ true_clips.keys(), key=natural_order):
         with_clip, without = (predicted, truth) if name in predicted_clips else (truth, predicted)
@@ -108,7 +108,10 @@ def _other_labels(path: str | Path) -> list[str]:
 
 def _find(path: str | Path, labels: Sequence[str]) -> dict[str, Files]:
     """Return the images of these labels by clip; InputError if there are none."""
-    clips = dict(find_images(path, labels, read_encoding(path)))
+    found = find_images(path, labels, read_encoding(path))
+    clips = dict(found)
+    if repeated := [name for name, files in found if clips[name] is not files]:
+        raise InputError(f"{path}: two clips are named {repeated[0]!r}; rename one")
     if not clips:
         remedy = f"expected {frame_path('clip', 0, 0, 'rgb')}, or name its label with --pair"
         raise InputError(f"{path}: no images of {', '.join(labels)}; {remedy}")

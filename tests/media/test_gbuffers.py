@@ -180,6 +180,14 @@ def test_frames_of_different_size_are_an_input_error(tmp_path):
         list(clip.frames("depth"))
 
 
+def test_links_to_clips_have_names_of_their_own(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "clips").mkdir(exist_ok=True)
+        (tmp_path / "clips" / name).symlink_to(write_clip(tmp_path / "store" / name / "frames"))
+    assert [clip.name for clip in find_gbuffer_clips(tmp_path / "clips")] == ["a", "b"]
+    assert [clip.name for clip in find_gbuffer_clips(tmp_path / "clips" / "b")] == ["b"]
+
+
 def test_unrelated_stills_are_clips_of_their_own(tmp_path):
     for stem in ("chair", "lamp", "walk-1", "walk-2"):
         for label in CONDITIONS:

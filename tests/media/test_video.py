@@ -281,6 +281,17 @@ def test_clips_of_one_name_get_their_parents_names(tmp_path):
     assert names == ["a_cam_rgb", "a_take", "b_cam_rgb", "other", "b_take"]
 
 
+def test_links_have_names_of_their_own(tmp_path):
+    (tmp_path / "clips" / "sub").mkdir(parents=True)
+    for name in ("a", "b"):
+        write_png(tmp_path / "store" / name / "frames" / "0.png", RGB)
+        (tmp_path / "clips" / name).symlink_to(tmp_path / "store" / name / "frames")
+    for folder, blob in (("clips", "x"), ("clips/sub", "y")):  # as Hugging Face's cache stores them
+        movie(tmp_path / f"{blob}.mp4", frames=1)
+        (tmp_path / folder / "take.mp4").symlink_to(tmp_path / f"{blob}.mp4")
+    assert [clip.name for clip in find_clips(tmp_path / "clips")] == ["a", "b", "sub_take", "clips_take"]
+
+
 def test_frames_that_chunks_share_are_read_once(tmp_path):
     frames = [np.full((2, 2, 3), value, np.uint8) for value in range(10)]
     for chunk, start in enumerate((0, 3, 6)):

@@ -45,6 +45,14 @@ def folders(tmp_path):
     return tmp_path / "P", tmp_path / "T"
 
 
+def test_clips_of_one_name_are_refused(run, folders):
+    for part in ("fast", "slow"):
+        write_clip(folders[0] / "jump", layout=part + ".{frame:04d}.{label}.png")
+    write_clip(folders[0] / "jump_fast")
+    code, _, err = run(*folders)
+    assert (code, err) == (2, f"error: {folders[0]}: two clips are named 'jump_fast'; rename one\n")
+
+
 def test_scores_are_printed_and_written(run, folders, tmp_path):
     code, out, err = run(*folders, "--json", tmp_path / "deep/scores.json")
     assert (code, err) == (0, "")
