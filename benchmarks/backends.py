@@ -18,7 +18,7 @@ from drender import diffusion
 from drender.checkpoints import convert, orbax
 from drender.config import RendererConfig
 from drender.models.params import flatten
-from drender.renderers.windows import whole
+from drender.renderers.windows import concat_frames
 
 STAGES = {"inverse": ("encode", "denoise", "decode"), "forward": ("environment", "denoise")}
 PASS, GUIDANCE = "normal", (1.2, 1.2)
@@ -82,7 +82,7 @@ class DrenderBackend:
         return self.renderer.encode_images(self.inputs.rgb)
 
     def decode(self):
-        return whole(self.renderer.decode_latents(self.inputs.noise, CHUNK))
+        return concat_frames(self.renderer.decode_latents(self.inputs.noise, CHUNK))
 
     def environment(self):
         tokens = self.renderer.environment_tokens(self.inputs.light)

@@ -33,7 +33,7 @@ from drender.models.params import unflatten
 from drender.training import config as training_config
 from drender.training import flops, loop
 from drender.training.config import TrainConfig
-from drender.training.losses import OBJECTIVES, LossContext
+from drender.training.losses import OBJECTIVES, LossSetup
 from drender.training.step import abstract_state, compile_step, init_state, make_optimizer, make_step
 from drender.training.trace import trace_gradient
 from drender.training.weights import Weights, resolve_weights
@@ -97,7 +97,7 @@ def memory(config: TrainConfig, kind: str, pixels: bool, compiles: bool) -> None
           f"{total / GIB:.2f} GiB; compiled in {time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
 
 
-def abstract_inputs(config: TrainConfig, kind: str, pixels: bool) -> tuple[TrainConfig, LossContext, dict, dict, dict]:
+def abstract_inputs(config: TrainConfig, kind: str, pixels: bool) -> tuple[TrainConfig, LossSetup, dict, dict, dict]:
     """Return a run without weights, its context on devices of a kind, and the shapes of its weights and batch."""
     # Shapes need no weights. Without init_from the networks have the sizes of Stable Video Diffusion.
     config = dataclasses.replace(config, init_from=None)
@@ -105,7 +105,7 @@ def abstract_inputs(config: TrainConfig, kind: str, pixels: bool) -> tuple[Train
     devices = find_devices(kind, count)
     mesh = sharding.make_mesh(config.mesh, config.data.batch, config.optimizer.grad_accum_steps, devices)
     weights = resolve_weights(config)
-    model = loop.make_context(config, weights, not pixels, mesh)
+    model = loop.make_setup(config, weights, not pixels, mesh)
     return config, model, *abstract_weights(weights, pixels), abstract_batch(config, weights.model, pixels)
 
 
@@ -114,7 +114,7 @@ def compile_ahead(config: TrainConfig, kind: str) -> jax.stages.Compiled:
     return compile_abstract(*abstract_inputs(config, kind, False))
 
 
-def compile_abstract(config: TrainConfig, model: LossContext, trained, frozen, batch) -> jax.stages.Compiled:
+def compile_abstract(config: TrainConfig, model: LossSetup, trained, frozen, batch) -> jax.stages.Compiled:
     """Compile the step for shapes."""
     optimizer = make_optimizer(config.optimizer)
     state = abstract_state(trained, optimizer, model.mesh)
@@ -165,12 +165,12 @@ def abstract_batch(config: TrainConfig, renderer: RendererConfig, pixels: bool) 
     return rows | {"conditions": images(config.data.size, len(renderer.conditions)), "environment": light}
 
 
-def arithmetic(model: LossContext, config: TrainConfig, trained, frozen, batch, remat: bool) -> float:
+def arithmetic(model: LossSetup, config: TrainConfig, trained, frozen, batch, remat: bool) -> float:
     """Return the FLOPs of a step over all devices, recomputation included."""
     return flops.total(trace_gradient(model, config, trained, frozen, batch, remat))
 
 
-def residual_bytes(model: LossContext, config: TrainConfig, trained, frozen, batch) -> float:
+def residual_bytes(model: LossSetup, config: TrainConfig, trained, frozen, batch) -> float:
     """Return the bytes per device that the forward pass keeps for the backward pass, without weights and batch.
 
     They are counted on the jaxpr, independent of the backend. The mesh's `frames` axis is assumed to divide all.
@@ -210,7 +210,7 @@ class Feed:
         mesh = sharding.make_mesh(config.mesh, config.data.batch, config.optimizer.grad_accum_steps)
         weights = resolve_weights(config)
         data = TrainingData(config.data, config.objective, weights.model, self.rows, config.seed)
-        model = loop.make_context(config, weights, data.latent, mesh)
+        model = loop.make_setup(config, weights, data.latent, mesh)
         optimizer = make_optimizer(config.optimizer)
         trained, frozen = weights.split(not data.latent, resumed=False)
         self.state = init_state(trained, optimizer, mesh)

@@ -24,7 +24,7 @@ def karras_sigmas(num_steps: int, sigma_min: float, sigma_max: float, rho: float
 
 
 def initial_scale(sigma_max: float, timestep_spacing: str) -> float:
-    """Return the standard deviation of the initial noise: √(σ²+1) with "leading" spacing, else σ."""
+    """Return the standard deviation of the initial noise: √(σ²+1) with "leading" spacing, else σ, as in diffusers."""
     return (sigma_max**2 + 1) ** 0.5 if timestep_spacing == "leading" else sigma_max
 
 
@@ -50,7 +50,7 @@ def x0_from_v(x: ArrayLike, prediction: ArrayLike, sigma: ArrayLike) -> ArrayLik
 
 
 def apply_cfg(unconditional: ArrayLike, conditional: ArrayLike, scale: ArrayLike) -> ArrayLike:
-    """Apply classifier-free guidance to F: F_uncond + g·(F_cond − F_uncond) (Ho & Salimans 2022, eq. 6)."""
+    """Apply classifier-free guidance to F: F_uncond + g·(F_cond − F_uncond) (Ho & Salimans 2022, eq. 6, g = 1 + w)."""
     return unconditional + scale * (conditional - unconditional)
 
 
@@ -75,7 +75,8 @@ def guidance_schedule(
 # --- samplers --------------------------------------------------------------------------------------------------------
 
 # A sampler gets every noise level but the final 0. `denoise_clip` in `renderers/denoiser.py` takes the step to 0, which
-# ends at x̂₀ in all of them. Latents may be jax or numpy arrays, so samplers use only operators on x and x̂₀.
+# ends at x̂₀ in all of them. A sampler evaluates at the given levels only and draws no noise. Latents may be jax or
+# numpy arrays, so samplers use only operators on x and x̂₀.
 
 # (x, i) -> x̂₀ of x at the i-th noise level: a call of the network.
 Denoise = Callable[[ArrayLike, int], ArrayLike]
@@ -87,14 +88,17 @@ def euler_step(x: ArrayLike, x0: ArrayLike, sigma: Float[ArrayLike, ""], next_si
 
 
 def euler(denoise: Denoise, x: ArrayLike, sigmas: Float[np.ndarray, " n"]) -> ArrayLike:
-    """Return x at the last noise level, from x at the first; one call of `denoise` per step (EDM, algorithm 1)."""
+    """Return x at the last noise level, from x at the first, with one call of `denoise` per step.
+
+    This is EDM's algorithm 1 without its correction.
+    """
     for i, (sigma, next_sigma) in enumerate(itertools.pairwise(sigmas)):
         x = euler_step(x, denoise(x, i), sigma, next_sigma)
     return x
 
 
 def heun(denoise: Denoise, x: ArrayLike, sigmas: Float[np.ndarray, " n"]) -> ArrayLike:
-    """Like `euler`, but of second order, with two calls of `denoise` per step (EDM, algorithm 1). No level may be 0."""
+    """Do as `euler`, to second order, with two calls of `denoise` per step (EDM, algorithm 1). No level may be 0."""
     for i, (sigma, next_sigma) in enumerate(itertools.pairwise(sigmas)):
         slope = (x - denoise(x, i)) / sigma
         predicted = x + (next_sigma - sigma) * slope
@@ -104,10 +108,10 @@ def heun(denoise: Denoise, x: ArrayLike, sigmas: Float[np.ndarray, " n"]) -> Arr
 
 
 def dpm_solver(denoise: Denoise, x: ArrayLike, sigmas: Float[np.ndarray, " n"]) -> ArrayLike:
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order with one call of `denoise` per step.
+    """Do as `euler`, to second order, by DPM-Solver++(2M) (Lu et al. 2022, algorithm 2).
 
-    It is an Euler step in λ = −ln σ whose x̂₀ is extrapolated from this noise level and the one before. No level may be
-    0.
+    With one call of `denoise` per step, it takes Euler's steps with an x̂₀ that is extrapolated from this level and the
+    one before, linearly in λ = −ln σ to the middle of the step. No level may be 0.
     """
     previous_x0, previous_step = None, 0.0
     for i, (sigma, next_sigma) in enumerate(itertools.pairwise(sigmas)):

@@ -1,5 +1,7 @@
 """Schedule, preconditioning, guidance and samplers, against hand-computed numbers and diffusers."""
 
+from typing import get_args, get_type_hints
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drender import diffusion
+from drender.config import Sampling
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 700.0
 all_sigmas = st.floats(SIGMA_MIN, SIGMA_MAX)
@@ -114,8 +117,11 @@ def test_dpm_solver_matches_diffusers():
     np.testing.assert_allclose(network(x), theirs.numpy(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("heun", 2), ("dpm++", 2)])
-def test_samplers_converge_at_their_order(name, order):
+ORDERS = {"euler": 1, "heun": 2, "dpm++": 2}
+
+
+@pytest.mark.parametrize("name", diffusion.SAMPLERS)
+def test_samplers_converge_at_their_order(name):
     """Data that is Gaussian, of standard deviation ½, has a known x̂₀, and the ODE a known solution."""
     spread = 0.5
 
@@ -126,7 +132,11 @@ def test_samplers_converge_at_their_order(name, order):
         return abs(diffusion.SAMPLERS[name](denoise, 1.0, sigmas) - exact)
 
     measured = np.log2(error(64) / error(128))
-    assert measured == pytest.approx(order, abs=0.25)
+    assert measured == pytest.approx(ORDERS[name], abs=0.25)
+
+
+def test_every_sampler_can_be_chosen():
+    assert get_args(get_type_hints(Sampling)["sampler"]) == tuple(diffusion.SAMPLERS)
 
 
 @pytest.mark.parametrize("name", diffusion.SAMPLERS)

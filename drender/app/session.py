@@ -26,7 +26,7 @@ from drender.media.resize import ResizeConfig
 from drender.media.video import find_clips, write_video
 from drender.renderers.forward import ForwardRenderer
 from drender.renderers.inverse import InverseRenderer
-from drender.renderers.windows import whole
+from drender.renderers.windows import concat_frames
 
 # Frames are scaled to cover the model's size; panoramas and strips beyond this multiple of its area are refused.
 MAX_AREA = 4
@@ -106,7 +106,7 @@ class Session:
             latents = inverse.encode(self.rgb[None], sampling)
             noise = inverse.initial_noise(None, sampling, latents.shape)
             for name, estimated in inverse.estimate(latents, passes, sampling, noise, stop=self.stop):
-                images = whole(inverse.decode_buffer(name, estimated, sampling))[0]
+                images = concat_frames(inverse.decode_buffer(name, estimated, sampling))[0]
                 self.estimated[name] = self.buffers[name] = images
                 yield name
 

@@ -30,15 +30,15 @@ from drender.models import lora
 from drender.models.registry import abstract_params
 from drender.renderers.batches import ENCODE_BATCH, batched, halve_to_fit, map_in_batches, map_in_windows
 from drender.renderers.denoiser import denoise_clip
-from drender.renderers.stages import compile_stage, compile_stages, run_stage
+from drender.renderers.stages import compile_stage, make_stages, run_stage
 from drender.renderers.windows import (
     WindowedLatents,
+    concat_frames,
     cross_fade,
     match_range,
     plan_windows,
     stack_windows,
     unstack_windows,
-    whole,
 )
 from drender.sharding import SINGLE_DEVICE, DeviceGroup, cache_compilations
 
@@ -52,7 +52,8 @@ class Renderer:
     lora_scale = 1.0
 
     def __init__(self, config: RendererConfig, params: Mapping[str, dict], group: DeviceGroup = SINGLE_DEVICE):
-        """
+        """Hold networks and their stages.
+
         Args:
           params: nested dicts of arrays per component, on every device; their dtype is the computation dtype.
           group: devices that share a clip.
@@ -60,9 +61,9 @@ class Renderer:
         The attribute `run_stage` calls the stages; another function in its place can record the calls instead.
         """
         self.config, self.params, self.group = config, dict(params), group
-        self.compiled = compile_stages(config, params, group)
+        self.stages = make_stages(config, params, group)
         self.run_stage: Callable = run_stage
-        # Frames that the VAE can take at once, by stage and size, where the usual number did not fit the device.
+        # Frames that the VAE has been found to take at once, by stage and size.
         self._fitting: dict[tuple, int] = {}
 
     # --- loading -----------------------------------------------------------------------------------------------------
@@ -118,7 +119,7 @@ class Renderer:
         return {name: orbax.load(path, name, shapes, dtype, stored[name]) for name, shapes in networks}
 
     def compiling(self) -> "Renderer":
-        """Return a renderer that compiles the stages it is asked to run, for this one, and gives zeros as results."""
+        """Return a copy that compiles the stages it is asked to run, for this renderer to use; results are zeros."""
         renderer = copy.copy(self)
         renderer.run_stage = compile_stage
         return renderer
@@ -126,8 +127,15 @@ class Renderer:
     # --- sampling options --------------------------------------------------------------------------------------------
 
     def sampling(self, options: Mapping) -> Sampling:
-        """Complete `options`, fields of `Sampling`, with the model's defaults; one-step models have no guidance."""
-        options = {"deterministic": self.config.deterministic, "frames": self.config.frames} | dict(options)
+        """Complete `options`, fields of `Sampling`, with the model's defaults: for one-step models no guidance.
+
+        None stands for a default. Warns of `num_steps` for a one-step model.
+        """
+        options = {name: value for name, value in options.items() if value is not None}
+        options = {"deterministic": self.config.deterministic, "frames": self.config.frames} | options
+        if options["deterministic"] and options.get("num_steps", 1) != 1:
+            problem = f"num_steps {options['num_steps']} has no effect on this one-step model"
+            warnings.warn(f"{problem}; deterministic=False samples it in several", stacklevel=3)
         options = {"overlap": min(6, options["frames"] // 2)} | options
         if not options["deterministic"]:
             options = {"guidance": self.guidance} | options
@@ -174,9 +182,9 @@ class Renderer:
         scale = self.config.vae.scaling_factor if self.config.scale_cond_latents else 1
         return rearrange(latents, "(b f) h w c -> b f h w c", b=len(images)) * np.float32(scale)
 
-    # --- denoise -----------------------------------------------------------------------------------------------------
+    # --- sample ------------------------------------------------------------------------------------------------------
 
-    def denoise(
+    def sample(
         self,
         noise: Float[ArrayLike, "b f h w c"],
         conditions: Float[ArrayLike, "b f h w d"],
@@ -262,7 +270,7 @@ class Renderer:
 
     def decode(
         self, latents: WindowedLatents, sampling: Sampling, match: bool = False
-    ) -> Iterator[Float[np.ndarray, "b n h8 w8 3"]]:
+    ) -> Iterator[Float[np.ndarray, "b n H W 3"]]:
         """Yield the images in [0, 1] of sampled latents, in order, some frames at a time.
 
         Args:
@@ -274,13 +282,13 @@ class Renderer:
         if not (match and long):
             yield from self.decode_latents(latents.blended(), chunk, overlap)
             return
-        decoded = (whole(self.decode_latents(piece, chunk, overlap)) for piece in latents.latents)
+        decoded = (concat_frames(self.decode_latents(piece, chunk, overlap)) for piece in latents.latents)
         for frames in cross_fade(latents.windows, decoded, match_range):
             yield np.clip(frames, 0, 1)
 
     def decode_latents(
         self, z: Float[ArrayLike, "b f h w c"], chunk: int, overlap: int = 0
-    ) -> Iterator[Float[np.ndarray, "b n h8 w8 3"]]:
+    ) -> Iterator[Float[np.ndarray, "b n H W 3"]]:
         """Yield images in [0, 1], decoded in windows of `chunk` frames of one clip.
 
         Without `overlap` the last window may be shorter. With it all have the same length, and are cross-faded over
@@ -303,7 +311,7 @@ class Renderer:
     # --- helpers -----------------------------------------------------------------------------------------------------
 
     def _run(self, name: str, *arrays: Any, split: jax.sharding.NamedSharding | None) -> Any:
-        stage = self.compiled[name]
+        stage = self.stages[name]
         return self.run_stage(stage, self.params[stage.network], *arrays, split=split)
 
     def _run_rows(self, name: str, rows: Float[ArrayLike, "b f ..."]) -> Any:

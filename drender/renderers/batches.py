@@ -22,13 +22,13 @@ def batched(items: Sequence, n: int) -> list[Sequence]:
 def map_in_batches(
     fn: Callable, items: Float[np.ndarray, "n ..."], num_devices: int = 1, batch: int = ENCODE_BATCH
 ) -> Float[np.ndarray, "n ..."]:
-    """Apply `fn` to batches of `batch` items, or of one if that suffices; several devices share the items evenly.
+    """Apply `fn` to batches of `batch` items, or to a single item alone; several devices share the items evenly.
 
     The last item is repeated to fill the batches, so that images, G-buffers and environment maps share one program.
     """
     n = len(items)
     num_batches = -(-n // (batch * num_devices))
-    size = batch if num_devices == 1 < n else -(-n // (num_batches * num_devices)) * num_devices
+    size = batch if num_devices == 1 and n > 1 else -(-n // (num_batches * num_devices)) * num_devices
     padding = np.repeat(items[-1:], num_batches * size - n, axis=0)
     batches = np.split(np.concatenate([items, padding]), num_batches)
     return np.concatenate(list(prefetch_to_host(map(fn, batches))))[:n]

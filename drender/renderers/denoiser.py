@@ -1,37 +1,47 @@
 """The denoiser: x̂₀ of noisy latents from one call of the UNet, and of a whole clip from its windows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, ArrayLike, Float
+from jax.sharding import NamedSharding
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from drender import diffusion
 from drender.renderers.windows import WindowedLatents
 from drender.sharding import constrain, use_mesh
 
 
-def denoise(
-    graphdef: nnx.GraphDef, params, conditions, context, domain, micro, scales, x, sigma, split=None
+def predict_x0(
+    graphdef: nnx.GraphDef,
+    params: Mapping,
+    conditions: Float[Array, "b f h w d"],
+    context: Array | list[Array],
+    domain: Int[Array, " b"] | None,
+    micro: Float[Array, "b 3"],
+    scales: Float[Array, "b f"] | None,
+    x: Float[Array, "b f h w c"],
+    sigma: Float[Array, ""],
+    split: NamedSharding | None = None,
 ) -> Float[Array, "b f h w c"]:
-    """Return x̂₀ from the UNet's v-prediction F, with classifier-free guidance if `scales` are given.
+    """Return x̂₀ from the UNet's v-prediction F, with classifier-free guidance if there are `scales`.
 
-    One-step models call it with x = 0 at sigma_max, where x̂₀ is −F to within 1e-6.
+    One-step models call it with x = 0 at sigma_max, where x̂₀ is −F to within 10⁻⁶.
 
     Args:
-      conditions: conditioning latents [b, f, h, w, d].
+      conditions: conditioning latents.
       context, domain, micro: as `UNet` takes them.
-      scales: guidance scales [b, f], or None.
-      x: noisy latents [b, f, h, w, c] at noise level `sigma`.
+      scales: guidance scales.
+      x: noisy latents at noise level `sigma`.
       split: how a device group shards rows and frames; the halves of guidance are rows.
     """
     scaled = diffusion.scale_model_input(x, sigma)
     rows = jnp.concatenate([scaled, conditions], axis=-1)
     if scales is not None:
-        # The second half of the rows is the unconditional branch. The inverse renderer keeps its domain token there.
-        # The forward renderer has no environment there: the UNet takes rows without context as unconditional. With
-        # sharded rows the context is padded with zeros, which is equivalent and avoids an exchange between devices.
+        # The second half of the rows is the unconditional branch. The inverse renderer keeps its domain there. The
+        # forward renderer has no environment there: to the UNet, rows without context are unconditional. Where rows are
+        # sharded, zeros stand for the missing context; this is equal, and saves an exchange between devices.
         rows = jnp.concatenate([rows, jnp.concatenate([scaled, jnp.zeros_like(conditions)], axis=-1)])
         micro = jnp.concatenate([micro, micro])
         if domain is not None:

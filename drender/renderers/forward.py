@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from drender.config import RendererConfig, Sampling
 from drender.errors import InputError, unknown_name_error
 from drender.renderers.base import Renderer, progress_bar
-from drender.renderers.windows import WindowedLatents, whole
+from drender.renderers.windows import WindowedLatents, concat_frames
 
 
 class ForwardRenderer(Renderer):
@@ -62,7 +62,7 @@ class ForwardRenderer(Renderer):
         noise = self.initial_noise(noise, sampling, (*shape[:2], shape[2] // downscale, shape[3] // downscale))
         latents = self._encode_buffers(images, sampling)
         light = None if "environment" in drop else self.encode_environment(self._check_environment(environment, shape))
-        return whole(self.decode(self.render(latents, light, sampling, noise, progress, stop), sampling))
+        return concat_frames(self.decode(self.render(latents, light, sampling, noise, progress, stop), sampling))
 
     # --- stages ------------------------------------------------------------------------------------------------------
 
@@ -107,13 +107,13 @@ class ForwardRenderer(Renderer):
           latents: of the conditions, from `encode`; missing ones are zeros.
           light: from `encode_environment`, for all clips or one per clip, with as many frames as the clip or one for
             all; None: no environment.
-          stop: as for `denoise`.
+          stop: as for `Renderer.sample`.
         """
         zeros = np.zeros_like(noise)
         conditions = np.concatenate([latents.get(name, zeros) for name in self.config.conditions], axis=-1)
         b, f = noise.shape[:2]
         with progress_bar(self.network_calls(f, sampling), progress) as bar:
-            return self.denoise(noise, conditions, self._context(light, b), None, sampling, bar, stop)
+            return self.sample(noise, conditions, self._context(light, b), None, sampling, bar, stop)
 
     def _context(self, light: np.ndarray | None, b: int) -> Callable[[slice], list[Float[Array, "b f n e"]]]:
         """Return a function from the frames of a window to the environment tokens per level, [b, f or 1, n, e].

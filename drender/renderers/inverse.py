@@ -11,7 +11,7 @@ from drender.config import DEFAULT_PASSES, RendererConfig, Sampling
 from drender.errors import unknown_name_error
 from drender.renderers.base import Renderer, progress_bar
 from drender.renderers.batches import batched
-from drender.renderers.windows import WindowedLatents, whole
+from drender.renderers.windows import WindowedLatents, concat_frames
 
 # Denoise passes together up to this many latents over all frames: half a clip of 24 frames of 512×512, 15 TFLOP, is
 # meant to be enough work for any GPU.
@@ -44,7 +44,7 @@ class InverseRenderer(Renderer):
           passes: names of `config.domains`.
           noise: unit Gaussian initial noise; None: drawn from the seed.
           progress: show a bar on a terminal.
-          stop: as for `denoise`.
+          stop: as for `Renderer.sample`.
           **sampling: fields of `config.Sampling`: num_steps, guidance, seed and so on.
         Returns:
           Per pass, float32 images in [0, 1]; docs/conventions.md states those of normals and depth.
@@ -55,7 +55,7 @@ class InverseRenderer(Renderer):
         latents = self.encode(self.check_images("rgb", rgb), sampling)
         noise = self.initial_noise(noise, sampling, latents.shape)
         estimated = self.estimate(latents, chosen_passes(self.config, passes), sampling, noise, progress, stop=stop)
-        return {name: whole(self.decode_buffer(name, buffer, sampling)) for name, buffer in estimated}
+        return {name: concat_frames(self.decode_buffer(name, buffer, sampling)) for name, buffer in estimated}
 
     def estimate(
         self,
@@ -71,10 +71,9 @@ class InverseRenderer(Renderer):
 
         Args:
           latents: of the RGB clip, from `encode`.
-          known: passes that an interrupted run has estimated. Batches are formed as if all passes were needed, because
-            another batch would be rounded differently, and left out if all their passes are known; a known pass of
-            another batch is estimated and yielded again.
-          stop: as for `denoise`.
+          known: passes that an interrupted run has estimated. A batch is left out only if all of its passes are known;
+            else it is estimated whole, because another batch would be rounded differently.
+          stop: as for `Renderer.sample`.
         """
         b, f, h, w = latents.shape[:4]
         batches = batched(passes, self._passes_per_batch(len(passes), b * min(f, sampling.frames) * h * w))
@@ -85,7 +84,7 @@ class InverseRenderer(Renderer):
                 n = len(names)
                 context = jnp.zeros((n * b, 1, 1, self.config.unet.cross_attention_dim[-1]))
                 domain = np.repeat([self.config.domains[name] for name in names], b)
-                done = self.denoise(
+                done = self.sample(
                     np.tile(noise, (n, 1, 1, 1, 1)),
                     np.tile(latents, (n, 1, 1, 1, 1)),
                     lambda window, context=context: context,

@@ -12,7 +12,7 @@ from flax import nnx
 from drender.config import RendererConfig
 from drender.models.params import abstract_module
 from drender.models.registry import NETWORKS
-from drender.renderers import denoiser
+from drender.renderers.denoiser import predict_x0
 from drender.sharding import DeviceGroup, compiler_options, constrain, use_mesh
 
 
@@ -25,27 +25,27 @@ class Stage:
     fn: Callable  # jitted (params, *arrays, split=None) -> results; `split` shards rows and frames over a device group
 
 
-def compile_stages(config: RendererConfig, networks: Mapping[str, Any], group: DeviceGroup) -> dict[str, Stage]:
+def make_stages(config: RendererConfig, networks: Mapping[str, Any], group: DeviceGroup) -> dict[str, Stage]:
     """Return the stages of these networks by name; each compiles when it is first called."""
     return {
-        name: Stage(name, network, _compiled(name, getattr(config, network), group))
+        name: Stage(name, network, _jitted(name, getattr(config, network), group))
         for name, (network, _) in STAGES.items()
         if network in networks
     }
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(stage: str, config: Any, group: DeviceGroup) -> Callable:
+def _jitted(stage: str, config: Any, group: DeviceGroup) -> Callable:
     """Return the jitted function of a stage; renderers with equal networks share its compiled programs."""
     network, function = STAGES[stage]
     fn = functools.partial(function, abstract_module(NETWORKS[network], config)[0])
     platform = group.devices[0].platform if group.devices else jax.default_backend()
-    # Outputs are small: replicate them.
     options = compiler_options(platform) or None
+    # Outputs are small: replicate them.
     return jax.jit(fn, static_argnames="split", out_shardings=group.replicated, compiler_options=options)
 
 
-def method(name: str, graphdef: nnx.GraphDef, params, rows, split=None) -> Any:
+def call_method(name: str, graphdef: nnx.GraphDef, params, rows, split=None) -> Any:
     """Return the results of one method of a network on rows [b, f, ...]."""
     with use_mesh(split and split.mesh):
         return getattr(nnx.merge(graphdef, params), name)(constrain(rows, split))
@@ -53,10 +53,10 @@ def method(name: str, graphdef: nnx.GraphDef, params, rows, split=None) -> Any:
 
 # Network of every stage, and its function, whose first argument is the network's graph.
 STAGES = {
-    "encode": ("vae", functools.partial(method, "encode")),
-    "decode": ("vae", functools.partial(method, "decode")),
-    "environment": ("env_encoder", functools.partial(method, "__call__")),
-    "denoise": ("unet", denoiser.denoise),
+    "encode": ("vae", functools.partial(call_method, "encode")),
+    "decode": ("vae", functools.partial(call_method, "decode")),
+    "environment": ("env_encoder", functools.partial(call_method, "__call__")),
+    "denoise": ("unet", predict_x0),
 }
 
 # A program for CPUs takes some hundred mappings of memory, and Linux ends a process that asks for more than 65,530.
@@ -77,5 +77,5 @@ def compile_stage(stage: Stage, params: Mapping, *arrays: Any, split: jax.shardi
 
 
 def _placed(stage: Stage, arrays: tuple, split: jax.sharding.NamedSharding | None) -> tuple:
-    """Send each device its part of the first array only. The UNet makes its own rows, see `denoiser.denoise`."""
+    """Send each device its part of the first array only. The UNet makes its own rows, see `predict_x0`."""
     return arrays if stage.network == "unet" else (constrain(arrays[0], split), *arrays[1:])

@@ -21,7 +21,7 @@ class WindowedLatents:
         """Return the latents of all frames, cross-faded where windows overlap."""
         if len(self.latents) == 1:
             return self.latents[0]
-        return whole(cross_fade(self.windows, self.latents))
+        return concat_frames(cross_fade(self.windows, self.latents))
 
 
 def plan_windows(num_frames: int, length: int, overlap: int) -> list[slice]:
@@ -47,7 +47,7 @@ def unstack_windows(rows: ArrayLike, num_windows: int) -> list[ArrayLike]:
     return [rows] if num_windows == 1 else np.split(np.asarray(rows), num_windows)
 
 
-def whole(runs: Iterable[Float[np.ndarray, "b n h w c"]]) -> Float[np.ndarray, "b f h w c"]:
+def concat_frames(runs: Iterable[Float[np.ndarray, "b n h w c"]]) -> Float[np.ndarray, "b f h w c"]:
     """Concatenate frames that arrive some at a time."""
     return np.concatenate(list(runs), axis=1)
 

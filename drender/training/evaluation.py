@@ -27,9 +27,9 @@ from drender.models.registry import NETWORKS
 from drender.renderers.base import Renderer
 from drender.renderers.forward import ForwardRenderer
 from drender.renderers.inverse import InverseRenderer
-from drender.renderers.windows import whole
+from drender.renderers.windows import concat_frames
 from drender.training.config import TrainConfig
-from drender.training.losses import LossContext, decode_light
+from drender.training.losses import LossSetup, decode_light
 from drender.training.run_dir import RunFolder, failure_as_warning
 from drender.training.validation import ValidationLoss
 
@@ -46,15 +46,15 @@ class Evaluation:
       InputError: there are no clips, or a clip lacks an image kind or is too short, or images are too small.
     """
 
-    def __init__(self, config: TrainConfig, context: LossContext, run: RunFolder):
-        self.config, self.context, self.folder = config, context, run
+    def __init__(self, config: TrainConfig, setup: LossSetup, run: RunFolder):
+        self.config, self.setup, self.folder = config, setup, run
         self.clips: list[LabeledClip] = []
         self._renderer: Renderer | None = None
-        self.validation = ValidationLoss(config, context)
-        self.labels = row_labels(config.data, config.objective, context.config)
+        self.validation = ValidationLoss(config, setup)
+        self.labels = row_labels(config.data, config.objective, setup.config)
         # A model that trains on cached latents is evaluated at their size.
         first = config.data.sources[0].path
-        self.size = read_manifest(first).size if is_latent_cache(first) else config.data.size or context.config.size
+        self.size = read_manifest(first).size if is_latent_cache(first) else config.data.size or setup.config.size
         if config.evaluation.path is not None:
             self._open(config.evaluation.path)
             if config.keep_best is not None:
@@ -67,7 +67,7 @@ class Evaluation:
         optional = optional_labels(config.data, config.objective)
         required = [label for label in self.labels if label not in optional]
         self.clips = open_clips(path, required, optional)[: config.evaluation.clips]
-        compared = self.context.config.environment_size if config.objective == "environment" else self.size
+        compared = self.setup.config.environment_size if config.objective == "environment" else self.size
         if min(compared) < image.WINDOW:
             problem = f"metrics need sides of {image.WINDOW} pixels or more, got {compared[0]} {compared[1]}"
             raise InputError(f"evaluation.path: {problem}; use larger images, or set evaluation.path to null")
@@ -137,13 +137,13 @@ class Evaluation:
         labels = [label for label in self.labels if label in (*clip.labels, *ENVIRONMENT_LABELS)]
         if self.config.objective in ("inverse", "forward") and clip.masked(labels):
             labels.append(VALID)
-        return clip.images(labels, frames, self.size, self.context.config.environment_size)
+        return clip.images(labels, frames, self.size, self.setup.config.environment_size)
 
     def _compare(self, params: dict, images: Mapping[str, np.ndarray]) -> Iterator[Comparison]:
         """Predict the frames of a clip and yield them beside the ground truth."""
-        config, model = self.config, self.context.config
+        config, model = self.config, self.setup.config
         batch = {label: np.ascontiguousarray(frames)[None] for label, frames in images.items()}
-        options = {"num_steps": config.evaluation.num_steps, "progress": False}
+        options = {"num_steps": None if model.deterministic else config.evaluation.num_steps, "progress": False}
         if config.objective == "inverse":
             passes = [label for label in dict.fromkeys(config.data.passes) if label in images]
             buffers = self._with_params(InverseRenderer, params)(batch["rgb"], passes, **options)
@@ -156,20 +156,20 @@ class Evaluation:
             renderer = self._with_params(Renderer, params)
             for label, frames in images.items():
                 latents = renderer.encode_images(frames)[None] * model.vae.scaling_factor
-                yield label, frames, whole(renderer.decode_latents(latents, config.data.frames))[0], frames
+                yield label, frames, concat_frames(renderer.decode_latents(latents, config.data.frames))[0], frames
         else:
             renderer = self._with_params(Renderer, {"vae": params["vae"]})
             light = np.concatenate(list(images.values()))
             latents = rearrange(renderer.encode_images(light), "(e f) h w c -> 1 e f h w c", e=len(images))
-            decoded = decode_light(self.context, params, jnp.asarray(latents) * model.vae.scaling_factor)
+            decoded = decode_light(self.setup, params, jnp.asarray(latents) * model.vae.scaling_factor)
             for label, part in zip(("env_ldr", "env_log"), jnp.split(decoded, 2, axis=-1), strict=True):
-                predicted = whole(renderer.decode_latents(part, config.data.frames))[0]
+                predicted = concat_frames(renderer.decode_latents(part, config.data.frames))[0]
                 yield label, images["env_nrm"], predicted, images[label]
 
     def _with_params(self, kind: type[Renderer], params: dict) -> Renderer:
         """Return the renderer with these parameters. All evaluations share one, so that it compiles once."""
         if self._renderer is None:
-            self._renderer = kind(self.context.config, {name: params[name] for name in NETWORKS if name in params})
+            self._renderer = kind(self.setup.config, {name: params[name] for name in NETWORKS if name in params})
         self._renderer.params = params
         return self._renderer
 

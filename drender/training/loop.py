@@ -15,7 +15,7 @@ from drender.data.loader import TrainingData
 from drender.training import flops, hosts, plan
 from drender.training.config import TrainConfig
 from drender.training.evaluation import Evaluation
-from drender.training.losses import Batch, LossContext
+from drender.training.losses import Batch, LossSetup
 from drender.training.progress import MetricLogger, PreemptionGuard, log
 from drender.training.run_dir import RunFolder, TrainState, failure_as_warning
 from drender.training.step import Arrays, abstract_state, compile_step, init_state, make_optimizer, make_step
@@ -54,23 +54,23 @@ def train(config: TrainConfig, dry_run: bool = False) -> int:
         data = TrainingData(config.data, config.objective, weights.model, rows, config.seed, index, count)
         if data.latent:
             weights.check_latents(data.fingerprint)
-        context = make_context(config, weights, data.latent, mesh)
+        setup = make_setup(config, weights, data.latent, mesh)
         optimizer = make_optimizer(config.optimizer)
         log(plan.describe_config(config))
-        state, frozen = _load_state(config, weights, context, optimizer, run)
+        state, frozen = _load_state(config, weights, setup, optimizer, run)
         log(plan.describe_parameters(state.params, frozen))
-        evaluation = Evaluation(config, context, run)
+        evaluation = Evaluation(config, setup, run)
         # Global shapes: the rows of all processes, and a number per device by which each process can request a stop.
         batch = {
             name: jax.ShapeDtypeStruct((config.data.batch, *x.shape[1:]), x.dtype)
             for name, x in data.abstract_batch().items()
         } | {"stop": sharding.per_process_value(0, mesh)}
-        traced = trace_gradient(context, config, state.params, frozen, batch)
+        traced = trace_gradient(setup, config, state.params, frozen, batch)
         weights.check_reach(unreached(traced, state.params))
         if not dry_run:
             run.begin()
         flops_per_step = flops.total(traced)
-        step = _compile(make_step(context, config, optimizer), state, frozen, batch, mesh)
+        step = _compile(make_step(setup, config, optimizer), state, frozen, batch, mesh)
         if dry_run:
             log(plan.describe_step(config, flops_per_step))
             log(f"first batch: {plan.write_batch(config, data)}; nothing was trained")
@@ -88,9 +88,9 @@ def train(config: TrainConfig, dry_run: bool = False) -> int:
     return code
 
 
-def make_context(config: TrainConfig, weights: Weights, latent: bool, mesh: Mesh | None) -> LossContext:
-    """Return the static context of a run's loss."""
-    return LossContext(
+def make_setup(config: TrainConfig, weights: Weights, latent: bool, mesh: Mesh | None) -> LossSetup:
+    """Return the static setup of a run's loss."""
+    return LossSetup(
         weights.model,
         config.loss,
         latent=latent,
@@ -102,19 +102,19 @@ def make_context(config: TrainConfig, weights: Weights, latent: bool, mesh: Mesh
 
 
 def _load_state(
-    config: TrainConfig, weights: Weights, context: LossContext, optimizer: optax.GradientTransformation, run: RunFolder
+    config: TrainConfig, weights: Weights, setup: LossSetup, optimizer: optax.GradientTransformation, run: RunFolder
 ) -> tuple[TrainState, Arrays]:
     """Return the state to continue from, and the frozen parameters in the compute dtype, both on the mesh."""
-    needs_vae = not context.latent or config.evaluation.path is not None or config.loss.perceptual > 0
+    needs_vae = not setup.latent or config.evaluation.path is not None or config.loss.perceptual > 0
     trained, frozen = weights.split(needs_vae, resumed=run.last is not None, log=log)
     if run.last is None:
-        state = init_state(trained, optimizer, context.mesh)
+        state = init_state(trained, optimizer, setup.mesh)
     else:
         log(f"resuming {config.output} after step {run.last}")
         for change in run.changes:
             log(f"  changed {change}")
-        state = run.restore(abstract_state(trained, optimizer, context.mesh))
-    return state, sharding.device_put_global(frozen, sharding.param_sharding(frozen, context.mesh))
+        state = run.restore(abstract_state(trained, optimizer, setup.mesh))
+    return state, sharding.device_put_global(frozen, sharding.param_sharding(frozen, setup.mesh))
 
 
 def _compile(step: Callable, state: TrainState, frozen: Arrays, batch: Arrays, mesh: Mesh) -> jax.stages.Compiled:

@@ -41,7 +41,7 @@ MICRO_CONDITIONING = (6.0, 127.0, 0.0)
 
 
 @dataclass(frozen=True)
-class LossContext:
+class LossSetup:
     """Everything static that a loss depends on."""
 
     config: RendererConfig
@@ -78,32 +78,32 @@ class LossContext:
 # --- the renderers ---------------------------------------------------------------------------------------------------
 
 
-def inverse_loss(context: LossContext, params: Params, batch: Batch, key: Key[Array, ""]) -> Loss:
+def inverse_loss(setup: LossSetup, params: Params, batch: Batch, key: Key[Array, ""]) -> Loss:
     """Return the denoising loss of a G-buffer, conditioned on RGB and on the buffer's domain embedding.
 
     Args:
       batch: rgb, buffer [b, f, H, W, 3]; domain [b]; image_only, real [b].
     """
-    tokens = jnp.zeros((len(batch["rgb"]), 1, 1, context.config.unet.cross_attention_dim[-1]))
-    return denoising_loss(context, params, batch["rgb"][:, None], batch["buffer"], tokens, batch, key)
+    context = jnp.zeros((len(batch["rgb"]), 1, 1, setup.config.unet.cross_attention_dim[-1]))
+    return denoising_loss(setup, params, batch["rgb"][:, None], batch["buffer"], context, batch, key)
 
 
-def forward_loss(context: LossContext, params: Params, batch: Batch, key: Key[Array, ""]) -> Loss:
+def forward_loss(setup: LossSetup, params: Params, batch: Batch, key: Key[Array, ""]) -> Loss:
     """Return the denoising loss of RGB, conditioned on G-buffers and on the features of the environment images.
 
     Args:
       batch: rgb [b, f, H, W, 3]; conditions [b, i, f, H, W, 3]; environment [b, e, f, H, W, 3]; image_only, real [b].
     """
-    tokens = light_features(context, params, batch["environment"])
-    return denoising_loss(context, params, batch["conditions"], batch["rgb"], tokens, batch, key)
+    context = light_features(setup, params, batch["environment"])
+    return denoising_loss(setup, params, batch["conditions"], batch["rgb"], context, batch, key)
 
 
 def denoising_loss(
-    context: LossContext,
+    setup: LossSetup,
     params: Params,
     conditions: Float[Array, "b i f h w c"],
     target: Float[Array, "b f h w c"],
-    tokens: Array | list[Array],
+    context: Array | list[Array],
     batch: Batch,
     key: Key[Array, ""],
 ) -> Loss:
@@ -115,46 +115,47 @@ def denoising_loss(
 
     A one-step model has x = 0 and ε = 0 at σ = sigma_max instead, where v is −x₀ to within 10⁻⁶.
 
-    With `loss.consistency` = r above 0, v leads to the network's own x̂₀ of the same clip and noise at level r σ instead
-    of x₀, without gradient (consistency tuning, Geng et al. 2024, Consistency Models Made Easy, section 3). From every
-    level the network then learns where the sampler's path ends, instead of the mean of all its ends.
+    With `loss.consistency` = r above 0, the target is not x₀ but the network's own x̂₀ of the same clip and noise at
+    level r σ, without gradient (consistency tuning, Geng et al. 2024, Consistency Models Made Easy, section 3). From
+    every level the network then learns where the sampler's path ends, instead of the mean of all its ends.
 
     With weight w = `loss.temporal_gradient` the loss matches temporal gradients too (Chen et al. 2025, Video Depth
     Anything): loss + w · mean (Δ(F − v))², where Δ is the difference between neighboring frames. A constant error then
-    costs less than one that flickers. The weight `loss.perceptual` adds the distance of decoded images.
+    costs less than one that flickers. For one-step models, the weight `loss.perceptual` adds the distance of decoded
+    images.
 
     Args:
       conditions, target: images, or unscaled latents.
-      tokens: context of the cross-attention, as `UNet` takes it.
+      context: of the cross-attention, as `UNet` takes it.
       batch: image_only, real [b]; domain [b] for the inverse renderer; sigma [b], the noise levels in validation, where
         they are not drawn; valid [b, f, H, W, 1], where pixels may be invalid: a latent counts if all its pixels are.
     """
-    config, loss, b = context.config, context.loss, len(target)
+    config, loss, b = setup.config, setup.loss, len(target)
     # The conditions of the network, with noise and dropout.
     condition_key, dropout_key, key = jax.random.split(key, 3)
     conditions, noise_std = add_condition_noise(loss, conditions, condition_key)
-    latents = context.latents(params, jnp.concatenate([conditions, target[:, None]], axis=1))
+    latents = setup.latents(params, jnp.concatenate([conditions, target[:, None]], axis=1))
     conditions, target = latents[:, :-1], latents[:, -1]
     keep, keep_light = condition_keep_mask(loss, dropout_key, conditions.shape[:2])
     conditions = conditions * keep[..., None, None, None, None]
-    if isinstance(tokens, list):  # of light: attention over zeros equals the sampler's unconditional branch
-        tokens = [level * keep_light[:, None, None, None] for level in tokens]
+    if isinstance(context, list):  # of light: attention over zeros equals the sampler's unconditional branch
+        context = [level * keep_light[:, None, None, None] for level in context]
     x0 = target * config.vae.scaling_factor
     if config.scale_cond_latents:
         conditions = conditions * config.vae.scaling_factor
 
-    unet = context.network(params, "unet")
+    unet = setup.network(params, "unet")
     if "lora" in params:
-        gate = jnp.ones(b) if context.lora_on_all_rows else batch["real"].astype(jnp.float32)
+        gate = jnp.ones(b) if setup.lora_on_all_rows else batch["real"].astype(jnp.float32)
         lora.adapt(unet, params["lora"], gate)
     micro_conditioning = jnp.broadcast_to(jnp.asarray(MICRO_CONDITIONING), (b, 3)).at[:, 2].set(noise_std)
-    image_only = True if context.image_only else batch["image_only"]
+    image_only = True if setup.image_only else batch["image_only"]
 
     def predict(x: Float[Array, "b f h w c"], sigma: Float[Array, " b"]) -> Float[Array, "b f h w c"]:
         """Return the network's F of its input x."""
-        inputs = context.shard(jnp.concatenate([x, rearrange(conditions, "b i f h w c -> b f h w (i c)")], axis=-1))
+        inputs = setup.shard(jnp.concatenate([x, rearrange(conditions, "b i f h w c -> b f h w (i c)")], axis=-1))
         time, domain = diffusion.c_noise(sigma), batch.get("domain")
-        return unet(inputs, time, tokens, micro_conditioning, domain, image_only, context.remat)
+        return unet(inputs, time, context, micro_conditioning, domain, image_only, setup.remat)
 
     # The prediction and its target at one noise level per row.
     if loss.one_step:
@@ -166,14 +167,14 @@ def denoising_loss(
         noise, level = jax.random.normal(noise_key, x0.shape), sigma[:, None, None, None, None]
         v = diffusion.v_target(x0, noise, level)
         if loss.consistency:
-            lower = loss.consistency * level
-            near = diffusion.add_noise(x0, noise, lower)
-            near_prediction = predict(diffusion.scale_model_input(near, lower), loss.consistency * sigma)
-            goal = jax.lax.stop_gradient(diffusion.x0_from_v(near, near_prediction, lower))
-            v += (x0 - goal) * jnp.sqrt(level**2 + 1) / level  # the v from which `x0_from_v` recovers the goal
+            near_sigma, near_level = loss.consistency * sigma, loss.consistency * level
+            near = diffusion.add_noise(x0, noise, near_level)
+            near_prediction = predict(diffusion.scale_model_input(near, near_level), near_sigma)
+            goal = jax.lax.stop_gradient(diffusion.x0_from_v(near, near_prediction, near_level))
+            v = v + (x0 - goal) * jnp.sqrt(level**2 + 1) / level  # the v from which `x0_from_v` recovers the goal
         prediction = predict(diffusion.scale_model_input(diffusion.add_noise(x0, noise, level), level), sigma)
 
-    error, valid = prediction - v, valid_latents(context, batch)
+    error, valid = prediction - v, valid_latents(setup, batch)
     total = masked_mean(error**2, valid)
     metrics = {"loss": total}
     if loss.temporal_gradient:
@@ -184,17 +185,17 @@ def denoising_loss(
     if loss.perceptual:
         predicted = -prediction / config.vae.scaling_factor  # x̂₀ is −F to within 10⁻⁶
         metrics["perceptual"] = perceptual_distance(
-            context.network(params, "vae"), params["lpips"], predicted, target, valid, key, context.remat
+            setup.network(params, "vae"), params["lpips"], predicted, target, valid, key, setup.remat
         )
         total += loss.perceptual * metrics["perceptual"]
     return total, metrics
 
 
-def valid_latents(context: LossContext, batch: Batch) -> Float[Array, "b f h w 1"] | None:
+def valid_latents(setup: LossSetup, batch: Batch) -> Float[Array, "b f h w 1"] | None:
     """Return 1 for latents of valid pixels only, else 0; None if all are valid."""
     if "valid" not in batch:
         return None
-    return latent_mask(batch["valid"], 1 if context.latent else context.config.vae.downscale).astype(jnp.float32)
+    return latent_mask(batch["valid"], 1 if setup.latent else setup.config.vae.downscale).astype(jnp.float32)
 
 
 def masked_mean(values: Float[Array, "b f h w c"], mask: Float[Array, "b f h w 1"] | None) -> Float[Array, ""]:
@@ -235,20 +236,20 @@ def add_condition_noise(
 
 
 def light_features(
-    context: LossContext, params: Params, environment: Float[Array, "b e f H W C"]
+    setup: LossSetup, params: Params, environment: Float[Array, "b e f H W C"]
 ) -> list[Float[Array, "b f _ _"]]:
     """Return the environment encoder's features of the environment images, one array per UNet level."""
-    if context.config.env_encoder.latent_encoder:
-        images = context.latents(params, environment) * context.config.vae.scaling_factor
+    if setup.config.env_encoder.latent_encoder:
+        images = setup.latents(params, environment) * setup.config.vae.scaling_factor
     else:
         images = environment * 2 - 1
-    return context.network(params, "env_encoder")(rearrange(images, "b e f h w c -> b f h w (e c)"))
+    return setup.network(params, "env_encoder")(rearrange(images, "b e f h w c -> b f h w (e c)"))
 
 
 # --- the environment's encoder ---------------------------------------------------------------------------------------
 
 
-def environment_loss(context: LossContext, params: Params, batch: Batch, key: Key[Array, ""]) -> Loss:
+def environment_loss(setup: LossSetup, params: Params, batch: Batch, key: Key[Array, ""]) -> Loss:
     """Return the auto-encoder's loss mean (h − D(E(h, n), E_dir(n)))² (Liang et al. 2025, section 4.1).
 
     E is the environment encoder, h are the latents of `env_ldr` and `env_log`, and n those of the directions `env_nrm`.
@@ -257,30 +258,28 @@ def environment_loss(context: LossContext, params: Params, batch: Batch, key: Ke
     Args:
       batch: environment [b, e, f, H, W, 3], in the order of `in_labels`.
     """
-    latents = context.latents(params, batch["environment"]) * context.config.vae.scaling_factor
-    light = jnp.concatenate([select_label(context, latents, label) for label in ("env_ldr", "env_log")], axis=-1)
-    value = jnp.mean((decode_light(context, params, latents) - light) ** 2)
+    latents = setup.latents(params, batch["environment"]) * setup.config.vae.scaling_factor
+    light = jnp.concatenate([select_label(setup, latents, label) for label in ("env_ldr", "env_log")], axis=-1)
+    value = jnp.mean((decode_light(setup, params, latents) - light) ** 2)
     return value, {"loss": value, "relative": value / jnp.var(light)}
 
 
-def decode_light(
-    context: LossContext, params: Params, latents: Float[Array, "b e f h w c"]
-) -> Float[Array, "b f h w c2"]:
+def decode_light(setup: LossSetup, params: Params, latents: Float[Array, "b e f h w c"]) -> Float[Array, "b f h w c2"]:
     """Return the scaled latents of env_ldr and env_log, reconstructed from the encoder's features."""
     encoder, direction_encoder, decoder = (
-        context.network(params, name) for name in ("env_encoder", "nrm_encoder", "env_decoder")
+        setup.network(params, name) for name in ("env_encoder", "nrm_encoder", "env_decoder")
     )
-    features = encoder.features(rearrange(latents, "b e f h w c -> b f h w (e c)"), context.remat)
-    directions = direction_encoder.features(select_label(context, latents, "env_nrm"), context.remat)
-    return decoder(features, directions, context.remat)
+    features = encoder.features(rearrange(latents, "b e f h w c -> b f h w (e c)"), setup.remat)
+    directions = direction_encoder.features(select_label(setup, latents, "env_nrm"), setup.remat)
+    return decoder(features, directions, setup.remat)
 
 
-def select_label(context: LossContext, latents: Float[Array, "b e f h w c"], label: str) -> Float[Array, "b f h w c"]:
+def select_label(setup: LossSetup, latents: Float[Array, "b e f h w c"], label: str) -> Float[Array, "b f h w c"]:
     """Return the latents of one environment image."""
-    return latents[:, context.config.env_encoder.in_labels.index(label)]
+    return latents[:, setup.config.env_encoder.in_labels.index(label)]
 
 
-def vae_loss(context: LossContext, params: Params, batch: Batch, key: Key[Array, ""]) -> Loss:
+def vae_loss(setup: LossSetup, params: Params, batch: Batch, key: Key[Array, ""]) -> Loss:
     """Return mean |x̂ − x| + mean (x̂ − x)² + kl · KL(N(μ, σ²) ‖ N(0, 1)) for images x and reconstructions x̂.
 
     The inverse of the metric `latent_std` is the `scaling_factor` to configure afterwards.
@@ -288,14 +287,14 @@ def vae_loss(context: LossContext, params: Params, batch: Batch, key: Key[Array,
     Args:
       batch: images [b, f, H, W, 3].
     """
-    vae = context.network(params, "vae")
+    vae = setup.network(params, "vae")
     images = batch["images"] * 2 - 1
-    mean, log_variance = vae.moments(images, context.remat)
+    mean, log_variance = vae.moments(images, setup.remat)
     latents = mean + jnp.exp(log_variance / 2) * jax.random.normal(key, mean.shape)
-    error = vae.decode(latents, context.remat, context.image_only) - images
+    error = vae.decode(latents, setup.remat, setup.image_only) - images
     divergence = jnp.mean(mean**2 + jnp.exp(log_variance) - 1 - log_variance) / 2
     absolute, squared = jnp.mean(jnp.abs(error)), jnp.mean(error**2)
-    value = absolute + squared + context.loss.kl * divergence
+    value = absolute + squared + setup.loss.kl * divergence
     psnr = -10 * jnp.log10(squared / 4)
     return value, {"loss": value, "kl": divergence, "psnr": psnr, "latent_std": jnp.std(mean)}
 
@@ -304,7 +303,7 @@ def vae_loss(context: LossContext, params: Params, batch: Batch, key: Key[Array,
 class Objective:
     """An objective and its components."""
 
-    loss: Callable[[LossContext, Params, Batch, Array], Loss]
+    loss: Callable[[LossSetup, Params, Batch, Array], Loss]
     kind: str  # of the renderer to which the components belong
     trained: tuple[str, ...]  # components that train by default
     frozen: tuple[str, ...] = ()  # components that only compute; cached latents do without the VAE

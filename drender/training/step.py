@@ -13,7 +13,7 @@ from jaxtyping import Array
 from drender import sharding
 from drender.models.params import unflatten
 from drender.training.config import OptimizerConfig, TrainConfig
-from drender.training.losses import OBJECTIVES, Batch, LossContext
+from drender.training.losses import OBJECTIVES, Batch, LossSetup
 from drender.training.run_dir import TrainState
 
 # By dotted name. Shapes suffice where nothing is computed.
@@ -47,22 +47,22 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def gradient(
-    context: LossContext, config: TrainConfig, params: Arrays, frozen: Arrays, batch: Batch, key: Array
+    setup: LossSetup, config: TrainConfig, params: Arrays, frozen: Arrays, batch: Batch, key: Array
 ) -> tuple[Arrays, Metrics]:
     """Return the gradient of the loss by the trained parameters, and the loss's metrics."""
 
     def loss(params: Arrays) -> tuple[Array, Metrics]:
         # Constrain the rounded copy to the parameters' sharding, so that it, not float32, is all-gathered.
         rounded = {name: x.astype(jnp.dtype(config.dtype)) for name, x in params.items()}
-        rounded = sharding.constrain_params(rounded, context.mesh)
-        with sharding.use_mesh(context.mesh):
-            return OBJECTIVES[config.objective].loss(context, unflatten(rounded | dict(frozen)), batch, key)
+        rounded = sharding.constrain_params(rounded, setup.mesh)
+        with sharding.use_mesh(setup.mesh):
+            return OBJECTIVES[config.objective].loss(setup, unflatten(rounded | dict(frozen)), batch, key)
 
     (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-    return sharding.constrain_params(gradients, context.mesh), metrics
+    return sharding.constrain_params(gradients, setup.mesh), metrics
 
 
-def make_step(context: LossContext, config: TrainConfig, optimizer: optax.GradientTransformation) -> Callable:
+def make_step(setup: LossSetup, config: TrainConfig, optimizer: optax.GradientTransformation) -> Callable:
     """Return the training step (state, frozen, batch, step number from 0) -> (state, metrics), to be jitted.
 
     The batch holds rows, and under `stop` the signal that each device's process received, or 0: the metrics report the
@@ -70,20 +70,20 @@ def make_step(context: LossContext, config: TrainConfig, optimizer: optax.Gradie
     microbatch.
     """
     schedule, num_microbatches = learning_rate(config.optimizer), config.optimizer.grad_accum_steps
-    of_rows = functools.partial(gradient, context, config)
+    row_gradient = functools.partial(gradient, setup, config)
 
     def mean_gradient(params: Arrays, frozen: Arrays, batch: Batch, key: Array) -> tuple[Arrays, Metrics]:
         """Average gradient and metrics over the microbatches."""
         if num_microbatches == 1:
-            return of_rows(params, frozen, batch, key)
+            return row_gradient(params, frozen, batch, key)
 
         def add_microbatch(total, microbatch):
             rows, i = microbatch
-            return jax.tree.map(jnp.add, total, of_rows(params, frozen, rows, jax.random.fold_in(key, i))), None
+            return jax.tree.map(jnp.add, total, row_gradient(params, frozen, rows, jax.random.fold_in(key, i))), None
 
         # Every device keeps its rows: microbatch i takes every num_microbatches-th row of each.
         rows = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, num_microbatches, *x.shape[1:]), 0, 1), batch)
-        shapes = jax.eval_shape(of_rows, params, frozen, jax.tree.map(lambda x: x[0], rows), key)
+        shapes = jax.eval_shape(row_gradient, params, frozen, jax.tree.map(lambda x: x[0], rows), key)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         total, _ = jax.lax.scan(add_microbatch, zeros, (rows, jnp.arange(num_microbatches, dtype=jnp.uint32)))
         return jax.tree.map(lambda x: x / num_microbatches, total)

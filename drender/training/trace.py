@@ -8,19 +8,19 @@ import jax
 from jax.extend import core
 
 from drender.training.config import TrainConfig
-from drender.training.losses import LossContext
+from drender.training.losses import LossSetup
 from drender.training.step import Arrays, gradient
 
 
 def trace_gradient(
-    context: LossContext, config: TrainConfig, params: Arrays, frozen: Arrays, batch: Arrays, remat: bool = False
+    setup: LossSetup, config: TrainConfig, params: Arrays, frozen: Arrays, batch: Arrays, remat: bool = False
 ) -> core.Jaxpr:
     """Return the jaxpr of a step's gradient over all processes, without microbatches."""
-    context = dataclasses.replace(context, remat=remat, mesh=None)
+    setup = dataclasses.replace(setup, remat=remat, mesh=None)
     rows = {name: x for name, x in batch.items() if name != "stop"}
     abstract = lambda arrays: {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in arrays.items()}
     arguments = *map(abstract, (params, frozen, rows)), jax.eval_shape(jax.random.key, 0)
-    return jax.make_jaxpr(functools.partial(gradient, context, config))(*arguments).jaxpr
+    return jax.make_jaxpr(functools.partial(gradient, setup, config))(*arguments).jaxpr
 
 
 def unreached(jaxpr: core.Jaxpr, parameters: Iterable[str]) -> set[str]:

@@ -15,7 +15,7 @@ from drender.config import ENVIRONMENT_LABELS
 from drender.data.clips import VALID, latent_mask
 from drender.data.loader import make_row
 from drender.training.config import TrainConfig
-from drender.training.losses import OBJECTIVES, Batch, LossContext
+from drender.training.losses import OBJECTIVES, Batch, LossSetup
 
 Images = Mapping[str, Float32[np.ndarray, "f _h _w _c"]]
 
@@ -27,8 +27,8 @@ class ValidationLoss:
       levels: the noise levels σ; one without meaning, 1, for objectives without noise.
     """
 
-    def __init__(self, config: TrainConfig, context: LossContext):
-        self.config, self.model = config, context.config
+    def __init__(self, config: TrainConfig, setup: LossSetup):
+        self.config, self.model = config, setup.config
         self.levels = config.evaluation.sigmas
         self.has_noise = config.objective in ("inverse", "forward")
         if self.levels and not self.has_noise:
@@ -36,11 +36,11 @@ class ValidationLoss:
         elif self.levels and config.loss.one_step:
             self.levels = (self.model.scheduler.sigma_max,)
         plain = {"consistency": 0.0, "condition_dropout": 0.0, "all_dropout": 0.0, "condition_noise": None}
-        loss = dataclasses.replace(context.loss, **plain)
+        loss = dataclasses.replace(setup.loss, **plain)
         # Rows come as latents, one at a time on one device.
-        context = dataclasses.replace(context, loss=loss, latent=True, remat=False, mesh=None)
+        setup = dataclasses.replace(setup, loss=loss, latent=True, remat=False, mesh=None)
         objective = OBJECTIVES[config.objective].loss
-        self._loss = jax.jit(lambda params, batch, key: objective(context, params, batch, key)[1]["loss"])
+        self._loss = jax.jit(lambda params, batch, key: objective(setup, params, batch, key)[1]["loss"])
 
     def names(self) -> list[str]:
         """Return the names of the values that `scores` may yield."""

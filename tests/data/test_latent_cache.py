@@ -330,5 +330,5 @@ def test_the_fingerprint_covers_the_encoder_only():
 def test_evaluation_uses_the_size_of_cached_latents(clips, vae, tmp_path):
     encode_clips(clips, tmp_path / "set", vae, ALL, **SIZES)
     config = smallest.config("inverse", tmp_path / "set", tmp_path / "run", **{"data.size": [512, 512]})
-    model = losses.LossContext(small.inverse_config(), config.loss, latent=True)
+    model = losses.LossSetup(small.inverse_config(), config.loss, latent=True)
     assert Evaluation(config, model, RunFolder(config, model.config)).size == (8, 8)

@@ -143,7 +143,7 @@ def steps(config: TrainConfig, mesh: MeshConfig, devices: list[jax.Device], numb
     """Run steps of the inverse objective; return losses, moments, parameters and EMA by name."""
     mesh = sharding.make_mesh(mesh, config.data.batch, config.optimizer.grad_accum_steps, devices)
     weights = resolve_weights(config)
-    context = loop.make_context(config, weights, latent=False, mesh=mesh)
+    setup = loop.make_setup(config, weights, latent=False, mesh=mesh)
     leaves = flatten({name: random_params(*network_of(weights.model, name)) for name in ("unet", "vae")})
     trained = {name: x for name, x in leaves.items() if weights.trains(name)}
     frozen = {name: x for name, x in leaves.items() if name not in trained}
@@ -153,7 +153,7 @@ def steps(config: TrainConfig, mesh: MeshConfig, devices: list[jax.Device], numb
     rows = sharding.make_global_batch(batch(config.data.batch, config.data.frames), mesh) | {
         "stop": sharding.per_process_value(0, mesh)
     }
-    step = compile_step(make_step(context, config, optimizer), state, frozen, rows, mesh)
+    step = compile_step(make_step(setup, config, optimizer), state, frozen, rows, mesh)
     results = {}
     for i in range(number):
         state, metrics = step(state, frozen, rows, np.uint32(i))

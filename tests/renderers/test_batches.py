@@ -11,7 +11,7 @@ from recorder import abstract
 
 from drender.errors import InputError, oom_guard
 from drender.renderers.batches import halve_to_fit, map_in_batches
-from drender.renderers.windows import whole
+from drender.renderers.windows import concat_frames
 
 
 class Device:
@@ -71,20 +71,20 @@ def test_smaller_chunks_decode_all_frames_with_one_warning_each(renderer):
     device = with_capacity(renderer, 2)
     for tried in ([7, 3, 1, 1, 1, 1, 1, 1, 1], [1] * 7):
         with pytest.warns(UserWarning, match="too little memory to decode 7 frames together; decoding 1"):
-            decoded = whole(renderer.decode_latents(z, 8))
+            decoded = concat_frames(renderer.decode_latents(z, 8))
         np.testing.assert_allclose(decoded, expected, atol=1e-6)
         assert device.tried == tried
         device.tried.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        whole(renderer.decode_latents(z[:, :1], 8))
+        concat_frames(renderer.decode_latents(z[:, :1], 8))
 
 
 def test_overlap_is_kept_below_smaller_chunks(renderer):
     z = np.random.default_rng(0).random((1, 8, 4, 4, 3), np.float32) / 10
-    expected = whole(renderer_with(renderer, 8).decode_latents(z, 4, 3))
+    expected = concat_frames(renderer_with(renderer, 8).decode_latents(z, 4, 3))
     with pytest.warns(UserWarning, match="decoding 2"):
-        decoded = whole(renderer_with(renderer, 2).decode_latents(z, 4, 3))
+        decoded = concat_frames(renderer_with(renderer, 2).decode_latents(z, 4, 3))
     np.testing.assert_allclose(decoded, expected, atol=1e-6)
 
 
@@ -97,7 +97,7 @@ def test_one_frame_too_large_is_one_line_with_the_remedy(renderer):
     with_capacity(renderer, 0)
     for run in (
         lambda: renderer.encode_images(np.zeros((3, 8, 8, 3), np.float32)),
-        lambda: whole(renderer.decode_latents(np.zeros((1, 3, 4, 4, 3), np.float32), 2)),
+        lambda: concat_frames(renderer.decode_latents(np.zeros((1, 3, 4, 4, 3), np.float32), 2)),
     ):
         line = r"^out of device memory \(Out of memory .*\); give a smaller size$"
         with pytest.raises(InputError, match=line), oom_guard("give a smaller size"):

@@ -64,6 +64,6 @@ def test_two_devices_halve_the_flops_of_a_step(inverse, inverse_group, rows, fra
     for renderer in (inverse, inverse_group):
         split = renderer.group.split(rows * (1 + guided), frames)
         inputs = x, context, np.zeros(rows, int), micro, scales, x, 1.0
-        step = renderer.compiled["denoise"].fn.lower(renderer.params["unet"], *inputs, split=split)
+        step = renderer.stages["denoise"].fn.lower(renderer.params["unet"], *inputs, split=split)
         work[len(renderer.group)] = step.compile().cost_analysis()["flops"]
     assert 0.45 < work[2] / work[1] < 0.65

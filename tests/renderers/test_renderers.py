@@ -12,7 +12,7 @@ import pytest
 from helpers import small
 
 from drender import ForwardRenderer, InverseRenderer
-from drender.config import CONDITIONS, ENVIRONMENT_LABELS
+from drender.config import CONDITIONS, ENVIRONMENT_LABELS, Sampling
 from drender.renderers import inverse as inverse_module
 from drender.renderers import stages
 
@@ -32,7 +32,7 @@ def test_programs_for_many_shapes_do_not_pile_up_on_a_cpu(monkeypatch):
 def test_any_shape_compiles_each_stage_once(inverse, shape):
     """Any number of frames and sides that the VAE divides; a second seed compiles nothing."""
     rgb = np.random.default_rng(1).random((*shape, 3), np.float32)
-    sizes = lambda: np.array([stage.fn._cache_size() for stage in inverse.compiled.values()])
+    sizes = lambda: np.array([stage.fn._cache_size() for stage in inverse.stages.values()])
     before = sizes()
     for seed in range(2):
         buffers = inverse(rgb, ["depth"], num_steps=3, seed=seed)
@@ -54,17 +54,17 @@ def test_clips_of_a_batch_are_independent(inverse):
 
 @pytest.mark.slow
 def test_forward_stages_compile_once(clip):
-    stages._compiled.cache_clear()  # which other tests share
+    stages._jitted.cache_clear()  # which other tests share
     renderer = small.renderer(ForwardRenderer, small.forward_config())
     for dynamic in (False, True):
         renderer(clip[1], clip[2], num_steps=3, dynamic_guidance=dynamic)
-    sizes = {name: stage.fn._cache_size() for name, stage in renderer.compiled.items()}
+    sizes = {name: stage.fn._cache_size() for name, stage in renderer.stages.items()}
     assert [sizes[name] for name in ("environment", "denoise", "decode")] == [1, 1, 1]
 
 
 def test_renderers_of_one_configuration_share_compiled_stages():
     first, second = (small.renderer(InverseRenderer, small.inverse_config()) for _ in range(2))
-    assert all(first.compiled[name].fn is second.compiled[name].fn for name in first.compiled)
+    assert all(first.stages[name].fn is second.stages[name].fn for name in first.stages)
 
 
 @pytest.mark.parametrize("frames", [2, 3])
@@ -77,14 +77,14 @@ def test_what_is_compiled_ahead_is_not_compiled_again(clip, caplog, frames):
         caplog.clear()
         with jax.log_compiles():
             images = renderer(buffers, clip[2], drop=["environment"], **options)
-        return images, re.findall(r"Compiling jit\((method|denoise)\)", caplog.text)
+        return images, re.findall(r"Compiling jit\((call_method|predict_x0)\)", caplog.text)
 
-    stages._compiled.cache_clear()  # which other tests share
+    stages._jitted.cache_clear()  # which other tests share
     expected, needed = call(small.renderer(ForwardRenderer, small.forward_config()))
-    stages._compiled.cache_clear()
+    stages._jitted.cache_clear()
     renderer = small.renderer(ForwardRenderer, small.forward_config())
     zeros, compiled = call(renderer.compiling())
-    assert "denoise" in compiled and sorted(compiled) == sorted(needed)
+    assert "predict_x0" in compiled and sorted(compiled) == sorted(needed)
     assert (zeros == 0.5).all()  # of latents and outputs that are zero
     images, compiled = call(renderer)
     assert compiled == []
@@ -106,7 +106,7 @@ def test_windows_are_blended_at_every_step(inverse):
 
     context = jnp.zeros((1, 1, 1, inverse.config.unet.cross_attention_dim[-1]))
     micro, domain = np.float32([[6, 127, 0]]), jnp.array([inverse.config.domains["normal"]])
-    sigmas, step = inverse.sigmas(sampling), inverse.compiled["denoise"].fn
+    sigmas, step = inverse.sigmas(sampling), inverse.stages["denoise"].fn
     x = noise * np.float32(np.sqrt(sigmas[0] ** 2 + 1))
     for sigma, following in itertools.pairwise(sigmas):
         clean = lambda part, x=x, sigma=sigma: np.asarray(
@@ -174,7 +174,7 @@ def test_results_depend_on_the_seed_alone(inverse, clip):
         {"noise_aug_strength": 0.1},
         {"guidance": (1.0, 3.0)},
         {"guidance": (3.0, 3.0), "dynamic_guidance": True},
-        {"deterministic": True},
+        {"deterministic": True, "num_steps": 1},
         {"num_steps": 3},
         {"decode_chunk_size": 1},
         {"frames": 1, "overlap": 0},
@@ -245,6 +245,18 @@ def test_one_step_models_have_no_guidance_by_default(forward):
     assert one_step.sampling({}).guidance == (1.0, 1.0)
     assert one_step.sampling({"guidance": (2.0, 2.0)}).guidance == (2.0, 2.0)
     assert one_step.sampling({"deterministic": False}).guidance == (1.2, 1.2)
+
+
+def test_steps_of_a_one_step_model_have_no_effect_and_are_warned_of(forward):
+    one_step = ForwardRenderer(dataclasses.replace(forward.config, deterministic=True), forward.params)
+    with pytest.warns(UserWarning, match="num_steps 20 has no effect on this one-step model"):
+        assert len(one_step.sigmas(one_step.sampling({"num_steps": 20}))) == 2
+    assert len(one_step.sigmas(one_step.sampling({"num_steps": 20, "deterministic": False}))) == 21
+
+
+def test_none_stands_for_the_default_of_every_option(forward):
+    names = [field.name for field in dataclasses.fields(Sampling)]
+    assert forward.sampling(dict.fromkeys(names)) == forward.sampling({})
 
 
 @pytest.mark.slow

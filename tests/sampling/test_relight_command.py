@@ -41,7 +41,7 @@ def test_the_forward_renderer_compiles_while_gbuffers_are_estimated(networks, re
     with jax.log_compiles():  # of this thread
         assert relight("--input", frames, "--output", tmp_path / "out")[0] == 0
     # The inverse renderer's. Without the other thread it is followed by the forward renderer's.
-    assert [record.args[0] for record in caplog.records if "Compiling" in record.msg].count("jit(denoise)") == 1
+    assert [record.args[0] for record in caplog.records if "Compiling" in record.msg].count("jit(predict_x0)") == 1
 
 
 @pytest.mark.slow

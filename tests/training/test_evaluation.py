@@ -6,7 +6,7 @@ from helpers.tiny_clips import write_clip
 
 from drender import InputError
 from drender.training.evaluation import Evaluation
-from drender.training.losses import LossContext
+from drender.training.losses import LossSetup
 from drender.training.run_dir import RunFolder
 
 
@@ -15,9 +15,9 @@ def test_a_held_out_clip_without_any_pass_is_refused(tmp_path):
         write_clip(tmp_path / "held-out" / name, labels=labels)
     options = {"evaluation.path": str(tmp_path / "held-out"), "data.passes": ["depth"]}
     config = smallest.config("inverse", "", tmp_path / "run", **options)
-    context = LossContext(small.inverse_config(), config.loss)
+    setup = LossSetup(small.inverse_config(), config.loss)
     with pytest.raises(InputError, match=r"held-out: clip 'b' has none of data\.passes; add its files, or give other"):
-        Evaluation(config, context, RunFolder(config, context.config))
+        Evaluation(config, setup, RunFolder(config, setup.config))
     (tmp_path / "held-out" / "set.json").touch()
     with pytest.raises(InputError, match="held-out: holds cached latents; give their clips"):
-        Evaluation(config, context, RunFolder(config, context.config))
+        Evaluation(config, setup, RunFolder(config, setup.config))

@@ -15,7 +15,7 @@ from drender.models.params import abstract_module
 from drender.models.registry import network_of
 from drender.training import losses
 from drender.training.config import LossConfig
-from drender.training.losses import OBJECTIVES, LossContext
+from drender.training.losses import OBJECTIVES, LossSetup
 
 EXACT = LossConfig(one_step=True, condition_dropout=0.0, all_dropout=0.0)
 KEY = jax.random.key(0)
@@ -32,12 +32,12 @@ def params_of(config, *names) -> dict:
 
 @pytest.fixture(scope="module")
 def inverse():
-    return LossContext(small.inverse_config(), EXACT), params_of(small.inverse_config(), "unet", "vae")
+    return LossSetup(small.inverse_config(), EXACT), params_of(small.inverse_config(), "unet", "vae")
 
 
 @pytest.fixture(scope="module")
 def forward():
-    return LossContext(small.forward_config(), EXACT), params_of(small.forward_config(), "unet", "vae", "env_encoder")
+    return LossSetup(small.forward_config(), EXACT), params_of(small.forward_config(), "unet", "vae", "env_encoder")
 
 
 def inverse_batch(random, b=2, f=2, side=16):
@@ -78,8 +78,8 @@ def loss_of(objective, model, params, batch, key=KEY):
 @pytest.fixture
 def silent(inverse, monkeypatch):
     """A model of cached latents whose UNet is one linear layer that predicts 0, and its parameters."""
-    layer = lambda context, params, name: lambda x, *_: x @ params[name]["kernel"] + params[name]["bias"]
-    monkeypatch.setattr(LossContext, "network", layer)
+    layer = lambda setup, params, name: lambda x, *_: x @ params[name]["kernel"] + params[name]["bias"]
+    monkeypatch.setattr(LossSetup, "network", layer)
     params = {"unet": {"kernel": jnp.zeros((8, 4)), "bias": jnp.zeros(4)}}
     return dataclasses.replace(inverse[0], latent=True), params
 
@@ -151,8 +151,8 @@ def test_consistency_leads_to_the_estimate_at_less_noise(silent, random):
     batch |= {"buffer": batch["buffer"] * 0, "sigma": jnp.full(2, 0.5)}
 
     def value_and_gradient(ratio):
-        context = dataclasses.replace(model, loss=LossConfig(consistency=ratio, condition_dropout=0.0))
-        loss = lambda unet: losses.inverse_loss(context, {"unet": unet}, batch, KEY)[0]
+        setup = dataclasses.replace(model, loss=LossConfig(consistency=ratio, condition_dropout=0.0))
+        loss = lambda unet: losses.inverse_loss(setup, {"unet": unet}, batch, KEY)[0]
         return jax.jit(jax.value_and_grad(loss))(params["unet"])
 
     (value, gradient), (plain, plain_gradient) = map(value_and_gradient, (0.8, 0.0))
@@ -193,7 +193,7 @@ def test_one_step_loss_is_that_of_the_one_step_sampler(inverse, random):
         context = jnp.zeros((1, 1, 1, 24))
         noise = jnp.zeros((1, *latents["rgb"].shape[1:]))
         rows = noise, latents["rgb"][row : row + 1], lambda _, context=context: context, domain[None]
-        sampled.append(renderer.denoise(*rows, options, tqdm(disable=True)).blended()[0])
+        sampled.append(renderer.sample(*rows, options, tqdm(disable=True)).blended()[0])
     expected = np.mean((np.stack(sampled) - latents["buffer"] * 0.18215) ** 2)
     np.testing.assert_allclose(value, expected, rtol=1e-4)
 
@@ -270,7 +270,7 @@ def test_the_vae_loss_is_of_reconstruction_and_divergence(random):
     # A posterior without spread: the log-variance's rows are pushed to the clip.
     quant = params["vae"]["quant_conv"]
     params["vae"]["quant_conv"] = quant | {"bias": quant["bias"].at[4:].set(-1e4)}
-    model = LossContext(config, LossConfig(kl=0.1))
+    model = LossSetup(config, LossConfig(kl=0.1))
     value, values = loss_of("vae", model, params, {"images": images})
     vae = model.network(params, "vae")
     mean = jax.jit(vae.encode)(images * 2 - 1)

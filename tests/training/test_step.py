@@ -52,7 +52,7 @@ def toy(monkeypatch):
     known = losses.OBJECTIVES
     monkeypatch.setitem(known, "inverse", dataclasses.replace(known["inverse"], loss=loss))
     config = smallest.config("inverse", "", "")
-    model = losses.LossContext(RendererConfig("inverse"), config.loss)
+    model = losses.LossSetup(RendererConfig("inverse"), config.loss)
 
     def run(optimizer: OptimizerConfig, rows: list[dict]) -> list[TrainState]:
         transform = make_optimizer(optimizer)

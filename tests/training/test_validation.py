@@ -8,7 +8,7 @@ import pytest
 from helpers import small, smallest
 
 from drender.training import validation
-from drender.training.losses import OBJECTIVES, LossContext
+from drender.training.losses import OBJECTIVES, LossSetup
 from drender.training.validation import ValidationLoss
 
 LEVELS = (0.5, 2.0)
@@ -16,17 +16,17 @@ LEVELS = (0.5, 2.0)
 
 @pytest.fixture
 def make(monkeypatch):
-    """make(objective, loss, **changes) -> ValidationLoss with `loss(context, batch, key)` in place of the real one."""
+    """make(objective, loss, **changes) -> ValidationLoss with `loss(setup, batch, key)` in place of the real one."""
 
     def create(objective, loss, **changes):
-        def replaced(context, params, batch, key):
-            return None, {"loss": loss(context, batch, key)}
+        def replaced(setup, params, batch, key):
+            return None, {"loss": loss(setup, batch, key)}
 
         monkeypatch.setitem(OBJECTIVES, objective, dataclasses.replace(OBJECTIVES[objective], loss=replaced))
         changes = {"evaluation.sigmas": LEVELS, "data.passes": ["normal", "depth"], **changes}
         config = smallest.config(objective, "clips", "run", **changes)
         model = small.forward_config() if objective == "forward" else small.inverse_config()
-        return ValidationLoss(config, LossContext(model, config.loss))
+        return ValidationLoss(config, LossSetup(model, config.loss))
 
     return create
 
@@ -40,7 +40,7 @@ def encode(frames):
 
 
 def test_every_buffer_is_measured_at_every_level(make):
-    loss = make("inverse", lambda context, batch, key: batch["sigma"][0] + 100 * batch["domain"][0])
+    loss = make("inverse", lambda setup, batch, key: batch["sigma"][0] + 100 * batch["domain"][0])
     scores = list(loss.scores({}, images("rgb", "normal", "depth"), encode, 0))
     domains = loss.model.domains
     expected = [(label, level, level + 100 * domains[label]) for label in ("normal", "depth") for level in LEVELS]
@@ -51,7 +51,7 @@ def test_every_buffer_is_measured_at_every_level(make):
 
 
 def test_a_clip_is_measured_on_the_buffers_and_pixels_that_it_has(make):
-    loss = make("inverse", lambda context, batch, key: batch["valid"].mean())
+    loss = make("inverse", lambda setup, batch, key: batch["valid"].mean())
     mask = np.ones((2, 16, 16, 1), np.float32)
     mask[:, :8] = 0
     scores = dict(loss.scores({}, images("rgb", "depth") | {"valid": mask}, encode, 0))
@@ -59,7 +59,7 @@ def test_a_clip_is_measured_on_the_buffers_and_pixels_that_it_has(make):
 
 
 def test_noise_is_fixed_and_differs_between_rows(make):
-    loss = make("inverse", lambda context, batch, key: validation.jax.random.uniform(key))
+    loss = make("inverse", lambda setup, batch, key: validation.jax.random.uniform(key))
     pictures = images("rgb", "normal", "depth")
     first = [value for name, value in loss.scores({}, pictures, encode, 0) if name == "loss/mean"]
     again = [value for name, value in loss.scores({}, pictures, encode, 0) if name == "loss/mean"]
@@ -69,7 +69,7 @@ def test_noise_is_fixed_and_differs_between_rows(make):
 
 def test_dropout_and_condition_noise_are_off(make):
     seen = []
-    loss = make("inverse", lambda context, batch, key: seen.append(context) or jnp.float32(0))
+    loss = make("inverse", lambda setup, batch, key: seen.append(setup) or jnp.float32(0))
     list(loss.scores({}, images("rgb", "depth"), encode, 0))
     assert {(x.loss.condition_dropout, x.loss.all_dropout, x.loss.condition_noise) for x in seen} == {(0, 0, None)}
     assert all(x.latent for x in seen)
@@ -82,14 +82,12 @@ def test_no_level_gives_no_loss(make, objective):
 
 
 def test_a_one_step_model_has_its_own_level(make):
-    loss = make("inverse", lambda context, batch, key: batch["sigma"][0], **{"loss.one_step": True})
+    loss = make("inverse", lambda setup, batch, key: batch["sigma"][0], **{"loss.one_step": True})
     assert dict(loss.scores({}, images("rgb", "depth"), encode, 0))["loss/mean"] == 700
     assert "loss/sigma_700" in loss.names()
 
 
 def test_forward_rows_hold_conditions_and_light(make):
-    loss = make(
-        "forward", lambda context, batch, key: batch["conditions"].shape[1] + 10 * batch["environment"].shape[1]
-    )
+    loss = make("forward", lambda setup, batch, key: batch["conditions"].shape[1] + 10 * batch["environment"].shape[1])
     labels = ("rgb", *loss.model.conditions, "env_ldr", "env_log", "env_nrm")
     assert dict(loss.scores({}, images(*labels), encode, 0))["loss/mean"] == 35
