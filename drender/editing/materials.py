@@ -8,16 +8,17 @@ import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float32, Shaped
 from scipy.ndimage import gaussian_filter1d
 
 from drender.errors import InputError, unknown_name_error
 from drender.media.color import linear_to_srgb, srgb_to_linear
+from drender.media.encodings import check_values
 
 COLORS = ("basecolor", "diffuse_albedo")  # stored sRGB-encoded; factors and soft edges act on linear light
 EDITABLE = (*COLORS, "roughness", "metallic")
 
-Image, Mask = Float[np.ndarray, "*b h w 3"], Float[np.ndarray, "*b h w 1"]
+Image, Mask = Shaped[np.ndarray, "*b h w 3"], Shaped[np.ndarray, "*b h w 1"]  # bytes are refused by name
 Number = float | int
 Value = str | Number | Sequence[Number]  # "#rrggbb", one number, or three numbers, also as words of one string
 
@@ -34,13 +35,18 @@ def edit(
       scale: label -> factor ≥ 0 of linear light, for a color one or three; the product is clipped at 1.
       replace: label -> stored images in [0, 1] that replace the buffer; roughness and metallic take their channel mean.
     Raises:
-      InputError: a buffer is missing, not editable or changed twice, or a value is out of range.
+      InputError: a buffer is missing, not editable or changed twice, or a value is out of range: bytes are.
     """
+    mask = None if mask is None else _weights(mask)
     result = {label: np.asarray(image, np.float32) for label, image in buffers.items()}
     changes = [(label, set_to(label, value)) for label, value in (set or {}).items()]
     factors = [(label, scale_by(label, value)) for label, value in (scale or {}).items()]
     textures = [(label, x if label in COLORS else x.mean(-1, keepdims=True)) for label, x in (replace or {}).items()]
     check_labels([label for label, _ in (*changes, *factors, *textures)], buffers)
+    for label in {label for label, _ in (*changes, *factors, *textures)}:
+        result[label] = check_values(label, np.asarray(buffers[label]))
+    for label, image in textures:
+        check_values(f"replacement of {label}", np.asarray(image))
     for label, factor in factors:
         light = to_linear(label, result[label]) * factor
         changes.append((label, to_stored(label, light.clip(0, 1))))
@@ -120,11 +126,19 @@ def _numbers(name: str, value: Value, counts: tuple[int, ...], most: Number) -> 
 # --- Masks ---
 
 
+def _weights(mask: Mask) -> Float32[np.ndarray, "*b h w 1"]:
+    """Return a mask as floats; raise InputError if it holds bytes of an image."""
+    mask = np.asarray(mask)
+    if mask.dtype.kind in "iu" and mask.max(initial=0) > 1:
+        raise InputError(f"mask: expected weights in [0, 1], got {mask.dtype} up to {mask.max()}; divide bytes by 255")
+    return mask.astype(np.float32)
+
+
 def color_range(basecolor: Image, center: Value, distance: Number) -> Float32[np.ndarray, "*b h w 1"]:
     """Return the mask of stored (sRGB-encoded) basecolor within a Euclidean `distance`, in [0, √3], of a color."""
     if not distance >= 0:
         raise InputError(f"color range: expected a distance of 0 or more, got {distance:g}")
-    distances = np.linalg.norm(basecolor - color(center), axis=-1, keepdims=True)
+    distances = np.linalg.norm(check_values("basecolor", np.asarray(basecolor)) - color(center), axis=-1, keepdims=True)
     return (distances <= np.float32(distance) + 1e-6).astype(np.float32)
 
 
@@ -132,7 +146,7 @@ def depth_range(depth: Image, near: Number, far: Number) -> Float32[np.ndarray, 
     """Return the mask of depths from `near` to `far`, both included; 0 is near, 1 is far and the background."""
     if not 0 <= near <= far <= 1:
         raise InputError(f"depth range: expected NEAR FAR with 0 ≤ NEAR ≤ FAR ≤ 1, got {near:g} {far:g}")
-    depth = depth[..., :1]
+    depth = check_values("depth", np.asarray(depth))[..., :1]
     return ((depth >= near - 1e-6) & (depth <= far + 1e-6)).astype(np.float32)
 
 

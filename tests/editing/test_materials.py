@@ -24,6 +24,22 @@ def to_linear(x):
     return np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
 
 
+def test_bytes_of_images_are_refused():
+    bytes_, floats = np.full((2, 2, 3), 128, np.uint8), np.full((2, 2, 3), 0.5)
+    calls = {
+        "basecolor": lambda: edit({"basecolor": bytes_}, scale={"basecolor": 0.5}),
+        "replacement of basecolor": lambda: edit({"basecolor": floats}, replace={"basecolor": bytes_}),
+        "mask": lambda: edit({"basecolor": floats}, bytes_[..., :1], set={"basecolor": 1}),
+        "basecolor ": lambda: color_range(bytes_, 0.5, 0.1),
+        "depth": lambda: depth_range(bytes_, 0.2, 0.8),
+    }
+    for name, call in calls.items():
+        with pytest.raises(InputError, match=rf"^{name.strip()}: expected .* got uint8.*; divide bytes by 255$"):
+            call()
+    for mask in (np.ones((2, 2, 1), bool), np.ones((2, 2, 1), int)):
+        assert (edit({"basecolor": floats}, mask, set={"basecolor": 1})["basecolor"] == 1).all()
+
+
 @given(IMAGES, MASKS)
 @settings(max_examples=30)
 def test_edit_is_exact_outside_and_inside_mask(image, mask):
