@@ -7,7 +7,6 @@ section 4.1). In float32 it is as exact as the direct sum.
 """
 
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,20 +22,17 @@ MANY_CHANNELS = 256
 # Input elements that are filtered at a time, or one image: 8 MiB in float32, so that they stay in a CPU's cache.
 CHUNK_SIZE = 2**21
 
-Padding = Sequence[tuple[int, int]]
-
 
 def conv2d(
-    x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c c2"], padding: Padding, stride: int = 1
+    x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c c2"], stride: int = 1, one_sided: bool = False
 ) -> Float[Array, "n h2 w2 c2"]:
-    """Convolve images with a kernel (cross-correlation, as everywhere in deep learning).
+    """Convolve images with a kernel of odd sides (cross-correlation, as everywhere in deep learning).
 
-    Args:
-      padding: zeros before and after the rows, and before and after the columns.
-      stride: 1, with odd kernels and padding that keeps the grid's size, or 2.
+    Zeros around the grid keep its size, or with `stride` 2 half of it; `one_sided`: on the right and bottom only.
     """
     if stride == 1:
-        kernel, padding = _crop_to_grid(kernel, x.shape[1:3])
+        kernel = _crop_to_grid(kernel, x.shape[1:3])
+    padding = [(0 if one_sided else k // 2, k // 2) for k in kernel.shape[:2]]
     if kernel.shape[:2] == (1, 1):
         return x @ kernel[0, 0]
     if math.prod(x.shape[:3]) < FEW_POSITIONS * stride**2:
@@ -47,23 +43,22 @@ def conv2d(
     return _conv_by_xla(x, kernel, padding, stride)
 
 
-def _crop_to_grid(kernel: Float[Array, "kh kw c c2"], grid: tuple[int, int]) -> tuple[Array, Padding]:
-    """Drop the taps that see nothing but padding, and return the kernel with the padding that keeps the grid's size.
+def _crop_to_grid(kernel: Float[Array, "kh kw c c2"], grid: tuple[int, int]) -> Float[Array, "_ _ c c2"]:
+    """Drop the taps that see nothing but padding.
 
     On a grid one wide only the center tap is left: the temporal convolution of a single image, or the deepest level of
     a small one.
     """
-    reach = [min(k // 2, size - 1) for k, size in zip(kernel.shape, grid, strict=False)]
-    center = [slice(k // 2 - r, k // 2 + r + 1) for k, r in zip(kernel.shape, reach, strict=False)]
-    return kernel[*center], [(r, r) for r in reach]
+    cut = [max(k // 2 - (size - 1), 0) for k, size in zip(kernel.shape, grid, strict=False)]
+    return kernel[*(slice(c, k - c) for c, k in zip(cut, kernel.shape, strict=False))]
 
 
-def _conv_by_xla(x, kernel, padding: Padding, stride: int = 1):
+def _conv_by_xla(x, kernel, padding="SAME", stride: int = 1):
     layouts = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=layouts)
 
 
-def _conv_by_product(x, kernel, padding: Padding, stride: int):
+def _conv_by_product(x, kernel, padding: list[tuple[int, int]], stride: int):
     """Multiply the shifted images of all taps, side by side in channels, with the flattened kernel (im2col)."""
     x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
     kh, kw = kernel.shape[:2]
@@ -78,18 +73,14 @@ def _conv_by_product(x, kernel, padding: Padding, stride: int):
 @jax.custom_jvp
 def _conv_filtered_on_cpu(x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c c2"]) -> Float[Array, "n h w c2"]:
     """Convolve and keep the grid's size; by minimal filtering on CPUs alone."""
-    return lax.platform_dependent(x, kernel, cpu=_conv_filtered, default=_conv_same)
+    return lax.platform_dependent(x, kernel, cpu=_conv_filtered, default=_conv_by_xla)
 
 
 @_conv_filtered_on_cpu.defjvp
 def _conv_filtered_jvp(primals, tangents):
     # Differentiating the filtering would keep all of its sums for the backward pass, so differentiate the convolution.
     (x, kernel), (dx, dkernel) = primals, tangents
-    return _conv_filtered_on_cpu(x, kernel), _conv_same(dx, kernel) + _conv_same(x, dkernel)
-
-
-def _conv_same(x, kernel):
-    return _conv_by_xla(x, kernel, [(1, 1), (1, 1)])
+    return _conv_filtered_on_cpu(x, kernel), _conv_by_xla(dx, kernel) + _conv_by_xla(x, dkernel)
 
 
 def _conv_filtered(x, kernel):

@@ -21,7 +21,7 @@ from drender.models.attention import Attention
 from drender.models.env_encoder import EnvEncoder
 from drender.models.layers import Conv, GroupNorm, LayerNorm, Linear, Upsample, maybe_remat
 from drender.models.transformer import FeedForward
-from drender.models.vae import EPS, image_level
+from drender.models.vae import image_level
 
 DIRECTIONS = "env_nrm"
 HEAD_SIZE = 64
@@ -50,7 +50,7 @@ class LightTransformer(nnx.Module):
     def __init__(self, channels: int, groups: int):
         # Heads of 64 channels, or the next larger size that divides the channels.
         heads = next(n for n in range(max(1, channels // HEAD_SIZE), 0, -1) if channels % n == 0)
-        self.norm = GroupNorm(channels, groups, EPS)
+        self.norm = GroupNorm(channels, groups)
         self.proj_in = Linear(channels, channels)
         self.norm2 = LayerNorm(channels)
         self.attn2 = Attention(channels, heads, channels)
@@ -74,11 +74,11 @@ class EnvDecoder(nnx.Module):
     def __init__(self, config: EnvEncoderConfig):
         channels, groups = config.channels[::-1], config.norm_num_groups
         self.transformers = nnx.List([LightTransformer(c, groups) for c in channels])
-        blocks = []
-        for inputs, outputs in zip(channels, [*channels[1:], channels[-1]], strict=True):
-            upsamplers = [Upsample(outputs)] if len(blocks) < len(channels) - 1 else []
-            blocks.append(image_level(inputs, outputs, config.num_res_blocks, groups, upsamplers=upsamplers))
-        self.up_blocks = nnx.List(blocks)
+        self.up_blocks = nnx.List()
+        for i, outputs in enumerate([*channels[1:], channels[-1]]):
+            self.up_blocks.append(image_level(channels[i], outputs, config.num_res_blocks, groups))
+            if i < len(channels) - 1:
+                self.up_blocks[i].upsamplers.append(Upsample(outputs))
         self.conv_1 = Conv(channels[-1], channels[-1])
         num_images = sum(label != DIRECTIONS for label in config.in_labels)
         self.conv_out = Conv(channels[-1], num_images * latent_channels(config))

@@ -22,10 +22,9 @@ class PixelStem(nnx.Module):
 
     def __init__(self, inputs: int, outputs: int):
         self.conv_in = Conv(inputs, STEM_CHANNELS[0])
-        blocks = []
+        self.blocks = nnx.List()
         for before, after in itertools.pairwise(STEM_CHANNELS):
-            blocks += [Conv(before, before), Conv(before, after, stride=2)]
-        self.blocks = nnx.List(blocks)
+            self.blocks += [Conv(before, before), Conv(before, after, stride=2)]
         self.conv_out = Conv(STEM_CHANNELS[-1], outputs)
 
     def __call__(self, x: Float[Array, "rows h w c"]) -> Float[Array, "rows h8 w8 c2"]:
@@ -43,15 +42,14 @@ class EnvEncoder(nnx.Module):
     silu_after_stem = False
 
     def __init__(self, config: EnvEncoderConfig):
-        self.config = config
         channels, groups = config.channels, config.norm_num_groups
         stem = Conv if config.latent_encoder else PixelStem
         self.conv_in = stem(config.in_channels, channels[0])
-        blocks = []
+        self.down_blocks = nnx.List()
         for i, outputs in enumerate(channels):
-            inputs, downsamplers = channels[max(i - 1, 0)], [Downsample(outputs)] if i else []
-            blocks.append(image_level(inputs, outputs, config.num_res_blocks, groups, downsamplers=downsamplers))
-        self.down_blocks = nnx.List(blocks)
+            self.down_blocks.append(image_level(channels[max(i - 1, 0)], outputs, config.num_res_blocks, groups))
+            if i:
+                self.down_blocks[i].downsamplers.append(Downsample(outputs))
 
     def __call__(self, x: Float[Array, "b f h w c"], remat: bool = False) -> list[Float[Array, "b f u e"]]:
         """Return tokens per level, the context of the UNet; each level has a quarter of the tokens of the one before.
@@ -65,8 +63,7 @@ class EnvEncoder(nnx.Module):
     def features(self, x: Float[Array, "b f h w c"], remat: bool = False) -> list[Float[Array, "b f _ _ e"]]:
         """Return feature maps per level, as `__call__` but not flattened to tokens."""
         f = x.shape[1]
-        x = rearrange(x.astype(self.down_blocks[0].resnets[0].conv1.kernel[...].dtype), "b f h w c -> (b f) h w c")
-        x = self.conv_in(x)
+        x = self.conv_in(rearrange(x, "b f h w c -> (b f) h w c"))
         x = jax.nn.silu(x) if self.silu_after_stem else x
         levels = []
         for block in self.down_blocks:

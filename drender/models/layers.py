@@ -41,27 +41,24 @@ class Linear(nnx.Module):
         self.bias = parameter(outputs) if bias else None
 
     def __call__(self, x: Float[Array, "*rows c"]) -> Float[Array, "*rows c2"]:
-        y = x @ self.kernel[...]
+        kernel = self.kernel[...]
+        y = x.astype(kernel.dtype) @ kernel
         return y if self.bias is None else y + self.bias[...]
 
 
 class Conv(nnx.Module):
-    """A 2-D convolution over the last three axes.
-
-    Zeros around the grid keep its size, or with `stride` 2 half of it; `one_sided`: on the right and bottom only.
-    """
+    """A 2-D convolution over the last three axes; see `conv2d` for `stride` and `one_sided`."""
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int | tuple[int, int] = 3, stride: int = 1, one_sided: bool = False
+        self, inputs: int, outputs: int, kernel: tuple[int, int] = (3, 3), stride: int = 1, one_sided: bool = False
     ):
-        kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
         self.kernel, self.bias = parameter(*kernel, inputs, outputs), parameter(outputs)
-        self.stride, self.padding = stride, tuple((0 if one_sided else k // 2, k // 2) for k in kernel)
+        self.stride, self.one_sided = stride, one_sided
 
     def __call__(self, x: Float[Array, "*rows h w c"]) -> Float[Array, "*rows h2 w2 c2"]:
-        x, rows = pack([x], "* h w c")
-        y = conv2d(x, self.kernel[...], self.padding, self.stride) + self.bias[...]
-        return unpack(y, rows, "* h w c")[0]
+        kernel = self.kernel[...]
+        x, rows = pack([x.astype(kernel.dtype)], "* h w c")
+        return unpack(conv2d(x, kernel, self.stride, self.one_sided) + self.bias[...], rows, "* h w c")[0]
 
 
 class Downsample(nnx.Module):
@@ -91,38 +88,35 @@ class Upsample(nnx.Module):
 # --- norms and embeddings --------------------------------------------------------------------------------------------
 
 
-class GroupNorm(nnx.Module):
-    """Group normalization over all axes but the first, with float32 statistics (Wu & He 2018)."""
-
-    def __init__(self, channels: int, groups: int, eps: float):
-        self.groups, self.eps = groups, eps
-        self.scale, self.bias = parameter(channels), parameter(channels)
-
-    def __call__(self, x: Float[Array, "rows *grid c"]) -> Float[Array, "rows *grid c"]:
-        y = x.astype(jnp.float32)
-        y = y - self._group_means(y)
-        y = y * (jax.lax.rsqrt(self._group_means(y**2) + self.eps) * self.scale[...]) + self.bias[...]
-        return y.astype(x.dtype)
-
-    def _group_means(self, y: Float[Array, "rows *grid c"]) -> Float[Array, "rows *ones c"]:
-        # XLA vectorizes the mean per channel on CPUs, but not the mean over positions and channels of a group at once.
-        means = reduce(y, "r ... c -> r c", "mean")
-        means = reduce(means, "r (g k) -> r g", "mean", g=self.groups)
-        means = repeat(means, "r g -> r (g k)", k=y.shape[-1] // self.groups)
-        return jnp.expand_dims(means, range(1, y.ndim - 1))
-
-
 class LayerNorm(nnx.Module):
     """Layer normalization over the last axis, with float32 statistics and PyTorch's epsilon (Ba et al. 2016)."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, eps: float = 1e-5):
         self.scale, self.bias = parameter(channels), parameter(channels)
+        self.eps = eps
 
     def __call__(self, x: Float[Array, "*rows c"]) -> Float[Array, "*rows c"]:
         y = x.astype(jnp.float32)
-        y = y - reduce(y, "... c -> ... 1", "mean")
-        y = y * (jax.lax.rsqrt(reduce(y**2, "... c -> ... 1", "mean") + 1e-5) * self.scale[...]) + self.bias[...]
+        y = y - self._means(y)
+        y = y * (jax.lax.rsqrt(self._means(y**2) + self.eps) * self.scale[...]) + self.bias[...]
         return y.astype(x.dtype)
+
+    def _means(self, y: Float[Array, "*rows c"]) -> Float[Array, "*rows 1"]:
+        return reduce(y, "... c -> ... 1", "mean")
+
+
+class GroupNorm(LayerNorm):
+    """Group normalization of each row over its grid, with float32 statistics (Wu & He 2018)."""
+
+    def __init__(self, channels: int, groups: int, eps: float = 1e-6):
+        super().__init__(channels, eps)
+        self.groups = groups
+
+    def _means(self, y: Float[Array, "rows h w c"]) -> Float[Array, "rows 1 1 c"]:
+        # XLA vectorizes the mean per channel on CPUs, but not the mean over positions and channels of a group at once.
+        means = reduce(y, "rows h w c -> rows c", "mean")
+        means = reduce(means, "rows (g k) -> rows g", "mean", g=self.groups)
+        return repeat(means, "rows g -> rows 1 1 (g k)", k=y.shape[-1] // self.groups)
 
 
 def sinusoidal_embedding(x: Float[Array, "*shape"], size: int) -> Float[Array, "*shape {size}"]:
@@ -133,14 +127,13 @@ def sinusoidal_embedding(x: Float[Array, "*shape"], size: int) -> Float[Array, "
 
 
 class TimestepEmbedding(nnx.Module):
-    """A two-layer MLP over the features of `sinusoidal_embedding`, in the dtype of its parameters."""
+    """A two-layer MLP over the features of `sinusoidal_embedding`."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int):
         self.linear_1 = Linear(inputs, hidden)
         self.linear_2 = Linear(hidden, outputs)
 
     def __call__(self, features: Float[Array, "*shape inputs"]) -> Float[Array, "*shape outputs"]:
-        features = features.astype(self.linear_1.kernel[...].dtype)
         return self.linear_2(jax.nn.silu(self.linear_1(features)))
 
 
@@ -170,25 +163,20 @@ class AlphaBlender(nnx.Module):
 class ResnetBlock(nnx.Module):
     """Norm, SiLU and convolution, twice, beside a shortcut.
 
-    With kernel (3, 3) it works on images, `(b f) h w c`. With kernel (3, 1) it works over time, on `b f (h w) c`: this
-    equals PyTorch's 3-D convolution with kernel (3, 1, 1), and 2-D convolutions are faster.
+    It works on images, `(b f) h w c`, or over time, on `b f (h w) c`. A kernel (3, 1) then equals PyTorch's 3-D
+    convolution with kernel (3, 1, 1), and 2-D convolutions are faster.
     """
 
     def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        time_channels: int | None,
-        groups: int,
-        eps: float,
-        kernel: tuple[int, int] = (3, 3),
+        self, inputs: int, outputs: int, groups: int, eps: float, time_channels: int | None, over_time: bool = False
     ):
+        kernel = (3, 1) if over_time else (3, 3)
         self.norm1 = GroupNorm(inputs, groups, eps)
         self.conv1 = Conv(inputs, outputs, kernel)
         self.time_emb_proj = Linear(time_channels, outputs) if time_channels else None
         self.norm2 = GroupNorm(outputs, groups, eps)
         self.conv2 = Conv(outputs, outputs, kernel)
-        self.conv_shortcut = Conv(inputs, outputs, 1) if inputs != outputs else None
+        self.conv_shortcut = Conv(inputs, outputs, (1, 1)) if inputs != outputs else None
 
     def __call__(
         self, x: Float[Array, "rows y x c"], time: Float[Array, "b e"] | None = None
@@ -208,15 +196,14 @@ class SpatioTemporalResBlock(nnx.Module):
         self,
         inputs: int,
         outputs: int,
-        time_channels: int | None,
         groups: int,
         eps: float,
-        temporal_eps: float | None = None,
+        temporal_eps: float,
+        time_channels: int | None = None,
         weighs_temporal: bool = False,
     ):
-        temporal_eps = temporal_eps or eps
-        self.spatial_res_block = ResnetBlock(inputs, outputs, time_channels, groups, eps)
-        self.temporal_res_block = ResnetBlock(outputs, outputs, time_channels, groups, temporal_eps, (3, 1))
+        self.spatial_res_block = ResnetBlock(inputs, outputs, groups, eps, time_channels)
+        self.temporal_res_block = ResnetBlock(outputs, outputs, groups, temporal_eps, time_channels, over_time=True)
         self.time_mixer = AlphaBlender(weighs_temporal)
 
     def __call__(
@@ -234,12 +221,6 @@ class SpatioTemporalResBlock(nnx.Module):
 class Level(nnx.Module):
     """The layers of one grid size under their released names. The `__call__` of a network runs them."""
 
-    def __init__(
-        self,
-        resnets: Sequence[nnx.Module],
-        attentions: Sequence[nnx.Module] = (),
-        downsamplers: Sequence[Downsample] = (),
-        upsamplers: Sequence[Upsample] = (),
-    ):
+    def __init__(self, resnets: Sequence[nnx.Module], attentions: Sequence[nnx.Module] = ()):
         self.resnets, self.attentions = nnx.List(resnets), nnx.List(attentions)
-        self.downsamplers, self.upsamplers = nnx.List(downsamplers), nnx.List(upsamplers)
+        self.downsamplers, self.upsamplers = nnx.List(), nnx.List()

@@ -66,32 +66,29 @@ class TransformerBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "b f t c"], context: Float[Array, "b2 f2 u e"]) -> Float[Array, "b f t c"]:
         """Transform tokens; `context` has tokens per frame, or per clip (f2 = 1), for all clips or the first b2."""
+        b, rows = len(x), "(b f) t c"
         if self.temporal:
             x = x + self.ff_in(self.norm_in(x))
-        x = x + self._self_attention(self.norm1(x))
+            rows = "(b t) f c"
+        y = self.attn1(rearrange(self.norm1(x), f"b f t c -> {rows}"))
+        x = x + rearrange(y, f"{rows} -> b f t c", b=b)
         if self.attn2 is not None:
             x = x + self._cross_attention(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
-
-    def _self_attention(self, x: Float[Array, "b f t c"]) -> Float[Array, "b f t c"]:
-        f, t = x.shape[1:3]
-        if self.temporal:
-            return rearrange(self.attn1(rearrange(x, "b f t c -> (b t) f c")), "(b t) f c -> b f t c", t=t)
-        return rearrange(self.attn1(rearrange(x, "b f t c -> (b f) t c")), "(b f) t c -> b f t c", f=f)
 
     def _cross_attention(
         self, x: Float[Array, "b f t c"], context: Float[Array, "b2 f2 u e"]
     ) -> Float[Array, "b f t2 c"]:
         """Attend to the context; clips beyond its batch attend to zeros. t2 is 1 for a context of one token."""
-        f, with_context = x.shape[1], len(context)
+        with_context = len(context)
         rows = rearrange(x[:with_context], "b f t c -> (b f) t c")
         out = self.attn2(rows, rearrange(context, "b f u e -> (b f) u e"))
-        out = rearrange(out, "(b f) t c -> b f t c", f=f)
+        out = rearrange(out, "(b f) t c -> b f t c", b=with_context)
         if with_context == len(x):
             return out
         # Values of zeros are zero, so attention to them is exactly the output projection's bias.
         bias = jnp.broadcast_to(self.attn2.to_out[0].bias[...], (len(x) - with_context, *out.shape[1:]))
-        return jnp.concatenate([out, bias.astype(out.dtype)])
+        return jnp.concatenate([out, bias])
 
 
 class SpatioTemporalTransformer(nnx.Module):
@@ -101,7 +98,7 @@ class SpatioTemporalTransformer(nnx.Module):
         channels, heads = config.block_out_channels[level], config.num_attention_heads[level]
         context, temporal_context = config.cross_attention_dim[level], config.temporal_cross_attention_dim
         layers = range(config.transformer_layers_per_block[level])
-        self.norm = GroupNorm(channels, config.norm_num_groups, 1e-6)
+        self.norm = GroupNorm(channels, config.norm_num_groups)
         self.proj_in = Linear(channels, channels)
         self.transformer_blocks = nnx.List([TransformerBlock(channels, heads, context) for _ in layers])
         self.temporal_transformer_blocks = nnx.List(

@@ -32,7 +32,6 @@ from drender.models.transformer import SpatioTemporalTransformer
 # Domain embeddings are scaled down to this norm at lookup, as by PyTorch's `nn.Embedding(max_norm=10)`.
 MAX_DOMAIN_NORM = 10.0
 
-Features = Float[Array, "b f h w c"]
 # Levels differ in tokens and channels. Batch and frames may be fewer than the latents' (see `UNet.__call__`).
 Context = Float[Array, "b2 f2 u e"] | list[Float[Array, "_ _ _ _"]]
 
@@ -40,18 +39,11 @@ Context = Float[Array, "b2 f2 u e"] | list[Float[Array, "_ _ _ _"]]
 # --- levels ----------------------------------------------------------------------------------------------------------
 
 
-def time_channels(config: UNetConfig) -> int:
-    """Return the channels of the time features, four times those of the first level."""
-    return 4 * config.block_out_channels[0]
-
-
-def _level(
-    config: UNetConfig, level: int, inputs: list[int], num_attentions: int, eps: float, **samplers: list
-) -> Level:
+def _level(config: UNetConfig, level: int, inputs: list[int], num_attentions: int, eps: float) -> Level:
     """Return residual blocks that take `inputs` channels, the first ones each followed by a transformer."""
-    outputs, groups = config.block_out_channels[level], config.norm_num_groups
-    resnets = [SpatioTemporalResBlock(channels, outputs, time_channels(config), groups, eps) for channels in inputs]
-    return Level(resnets, [SpatioTemporalTransformer(config, level) for _ in range(num_attentions)], **samplers)
+    first, outputs, groups = config.block_out_channels[0], config.block_out_channels[level], config.norm_num_groups
+    resnets = [SpatioTemporalResBlock(channels, outputs, groups, eps, eps, 4 * first) for channels in inputs]
+    return Level(resnets, [SpatioTemporalTransformer(config, level) for _ in range(num_attentions)])
 
 
 def _down_level(config: UNetConfig, level: int) -> Level:
@@ -59,9 +51,10 @@ def _down_level(config: UNetConfig, level: int) -> Level:
     channels, num_layers = config.block_out_channels, config.layers_per_block[level]
     inputs = [channels[max(level - 1, 0)]] + [channels[level]] * (num_layers - 1)
     attention = config.down_block_types[level].startswith("CrossAttn")
-    downsamplers = [] if level == len(channels) - 1 else [Downsample(channels[level])]
-    eps = 1e-6 if attention else 1e-5
-    return _level(config, level, inputs, num_layers * attention, eps, downsamplers=downsamplers)
+    block = _level(config, level, inputs, num_layers * attention, eps=1e-6 if attention else 1e-5)
+    if level < len(channels) - 1:
+        block.downsamplers.append(Downsample(channels[level]))
+    return block
 
 
 def _up_level(config: UNetConfig, level: int) -> Level:
@@ -74,7 +67,10 @@ def _up_level(config: UNetConfig, level: int) -> Level:
     skips = [outputs] * (num_layers - 1) + [channels[max(level - 1, 0)]]
     inputs = [a + b for a, b in zip(before, skips, strict=True)]
     attention = config.up_block_types[len(channels) - 1 - level].startswith("CrossAttn")
-    return _level(config, level, inputs, num_layers * attention, 1e-6, upsamplers=[Upsample(outputs)] if level else [])
+    block = _level(config, level, inputs, num_layers * attention, eps=1e-6)
+    if level:
+        block.upsamplers.append(Upsample(outputs))
+    return block
 
 
 # --- the network -----------------------------------------------------------------------------------------------------
@@ -97,7 +93,8 @@ class UNet(nnx.Module):
 
     def __init__(self, config: UNetConfig):
         self.config = config
-        first, time = config.block_out_channels[0], time_channels(config)
+        first = config.block_out_channels[0]
+        time = 4 * first  # channels of the time features
         self.conv_in = Conv(config.in_channels, first)
         self.time_embedding = TimestepEmbedding(first, time, time)
         self.add_embedding = TimestepEmbedding(config.projection_class_embeddings_input_dim, time, time)
@@ -112,7 +109,7 @@ class UNet(nnx.Module):
 
     def __call__(
         self,
-        x: Features,
+        x: Float[Array, "b f h w c"],
         time: Float[Array, " b"],
         context: Context,
         micro_conditioning: Float[Array, "b 3"],
@@ -151,7 +148,7 @@ class UNet(nnx.Module):
         layer = maybe_remat(layer, remat)
         layers = lambda block: itertools.zip_longest(block.resnets, block.attentions)
 
-        x = self.conv_in(x.astype(dtype))
+        x = self.conv_in(x)
         skips = [x]
         for block, context in zip(self.down_blocks, contexts, strict=True):
             for resnet, attention in layers(block):
@@ -167,6 +164,5 @@ class UNet(nnx.Module):
                 x = layer([x, skips.pop()], resnet, attention, context)
             for upsample in block.upsamplers:
                 x = upsample(x, skips[-1].shape[2:4])
-        f = x.shape[1]
-        x = jax.nn.silu(self.conv_norm_out(rearrange(x, "b f h w c -> (b f) h w c")))
-        return rearrange(self.conv_out(x), "(b f) h w c -> b f h w c", f=f).astype(jnp.float32)
+        y = jax.nn.silu(self.conv_norm_out(rearrange(x, "b f h w c -> (b f) h w c")))
+        return rearrange(self.conv_out(y), "(b f) h w c -> b f h w c", b=len(x)).astype(jnp.float32)

@@ -3,6 +3,8 @@
 It is Stable Video Diffusion's (`AutoencoderKLTemporalDecoder` in diffusers).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -22,42 +24,39 @@ from drender.models.layers import (
     maybe_remat,
 )
 
-EPS = 1e-6
-TEMPORAL_EPS = 1e-5
-
 
 class FrameAttention(Attention):
     """Self-attention with one head over all positions of a frame, with norm and residual."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__(channels, heads=1, bias=True)
-        self.group_norm = GroupNorm(channels, groups, EPS)
+        self.group_norm = GroupNorm(channels, groups)
 
     def __call__(self, x: Float[Array, "rows h w c"]) -> Float[Array, "rows h w c"]:
         out = super().__call__(rearrange(self.group_norm(x), "rows h w c -> rows (h w) c"))
         return x + rearrange(out, "rows (h w) c -> rows h w c", h=x.shape[1])
 
 
-def image_level(inputs: int, outputs: int, num_layers: int, groups: int, **others: list) -> Level:
-    """Return residual blocks over images, of which the first changes the channels, with `others` of `Level`."""
+def image_level(inputs: int, outputs: int, num_layers: int, groups: int) -> Level:
+    """Return residual blocks over images, of which the first changes the channels."""
     channels = [inputs] + [outputs] * (num_layers - 1)
-    return Level([ResnetBlock(c, outputs, None, groups, EPS) for c in channels], **others)
+    return Level([ResnetBlock(c, outputs, groups, eps=1e-6, time_channels=None) for c in channels])
 
 
 class Encoder(nnx.Module):
     """Images to the moments of their latents, before `quant_conv`."""
 
     def __init__(self, config: VAEConfig):
-        levels, groups = config.block_out_channels, config.norm_num_groups
+        levels, groups, num_layers = config.block_out_channels, config.norm_num_groups, config.layers_per_block
         self.conv_in = Conv(config.in_channels, levels[0])
-        blocks = []
+        self.down_blocks = nnx.List()
         for i, outputs in enumerate(levels):
-            downsamplers = [Downsample(outputs, one_sided=True)] if i < len(levels) - 1 else []
-            inputs = levels[max(i - 1, 0)]
-            blocks.append(image_level(inputs, outputs, config.layers_per_block, groups, downsamplers=downsamplers))
-        self.down_blocks = nnx.List(blocks)
-        self.mid_block = image_level(levels[-1], levels[-1], 2, groups, attentions=[FrameAttention(levels[-1], groups)])
-        self.conv_norm_out = GroupNorm(levels[-1], groups, EPS)
+            self.down_blocks.append(image_level(levels[max(i - 1, 0)], outputs, num_layers, groups))
+            if i < len(levels) - 1:
+                self.down_blocks[i].downsamplers.append(Downsample(outputs, one_sided=True))
+        self.mid_block = image_level(levels[-1], levels[-1], 2, groups)
+        self.mid_block.attentions.append(FrameAttention(levels[-1], groups))
+        self.conv_norm_out = GroupNorm(levels[-1], groups)
         self.conv_out = Conv(levels[-1], 2 * config.latent_channels)
 
     def __call__(self, x: Float[Array, "rows h w c"], remat: bool) -> Float[Array, "rows h2 w2 c2"]:
@@ -74,19 +73,19 @@ class TemporalDecoder(nnx.Module):
 
     def __init__(self, config: VAEConfig):
         levels, groups, num_layers = config.block_out_channels[::-1], config.norm_num_groups, config.layers_per_block
-
-        def resnet(inputs: int, outputs: int) -> SpatioTemporalResBlock:
-            return SpatioTemporalResBlock(inputs, outputs, None, groups, EPS, TEMPORAL_EPS, weighs_temporal=True)
-
+        resnet = functools.partial(
+            SpatioTemporalResBlock, groups=groups, eps=1e-6, temporal_eps=1e-5, weighs_temporal=True
+        )
         self.conv_in = Conv(config.latent_channels, levels[0])
         mid_resnets = [resnet(levels[0], levels[0]) for _ in range(num_layers)]
         self.mid_block = Level(mid_resnets, [FrameAttention(levels[0], groups)])
-        blocks = []
+        self.up_blocks = nnx.List()
         for i, outputs in enumerate(levels):
             resnets = [resnet(c, outputs) for c in [levels[max(i - 1, 0)]] + [outputs] * num_layers]
-            blocks.append(Level(resnets, upsamplers=[Upsample(outputs)] if i < len(levels) - 1 else []))
-        self.up_blocks = nnx.List(blocks)
-        self.conv_norm_out = GroupNorm(levels[-1], groups, EPS)
+            self.up_blocks.append(Level(resnets))
+            if i < len(levels) - 1:
+                self.up_blocks[i].upsamplers.append(Upsample(outputs))
+        self.conv_norm_out = GroupNorm(levels[-1], groups)
         self.conv_out = Conv(levels[-1], config.out_channels)
         self.time_conv_out = Conv(config.out_channels, config.out_channels, (3, 1))
 
@@ -122,16 +121,14 @@ class VAE(nnx.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = TemporalDecoder(config)
-        self.quant_conv = Conv(2 * config.latent_channels, 2 * config.latent_channels, 1)
+        self.quant_conv = Conv(2 * config.latent_channels, 2 * config.latent_channels, (1, 1))
 
     def moments(
         self, x: Float[Array, "b f h w 3"], remat: bool = False
     ) -> tuple[Float[Array, "b f h2 w2 c"], Float[Array, "b f h2 w2 c"]]:
         """Return mean and log-variance (clipped to [−30, 20]), float32, of the latents of images in [−1, 1]."""
-        f = x.shape[1]
-        x = rearrange(x.astype(self.quant_conv.kernel[...].dtype), "b f h w c -> (b f) h w c")
-        moments = self.quant_conv(self.encoder(x, remat)).astype(jnp.float32)
-        mean, log_variance = jnp.split(rearrange(moments, "(b f) h w c -> b f h w c", f=f), 2, axis=-1)
+        moments = self.quant_conv(self.encoder(rearrange(x, "b f h w c -> (b f) h w c"), remat)).astype(jnp.float32)
+        mean, log_variance = jnp.split(rearrange(moments, "(b f) h w c -> b f h w c", b=len(x)), 2, axis=-1)
         return mean, jnp.clip(log_variance, -30, 20)
 
     def encode(self, x: Float[Array, "b f h w 3"], remat: bool = False) -> Float[Array, "b f h2 w2 c"]:
@@ -146,4 +143,4 @@ class VAE(nnx.Module):
         Args:
           image_only: treat frames as unrelated images, without computing the temporal branches.
         """
-        return self.decoder(z.astype(self.quant_conv.kernel[...].dtype), remat, image_only).astype(jnp.float32)
+        return self.decoder(z, remat, image_only).astype(jnp.float32)
