@@ -116,8 +116,8 @@ def from_released(
     def load(component: str) -> dict:
         log(_summary(component, matched[component]))
         # Copy to the new layout one tensor at a time, so that only one is in memory twice.
-        contiguous = lambda name, tensor: np.asarray(from_torch(name, tensor.read()), order="C")
-        return unflatten({name: contiguous(name, tensor) for name, tensor in matched[component].items()})
+        leaves = matched[component].items()
+        return unflatten({name: np.asarray(from_torch(name, tensor.read()), order="C") for name, tensor in leaves})
 
     orbax.save(destination, config, {name: functools.partial(load, name) for name in matched}, overwrite)
     log(f"wrote {destination}")
@@ -177,7 +177,7 @@ def _raise_if_any(problems: list[str], where: str) -> None:
 def _summary(component: str, tensors: Mapping[str, Tensor]) -> str:
     size = sum(math.prod(tensor.shape) for tensor in tensors.values())
     dtypes = ", ".join(sorted({str(tensor.dtype) for tensor in tensors.values()}))
-    ranks = {tensor.shape[0] for name, tensor in tensors.items() if name.endswith((".lora_A", ".down"))}
+    ranks = {tensor.shape[0] for name, tensor in tensors.items() if ".lora_A" in name or ".lora.down" in name}
     rank = f", rank {', '.join(map(str, sorted(ranks)))}" if ranks else ""
     return f"{component}: {size:,} parameters in {len(tensors)} tensors, {dtypes}{rank}"
 
@@ -206,15 +206,14 @@ def to_released(
             (folder / name).mkdir(exist_ok=True)
             tensors = _torch_tensors(source, config, name, dtype)
             log(_summary(name, tensors))
-            prefix = LORA_PREFIX if name == "lora" else ""
-            tensors = {prefix + torch_name(path): tensor for path, tensor in tensors.items()}
             torch_files.write(folder / name / f"{diffusers_layout.STEMS[name]}.safetensors", tensors)
     log(f"wrote {destination}")
 
 
 def _torch_tensors(source: str | Path, config: RendererConfig, component: str, dtype: str | None) -> dict[str, Tensor]:
-    """Load a component; return its tensors in torch's layout, made one by one, by our dotted path."""
+    """Load a component; return its tensors by torch name, in torch's layout, made one by one."""
     arrays = flatten(orbax.load(source, component, abstract_params(config).get(component), dtype))
+    prefix = LORA_PREFIX if component == "lora" else ""
 
     def read(name: str) -> np.ndarray:
         array = np.asarray(arrays[name])
@@ -223,6 +222,6 @@ def _torch_tensors(source: str | Path, config: RendererConfig, component: str, d
         return to_torch(name, array)
 
     return {
-        name: Tensor(_shape(to_torch, name, x.shape), np.dtype(x.dtype), functools.partial(read, name))
+        prefix + torch_name(name): Tensor(_shape(to_torch, name, x.shape), x.dtype, functools.partial(read, name))
         for name, x in arrays.items()
     }

@@ -27,11 +27,5 @@ def flatten(tree: Mapping) -> dict[str, Any]:
 
 def unflatten(leaves: Mapping[str, Any]) -> dict:
     """Invert `flatten`; path components that are numbers become ints, as the keys of `nnx.List` are."""
-    tree: dict = {}
-    for name, leaf in leaves.items():
-        *parents, last = (int(part) if part.isdecimal() else part for part in name.split("."))
-        branch = tree
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-        branch[last] = leaf
-    return tree
+    key = lambda part: int(part) if part.isdecimal() else part
+    return nnx.traversals.unflatten_mapping({tuple(map(key, name.split("."))): x for name, x in leaves.items()})

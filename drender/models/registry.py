@@ -26,5 +26,5 @@ def network_of(config: RendererConfig, name: str) -> tuple[type[nnx.Module], Any
 
 def abstract_params(config: RendererConfig) -> dict[str, dict]:
     """Return the shapes of the parameters of every network that the configuration has."""
-    networks = {name: getattr(config, name) for name in NETWORKS}
-    return {name: abstract_module(NETWORKS[name], part)[1] for name, part in networks.items() if part is not None}
+    names = [name for name in NETWORKS if getattr(config, name) is not None]
+    return {name: abstract_module(*network_of(config, name))[1] for name in names}
