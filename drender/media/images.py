@@ -135,8 +135,13 @@ def stored_bits(path: str | Path) -> int:
 
 
 def to_integers(image: np.ndarray, bits: int = 8) -> np.ndarray:
-    """Return floats in [0, 1] as unsigned integers of `bits`, halves rounded up; uint8 stays as it is."""
+    """Return floats in [0, 1] as unsigned integers of `bits`, halves rounded up; uint8 stays as it is.
+
+    Other integers, whose range is unknown, raise InputError.
+    """
     if image.dtype != np.uint8:
+        if image.dtype.kind in "iu":
+            raise InputError(f"pixels: expected floats in [0, 1] or uint8, got {image.dtype}; convert them")
         image = np.floor(np.clip(image, 0, 1).astype(np.float32) * (2**bits - 1) + 0.5).astype(f"uint{bits}")
     return np.ascontiguousarray(image)
 

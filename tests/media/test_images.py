@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
 from drender.media.color import linear_to_srgb
-from drender.media.images import image_size, load_image, read_hdr, read_image, write_exr, write_png
+from drender.media.images import image_size, load_image, read_hdr, read_image, to_integers, write_exr, write_png
 from drender.media.video import find_clips, write_video
 
 RNG = np.random.default_rng(0)
@@ -151,6 +151,11 @@ def test_png_is_read_alike_by_pillow(tmp_path):
 def test_png_rounds_to_nearest_and_clips(tmp_path):
     write_png(tmp_path / "a.png", np.array([[[-1, 0.49 / 255, 0.51 / 255], [254.6 / 255, 1.5, np.inf]]], np.float32))
     assert np.asarray(Image.open(tmp_path / "a.png")).tolist() == [[[0, 0, 1], [255, 255, 255]]]
+
+
+def test_integers_of_unknown_range_are_refused():
+    for dtype in (np.uint16, np.int64):
+        assert broken(to_integers, np.zeros((2, 2, 3), dtype)).startswith("pixels: expected floats in [0, 1] or uint8")
 
 
 def test_unwritable_paths_are_input_errors(tmp_path):
