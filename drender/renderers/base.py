@@ -9,6 +9,7 @@ import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +88,16 @@ class Renderer:
           lora_scale: weight of the LoRA trained on real footage, if the checkpoint has one. None: 1 for the inverse
             renderer and 0.25 for the forward renderer, which suits real footage; 0 suits synthetic objects.
         Raises:
-          InputError: the checkpoint is missing or of another kind, or the dtype is unknown.
+          InputError: the checkpoint is missing or of another kind, the dtype is unknown, or the scale is no number.
         """
         cache_compilations()
         devices = (device,) if isinstance(device, jax.Device) else tuple(device or jax.devices()[:1])
         dtype = dtype or ("float32" if devices[0].platform == "cpu" else "bfloat16")
         if dtype not in DTYPES:
             raise unknown_name_error("dtype", dtype, DTYPES)
-        path = resolve(path or assets.checkpoint(cls.kind))
+        if lora_scale is not None and not (isinstance(lora_scale, Real) and math.isfinite(lora_scale)):
+            raise InputError(f"lora_scale: expected a finite number, got {lora_scale!r}")
+        path = resolve(assets.checkpoint(cls.kind) if path is None else path)
         config = cls.load_config(path)
         with jax.default_device(devices[0]):
             params = cls._load_params(path, config, dtype)

@@ -147,6 +147,9 @@ class ForwardRenderer(Renderer):
 
     def _check_environment(self, environment: Mapping, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
         """Return the model's environment maps, `b2 f2 H W 3`, with a single frame if all frames are equal."""
+        if not isinstance(environment, Mapping):
+            expected = "the maps of `environment_maps`, or drop=['environment']"
+            raise InputError(f"environment: expected {expected}, got {type(environment).__name__}")
         b, f = shape[:2]
         maps = {}
         for label in self.config.env_encoder.in_labels:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from drender.config import DEFAULT_PASSES, RendererConfig, Sampling
-from drender.errors import unknown_name_error
+from drender.errors import InputError, unknown_name_error
 from drender.renderers.base import Renderer, progress_bar
 from drender.renderers.batches import batched
 from drender.renderers.windows import WindowedLatents, concat_frames
@@ -30,7 +30,7 @@ class InverseRenderer(Renderer):
     def __call__(
         self,
         rgb: Float[np.ndarray, "b f h w 3"],
-        passes: Sequence[str] = DEFAULT_PASSES,
+        passes: Iterable[str] = DEFAULT_PASSES,
         *,
         noise: Float[np.ndarray, "b f h8 w8 c"] | None = None,
         progress: bool = True,
@@ -49,7 +49,7 @@ class InverseRenderer(Renderer):
         Returns:
           Per pass, float32 images in [0, 1]; docs/conventions.md states those of normals and depth.
         Raises:
-          InputError: unknown pass or option, or arrays of the wrong shape, dtype or range.
+          InputError: no pass, an unknown pass or option, or arrays of the wrong shape, dtype or range.
         """
         sampling = self.sampling(sampling)
         latents = self.encode(self.check_images("rgb", rgb), sampling)
@@ -111,8 +111,11 @@ class InverseRenderer(Renderer):
 
 
 def chosen_passes(config: RendererConfig, passes: Iterable[str]) -> list[str]:
-    """Return the passes without repetitions; raise InputError for one that the model does not know."""
-    for name in passes:
+    """Return the passes without repetitions; raise InputError for one that the model does not know, or for none."""
+    chosen = list(dict.fromkeys(passes))
+    for name in chosen:
         if name not in config.domains:
             raise unknown_name_error("pass", name, config.domains)
-    return list(dict.fromkeys(passes))
+    if not chosen:
+        raise InputError(f"passes: expected at least one of {', '.join(config.domains)}, got none")
+    return chosen

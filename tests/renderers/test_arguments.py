@@ -6,6 +6,7 @@ import pytest
 
 from drender import ForwardRenderer, InputError, InverseRenderer
 from drender.config import CONDITIONS, ENVIRONMENT_LABELS
+from drender.renderers.inverse import chosen_passes
 
 RGB = np.zeros((1, 2, 16, 16, 3), np.float32)
 
@@ -14,6 +15,7 @@ RGB = np.zeros((1, 2, 16, 16, 3), np.float32)
     ("arguments", "message"),
     [
         ({"passes": ["normals"]}, "unknown pass 'normals'; did you mean 'normal'"),
+        ({"passes": ()}, "passes: expected at least one of basecolor, .*, got none"),
         ({"num_steps": 0}, "num_steps: expected at least 1, got 0"),
         ({"frames": 2, "overlap": 2}, r"overlap: expected less than frames \(2\), got 2"),
         ({"decode_overlap": 8}, r"decode_overlap: expected less than decode_chunk_size \(8\), got 8"),
@@ -78,6 +80,14 @@ def test_bad_arguments_of_forward_are_errors(forward, change, message):
         forward(**arguments | change)
 
 
+@pytest.mark.parametrize("environment", [None, "sky.hdr"])
+def test_an_environment_that_holds_no_maps_is_an_error(forward, environment):
+    """Call the check itself, without the tests' type checking."""
+    check = ForwardRenderer._check_environment.__wrapped__
+    with pytest.raises(InputError, match="environment: expected the maps of `environment_maps`"):
+        check(forward, environment, RGB.shape)
+
+
 @pytest.mark.slow
 def test_a_checkpoint_of_the_other_kind_is_an_error(inverse_checkpoint, forward_checkpoint):
     with pytest.raises(InputError, match="holds a 'forward' model, but the inverse renderer needs 'inverse'"):
@@ -89,3 +99,18 @@ def test_a_checkpoint_of_the_other_kind_is_an_error(inverse_checkpoint, forward_
 def test_a_mistyped_dtype_is_an_error_with_a_hint(inverse_checkpoint):
     with pytest.raises(InputError, match="did you mean 'bfloat16'"):
         InverseRenderer.load(inverse_checkpoint, dtype="bfloat")
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_a_lora_scale_that_is_no_finite_number_is_an_error(inverse_checkpoint, scale):
+    with pytest.raises(InputError, match="lora_scale: expected a finite number"):
+        InverseRenderer.load(inverse_checkpoint, lora_scale=scale)
+
+
+def test_an_empty_path_is_not_the_built_in_model():
+    with pytest.raises(InputError, match="checkpoint"):
+        InverseRenderer.load("")
+
+
+def test_passes_may_come_from_a_generator(inverse):
+    assert chosen_passes(inverse.config, (name for name in ("depth", "normal", "depth"))) == ["depth", "normal"]
