@@ -1,4 +1,4 @@
-"""Low-rank adaptation (Hu et al. 2021): a correction B·A of low rank to some kernels of a network.
+"""Low-rank adaptation (Hu et al. 2021): a correction A·B of low rank to some kernels of a network.
 
 The factors are a nested dict of their own. At the path of an adapted module it has `lora_A` and `lora_B`, or
 `lora: {down, up}` as older files spell them, and sometimes `alpha`. They are laid out as kernels are here:
@@ -133,7 +133,7 @@ class AdaptedLinear(nnx.Module):
 
 
 def adapt(network: nnx.Module, lora: Mapping, gate: Float[Array, " b"]) -> nnx.Module:
-    """Return the network with corrections beside its kernels: W x + gate · alpha/rank · B A x, with a gate per clip.
+    """Return the network with corrections beside its kernels: x·W + gate · alpha/rank · x·A·B, with a gate per clip.
 
     With equal gates this computes the same as `merge` with that scale.
 

@@ -51,6 +51,7 @@ def _down_level(config: UNetConfig, level: int) -> Level:
     channels, num_layers = config.block_out_channels, config.layers_per_block[level]
     inputs = [channels[max(level - 1, 0)]] + [channels[level]] * (num_layers - 1)
     attention = config.down_block_types[level].startswith("CrossAttn")
+    # The epsilons here and below are those of diffusers' block classes, with which the released weights were trained.
     block = _level(config, level, inputs, num_layers * attention, eps=1e-6 if attention else 1e-5)
     if level < len(channels) - 1:
         block.downsamplers.append(Downsample(channels[level]))
