@@ -51,6 +51,10 @@ class App:
     max_frames: int  # of a clip, the rest is not read
     sessions: dict[str, Session] = field(default_factory=dict)
     device: threading.Lock = field(default_factory=threading.Lock)
+    passes: list[str] = field(init=False)  # of the inverse renderer, among them all that the forward renderer needs
+
+    def __post_init__(self):
+        self.passes = chosen_passes(self.inverse.config, (*DEFAULT_PASSES, *self.forward.config.conditions))
 
     def session(self, request: gr.Request) -> Session:
         name = request.session_hash
@@ -90,7 +94,7 @@ class App:
             yield gr.skip()
             return
         with self.device:
-            for _ in session.estimate(self.inverse, chosen_passes(self.inverse.config, DEFAULT_PASSES)):
+            for _ in session.estimate(self.inverse, self.passes):
                 yield gallery(session, 0), shown(session.buffers.get("basecolor"), 0)
 
     def show(self, index: int, request: gr.Request) -> tuple:

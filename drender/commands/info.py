@@ -14,7 +14,7 @@ from drender.config import DOMAINS, RendererConfig
 from drender.errors import extent, say
 from drender.media.animation import is_animated
 from drender.media.decoding import open_video
-from drender.media.gbuffers import find_gbuffer_clips, find_images
+from drender.media.gbuffers import buffer_labels, find_gbuffer_clips, find_images
 from drender.media.images import open_image
 from drender.media.video import VIDEO_SUFFIXES, Clip, find_clips
 from drender.sampling.record import read_record
@@ -46,7 +46,7 @@ def describe(path: str) -> Iterator[Property]:
         for file in records:
             yield from describe_record(file)
     elif folder.is_dir() and find_images(folder, tuple(DOMAINS)):
-        for clip in find_gbuffer_clips(folder, ()):
+        for clip in find_gbuffer_clips(folder, (), labels=buffer_labels(folder)):
             yield "G-buffers", f"{clip.name}: {', '.join(clip.labels)}"
             yield "frames", f"{clip.num_frames} in {len(clip.chunks)} chunks, {extent(clip.size)}"
     else:

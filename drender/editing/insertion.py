@@ -18,7 +18,7 @@ from drender.editing.materials import blend, to_linear, to_stored
 from drender.errors import InputError, extent, naming, unknown_name_error
 from drender.lighting.camera import require_poses
 from drender.media.encodings import DEFAULT, Cameras, InputEncoding, decode_normal, encode_normal, read_labeled
-from drender.media.gbuffers import GBufferClip, find_gbuffer_clips
+from drender.media.gbuffers import GBufferClip, buffer_labels, find_gbuffer_clips
 from drender.media.resize import resize
 
 Image, Mask = Float32[np.ndarray, "h w 3"], Float32[np.ndarray, "h w 1"]
@@ -143,7 +143,8 @@ class FileObject:
     ):
         self.path, self.frame, self.cameras = path, frame, cameras
         with naming("--object"):
-            clips = find_gbuffer_clips(path, ("depth",), labels=("mask",), assumed=encoding)
+            labels = ("mask", *buffer_labels(path))
+            clips = find_gbuffer_clips(path, ("depth",), labels=labels, assumed=encoding)
         self._clips = {clip.name: clip for clip in clips}
 
     def check(self, name: str, num_frames: int, labels: Sequence[str]) -> None:

@@ -4,7 +4,6 @@ import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from threading import Event
 from typing import Any, ClassVar
 
@@ -17,15 +16,14 @@ from drender.editing.insertion import FileObject, Layer, RenderedObject, add_dif
 from drender.editing.materials import edit, set_to
 from drender.editing.steps import EditStep
 from drender.errors import InputError, OnFailure, extent, say
-from drender.files import list_dir, map_collecting_errors
+from drender.files import map_collecting_errors
 from drender.media.encodings import DEFAULT, Cameras, ImageFormat, InputEncoding
-from drender.media.gbuffers import GBufferClip, find_gbuffer_clips
+from drender.media.gbuffers import GBufferClip, buffer_labels, find_gbuffer_clips
 from drender.media.images import stored_bits
 from drender.sampling.base import ClipJob
 from drender.sampling.inputs import BufferChunks, Chunk
 from drender.sampling.lights import Lights, require_for_own_light
 from drender.sampling.outputs import ClipOutput, RunConfig
-from drender.sampling.record import read_record
 
 Images = dict[str, Float32[np.ndarray, "h w 3"]]  # of one frame, by label
 PASSED_ON = ("rgb", "mask")  # copied with the G-buffers: the source picture and the foreground
@@ -75,7 +73,7 @@ class EditingJob(ClipJob):
             self.change(chunked)  # raises InputError
             return chunked
 
-        labels = (*PASSED_ON, *_recorded_labels(self.run.input))
+        labels = (*PASSED_ON, *buffer_labels(self.run.input))
         self.encoding.check_labels((*labels, *DOMAINS))
         clips = find_gbuffer_clips(self.run.input, self.required_labels(), on_failure, labels, assumed=self.encoding)
         self.run.check_separate({clip.name: clip.folder for clip in clips})
@@ -100,13 +98,6 @@ class EditingJob(ClipJob):
         say(f"{clip.name}: frames {chunk.start} to {chunk.stop - 1} written")
         if chunk is clip.chunks[-1] and change.unseen and change.whole:
             warnings.warn(f"clip {clip.name!r}: {change.unseen}", stacklevel=2)
-
-
-def _recorded_labels(source: Path) -> list[str]:
-    """Return the labels in the records of a folder and its subfolders: models may have other buffers than ours."""
-    folders = [source, *(entry for entry in list_dir(source) if entry.is_dir())] if source.is_dir() else []
-    labels = [label for folder in folders for label in read_record(folder / f"{COMMAND}.json").get("labels", [])]
-    return [label for label in dict.fromkeys(labels) if label != GUIDE]
 
 
 def _check_one_size(clip_name: str, images: Images) -> None:
@@ -225,7 +216,10 @@ class _Insertion(Change):
 
     def layer(self, index: int, size: tuple[int, int]) -> Layer:
         layer = self.job.inserted.layer(self.clip.name, index, size)
-        return replace(layer, images=add_diffuse_albedo(edit(layer.images, set=self.job.material)))
+        images = add_diffuse_albedo(edit(layer.images, set=self.job.material))
+        if isinstance(self.job.inserted, RenderedObject):  # further kinds of G-buffers, such as emission, are 0
+            images = dict.fromkeys(self.clip.clip.labels, np.zeros_like(images["depth"])) | images
+        return replace(layer, images=images)
 
     @functools.cached_property
     def depths(self) -> tuple[tuple[float, float], tuple[float, float]]:

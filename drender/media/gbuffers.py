@@ -24,6 +24,8 @@ Files = dict[str, dict[str, Path]]  # of a clip: label -> stem of the frame -> f
 ENCODING = "encoding.json"  # in a folder of clips: {"normals": "directx", "layers": [["roughness", "G"]]}
 # Labels of textures that pack others, and the channels of these.
 PACKED, PACKED_CHANNELS = ("orm", "arm"), {"roughness": "G", "metallic": "B"}
+# Labels of the images of a clip that are no G-buffers: of the picture, regions, lights, relit frames and previews.
+_OTHERS = re.compile(r"rgb|mask|valid|guide|env.*")
 
 
 def frame_path(folder: str | Path, chunk: int, frame: int, label: str, kind: str = "png") -> Path:
@@ -128,6 +130,27 @@ def find_gbuffer_clips(
     if not clips:
         raise InputError(f"{path}: no G-buffers found; expected files such as {frame_path('clip', 0, 0, 'basecolor')}")
     return map_collecting_errors(clip, clips, failed)
+
+
+def find_labels(path: str | Path, pattern: str = "") -> list[str]:
+    """Return labels in a clip's folder or a folder of these: all of files with released names, in natural order.
+
+    Labels that the regular expression matches are found in the other layouts too.
+    """
+    path, labels = expand_home(path), set()
+    for entry in (*path.glob("[!.]*"), *path.glob("[!.]*/[!.]*")):
+        stem, _, label = entry.stem.rpartition(".")
+        is_image = entry.suffix.lower() in IMAGE_SUFFIXES + HDR_SUFFIXES
+        if re.fullmatch(pattern, entry.name) and entry.is_dir():
+            labels.add(entry.name)
+        elif is_image and label and (RELEASED_STEM.fullmatch(stem) or (stem and re.fullmatch(pattern, label))):
+            labels.add(label)
+    return sorted(labels, key=natural_order)
+
+
+def buffer_labels(path: str | Path) -> list[str]:
+    """Return those of `find_labels` that are G-buffers: models may have others than DOMAINS."""
+    return [label for label in find_labels(path) if not _OTHERS.fullmatch(label)]
 
 
 def find_images(path: str | Path, labels: Sequence[str], assumed: InputEncoding = DEFAULT) -> list[tuple[str, Files]]:

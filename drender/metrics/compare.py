@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,13 @@ from drender.config import DOMAINS
 from drender.errors import InputError, extent, naming
 from drender.files import folder_name, natural_order, write_text
 from drender.media.encodings import InputEncoding
-from drender.media.gbuffers import Files, find_images, frame_path, read_encoding, read_frames
-from drender.media.images import HDR_SUFFIXES, IMAGE_SUFFIXES
+from drender.media.gbuffers import Files, find_images, find_labels, frame_path, read_encoding, read_frames
 from drender.media.ranges import resolve_encoding
 from drender.media.sequences import RELEASED_STEM
 from drender.metrics.image import Scores, evaluate
 from drender.metrics.lpips import LPIPS
 
-RELIT = re.compile(r"env\d{4,}")  # labels of relit frames
+RELIT = r"env\d{4,}"  # labels of relit frames
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def compare(
       pairs: labels to compare, (predicted, truth), besides all that both sides have.
       mask: the label of the truth's masks, white where pixels count.
     """
-    known = tuple(dict.fromkeys((*DOMAINS, "rgb", *_other_labels(predicted), *_other_labels(truth))))
+    known = tuple(dict.fromkeys((*DOMAINS, "rgb", *find_labels(predicted, RELIT), *find_labels(truth, RELIT))))
     predicted_clips = _find(predicted, (*known, *(label for label, _ in pairs)))
     true_clips = _find(truth, (*known, *(label for _, label in pairs), *([] if mask is None else [mask])))
     if list(predicted_clips) == [folder_name(predicted)] and list(true_clips) == [folder_name(truth)]:
@@ -91,19 +89,6 @@ def compare(
         row = label if label == true_label else f"{label}={true_label}"
         comparisons.append(Comparison(name, row, kind, *frames, masks, encodings))
     return comparisons
-
-
-def _other_labels(path: str | Path) -> list[str]:
-    """Return labels in a folder of clips: all of files with released names, and those of relit frames in any layout."""
-    labels = set()
-    for entry in (*Path(path).glob("[!.]*"), *Path(path).glob("[!.]*/[!.]*")):
-        stem, _, label = entry.stem.rpartition(".")
-        is_image = entry.suffix.lower() in IMAGE_SUFFIXES + HDR_SUFFIXES
-        if RELIT.fullmatch(entry.name) and entry.is_dir():
-            labels.add(entry.name)
-        elif is_image and (RELEASED_STEM.fullmatch(stem) or (stem and RELIT.fullmatch(label))):
-            labels.add(label)
-    return sorted(labels, key=natural_order)
 
 
 def _find(path: str | Path, labels: Sequence[str]) -> dict[str, Files]:

@@ -51,8 +51,8 @@ def test_files_that_cannot_be_read_are_described_first(tmp_path):
 
 
 def test_gbuffers_and_results(tmp_path):
-    folder = write_gbuffers(tmp_path / "gbuffers")
-    assert "basecolor" in described(folder)["G-buffers"]
+    folder = write_gbuffers(tmp_path / "gbuffers", labels=("basecolor", "emission"))
+    assert described(folder)["G-buffers"] == "gbuffers: basecolor, emission"
     settings = {"seed": 3, "poses": None, "flip": False}
     record = {"settings": settings, "labels": ["normal"], "chunks": [0], "finished": True}
     (folder / "inverse.json").write_text(json.dumps(record))

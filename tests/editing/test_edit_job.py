@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import OpenImageIO as oiio
 import pytest
-from helpers.runs import contents
+from helpers.runs import contents, labels
 
 import sample
 from drender.config import CONDITIONS
@@ -188,10 +188,11 @@ def test_a_line_break_in_a_name_makes_no_line_of_its_own(run, tmp_path):
 
 
 def test_unknown_buffers_are_passed_through(run, tmp_path):
-    clip = write_gbuffers(tmp_path / "walk", labels=("basecolor", "glossiness"), record={"overlap": 6})
-    record = json.loads((clip / "inverse.json").read_text())
-    (clip / "inverse.json").write_text(json.dumps(record | {"labels": ["basecolor", "glossiness"]}))
+    """The released scripts write no record of the labels; light and previews are no G-buffers."""
+    clip = write_gbuffers(tmp_path / "walk", labels=("basecolor", "glossiness"))
+    write_gbuffers(clip, labels=("env_ldr", "env0000", "guide", "valid"), size=(4, 4))
     assert run("edit", "--input", clip, "--output", tmp_path / "out", "--set", "basecolor", 0)[0] == 0
+    assert labels(tmp_path / "out/walk") == {"basecolor", "glossiness"}
     for i in range(3):
         before, after = (stored(frame_path(x, 0, i, "glossiness")) for x in (clip, tmp_path / "out/walk"))
         np.testing.assert_array_equal(before, after)

@@ -213,6 +213,17 @@ def test_moving_objects_move_and_a_frame_can_be_held(run, tmp_path):
     assert [rows(tmp_path / "held", i)[0] for i in range(3)] == [10, 10, 10]
 
 
+def test_objects_from_files_bring_buffers_of_other_models(run, tmp_path):
+    clip = write_scene(tmp_path / "scene", frames=1, labels=(*CONDITIONS, "emission"))
+    thing = write_object(tmp_path / "ball")
+    where = ("--input", clip, "--output", tmp_path / "out", "--object", thing, "--depth", 0, 0.1)
+    code, _, err = run(*where)
+    assert code == 2 and "has no emission, which clip 'scene' has; add the files" in err
+    write_png(frame_path(thing, 0, 0, "emission"), flat(1, (32, 32)), bits=16)
+    assert run(*where)[0] == 0
+    assert (read_image(frame_path(tmp_path / "out/scene", 0, 0, "emission"))[16, 16] == 1).all()
+
+
 @pytest.mark.filterwarnings("default")
 def test_invisible_object_warns(run, tmp_path):
     clip, thing = write_scene(tmp_path / "scene"), write_object(tmp_path / "ball")
@@ -271,6 +282,15 @@ def test_rendered_sphere_has_requested_place_and_size():
     near, far = shown.depth_range()
     depth = (shown.images["depth"][..., 0] - near) / (far - near)
     assert np.corrcoef(depth[inside], expected.images["depth"][..., 0][inside])[0, 1] > 0.99
+
+
+@with_mitsuba
+def test_rendered_objects_are_0_in_buffers_of_other_models(run, tmp_path):
+    clip = write_scene(tmp_path / "scene", frames=1, labels=(*CONDITIONS, "diffuse_albedo", "emission"))
+    where = ("--input", clip, "--output", tmp_path / "out", "--object", "sphere", "--depth", 0, 0.1)
+    assert run(*where)[0] == 0
+    emission, albedo = (read_image(frame_path(tmp_path / "out/scene", 0, 0, x)) for x in ("emission", "diffuse_albedo"))
+    assert (emission[16, 16] == 0).all() and (emission[0] > 0).all() and (albedo[16, 16] > 0).all()
 
 
 @with_mitsuba
