@@ -55,7 +55,8 @@ class InsertOptions(EditingOptions):
     )
     height: float | None = option("height of a mesh or shape, as a fraction of the image's (0.4)", metavar="H")
     turn: tuple[float, float, float] | None = option(
-        "rotation of a mesh or shape, in degrees (0 0 0)", metavar=("YAW", "PITCH", "ROLL")
+        "rotation of a mesh or shape in degrees: right, downward, counter-clockwise (0 0 0)",
+        metavar=("YAW", "PITCH", "ROLL"),
     )
     fov: float | None = option(
         "vertical field of view in degrees, of a mesh or shape (40) and for the clip's light (50)", metavar="DEGREES"
