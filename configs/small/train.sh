@@ -41,28 +41,23 @@ wait %1
 # --- the inverse renderer goes on with scenes of everyday objects, about 130 MB of open assets; then the temporal layers
 assets=$data/assets
 test -d "$assets" || python -m drender.synthetic assets "$assets"
-everyday() { # name, frames, size, clips, seed, then options of the latents
-    set=$data/$1 options=("${@:6}")
-    python -m drender.synthetic "$set" --split train --frames "$2" --size "$3" "$3" --clips "$4" --seed "$5" \
-        --meshes "$assets/objects" --textures "$assets/textures" --environments "$assets/environments"
-    JAX_NUM_CPU_DEVICES=2 python -m drender.data encode "$set" "$set-latents" --size 64 64 \
-        --checkpoint "$out/small-vae" --no-environment --flip 0.5 --exposure-range 0.6 1.6 "${options[@]}"
+everyday() {
+    set=$1 latents=$1-latents
+    shift
+    python -m drender.synthetic "$data/$set" --split train --meshes "$assets/objects" --textures "$assets/textures" \
+        --environments "$assets/environments" "$@"
+    JAX_NUM_CPU_DEVICES=2 python -m drender.data encode "$data/$set" "$data/$latents" --size 64 64 \
+        --checkpoint "$out/small-vae" --no-environment --variants 2 --flip 0.5 --exposure-range 0.6 1.6
 }
-everyday everyday 1 128 2000 0 --variants 2
-everyday more 1 128 1489 41 --variants 4 --crop 0.5 --seed 3
-everyday everyday-clips 8 64 48 45 --variants 2
-start=$runs/small-inverse-clips
-for stage in "everyday 3200" "more 3600"; do
-    read -r set steps <<<"$stage"
-    JAX_NUM_CPU_DEVICES=2 python train.py --config configs/small/inverse.yaml output="$runs/small-inverse-$set" \
-        init_from="$start" data.sources="[{path: $data/$set-latents}]" evaluation.path="$data/held-out" data.num_workers=1 \
-        data.passes='[basecolor, basecolor, normal, normal, depth, depth, metallic, roughness]' mesh.data=2 mesh.fsdp=1 \
-        optimizer.steps="$steps" optimizer.learning_rate=6e-4 optimizer.warmup=100
-    start=$runs/small-inverse-$set
-done
-JAX_NUM_CPU_DEVICES=2 python train.py --config configs/small/inverse_clips.yaml output="$runs/small-inverse-everyday-clips" \
-    init_from="$start" data.sources="[{path: $data/everyday-clips-latents}]" evaluation.path="$data/held-out" \
-    data.num_workers=1 mesh.data=2 mesh.fsdp=1 optimizer.steps=400 optimizer.warmup=25
+everyday everyday --clips 2000 --frames 1 --size 128 128
+everyday everyday-clips --clips 18 --frames 8 --seed 5
+python train.py --config configs/small/inverse.yaml output="$runs/small-inverse-everyday" init_from="$runs/small-inverse-clips" \
+    data.sources="[{path: $data/everyday-latents}]" evaluation.path="$data/held-out" data.num_workers=1 \
+    data.passes='[basecolor, basecolor, normal, normal, depth, depth, metallic, roughness]' \
+    optimizer.steps=3200 optimizer.learning_rate=6e-4 optimizer.warmup=100
+python train.py --config configs/small/inverse_clips.yaml output="$runs/small-inverse-everyday-clips" data.num_workers=1 \
+    init_from="$runs/small-inverse-everyday" data.sources="[{path: $data/everyday-clips-latents}]" \
+    evaluation.path="$data/held-out" optimizer.steps=250 optimizer.warmup=25
 test -d "$out/small-inverse" || python convert_weights.py "$runs/small-inverse-everyday-clips" "$out/small-inverse" --dtype bfloat16
 test -d "$out/small-forward" || python convert_weights.py "$runs/small-forward" "$out/small-forward" --dtype bfloat16
 python benchmarks/quality.py "$data/held-out" --inverse "$out/small-inverse" --forward "$out/small-forward"
