@@ -224,8 +224,8 @@ class Sampling:
       num_steps: denoising steps.
       sampler: "euler" as released, "heun" (two network calls per step) or "dpm++" (DPM-Solver++(2M)).
       rho, sigma_min, sigma_max: noise schedule (EDM, eq. 5); None: 7 and the model's.
-      guidance: classifier-free guidance scale, or one for the first and one for the last frame; used if
-        one exceeds 1.
+      guidance: classifier-free guidance scale, or one for the first and one for the last frame; used if one
+        exceeds 1.
       dynamic_guidance: let a guidance of g grow over the steps, from 1 to almost 2g − 1.
       fps, motion_bucket_id, noise_aug_strength: SVD's micro-conditioning. As in SVD, the last is also the standard
         deviation of Gaussian noise added to the conditioning images, in the VAE's range [-1, 1].

@@ -35,15 +35,16 @@ def edit(
       scale: label -> factor ≥ 0 of linear light, for a color one or three; the product is clipped at 1.
       replace: label -> stored images in [0, 1] that replace the buffer; roughness and metallic take their channel mean.
     Raises:
-      InputError: a buffer is missing, not editable or changed twice, or a value is out of range: bytes are.
+      InputError: a buffer is missing, not editable or changed twice, or a value is out of range, as bytes are.
     """
     mask = None if mask is None else _weights(mask)
     result = {label: np.asarray(image, np.float32) for label, image in buffers.items()}
     changes = [(label, set_to(label, value)) for label, value in (set or {}).items()]
     factors = [(label, scale_by(label, value)) for label, value in (scale or {}).items()]
     textures = [(label, x if label in COLORS else x.mean(-1, keepdims=True)) for label, x in (replace or {}).items()]
-    check_labels([label for label, _ in (*changes, *factors, *textures)], buffers)
-    for label in {label for label, _ in (*changes, *factors, *textures)}:
+    changed = [label for label, _ in (*changes, *factors, *textures)]
+    check_labels(changed, buffers)
+    for label in changed:
         result[label] = check_values(label, np.asarray(buffers[label]))
     for label, image in textures:
         check_values(f"replacement of {label}", np.asarray(image))

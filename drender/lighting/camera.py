@@ -47,7 +47,7 @@ def camera_rotations(
     poses = np.asarray(poses, np.float32)
     if poses.shape != (num_frames, 4, 4) or not np.isfinite(poses).all():
         raise InputError(f"poses: expected {num_frames} finite 4x4 matrices, one per frame, got shape {poses.shape}")
-    _scales(poses, "pose")
+    _scales(poses, "pose")  # raises InputError; the maps do not depend on the scale itself
     return poses[:, :3, :3]
 
 

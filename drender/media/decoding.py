@@ -39,6 +39,7 @@ ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # instead of FFmpeg's o
 # Color matrices of ITU-T H.273 that FFmpeg's scaler refuses, with words that blame the file.
 REFUSED_MATRICES = {8: "YCgCo", 10: "BT.2020 with constant luminance", 11: "SMPTE 2085", 12: "derived from primaries"}
 REFUSED_MATRICES |= {13: "derived, with constant luminance", 14: "ICtCp", 15: "IPT-C2", 16: "YCgCo", 17: "YCgCo"}
+CONVERT = "convert the video to Rec. 709, HDR10 or HLG"  # the remedy for colors that are not read
 UNSPECIFIED = 2  # FFmpeg's number for an unspecified color matrix, transfer or primaries
 
 
@@ -210,16 +211,13 @@ def _orientation(frame: av.VideoFrame, path: Path) -> tuple[bool, bool, bool]:
 def _check_color(frame: av.VideoFrame, stream: av.VideoStream, path: Path) -> None:
     """Warn of colors that are declared but not honored; InputError for a color matrix that cannot be converted."""
     if matrix := REFUSED_MATRICES.get(int(frame.colorspace)):
-        raise InputError(
-            f"{path}: its color matrix ({matrix}) is not read; convert the video to Rec. 709, HDR10 or HLG"
-        )
+        raise InputError(f"{path}: its color matrix ({matrix}) is not read; {CONVERT}")
     stated = {"transfer": _name(ColorTrc, frame.color_trc), "primaries": _name(ColorPrimaries, frame.color_primaries)}
     ignored = [f"{kind} {name}" for kind, name in stated.items() if name in UNKNOWN[kind]]
     if stream.codec_context.codec_tag in DOLBY_TAGS and frame.color_trc == UNSPECIFIED:
         ignored = ["Dolby Vision metadata, without which its colors are wrong"]
     if ignored:
-        problem = f"ignored: {', '.join(ignored)}; convert the video to Rec. 709, HDR10 or HLG"
-        warnings.warn(f"{path}: {problem}", stacklevel=3)
+        warnings.warn(f"{path}: ignored: {', '.join(ignored)}; {CONVERT}", stacklevel=3)
 
 
 def _name(kind: type, number: int) -> str:

@@ -33,8 +33,8 @@ MAX_PIXELS_PER_BYTE, SMALL = 2**14, 2**24
 MAX_CHANNELS = 256
 ROUGH_MODELS = ("CMYK", "YCCK", "CIELAB", "ICCLAB", "ITULAB")  # OpenImageIO's names of color models
 EXIF_SRGB = 1  # EXIF's number of sRGB
-# Primaries, transfer, matrix and full range of sRGB in a cICP chunk (ITU-T H.273), and what is shown like it.
-SRGB_CICP, SRGB_PRIMARIES, SRGB_TRANSFERS = (1, 13, 0, 1), (1, 2), (1, 2, 4, 6, 13)
+SRGB_CICP = (1, 13, 0, 1)  # a cICP chunk that states sRGB: primaries, transfer, matrix (ITU-T H.273), full range
+SRGB_PRIMARIES, SRGB_TRANSFERS = (1, 2), (1, 2, 4, 6, 13)  # numbers of ITU-T H.273 that viewers show as sRGB
 LINEAR_PROFILE = re.compile("linear|g10", re.IGNORECASE)  # in the names of ICC profiles
 Attributes = Mapping[str, str]  # of a header
 PREFERRED_CHANNELS = {"normal": "XYZ", "depth": "Z"}  # of an EXR, over R, G and B
@@ -212,8 +212,8 @@ def _with_metadata(path: str | Path, image: Pixels, spec: "oiio.ImageSpec") -> L
         warn_once(path, f"its ICC profile {name!r} is ignored, as floats are linear Rec. 709; convert it to that")
     if space in (None, "data", "raw", "unknown", *((LINEAR_SPACE,) if is_float else SRGB_SPACES)):
         space = None
-    stated = LoadedImage(image, is_float, attributes, profile, space, spec.getattribute("chromaticities"))
-    return stated._replace(ignored=_ignored_colors(spec) if profile is space is None else None)
+    ignored = _ignored_colors(spec) if profile is None and space is None else None
+    return LoadedImage(image, is_float, attributes, profile, space, spec.getattribute("chromaticities"), ignored)
 
 
 def _ignored_colors(spec: "oiio.ImageSpec") -> str | None:

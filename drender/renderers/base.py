@@ -88,7 +88,7 @@ class Renderer:
           lora_scale: weight of the LoRA trained on real footage, if the checkpoint has one. None: 1 for the inverse
             renderer and 0.25 for the forward renderer, which suits real footage; 0 suits synthetic objects.
         Raises:
-          InputError: the checkpoint is missing or of another kind, the dtype is unknown, or the scale is no number.
+          InputError: the checkpoint is missing or of another kind, the dtype is unknown, or `lora_scale` is not finite.
         """
         cache_compilations()
         devices = (device,) if isinstance(device, jax.Device) else tuple(device or jax.devices()[:1])

@@ -1,4 +1,4 @@
-"""The page's App, without a browser."""
+"""What the page does without a browser: it estimates the G-buffers that relighting needs."""
 
 from dataclasses import replace
 

@@ -188,7 +188,7 @@ def test_a_line_break_in_a_name_makes_no_line_of_its_own(run, tmp_path):
 
 
 def test_unknown_buffers_are_passed_through(run, tmp_path):
-    """The released scripts write no record of the labels; light and previews are no G-buffers."""
+    """Copy buffers that no record names, as beside released results, but neither maps of the light nor previews."""
     clip = write_gbuffers(tmp_path / "walk", labels=("basecolor", "glossiness"))
     write_gbuffers(clip, labels=("env_ldr", "env0000", "guide", "valid"), size=(4, 4))
     assert run("edit", "--input", clip, "--output", tmp_path / "out", "--set", "basecolor", 0)[0] == 0

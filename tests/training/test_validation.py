@@ -77,7 +77,7 @@ def test_dropout_and_condition_noise_are_off(make):
 
 @pytest.mark.parametrize("objective", ["inverse", "vae"])
 def test_no_level_gives_no_loss(make, objective):
-    loss = make(objective, lambda context, batch, key: jnp.float32(0), **{"evaluation.sigmas": []})
+    loss = make(objective, lambda setup, batch, key: jnp.float32(0), **{"evaluation.sigmas": []})
     assert not list(loss.scores({}, images("rgb", "depth"), encode, 0)) and not loss.names()
 
 
